@@ -1,0 +1,110 @@
+"""What is known of each model: its fields, their types, defaults, ranges and enums.
+
+Source of the facts: Segmind's model pages of flux-2-klein-9b and flux-2-klein-4b (August 2026).
+A new model is one row in `MODELS` and one golden payload in the tests.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Literal
+
+DEFAULT_MODEL = "flux-2-klein-9b"
+MATCH_INPUT_IMAGE = "match_input_image"
+MAX_SEED = 2**31 - 1
+"""Derived seeds lie in 0..MAX_SEED; the API publishes no upper bound of its own."""
+
+FieldType = Literal["string", "integer", "number", "boolean"]
+
+
+@dataclass(frozen=True, slots=True)
+class FieldSpec:
+    """One scalar field of a model: its type, what is sent when nothing is asked for, and its limits.
+
+    `minimum` and `maximum` are inclusive and binding. `choices` is what the API's page shows: the page cuts its
+    list of aspect ratios, so a value outside of it is a warning, never an error.
+    """
+
+    name: str
+    type: FieldType
+    default: str | float | bool | None = None
+    minimum: float | None = None
+    maximum: float | None = None
+    choices: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSpec:
+    """The scalar fields of one model, by name, and the defaults that its request keys leave out.
+
+    Every model takes `prompt` (string, required), `seed` (integer) and `image_urls` (list of references)
+    besides. `key_defaults` is frozen for ever: a field or default that appears later never changes an old key.
+    """
+
+    slug: str
+    fields: Mapping[str, FieldSpec]
+    key_defaults: Mapping[str, str | float | bool]
+    advised_references: int = 4
+    """More references than this deserve a warning (Segmind publishes no maximum; other hosts take 4 or 5)."""
+
+
+_KLEIN_FIELDS = (
+    FieldSpec("negative_prompt", "string", "low quality, blurry, less details"),
+    FieldSpec("cfg", "number", 5, minimum=1, maximum=20),
+    FieldSpec("sampler", "string", "euler", choices=("euler", "res_2s")),
+    FieldSpec("steps", "integer", 20, minimum=1, maximum=100),
+    FieldSpec(
+        "aspect_ratio",
+        "string",
+        "1:1",
+        choices=(
+            MATCH_INPUT_IMAGE,
+            *("1:1", "2:3", "3:2", "3:4", "4:3", "4:5", "5:4", "9:16", "16:9", "21:9"),
+        ),
+    ),
+    FieldSpec("go_fast", "boolean", default=True),
+    FieldSpec("image_format", "string", "png", choices=("png", "jpeg", "webp")),
+    FieldSpec("quality", "integer", 90, minimum=10, maximum=100),
+)
+# Frozen: request keys of stores in the field depend on these very values.
+_KLEIN_KEY_DEFAULTS: Mapping[str, str | float | bool] = MappingProxyType(
+    {
+        "negative_prompt": "low quality, blurry, less details",
+        "cfg": 5,
+        "sampler": "euler",
+        "steps": 20,
+        "aspect_ratio": "1:1",
+        "go_fast": True,
+        "image_format": "png",
+        "quality": 90,
+    }
+)
+
+
+def _klein(slug: str) -> ModelSpec:
+    return ModelSpec(slug, MappingProxyType({spec.name: spec for spec in _KLEIN_FIELDS}), _KLEIN_KEY_DEFAULTS)
+
+
+MODELS: Mapping[str, ModelSpec] = MappingProxyType(
+    {slug: _klein(slug) for slug in ("flux-2-klein-9b", "flux-2-klein-4b")}
+)
+
+ASPECT_SIZES: Mapping[str, tuple[int, int]] = MappingProxyType(
+    {
+        "1:1": (1024, 1024),
+        "2:3": (832, 1248),
+        "3:2": (1248, 832),
+        "3:4": (880, 1184),
+        "4:3": (1184, 880),
+        "4:5": (912, 1152),
+        "5:4": (1152, 912),
+        "9:16": (768, 1360),
+        "16:9": (1360, 768),
+        "21:9": (1568, 672),
+        "9:21": (672, 1568),
+    }
+)
+"""Width and height in pixels for about one megapixel in multiples of 16: what our own engines draw.
+
+Segmind publishes no sizes; what it returns is read from the decoded bytes.
+"""
