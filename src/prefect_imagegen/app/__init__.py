@@ -1,0 +1,1 @@
+"""What the product does, without Prefect: plan, run shards, finish, status."""

@@ -1,0 +1,1 @@
+"""The Segmind API, self-hosted: a server over an engine."""

@@ -1,0 +1,1 @@
+"""The adapters behind the ports: object store, ledger, manifests, Segmind."""

@@ -1,0 +1,1 @@
+"""What draws inside the gateway; chosen from a dict by name."""

@@ -1,0 +1,50 @@
+"""The one family of errors: each carries data, names the culprit and the remedy, and holds no secret."""
+
+from typing import Literal
+
+Exit = Literal["refused", "stopped", "internal"]
+
+
+class ImagegenError(Exception):
+    """Something that a user can act on: `message` names the culprit, `remedy` says what to do.
+
+    `kind` is a stable machine word (an error kind of metadata, or a refusal such as `store_not_found`).
+    The message never holds a key, a token or a signed URL.
+    """
+
+    def __init__(self, kind: str, message: str, *, remedy: str = "") -> None:
+        self.kind = kind
+        self.message = message
+        self.remedy = remedy
+        super().__init__(f"{message} {remedy}".strip())
+
+
+class RefusedError(ImagegenError):
+    """Refused before any call: a bad manifest, configuration, store or credential (exit code 2)."""
+
+
+class StoreError(ImagegenError):
+    """The store could not be read or written; the culprit is the path and the store's own word."""
+
+
+class BackendError(ImagegenError):
+    """One call to a backend went wrong. What it means is a row of `core.outcomes.OUTCOMES`, found by `kind`.
+
+    `status` is the HTTP status if an answer came; `retry_after` is in seconds; `request_id` is the backend's own
+    name of the call, where it became known.
+    """
+
+    def __init__(
+        self,
+        kind: str,
+        message: str,
+        *,
+        status: int | None = None,
+        retry_after: float | None = None,
+        request_id: str | None = None,
+        remedy: str = "",
+    ) -> None:
+        super().__init__(kind, message, remedy=remedy)
+        self.status = status
+        self.retry_after = retry_after
+        self.request_id = request_id

@@ -1,0 +1,125 @@
+"""One validated generation request, its identity (the request key) and the seed it is drawn with.
+
+The canonical form, version 1: compact, key-sorted UTF-8 JSON of `{v, model, profile, weights, params}`, where
+integral floats are integers and text stays byte for byte. The request key is the first 16 bytes of its SHA-256.
+Same request, same key: on every machine, in any row order, for ever (the golden tests pin keys).
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from prefect_imagegen.core.models import MAX_SEED, MODELS
+
+CANONICAL_VERSION = 1
+KEY_BYTES = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """One reference image: how it enters the key (`kind`, `value`), and where it comes from (`uri`)."""
+
+    kind: Literal["url", "sha256"]
+    value: str
+    uri: str
+
+    @property
+    def tag(self) -> dict[str, str]:
+        """The form that enters the key: `{"url": ...}` or `{"sha256": ...}`."""
+        return {self.kind: self.value}
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationRequest:
+    """One image asked for: model and every parameter resolved, seed included.
+
+    `params` holds every field as it will be sent, `prompt` and `seed` among them; references are kept apart, in
+    the order in which they are sent as `image_urls`.
+    """
+
+    model: str
+    params: Mapping[str, Any]
+    references: tuple[Reference, ...] = ()
+    profile: str | None = None
+    weights: str | None = None
+
+    @property
+    def prompt(self) -> str:
+        """The prompt, as sent."""
+        return str(self.params["prompt"])
+
+    @property
+    def seed(self) -> int:
+        """The resolved seed."""
+        return int(self.params["seed"])
+
+    @property
+    def extension(self) -> str:
+        """The file name extension of the image: the requested format, `png` where the model has no such field."""
+        return str(self.params.get("image_format") or "png").lower()
+
+    def canonical(self) -> bytes:
+        """The bytes whose SHA-256 is the identity of the request (form version 1)."""
+        spec = MODELS.get(self.model)
+        defaults = spec.key_defaults if spec else {}
+        plain = {name: plain_number(value) for name, value in self.params.items()}
+        params = {
+            name: value for name, value in plain.items() if name not in defaults or not _same(value, defaults[name])
+        }
+        if self.references:
+            params["image_urls"] = [reference.tag for reference in self.references]
+        return canonical_json(
+            {
+                "v": CANONICAL_VERSION,
+                "model": self.model,
+                "profile": self.profile,
+                "weights": self.weights,
+                "params": params,
+            }
+        )
+
+    @property
+    def key(self) -> bytes:
+        """The request key, 16 bytes."""
+        return hashlib.sha256(self.canonical()).digest()[:KEY_BYTES]
+
+    def body(self, image_urls: Sequence[str]) -> dict[str, Any]:
+        """The JSON body of the call: every parameter, with `image_urls` where the request has references."""
+        body = {name: plain_number(value) for name, value in self.params.items()}
+        if image_urls or self.model in MODELS:
+            body["image_urls"] = list(image_urls)
+        return body
+
+
+def canonical_json(value: Any) -> bytes:
+    """Compact, key-sorted UTF-8 JSON. Raises UnicodeEncodeError on a lone surrogate, ValueError on NaN."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return text.encode()
+
+
+def plain_number(value: Any) -> Any:
+    """5.0 becomes 5; everything else stays. One number has one spelling in keys and bodies."""
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    return value
+
+
+def derive_seed(*, row_id: str | None, prompt: str, references: Sequence[Reference]) -> int:
+    """The seed of a row that names none: from its id, else from its prompt and references; 0..2**31-1.
+
+    Never from other parameters, the row's position, the time or the machine.
+    """
+    identity: dict[str, Any] = (
+        {"id": row_id}
+        if row_id is not None
+        else {"prompt": prompt, "references": [reference.tag for reference in references]}
+    )
+    digest = hashlib.sha256(canonical_json({"v": CANONICAL_VERSION, **identity})).digest()
+    return int.from_bytes(digest[:4], "big") & MAX_SEED
+
+
+def _same(value: Any, default: Any) -> bool:
+    """Equal and of one JSON type: true is not 1."""
+    return bool(value == default) and isinstance(value, bool) == isinstance(default, bool)

@@ -1,0 +1,181 @@
+"""What the executor and the app need of the outside world, as Protocols. Adapters live in `io`."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Protocol
+
+from prefect_imagegen.core.events import Claim, ClaimRecord, Event
+from prefect_imagegen.core.request import GenerationRequest
+
+
+class Clock(Protocol):
+    """Time and waiting; tests bring their own."""
+
+    def now(self) -> datetime:
+        """The present time, in UTC."""
+        ...
+
+    def monotonic(self) -> float:
+        """Seconds on a clock that never goes back."""
+        ...
+
+    async def sleep(self, seconds: float) -> None:
+        """Wait."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectInfo:
+    """One object: its root-relative path, size in bytes, and the store's own time of writing, where it tells."""
+
+    path: str
+    size: int
+    modified: datetime | None = None
+
+
+class ObjectStore(Protocol):
+    """A root in object storage. Every failure is a `StoreError` that names the path, the store and the remedy."""
+
+    url: str
+    """The root as the user wrote it, without credentials."""
+
+    async def get(self, path: str) -> bytes | None:
+        """The bytes of an object; None if there is none."""
+        ...
+
+    async def create(self, path: str, data: bytes, content_type: str = "application/octet-stream") -> bool:
+        """Create-only put, atomic and durable: True if written, False if the path exists (and stays as it is)."""
+        ...
+
+    async def put(self, path: str, data: bytes, content_type: str = "application/octet-stream") -> None:
+        """Write or replace, atomically."""
+        ...
+
+    async def head(self, path: str) -> ObjectInfo | None:
+        """Size and time of an object; None if there is none."""
+        ...
+
+    async def list(self, prefix: str) -> Sequence[ObjectInfo]:
+        """All objects below a folder, sorted by path; empty if there are none."""
+        ...
+
+
+class Ledger(Protocol):
+    """What the store knows of every request key: claims and events (shared by all shards of a process)."""
+
+    async def claims(self, key: bytes) -> Sequence[ClaimRecord]:
+        """All claims of a key, by number, each with its request_id if it got one."""
+        ...
+
+    async def claim(self, key: bytes, n: int, claim: Claim) -> bool:
+        """Create claim number n: True if it is ours (an own put re-sent by a client library included)."""
+        ...
+
+    async def record_request_id(self, key: bytes, n: int, request_id: str) -> None:
+        """Make the request_id of claim n durable. Raises StoreError if one try fails (the caller tries again)."""
+        ...
+
+    async def record(self, event: Event) -> None:
+        """Take an event in; it is durable after the next flush (every N events or T seconds)."""
+        ...
+
+    async def flush(self) -> None:
+        """Write all events taken in so far as one immutable segment."""
+        ...
+
+    def is_closed(self, key: bytes, attempt_id: str) -> bool:
+        """Whether the ledger knows the attempt to have ended (failed, delivered or quarantined)."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """What a backend delivered for one request: the bytes as received, and what it said of them.
+
+    `cost_usd` is None where the answer names none; `latency_s` is the backend's own generation time if told.
+    `applied` holds parameters as the backend reports them (seed), sizes in pixels come from the bytes later.
+    """
+
+    data: bytes
+    content_type: str | None = None
+    request_id: str | None = None
+    cost_usd: float | None = None
+    latency_s: float | None = None
+    http_status: int | None = None
+    applied: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class Submission:
+    """An accepted call. `open_body` is backend-private: the answer that is still being read (v1)."""
+
+    request: GenerationRequest
+    request_id: str | None
+    open_body: Any = None
+
+
+@dataclass(frozen=True, slots=True)
+class Balance:
+    """Credits left, in US dollars; None where the backend has no such notion."""
+
+    credits_usd: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class HistoryRecord:
+    """One own request as the backend's history tells it. `status` is COMPLETED, FAILED or PENDING.
+
+    `body` is the inputs as sent, or None where the history has not got them yet.
+    """
+
+    request_id: str
+    model: str
+    status: str
+    cost_usd: float | None = None
+    body: dict[str, Any] | None = None
+    generation_url: str | None = None
+    error: str | None = None
+
+
+class Backend(Protocol):
+    """Where images come from. Every failure is a `BackendError`, whose kind is a row of `core.outcomes`."""
+
+    name: str
+    """`segmind`, or `sandbox` for a gateway that draws placeholders."""
+    endpoint: str
+    """The base URL, without credentials."""
+    paid: bool
+    """Whether calls cost money, so that a claim goes before each."""
+
+    async def check(self) -> Balance:
+        """Reach the endpoint, prove the key and read the balance, before anything is spent."""
+        ...
+
+    async def submit(self, request: GenerationRequest) -> Submission:
+        """Send one POST. Returns as soon as the call is accepted (v2: answer read; v1: headers of a 200)."""
+        ...
+
+    async def collect(self, submission: Submission) -> Delivery:
+        """Wait for the result and fetch its bytes; never submits. Called again, it fetches afresh."""
+        ...
+
+    async def find(self, request: GenerationRequest, since: datetime, known_ids: frozenset[str]) -> Submission | None:
+        """Look once in the history for an accepted call of this very body, made since then and not known yet."""
+        ...
+
+    async def aclose(self) -> None:
+        """Close the connections."""
+        ...
+
+
+class RateLimiter(Protocol):
+    """When the next call may go out: requests per minute, and pauses that everybody shares."""
+
+    async def acquire(self) -> None:
+        """Wait until one call may be sent."""
+        ...
+
+    def pause(self, seconds: float) -> None:
+        """Let nobody send for so long: the backend asked for it."""
+        ...
