@@ -1,0 +1,31 @@
+"""Plain settings that blocks, the command line and Python callers all turn into; secrets are SecretStr."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from pydantic import SecretStr
+
+
+@dataclass(frozen=True, slots=True)
+class BackendSettings:
+    """Where images come from. `kind` is a key of `app.adapters.BACKENDS`; None means: take the default."""
+
+    kind: str = "segmind"
+    base_url: str | None = None
+    history_url: str | None = None
+    assets_url: str | None = None
+    api_key: SecretStr | None = None
+    api_version: str | None = None
+    model: str | None = None
+    requests_per_minute: float | None = None
+    max_in_flight: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StoreSettings:
+    """A store: an fsspec URL and its options. Options may hold secrets: they are never shown or stored."""
+
+    url: str
+    storage_options: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    public_base_url: str | None = None

@@ -1,0 +1,59 @@
+"""What the bytes of an image say: decoded in full, since anything less lets truncated files pass."""
+
+import hashlib
+import io
+import warnings
+from dataclasses import dataclass
+
+from PIL import Image, ImageStat
+
+MAX_PIXELS = 128 * 1024 * 1024
+"""Refuse to decode more: no model delivers it, and a decompression bomb might."""
+CONTENT_TYPES = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp"}
+_BLANK_STDDEV = 2.0
+
+
+class BadImageError(ValueError):
+    """The bytes are empty, truncated or no image; the message says which."""
+
+
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """Width and height in pixels, the format by content (`png`, `jpeg`, `webp`, ...), SHA-256 (hex) and flags."""
+
+    width: int
+    height: int
+    format: str
+    sha256: str
+    flags: tuple[str, ...]
+
+    @property
+    def content_type(self) -> str:
+        """The media type that the bytes really are."""
+        return CONTENT_TYPES.get(self.format, f"image/{self.format}")
+
+
+def decode(data: bytes) -> Decoded:
+    """Decode fully and describe; CPU-bound, so call it in a thread.
+
+    A decodable but (nearly) one-coloured picture is flagged `blank`: typical of a safety filter that answers
+    with HTTP 200. Raises BadImageError.
+    """
+    if not data:
+        raise BadImageError("the answer is empty")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(io.BytesIO(data)) as image:
+                if image.width * image.height > MAX_PIXELS:
+                    raise BadImageError(f"{image.width}x{image.height} pixels are more than any model draws")
+                image.load()
+                small = image.convert("RGB").reduce(8) if min(image.size) >= 16 else image.convert("RGB")
+                blank = max(ImageStat.Stat(small).stddev) < _BLANK_STDDEV
+                width, height, kind = image.width, image.height, (image.format or "").lower()
+    except BadImageError:
+        raise
+    except Exception as error:  # noqa: BLE001 - Pillow raises many types on hostile bytes; all mean the same here
+        start = data[:24].decode("latin-1")
+        raise BadImageError(f"not a whole image ({len(data)} bytes beginning {start!r}): {error}") from error
+    return Decoded(width, height, kind, hashlib.sha256(data).hexdigest(), ("blank",) if blank else ())

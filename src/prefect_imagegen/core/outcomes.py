@@ -1,0 +1,211 @@
+"""What the outcome of a call means: the one table that decides about retries, stops and money.
+
+Sources: Segmind's error documentation, and the pay-once protocol (docs/pay-once.md).
+"""
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+Phase = Literal["submit", "result"]
+Accepted = Literal["no", "answered_5xx", "unknown", "yes"]
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """One kind of failure, and what follows from it.
+
+    `accepted`: whether the backend may have taken the work (and so may bill it). `retryable`: whether the same row
+    may be asked for again. `scope`: what the failure ends. `max_posts`: how many POSTs of one row and run may end
+    so. `counted`: whether the POST counts against that and against --max-attempts. `slows`: everybody pauses.
+    """
+
+    kind: str
+    accepted: Accepted
+    meaning: str
+    remedy: str
+    retryable: bool = False
+    scope: Literal["row", "model", "run"] = "row"
+    max_posts: int = 5
+    counted: bool = True
+    slows: bool = False
+
+
+_ROWS = (
+    Outcome(
+        "unsent",
+        "no",
+        "no connection: DNS, refused, TLS or connect time-out; nothing was sent",
+        "Check the base URL and the network; the run tries again until --deadline passes without progress.",
+        retryable=True,
+        counted=False,
+    ),
+    Outcome(
+        "rate_limited",
+        "no",
+        "429: too many requests per minute",
+        "Lower --requests-per-minute to your plan's limit; the run waits and goes on by itself.",
+        retryable=True,
+        counted=False,
+        slows=True,
+    ),
+    Outcome(
+        "server_error",
+        "answered_5xx",
+        "500: an internal error, also the usual face of a bad parameter",
+        "Tried at most 3 times; the next run tries once more. Look at the row's parameters.",
+        retryable=True,
+        max_posts=3,
+    ),
+    Outcome(
+        "unavailable",
+        "answered_5xx",
+        "502, 503 or 504: the API is temporarily unavailable",
+        "Run the same command again later.",
+        retryable=True,
+    ),
+    Outcome(
+        "generation_failed",
+        "yes",
+        "the API accepted the request and reported that the generation failed (not billed)",
+        "Look at the message and change the row; an infrastructure failure is tried again.",
+    ),
+    Outcome(
+        "generation_error",
+        "yes",
+        "the generation failed for a reason that looks like infrastructure (not billed)",
+        "Tried again by itself; run the same command again later.",
+        retryable=True,
+    ),
+    Outcome(
+        "content_policy",
+        "yes",
+        "the prompt or a reference was rejected by a content policy",
+        "Change the prompt or the reference.",
+    ),
+    Outcome(
+        "invalid_request",
+        "no",
+        "400, 406 or 422: the API refuses the request's content",
+        "Change the row as the message says.",
+    ),
+    Outcome(
+        "bad_output",
+        "yes",
+        "what was delivered is empty, truncated or no image, also when fetched again",
+        "The call was paid; ask Segmind's support with the request_id.",
+    ),
+    Outcome(
+        "output_lost",
+        "yes",
+        "the record and the history no longer give the result",
+        "Ask Segmind's support with the request_id; outputs live for 7 days.",
+    ),
+    Outcome(
+        "model_unavailable",
+        "no",
+        "403, 404 or 410: this model is unknown, retired or not allowed for the account",
+        "Check --model and the account; further rows of the model fail without a call.",
+        scope="model",
+    ),
+    Outcome(
+        "auth",
+        "no",
+        "401: the API key is missing, wrong or expired",
+        "Set SEGMIND_API_KEY (or the block's api_key) and run the same command again.",
+        scope="run",
+    ),
+    Outcome(
+        "credits",
+        "no",
+        "402 or 406: the balance does not cover the call, or a spending limit is reached",
+        "Top up or raise the limit, then run the same command again.",
+        scope="run",
+    ),
+    Outcome(
+        "protocol",
+        "no",
+        "the endpoint does not speak the API: a redirect, a wrong method, or an answer of another service",
+        "Check --base-url.",
+        scope="run",
+    ),
+    Outcome(
+        "sandbox_mismatch",
+        "yes",
+        "a sandbox answered in a real run, or a real endpoint in a sandbox run",
+        "Check --base-url and --store: sandbox images never enter a real store.",
+        scope="run",
+    ),
+    Outcome(
+        "unknown",
+        "unknown",
+        "the call was sent and no answer came; the API may have taken it",
+        "The row is held rather than bought again; later runs look for its result.",
+    ),
+    Outcome(
+        "submitted",
+        "yes",
+        "the call was accepted and its result was not fetched yet",
+        "Run the same command again: it fetches the result without paying again.",
+    ),
+    Outcome(
+        "other_run",
+        "unknown",
+        "another run has claimed the request and has not finished it",
+        "Run the same command again when that run has ended.",
+    ),
+    Outcome(
+        "store",
+        "no",
+        "the store could not be written",
+        "Check the store, then run the same command again.",
+        scope="run",
+    ),
+)
+OUTCOMES: dict[str, Outcome] = {row.kind: row for row in _ROWS}
+HELD_KINDS = frozenset({"unknown", "submitted", "other_run"})
+"""Kinds that end a row as `held`: sent, or claimed by somebody, and never guessed."""
+
+_POLICY = re.compile(r"content|policy|nsfw|moderation|safety", re.IGNORECASE)
+_INFRASTRUCTURE = re.compile(
+    r"time.?out|timed out|unavailable|internal|out of memory|cuda|oom|gpu|worker|overload|try again|capacity",
+    re.IGNORECASE,
+)
+_CREDITS = re.compile(r"credit|balance|spend|limit|billing|payment", re.IGNORECASE)
+_ANSWERED = {402: "credits", 403: "model_unavailable", 404: "model_unavailable", 410: "model_unavailable"}
+_ANSWERED |= {401: "auth", 429: "rate_limited", 405: "protocol", 408: "unavailable"}
+
+
+def is_permanent(kind: str) -> bool:
+    """Whether a failed row of this kind stays failed, without a call, until it is edited or retried by hand."""
+    outcome = OUTCOMES.get(kind)
+    return outcome is not None and not outcome.retryable and outcome.scope == "row" and kind not in HELD_KINDS
+
+
+def classify_answer(status: int, text: str) -> str:
+    """The kind of an answer to a submit, from its HTTP status and error text. Only answers other than 200."""
+    if status in _ANSWERED:
+        return _ANSWERED[status]
+    if status == 406 and _CREDITS.search(text):
+        return "credits"
+    if status == 500:
+        return "server_error"
+    if status > 500:
+        return "unavailable"
+    if 400 <= status:
+        return classify_refusal(text)
+    return "protocol"
+
+
+def classify_refusal(text: str) -> str:
+    """The kind of a 4xx about the request's content."""
+    return "content_policy" if _POLICY.search(text) and "content type" not in text.lower() else "invalid_request"
+
+
+def classify_failure(text: str) -> str:
+    """The kind of a job that the API reports as FAILED, from its error text."""
+    if _POLICY.search(text):
+        return "content_policy"
+    if _INFRASTRUCTURE.search(text):
+        return "generation_error"
+    return "generation_failed"
