@@ -53,7 +53,7 @@ def decode(data: bytes) -> Decoded:
                 width, height, kind = image.width, image.height, (image.format or "").lower()
     except BadImageError:
         raise
-    except Exception as error:  # noqa: BLE001 - Pillow raises many types on hostile bytes; all mean the same here
+    except Exception as error:  # Pillow raises many types on hostile bytes; all mean the same here
         start = data[:24].decode("latin-1")
         raise BadImageError(f"not a whole image ({len(data)} bytes beginning {start!r}): {error}") from error
     return Decoded(width, height, kind, hashlib.sha256(data).hexdigest(), ("blank",) if blank else ())

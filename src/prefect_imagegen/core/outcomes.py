@@ -192,7 +192,7 @@ def classify_answer(status: int, text: str) -> str:
         return "server_error"
     if status > 500:
         return "unavailable"
-    if 400 <= status:
+    if status >= 400:
         return classify_refusal(text)
     return "protocol"
 

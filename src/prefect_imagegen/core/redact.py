@@ -1,0 +1,18 @@
+"""Texts from outside, made safe to show and to store: no keys, no signed queries, no asset addresses."""
+
+import re
+
+_KEY = re.compile(r"SG_[0-9A-Fa-f]{8,}")
+# An asset's address holds the e-mail address of the account that uploaded it.
+_ASSET = re.compile(r"https?://[^\s\"'<>]*/assets/[^\s\"'<>]*")
+_QUERY = re.compile(r"(https?://[^\s\"'<>?#]+)[?#][^\s\"'<>]*")
+_USER = re.compile(r"(\w+://)[^\s/@\"'<>]+@")
+MAX_TEXT = 500
+
+
+def redact(text: str) -> str:
+    """The text without API keys, user parts and queries of URLs, and asset URLs; at most 500 characters."""
+    text = _ASSET.sub("[asset url]", _KEY.sub("[key]", text))
+    text = _USER.sub(r"\1", _QUERY.sub(r"\1", text))
+    text = " ".join(text.split())
+    return text if len(text) <= MAX_TEXT else text[: MAX_TEXT - 1] + "…"

@@ -1,0 +1,388 @@
+"""The Segmind API as a backend: v2 (submit, await, download) and v1 (one blocking call).
+
+A wrong answer here never buys an image again: polls, downloads and look-ups are only ever GETs, and what a failed
+POST means is decided by `core.outcomes`. The key goes to the endpoint's own hosts only; URLs are rebuilt from the
+base URL and the request id.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+from urllib.parse import quote, urlsplit
+
+import httpx
+from pydantic import SecretStr
+
+from prefect_imagegen.core import answers
+from prefect_imagegen.core.errors import BackendError
+from prefect_imagegen.core.outcomes import classify_answer, classify_failure
+from prefect_imagegen.core.redact import redact
+from prefect_imagegen.core.request import GenerationRequest
+from prefect_imagegen.core.retry import next_poll, pause_seconds
+from prefect_imagegen.io.segmind_history import SegmindHistory
+from prefect_imagegen.net.client import make_client
+from prefect_imagegen.ports import Balance, Delivery, RateLimiter, Submission
+
+SEGMIND_URL = "https://api.segmind.com"
+SEGMIND_HISTORY_URL = "https://api.spotprod.segmind.com"
+ENGINE_HEADER = "x-imagegen-engine"
+SANDBOX_ENGINES = frozenset({"sandbox", "static"})
+MAX_BODY_BYTES = 256 * 1024 * 1024
+# Transport failures before a byte of the request was sent; whatever else fails may have reached the API.
+_UNSENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.UnsupportedProtocol, httpx.InvalidURL)
+_GET_TRIES = 6
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoints:
+    """The hosts of one backend. One that is not Segmind's serves its history itself, unless told otherwise."""
+
+    base: str
+    history: str
+
+    @classmethod
+    def of(cls, base_url: str | None, history_url: str | None) -> "Endpoints":
+        """From what the user set; None means the default."""
+        base = (base_url or SEGMIND_URL).rstrip("/")
+        default = SEGMIND_HISTORY_URL if base == SEGMIND_URL else base
+        return cls(base, (history_url or default).rstrip("/"))
+
+
+class SegmindBackend:
+    """A `ports.Backend` over one Segmind-compatible endpoint. Close it with `aclose`."""
+
+    paid = True
+
+    def __init__(
+        self,
+        endpoints: Endpoints,
+        api_key: SecretStr | None,
+        *,
+        limiter: RateLimiter,
+        api_version: str = "v2",
+        max_in_flight: int = 16,
+        deadline: float = 600.0,
+        connect_timeout: float = 2.0,
+    ) -> None:
+        parts = urlsplit(endpoints.base)
+        self.endpoint = f"{parts.scheme}://{parts.hostname or ''}" + (f":{parts.port}" if parts.port else "")
+        self.name = "segmind"
+        self._base = endpoints.base
+        self._v1 = api_version == "v1"
+        self._key = api_key.get_secret_value() if api_key else ""
+        self._deadline = deadline
+        self._limiter = limiter
+        self._polls_limited = False
+        self._average: float | None = None
+        self._sandbox: bool | None = None
+        # One connection per call in flight, and some for the calls that fetch their results meanwhile.
+        self._client = make_client(
+            max_connections=2 * max_in_flight + 8, connect_timeout=connect_timeout, read_timeout=60.0
+        )
+        self._history = SegmindHistory(endpoints.history, self._get_json)
+
+    async def check(self) -> Balance:
+        """Read the balance: proves address and key, costs nothing. One more try after a failed connection."""
+        try:
+            answer = await self._get_json(f"{self._base}/v1/get-user-credits", tries=2)
+        except BackendError as error:
+            if error.status == 404:  # "No credits found for the user": an account without a balance record
+                return Balance(None)
+            raise
+        value = answer if isinstance(answer, dict) else {}
+        credits = [answers.number(value.get(name)) for name in ("credits", "free-credits")]
+        known = [amount for amount in credits if amount is not None]
+        return Balance(sum(known) if known else None)
+
+    async def submit(self, request: GenerationRequest) -> Submission:
+        """POST once. Returns with the request_id (v2), or with the opened answer (v1)."""
+        version = "v1" if self._v1 else "v2"
+        call = self._client.build_request(
+            "POST",
+            f"{self._base}/{version}/{quote(request.model, safe='')}",
+            json=request.body([reference.uri for reference in request.references]),
+            headers=self._headers(),
+            timeout=httpx.Timeout(self._deadline if self._v1 else 60.0, connect=10.0),
+        )
+        try:
+            response = await self._client.send(call, stream=True)
+        except _UNSENT as error:
+            raise BackendError("unsent", f"{self.endpoint} could not be reached: {_name(error)}") from error
+        except httpx.HTTPError as error:
+            raise BackendError("unknown", f"{self.endpoint} took the call and gave no answer: {_name(error)}") from error
+        request_id = response.headers.get("x-request-id")
+        if self._v1 and response.status_code == 200:
+            self._check_engine(response)
+            return Submission(request, request_id, response)
+        try:
+            body = await _read(response)
+        except (httpx.HTTPError, ValueError) as error:
+            if response.status_code == 200:
+                raise BackendError("unknown", f"the answer to the call broke off: {_name(error)}", status=200) from error
+            body = b""
+        if response.status_code >= 300:
+            raise self._refusal(response, body)
+        self._check_engine(response)
+        return Submission(request, _request_id_of(body, response.status_code))
+
+    async def collect(self, submission: Submission) -> Delivery:
+        """The bytes of an accepted call. v1 reads the open answer first; all else is polls, history and downloads."""
+        response: httpx.Response | None = submission.open_body
+        if response is not None:
+            submission.open_body = None
+            return await self._read_v1(submission, response)
+        if submission.request_id is None:
+            raise BackendError("unknown", "the answer broke off and named no request_id")
+        if self._v1:
+            return await self._from_history(submission.request_id)
+        return await self._await_v2(submission)
+
+    async def find(self, request: GenerationRequest, since: datetime, known_ids: frozenset[str]) -> Submission | None:
+        """Look once in the history for a call of this very body that nobody knows of yet."""
+        body = request.body([reference.uri for reference in request.references])
+        request_id = await self._history.find(request.model, body, since, known_ids)
+        return Submission(request, request_id) if request_id else None
+
+    async def aclose(self) -> None:
+        """Close the connections."""
+        await self._client.aclose()
+
+    async def engine(self) -> str | None:
+        """The engine that a gateway names in /health; None for Segmind itself or any other service."""
+        try:
+            async with self._get(f"{self._base}/health", with_key=False) as response:
+                await _read(response)
+                name: str | None = response.headers.get(ENGINE_HEADER)
+                return name
+        except (httpx.HTTPError, ValueError):
+            return None
+
+    def expect(self, *, sandbox: bool) -> None:
+        """Check from now on that every answer comes from a sandbox, or that none does."""
+        self._sandbox = sandbox
+        self.name = "sandbox" if sandbox else "segmind"
+
+    async def _read_v1(self, submission: Submission, response: httpx.Response) -> Delivery:
+        try:
+            body = await _read(response)
+        except (httpx.HTTPError, ValueError) as error:
+            raise BackendError(
+                "bad_output", f"the answer broke off: {_name(error)}", request_id=submission.request_id, status=200
+            ) from error
+        output = answers.image_of_body(body)
+        headers = response.headers
+        facts: dict[str, Any] = {
+            "request_id": submission.request_id,
+            "cost_usd": answers.number(headers.get("x-cost")),
+            "latency_s": answers.number(headers.get("x-generation-time")),
+            "http_status": response.status_code,
+            "applied": _applied(headers.get("x-seed-value")),
+        }
+        if output.url:
+            data, content_type = await self._download(output.url, submission.request_id)
+            return Delivery(data, content_type, **facts)
+        if output.data is None:
+            raise BackendError(
+                "bad_output", redact(output.error or ""), request_id=submission.request_id, status=response.status_code
+            )
+        return Delivery(output.data, headers.get("content-type"), **facts)
+
+    async def _await_v2(self, submission: Submission) -> Delivery:
+        request_id = submission.request_id or ""
+        url = f"{self._base}/v2/requests/{quote(request_id, safe='')}"
+        started = time.monotonic()
+        while True:
+            if submission.open_body is None and (wait := next_poll(time.monotonic() - started, self._average)) > 0:
+                await asyncio.sleep(wait)
+            job = await self._job(f"{url}/status", request_id)
+            if job is None:
+                return await self._from_history(request_id)
+            if job.state != "PENDING":
+                break
+            if time.monotonic() - started > self._deadline:
+                raise BackendError(
+                    "submitted", f"no result after {self._deadline:.0f} s (--deadline)", request_id=request_id
+                )
+        elapsed = time.monotonic() - started
+        self._average = elapsed if self._average is None else 0.9 * self._average + 0.1 * elapsed
+        if job.state == "COMPLETED" and job.output is None:
+            job = await self._job(url, request_id)
+            if job is None:
+                return await self._from_history(request_id)
+        if job.state == "FAILED":
+            raise BackendError(
+                classify_failure(job.error or ""), redact(job.error or ""), status=422, request_id=request_id
+            )
+        output = job.output or answers.Output(error="the answer names no output")
+        facts: dict[str, Any] = {
+            "request_id": request_id,
+            "cost_usd": job.cost_usd,
+            "latency_s": job.latency_s,
+            "http_status": 200,
+            "applied": _applied(job.seed),
+        }
+        if output.data is not None:
+            return Delivery(output.data, None, **facts)
+        if output.url is None:
+            raise BackendError("bad_output", redact(output.error or ""), request_id=request_id, status=200)
+        data, content_type = await self._download(output.url, request_id)
+        return Delivery(data, content_type, **facts)
+
+    async def _job(self, url: str, request_id: str) -> answers.JobAnswer | None:
+        """One poll; None if the record has expired. Only a body that is a job's counts, whatever its HTTP status."""
+        answer: Any = None
+        for failures in range(_GET_TRIES):
+            if self._polls_limited:
+                await self._limiter.acquire()
+            try:
+                async with self._get(url) as response:
+                    body = await _read(response)
+                    status = response.status_code
+                    answer = answers.job_of(answers.parse_json(body))
+                    if answer is not None:
+                        return answer
+                    if status == 404:
+                        return None
+                    if status in (401, 402, 403):
+                        raise self._refusal(response, body, request_id)
+                    if status == 429:
+                        self._polls_limited = True
+                        self._limiter.pause(self._pause(response) or 5.0)
+                    last = f"status {status}"
+            except (httpx.HTTPError, ValueError) as error:
+                last = _name(error)
+            await asyncio.sleep(min(5.0, 0.2 * 2**failures))
+        raise BackendError("submitted", f"polling failed {_GET_TRIES} times: {last}", request_id=request_id)
+
+    async def _from_history(self, request_id: str) -> Delivery:
+        """The result through the request history: where the record has expired, or a v1 answer was bad."""
+        record = await self._history.detail(request_id)
+        if record is None or record.status == "PENDING":
+            raise BackendError(
+                "submitted", "neither the record nor the history tells the result yet", request_id=request_id
+            )
+        if record.status == "FAILED":
+            text = record.error or "the history says FAILED"
+            raise BackendError(classify_failure(text), redact(text), request_id=request_id)
+        if not record.generation_url:
+            raise BackendError("output_lost", "the history names no output", request_id=request_id)
+        data, content_type = await self._download(record.generation_url, request_id)
+        return Delivery(data, content_type, request_id, record.cost_usd, http_status=200)
+
+    async def _download(self, url: str, request_id: str | None) -> tuple[bytes, str | None]:
+        """Fetch an output, without the key; tried again, never submitted again."""
+        if urlsplit(url).scheme not in ("http", "https"):
+            raise BackendError("bad_output", "the output URL is no http URL", request_id=request_id)
+        last, kind = "", "submitted"
+        for failures in range(_GET_TRIES):
+            try:
+                async with self._get(url, with_key=False) as response:
+                    body = await _read(response)
+                    if response.status_code == 200:
+                        return body, response.headers.get("content-type")
+                    last, kind = f"status {response.status_code}", "submitted"
+                    if response.status_code in (404, 410):
+                        kind = "output_lost"
+            except (httpx.HTTPError, ValueError) as error:
+                last, kind = _name(error), "submitted"
+            await asyncio.sleep(min(5.0, 0.2 * 2**failures))
+        raise BackendError(kind, f"the output could not be downloaded: {last}", request_id=request_id)
+
+    async def _get_json(self, url: str, params: dict[str, str] | None = None, tries: int = _GET_TRIES) -> Any:
+        """A GET with the key, for balance and history; raises BackendError."""
+        failure = BackendError("unsent", f"{urlsplit(url).hostname} could not be reached")
+        for failures in range(tries):
+            if failures:
+                await asyncio.sleep(min(5.0, 0.2 * 2**failures))
+            try:
+                async with self._get(url, params=params) as response:
+                    body = await _read(response)
+            except (httpx.HTTPError, ValueError) as error:
+                failure = BackendError("unsent", f"{urlsplit(url).hostname} gave no answer: {_name(error)}")
+                continue
+            if response.status_code == 200:
+                value = answers.parse_json(body)
+                if value is None:
+                    raise BackendError("protocol", f"{urlsplit(url).hostname} answered with no JSON", status=200)
+                return value
+            failure = self._refusal(response, body)
+            if response.status_code == 429:
+                self._limiter.pause(failure.retry_after or 5.0)
+            elif response.status_code < 500:
+                break
+        raise failure
+
+    @asynccontextmanager
+    async def _get(
+        self, url: str, *, with_key: bool = True, params: dict[str, str] | None = None
+    ) -> AsyncIterator[httpx.Response]:
+        async with self._client.stream("GET", url, params=params, headers=self._headers() if with_key else None) as found:
+            yield found
+
+    def _headers(self) -> dict[str, str]:
+        return {"x-api-key": self._key} if self._key else {}
+
+    def _check_engine(self, response: httpx.Response) -> None:
+        if self._sandbox is None:
+            return
+        engine = response.headers.get(ENGINE_HEADER)
+        if (engine in SANDBOX_ENGINES) != self._sandbox:
+            what = f"engine {engine!r}" if engine else "no sandbox"
+            raise BackendError("sandbox_mismatch", f"{self.endpoint} changed during the run: it is now {what}")
+
+    def _refusal(self, response: httpx.Response, body: bytes, request_id: str | None = None) -> BackendError:
+        text = answers.error_text(body)
+        return BackendError(
+            classify_answer(response.status_code, text),
+            redact(f"{response.status_code}: {text}"),
+            status=response.status_code,
+            retry_after=self._pause(response),
+            request_id=request_id,
+        )
+
+    @staticmethod
+    def _pause(response: httpx.Response) -> float | None:
+        return pause_seconds(
+            reset=response.headers.get("x-rate-limit-reset-at-utc"),
+            retry_after=response.headers.get("retry-after"),
+            now=datetime.now(UTC),
+        )
+
+
+async def _read(response: httpx.Response) -> bytes:
+    """The whole body, streamed and bounded. ValueError if it is larger than any image or not its own length."""
+    try:
+        chunks, size = [], 0
+        async for chunk in response.aiter_bytes():
+            size += len(chunk)
+            if size > MAX_BODY_BYTES:
+                raise ValueError(f"the answer is larger than {MAX_BODY_BYTES} bytes")
+            chunks.append(chunk)
+    finally:
+        await response.aclose()
+    length = response.headers.get("content-length")
+    if length and "content-encoding" not in response.headers and length.isdigit() and int(length) != size:
+        raise ValueError(f"the answer has {size} of {length} bytes")
+    return b"".join(chunks)
+
+
+def _request_id_of(body: bytes, status: int) -> str:
+    value = answers.parse_json(body)
+    request_id = value.get("request_id") if isinstance(value, dict) else None
+    if isinstance(request_id, str) and request_id:
+        return request_id
+    # A 2xx without an id: the work may have been queued, so it is not sent again.
+    raise BackendError("unknown", redact(f"the answer to the call has no request_id: {answers.error_text(body)}"), status=status)
+
+
+def _applied(seed: Any) -> dict[str, Any]:
+    found = answers.number(seed)
+    return {} if found is None else {"seed": int(found)}
+
+
+def _name(error: Exception) -> str:
+    return redact(f"{type(error).__name__} {error}".strip())
