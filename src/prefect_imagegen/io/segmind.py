@@ -24,7 +24,7 @@ from prefect_imagegen.core.redact import redact
 from prefect_imagegen.core.request import GenerationRequest
 from prefect_imagegen.core.retry import next_poll, pause_seconds
 from prefect_imagegen.io.segmind_history import SegmindHistory
-from prefect_imagegen.net.client import make_client
+from prefect_imagegen.net.client import TRANSPORT_ERRORS, make_client, never_sent
 from prefect_imagegen.ports import Balance, Delivery, RateLimiter, Submission
 
 SEGMIND_URL = "https://api.segmind.com"
@@ -32,9 +32,8 @@ SEGMIND_HISTORY_URL = "https://api.spotprod.segmind.com"
 ENGINE_HEADER = "x-imagegen-engine"
 SANDBOX_ENGINES = frozenset({"sandbox", "static"})
 MAX_BODY_BYTES = 256 * 1024 * 1024
-# Transport failures before a byte of the request was sent; whatever else fails may have reached the API.
-_UNSENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.UnsupportedProtocol, httpx.InvalidURL)
 _GET_TRIES = 6
+_UNREADABLE = (*TRANSPORT_ERRORS, ValueError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,8 +93,8 @@ class SegmindBackend:
                 return Balance(None)
             raise
         value = answer if isinstance(answer, dict) else {}
-        credits = [answers.number(value.get(name)) for name in ("credits", "free-credits")]
-        known = [amount for amount in credits if amount is not None]
+        amounts = [answers.number(value.get(name)) for name in ("credits", "free-credits")]
+        known = [amount for amount in amounts if amount is not None]
         return Balance(sum(known) if known else None)
 
     async def submit(self, request: GenerationRequest) -> Submission:
@@ -110,19 +109,23 @@ class SegmindBackend:
         )
         try:
             response = await self._client.send(call, stream=True)
-        except _UNSENT as error:
-            raise BackendError("unsent", f"{self.endpoint} could not be reached: {_name(error)}") from error
-        except httpx.HTTPError as error:
-            raise BackendError("unknown", f"{self.endpoint} took the call and gave no answer: {_name(error)}") from error
+        except TRANSPORT_ERRORS as error:
+            if never_sent(error):
+                raise BackendError("unsent", f"{self.endpoint} could not be reached: {_name(error)}") from error
+            raise BackendError(
+                "unknown", f"{self.endpoint} took the call and gave no answer: {_name(error)}"
+            ) from error
         request_id = response.headers.get("x-request-id")
         if self._v1 and response.status_code == 200:
             self._check_engine(response)
             return Submission(request, request_id, response)
         try:
             body = await _read(response)
-        except (httpx.HTTPError, ValueError) as error:
+        except _UNREADABLE as error:
             if response.status_code == 200:
-                raise BackendError("unknown", f"the answer to the call broke off: {_name(error)}", status=200) from error
+                raise BackendError(
+                    "unknown", f"the answer to the call broke off: {_name(error)}", status=200
+                ) from error
             body = b""
         if response.status_code >= 300:
             raise self._refusal(response, body)
@@ -158,7 +161,7 @@ class SegmindBackend:
                 await _read(response)
                 name: str | None = response.headers.get(ENGINE_HEADER)
                 return name
-        except (httpx.HTTPError, ValueError):
+        except _UNREADABLE:
             return None
 
     def expect(self, *, sandbox: bool) -> None:
@@ -169,7 +172,7 @@ class SegmindBackend:
     async def _read_v1(self, submission: Submission, response: httpx.Response) -> Delivery:
         try:
             body = await _read(response)
-        except (httpx.HTTPError, ValueError) as error:
+        except _UNREADABLE as error:
             raise BackendError(
                 "bad_output", f"the answer broke off: {_name(error)}", request_id=submission.request_id, status=200
             ) from error
@@ -194,47 +197,46 @@ class SegmindBackend:
     async def _await_v2(self, submission: Submission) -> Delivery:
         request_id = submission.request_id or ""
         url = f"{self._base}/v2/requests/{quote(request_id, safe='')}"
-        started = time.monotonic()
-        while True:
-            if submission.open_body is None and (wait := next_poll(time.monotonic() - started, self._average)) > 0:
-                await asyncio.sleep(wait)
-            job = await self._job(f"{url}/status", request_id)
-            if job is None:
-                return await self._from_history(request_id)
-            if job.state != "PENDING":
-                break
-            if time.monotonic() - started > self._deadline:
-                raise BackendError(
-                    "submitted", f"no result after {self._deadline:.0f} s (--deadline)", request_id=request_id
-                )
-        elapsed = time.monotonic() - started
-        self._average = elapsed if self._average is None else 0.9 * self._average + 0.1 * elapsed
-        if job.state == "COMPLETED" and job.output is None:
+        job = await self._await_terminal(url, request_id)
+        if job is not None and job.state == "COMPLETED" and job.output is None:
             job = await self._job(url, request_id)
-            if job is None:
-                return await self._from_history(request_id)
+        if job is None:
+            return await self._from_history(request_id)
         if job.state == "FAILED":
-            raise BackendError(
-                classify_failure(job.error or ""), redact(job.error or ""), status=422, request_id=request_id
-            )
+            text = job.error or ""
+            raise BackendError(classify_failure(text), redact(text), status=422, request_id=request_id)
         output = job.output or answers.Output(error="the answer names no output")
-        facts: dict[str, Any] = {
-            "request_id": request_id,
-            "cost_usd": job.cost_usd,
-            "latency_s": job.latency_s,
-            "http_status": 200,
-            "applied": _applied(job.seed),
-        }
         if output.data is not None:
-            return Delivery(output.data, None, **facts)
-        if output.url is None:
+            data, content_type = output.data, None
+        elif output.url is not None:
+            data, content_type = await self._download(output.url, request_id)
+        else:
             raise BackendError("bad_output", redact(output.error or ""), request_id=request_id, status=200)
-        data, content_type = await self._download(output.url, request_id)
-        return Delivery(data, content_type, **facts)
+        return Delivery(
+            data,
+            content_type,
+            request_id=request_id,
+            cost_usd=job.cost_usd,
+            latency_s=job.latency_s,
+            http_status=200,
+            applied=_applied(job.seed),
+        )
+
+    async def _await_terminal(self, url: str, request_id: str) -> answers.JobAnswer | None:
+        """Poll until the job has ended; None if its record has expired."""
+        started = time.monotonic()
+        while (elapsed := time.monotonic() - started) < self._deadline:
+            await asyncio.sleep(next_poll(elapsed, self._average))
+            job = await self._job(f"{url}/status", request_id)
+            if job is None or job.state != "PENDING":
+                elapsed = time.monotonic() - started
+                self._average = elapsed if self._average is None else 0.9 * self._average + 0.1 * elapsed
+                return job
+        raise BackendError("submitted", f"no result after {self._deadline:.0f} s (--deadline)", request_id=request_id)
 
     async def _job(self, url: str, request_id: str) -> answers.JobAnswer | None:
         """One poll; None if the record has expired. Only a body that is a job's counts, whatever its HTTP status."""
-        answer: Any = None
+        last = ""
         for failures in range(_GET_TRIES):
             if self._polls_limited:
                 await self._limiter.acquire()
@@ -242,9 +244,9 @@ class SegmindBackend:
                 async with self._get(url) as response:
                     body = await _read(response)
                     status = response.status_code
-                    answer = answers.job_of(answers.parse_json(body))
-                    if answer is not None:
-                        return answer
+                    job = answers.job_of(answers.parse_json(body))
+                    if job is not None:
+                        return job
                     if status == 404:
                         return None
                     if status in (401, 402, 403):
@@ -253,7 +255,7 @@ class SegmindBackend:
                         self._polls_limited = True
                         self._limiter.pause(self._pause(response) or 5.0)
                     last = f"status {status}"
-            except (httpx.HTTPError, ValueError) as error:
+            except _UNREADABLE as error:
                 last = _name(error)
             await asyncio.sleep(min(5.0, 0.2 * 2**failures))
         raise BackendError("submitted", f"polling failed {_GET_TRIES} times: {last}", request_id=request_id)
@@ -287,7 +289,7 @@ class SegmindBackend:
                     last, kind = f"status {response.status_code}", "submitted"
                     if response.status_code in (404, 410):
                         kind = "output_lost"
-            except (httpx.HTTPError, ValueError) as error:
+            except _UNREADABLE as error:
                 last, kind = _name(error), "submitted"
             await asyncio.sleep(min(5.0, 0.2 * 2**failures))
         raise BackendError(kind, f"the output could not be downloaded: {last}", request_id=request_id)
@@ -301,7 +303,7 @@ class SegmindBackend:
             try:
                 async with self._get(url, params=params) as response:
                     body = await _read(response)
-            except (httpx.HTTPError, ValueError) as error:
+            except _UNREADABLE as error:
                 failure = BackendError("unsent", f"{urlsplit(url).hostname} gave no answer: {_name(error)}")
                 continue
             if response.status_code == 200:
@@ -320,7 +322,9 @@ class SegmindBackend:
     async def _get(
         self, url: str, *, with_key: bool = True, params: dict[str, str] | None = None
     ) -> AsyncIterator[httpx.Response]:
-        async with self._client.stream("GET", url, params=params, headers=self._headers() if with_key else None) as found:
+        async with self._client.stream(
+            "GET", url, params=params, headers=self._headers() if with_key else None
+        ) as found:
             yield found
 
     def _headers(self) -> dict[str, str]:
@@ -376,7 +380,9 @@ def _request_id_of(body: bytes, status: int) -> str:
     if isinstance(request_id, str) and request_id:
         return request_id
     # A 2xx without an id: the work may have been queued, so it is not sent again.
-    raise BackendError("unknown", redact(f"the answer to the call has no request_id: {answers.error_text(body)}"), status=status)
+    raise BackendError(
+        "unknown", redact(f"the answer to the call has no request_id: {answers.error_text(body)}"), status=status
+    )
 
 
 def _applied(seed: Any) -> dict[str, Any]:

@@ -1,0 +1,294 @@
+"""Any fsspec URL as an object store with true create-only puts.
+
+S3 and its kin: conditional puts, whose refusal comes in two spellings (FileExistsError, or OSError with the code
+`PreconditionFailed` beneath). Local files: temporary file, fsync, hard link. Other file systems: the probe at
+every start decides.
+"""
+
+import asyncio
+import errno
+import os
+import tempfile
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, TypeVar
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+from fsspec.implementations.memory import MemoryFileSystem
+
+from prefect_imagegen.core.errors import RefusedError, StoreError
+from prefect_imagegen.core.redact import redact
+from prefect_imagegen.ports import ObjectInfo
+
+T = TypeVar("T")
+THREADS = 32
+_EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "az": "azure", "abfs": "azure", "abfss": "azure"}
+_S3_PUT_LIMIT = 5 * 1024**3
+"""A single PUT takes up to 5 GiB; multipart uploads are not atomic with a create-only condition."""
+_memory_lock = threading.Lock()
+
+
+def open_object_store(url: str, storage_options: Mapping[str, Any] | None = None) -> "FsspecObjectStore":
+    """Open the root at `url` (a local path, `s3://bucket/prefix`, any fsspec URL). Nothing is read or written yet.
+
+    Raises RefusedError for an unknown protocol, a missing extra, or options the file system does not take.
+    """
+    protocol = url.split("://", 1)[0] if "://" in url else "file"
+    options = dict(storage_options or {})
+    if protocol in ("s3", "s3a"):
+        options = _s3_options(options)
+    try:
+        fs, root = fsspec.core.url_to_fs(str(Path(url).expanduser()) if "://" not in url else url, **options)
+    except ImportError as error:
+        extra = _EXTRAS.get(protocol)
+        raise RefusedError(
+            "store_extra_missing",
+            f"{redact(url)} needs a package that is not installed ({error.name or error}).",
+            remedy=f"Run: pip install 'prefect-imagegen[{extra}]'" if extra else "Install the package it names.",
+        ) from error
+    except (ValueError, TypeError) as error:
+        raise RefusedError(
+            "store_url",
+            f"{redact(url)} cannot be opened: {redact(str(error))}.",
+            remedy="Use a local path, s3://bucket/prefix, gs://..., az://... and options that it knows.",
+        ) from error
+    return FsspecObjectStore(fs, root, redact(url))
+
+
+class FsspecObjectStore:
+    """A `ports.ObjectStore` over one fsspec file system; calls run in an own thread pool, on any event loop."""
+
+    def __init__(self, fs: Any, root: str, url: str) -> None:
+        self.url = url
+        self._fs = fs
+        self._root = root.rstrip("/")
+        self._local = isinstance(fs, LocalFileSystem)
+        self._memory = isinstance(fs, MemoryFileSystem)
+        self._s3 = "s3" in (fs.protocol if isinstance(fs.protocol, tuple | list) else (fs.protocol,))
+        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="store")
+
+    async def get(self, path: str) -> bytes | None:
+        """The bytes of an object; None if there is none."""
+        return await self._run(path, lambda: _none_if_absent(lambda: bytes(self._fs.cat_file(self._full(path)))))
+
+    async def create(self, path: str, data: bytes, content_type: str = "application/octet-stream") -> bool:
+        """Create-only put: True if written, False if the path exists (and stays as it is)."""
+        return await self._run(path, lambda: self._create(path, data, content_type), writing=True)
+
+    async def put(self, path: str, data: bytes, content_type: str = "application/octet-stream") -> None:
+        """Write or replace, atomically."""
+        await self._run(path, lambda: self._put(path, data, content_type), writing=True)
+
+    async def head(self, path: str) -> ObjectInfo | None:
+        """Size and time of an object; None if there is none."""
+        return await self._run(path, lambda: self._head(path))
+
+    async def list(self, prefix: str) -> Sequence[ObjectInfo]:
+        """All objects below a folder, sorted by path; empty if there are none."""
+        return await self._run(prefix, lambda: self._find(prefix))
+
+    def close(self) -> None:
+        """Let the threads go."""
+        self._threads.shutdown(wait=False)
+
+    def _full(self, path: str) -> str:
+        return f"{self._root}/{path}"
+
+    async def _run(self, path: str, call: Callable[[], T], *, writing: bool = False) -> T:
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._threads, call)
+        except StoreError:
+            raise
+        except Exception as error:  # every file system has its own exceptions; all are told in one way
+            raise self._error(path, error, writing=writing) from error
+
+    def _create(self, path: str, data: bytes, content_type: str) -> bool:
+        full = self._full(path)
+        if self._local:
+            return _create_local(Path(full), data)
+        if self._memory:
+            with _memory_lock:
+                if self._fs.exists(full):
+                    return False
+                self._fs.pipe_file(full, data)
+                return True
+        try:
+            self._fs.pipe_file(full, data, mode="create", **self._s3_arguments(content_type))
+        except FileExistsError:
+            return False
+        except Exception as error:
+            if _is_precondition_failed(error):
+                return False
+            raise
+        return True
+
+    def _put(self, path: str, data: bytes, content_type: str) -> None:
+        full = self._full(path)
+        if self._local:
+            _replace_local(Path(full), data)
+        else:
+            self._fs.pipe_file(full, data, **self._s3_arguments(content_type))
+
+    def _s3_arguments(self, content_type: str) -> dict[str, Any]:
+        return {"ContentType": content_type, "chunksize": _S3_PUT_LIMIT} if self._s3 else {}
+
+    def _head(self, path: str) -> ObjectInfo | None:
+        info = _none_if_absent(lambda: self._fs.info(self._full(path)))
+        if info is None or info.get("type") == "directory":
+            return None
+        return ObjectInfo(path, int(info["size"]), _modified(info))
+
+    def _find(self, prefix: str) -> Sequence[ObjectInfo]:
+        found = _none_if_absent(lambda: self._fs.find(self._full(prefix), detail=True)) or {}
+        start = len(self._fs._strip_protocol(self._root).rstrip("/")) + 1  # noqa: SLF001 - fsspec's documented hook
+        infos = (
+            ObjectInfo(name.rstrip("/")[start:], int(info["size"] or 0), _modified(info))
+            for name, info in found.items()
+            if info.get("type") != "directory" and "/.tmp-" not in name
+        )
+        return sorted(infos, key=lambda info: info.path)
+
+    def _error(self, path: str, error: Exception, *, writing: bool) -> StoreError:
+        text = redact(f"{type(error).__name__} {error}")
+        code = _code(error)
+        where = f"{self.url} ({path})"
+        if code in ("NoSuchBucket", "404") or isinstance(error, FileNotFoundError):
+            return StoreError(
+                "store_not_found",
+                f"The bucket or folder of {where} does not exist.",
+                remedy="Create it, or correct --store.",
+            )
+        if code in ("InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "401") or "NoCredentials" in text:
+            return StoreError(
+                "store_auth",
+                f"{self.url} does not accept the credentials: {text}.",
+                remedy="Set them in the environment, with --storage-option key=env:NAME, or in an ImageStore block.",
+            )
+        if isinstance(error, PermissionError) or code in ("AccessDenied", "403") or _errno(error) == errno.EROFS:
+            action = "written" if writing else "read"
+            return StoreError(
+                "store_read_only" if writing else "store_auth",
+                f"{where} cannot be {action}: permission denied.",
+                remedy="Grant the credentials read, write and list on the store, or choose another --store.",
+            )
+        if code == "NotImplemented":
+            return StoreError(
+                "store_no_create_only",
+                f"{self.url} does not take create-only puts.",
+                remedy="Use a store with conditional puts (If-None-Match), or a local path.",
+            )
+        return StoreError(
+            "store_unreachable",
+            f"{where} cannot be {'written' if writing else 'read'}: {text}.",
+            remedy="Check the address, the network and --storage-option endpoint_url.",
+        )
+
+
+def _s3_options(options: dict[str, Any]) -> dict[str, Any]:
+    """The user's options, with short connect times and no listing cache unless they say otherwise."""
+    config = {
+        "connect_timeout": 2,
+        "read_timeout": 60,
+        "retries": {"total_max_attempts": 2, "mode": "standard"},
+        "max_pool_connections": THREADS,
+    }
+    for name in ("use_listings_cache", "skip_instance_cache"):
+        options.setdefault(name, name == "skip_instance_cache")
+    options["config_kwargs"] = config | dict(options.get("config_kwargs") or {})
+    return options
+
+
+def _create_local(target: Path, data: bytes) -> bool:
+    """Temporary file, fsync, hard link: the name appears with its whole content, or not at all."""
+    if target.exists():
+        return False
+    temporary = _write_temporary(target, data)
+    try:
+        target.hardlink_to(temporary)
+    except FileExistsError:
+        return False
+    finally:
+        temporary.unlink()
+    _sync_folder(target.parent)
+    return True
+
+
+def _replace_local(target: Path, data: bytes) -> None:
+    _write_temporary(target, data).replace(target)
+    _sync_folder(target.parent)
+
+
+def _write_temporary(target: Path, data: bytes) -> Path:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=".tmp-", dir=target.parent)
+    with os.fdopen(handle, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary = Path(name)
+    temporary.chmod(0o644)
+    return temporary
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _none_if_absent(call: Callable[[], T]) -> T | None:
+    try:
+        return call()
+    except FileNotFoundError as error:
+        # A missing bucket is an error; a missing object is an answer.
+        if _code(error) == "NoSuchBucket":
+            raise
+        return None
+    except (NotADirectoryError, IsADirectoryError):
+        return None
+
+
+def _causes(error: BaseException) -> list[BaseException]:
+    found: list[BaseException] = []
+    current: BaseException | None = error
+    while current is not None and current not in found:
+        found.append(current)
+        current = current.__cause__ or current.__context__
+    return found
+
+
+def _code(error: BaseException) -> str:
+    """The service's own error code, from the innermost client error of the chain; empty if there is none."""
+    for cause in _causes(error):
+        response = getattr(cause, "response", None)
+        if isinstance(response, dict):
+            return str(response.get("Error", {}).get("Code", ""))
+    return ""
+
+
+def _is_precondition_failed(error: BaseException) -> bool:
+    return _code(error) in ("PreconditionFailed", "ConditionalRequestConflict", "412")
+
+
+def _errno(error: BaseException) -> int | None:
+    return error.errno if isinstance(error, OSError) else None
+
+
+def _modified(info: Mapping[str, Any]) -> datetime | None:
+    value = next(
+        (info[name] for name in ("LastModified", "mtime", "updated", "last_modified", "created") if info.get(name)),
+        None,
+    )
+    if isinstance(value, int | float):
+        return datetime.fromtimestamp(value, UTC)
+    if isinstance(value, str):
+        value = datetime.fromisoformat(value)
+    if isinstance(value, datetime):
+        return value if value.tzinfo else value.replace(tzinfo=UTC)
+    return None

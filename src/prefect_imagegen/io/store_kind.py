@@ -1,0 +1,55 @@
+"""`store.json`: which format and kind a store is, and the proof that its create-only puts hold."""
+
+import json
+from typing import Literal
+
+from prefect_imagegen.core import layout
+from prefect_imagegen.core.errors import RefusedError
+from prefect_imagegen.ports import ObjectStore
+
+StoreKind = Literal["real", "sandbox"]
+
+
+async def read_kind(store: ObjectStore, expected: StoreKind) -> StoreKind | None:
+    """The kind of an existing store, None for a new one; nothing is written. Raises RefusedError on a mismatch."""
+    data = await store.get(layout.STORE_FILE)
+    if data is None:
+        return None
+    try:
+        content = json.loads(data)
+        number, kind = int(content["format"]), str(content["kind"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise RefusedError(
+            "store_damaged",
+            f"{store.url} has a {layout.STORE_FILE} that is none of ours.",
+            remedy="Choose another --store.",
+        ) from error
+    if number > layout.STORE_FORMAT:
+        raise RefusedError(
+            "store_newer",
+            f"{store.url} was written in store format {number}; this version knows up to {layout.STORE_FORMAT}.",
+            remedy="Upgrade: pip install -U prefect-imagegen",
+        )
+    if kind != expected:
+        raise RefusedError(
+            "store_kind",
+            f"{store.url} is a {kind} store, and this is a {expected} run: sandbox images never mix with real ones.",
+            remedy="Choose another --store, or another --backend.",
+        )
+    return expected
+
+
+async def claim_kind(store: ObjectStore, kind: StoreKind) -> None:
+    """Create `store.json` or check it, and prove by a second put that the store refuses to overwrite.
+
+    Raises RefusedError for a newer format, another kind, or a store that ignores create-only.
+    """
+    data = json.dumps({"format": layout.STORE_FORMAT, "kind": kind}).encode()
+    await store.create(layout.STORE_FILE, data, "application/json")
+    if await store.create(layout.STORE_FILE, data, "application/json"):
+        raise RefusedError(
+            "store_no_create_only",
+            f"{store.url} overwrites objects that were to be created only once, so it cannot protect paid images.",
+            remedy="Use a store with conditional puts (S3, R2, MinIO, GCS, Azure), or a local path.",
+        )
+    await read_kind(store, kind)

@@ -1,0 +1,171 @@
+"""Guarded fetching of reference images: what a stranger's URL may make this machine do is decided here.
+
+Refused are private, loopback, link-local and other non-public addresses (by name, by DNS, as IPv6, in numeric
+spellings), other schemes, credentials in URLs, too many redirects, and bodies too large or not an image.
+"""
+
+import ipaddress
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Self
+from urllib.parse import urljoin, urlsplit
+
+import aiohttp
+from aiohttp.abc import AbstractResolver, ResolveResult
+from aiohttp.resolver import ThreadedResolver
+
+from prefect_imagegen.core.answers import looks_like_image
+from prefect_imagegen.core.errors import ImagegenError
+from prefect_imagegen.core.redact import redact
+from prefect_imagegen.net.client import TRANSPORT_ERRORS
+
+_REDIRECTS = frozenset({301, 302, 303, 307, 308})
+
+
+@dataclass(frozen=True, slots=True)
+class FetchPolicy:
+    """What may be fetched. Sizes in bytes, times in seconds."""
+
+    allow_loopback: bool = False
+    max_bytes: int = 32 * 1024 * 1024
+    max_redirects: int = 3
+    timeout: float = 30.0
+
+
+class FetchError(ImagegenError):
+    """A reference could not or must not be fetched; the message names the URL without its query, and the remedy."""
+
+
+def check_address(address: str, policy: FetchPolicy) -> None:
+    """Raise FetchError unless the IP address is public (or loopback, where the policy allows that)."""
+    found: ipaddress.IPv4Address | ipaddress.IPv6Address = ipaddress.ip_address(address.split("%", 1)[0])
+    if isinstance(found, ipaddress.IPv6Address):
+        inner = found.ipv4_mapped or found.sixtofour or (found.teredo[1] if found.teredo else None)
+        if inner is None and found in ipaddress.ip_network("64:ff9b::/96"):
+            inner = ipaddress.IPv4Address(int(found) & 0xFFFFFFFF)
+        found = inner or found
+    if found.is_loopback and policy.allow_loopback:
+        return
+    if not found.is_global or found.is_multicast or found.is_reserved or found.is_unspecified:
+        raise FetchError(
+            "reference_forbidden",
+            f"{address} is not a public address.",
+            remedy="References must lie at a public http(s) address.",
+        )
+
+
+class _GuardedResolver(AbstractResolver):
+    """Checks every address that a name resolves to; the connection goes to just these addresses."""
+
+    def __init__(self, policy: FetchPolicy) -> None:
+        self._policy = policy
+        self._inner = ThreadedResolver()
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
+    ) -> list[ResolveResult]:
+        found = await self._inner.resolve(host, port, family)
+        for result in found:
+            check_address(result["host"], self._policy)
+        return found
+
+    async def close(self) -> None:
+        await self._inner.close()
+
+
+class ReferenceFetcher:
+    """Fetches references under one policy, over one session. Use `async with`."""
+
+    def __init__(self, policy: FetchPolicy) -> None:
+        self._policy = policy
+        self._session: aiohttp.ClientSession | None = None
+
+    async def __aenter__(self) -> Self:
+        """Open the session."""
+        connector = aiohttp.TCPConnector(resolver=_GuardedResolver(self._policy), use_dns_cache=False, limit=16)
+        self._session = aiohttp.ClientSession(
+            connector=connector, timeout=aiohttp.ClientTimeout(total=self._policy.timeout), trust_env=False
+        )
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        """Close the session."""
+        if self._session is not None:
+            await self._session.close()
+
+    async def fetch(self, url: str) -> bytes:
+        """The bytes of the image behind a URL. Raises FetchError."""
+        shown = redact(url)
+        try:
+            for _ in range(self._policy.max_redirects + 1):
+                self._check_url(url, shown)
+                async with self._get(url) as answer:
+                    if answer.status not in _REDIRECTS:
+                        return await self._read(answer, shown)
+                    url = urljoin(url, answer.headers.get("location", ""))
+        except FetchError:
+            raise
+        except TRANSPORT_ERRORS as error:
+            cause: BaseException | None = error
+            while cause is not None:
+                if isinstance(cause, FetchError):
+                    raise FetchError(cause.kind, f"{shown}: {cause.message}", remedy=cause.remedy) from error
+                cause = cause.__cause__ or cause.__context__
+            raise FetchError(
+                "reference_unreachable",
+                f"{shown} could not be fetched: {redact(f'{type(error).__name__} {error}')}",
+                remedy="Check the URL.",
+            ) from error
+        raise FetchError("reference_unreachable", f"{shown} redirects too often.", remedy="Use its final URL.")
+
+    @asynccontextmanager
+    async def _get(self, url: str) -> AsyncIterator[aiohttp.ClientResponse]:
+        if self._session is None:
+            raise RuntimeError("use ReferenceFetcher with `async with`")
+        async with self._session.get(url, allow_redirects=False) as answer:
+            yield answer
+
+    def _check_url(self, url: str, shown: str) -> None:
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise FetchError("reference_forbidden", f"{shown} is no http(s) URL.", remedy="Use a public http(s) URL.")
+        if parts.username is not None:
+            raise FetchError("reference_forbidden", f"{shown} has a user part.", remedy="Use a URL without one.")
+        address = _literal(parts.hostname)
+        if address:
+            check_address(address, self._policy)
+
+    async def _read(self, answer: aiohttp.ClientResponse, shown: str) -> bytes:
+        if answer.status != 200:
+            raise FetchError(
+                "reference_unreachable", f"{shown} answered with status {answer.status}.", remedy="Check the URL."
+            )
+        chunks: list[bytes] = []
+        size = 0
+        async for chunk in answer.content.iter_chunked(1 << 16):
+            size += len(chunk)
+            if size > self._policy.max_bytes:
+                raise FetchError(
+                    "reference_too_large",
+                    f"{shown} has more than {self._policy.max_bytes} bytes.",
+                    remedy="Use a smaller image.",
+                )
+            chunks.append(chunk)
+        data = b"".join(chunks)
+        if not looks_like_image(data):
+            raise FetchError("reference_not_image", f"{shown} is no image.", remedy="Check the URL.")
+        return data
+
+
+def _literal(host: str) -> str | None:
+    """The address that a numeric spelling of a host means (decimal, octal and hex ones too); None for a name."""
+    try:
+        return str(ipaddress.ip_address(host))
+    except ValueError:
+        pass
+    try:
+        return socket.inet_ntoa(socket.inet_aton(host)) if host[:1].isdigit() else None
+    except OSError:
+        return None
