@@ -145,8 +145,8 @@ class Backend(Protocol):
     """`segmind`, or `sandbox` for a gateway that draws placeholders."""
     endpoint: str
     """The base URL, without credentials."""
-    paid: bool
-    """Whether calls cost money, so that a claim goes before each."""
+    ambiguous_5xx: bool
+    """Whether an answered 5xx may hide accepted work (Segmind v2 queues); else only a 200 is billed (v1)."""
 
     async def check(self) -> Balance:
         """Reach the endpoint, prove the key and read the balance, before anything is spent."""
@@ -173,7 +173,7 @@ class RateLimiter(Protocol):
     """When the next call may go out: requests per minute, and pauses that everybody shares."""
 
     async def acquire(self) -> None:
-        """Wait until one call may be sent."""
+        """Wait until one call may be sent (or until the run stops)."""
         ...
 
     def pause(self, seconds: float) -> None:

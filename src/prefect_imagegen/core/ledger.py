@@ -67,8 +67,8 @@ def image_facts(row: dict[str, Any]) -> ImageFacts | None:
     """The image's facts in a row of `EVENT_SCHEMA` (or any row with its columns); None if there is no image."""
     if row.get("image_path") is None:
         return None
-    names = _FACTS.names[1:-1]
-    return ImageFacts(row["image_path"], *(row[name] for name in names), flags=tuple(row["flags"] or ()))
+    facts = {name: row[name] for name in _FACTS.names[1:-1]}
+    return ImageFacts(path=row["image_path"], flags=tuple(row["flags"] or ()), **facts)
 
 
 class LedgerView:

@@ -83,7 +83,7 @@ class GenerationRequest:
     @property
     def key(self) -> bytes:
         """The request key, 16 bytes."""
-        return hashlib.sha256(self.canonical()).digest()[:KEY_BYTES]
+        return key_of(self.canonical())
 
     def body(self, image_urls: Sequence[str]) -> dict[str, Any]:
         """The JSON body of the call: every parameter, with `image_urls` where the request has references."""
@@ -91,6 +91,11 @@ class GenerationRequest:
         if image_urls or self.model in MODELS:
             body["image_urls"] = list(image_urls)
         return body
+
+
+def key_of(form: bytes) -> bytes:
+    """The first 16 bytes of the SHA-256."""
+    return hashlib.sha256(form).digest()[:KEY_BYTES]
 
 
 def canonical_json(value: Any) -> bytes:

@@ -40,7 +40,7 @@ def open_object_store(url: str, storage_options: Mapping[str, Any] | None = None
     protocol = url.split("://", 1)[0] if "://" in url else "file"
     options = dict(storage_options or {})
     if protocol in ("s3", "s3a"):
-        options = _s3_options(options)
+        options = s3_options(options)
     try:
         fs, root = fsspec.core.url_to_fs(str(Path(url).expanduser()) if "://" not in url else url, **options)
     except ImportError as error:
@@ -188,7 +188,7 @@ class FsspecObjectStore:
         )
 
 
-def _s3_options(options: dict[str, Any]) -> dict[str, Any]:
+def s3_options(options: dict[str, Any]) -> dict[str, Any]:
     """The user's options, with short connect times and no listing cache unless they say otherwise."""
     config = {
         "connect_timeout": 2,

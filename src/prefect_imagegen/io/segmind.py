@@ -54,8 +54,6 @@ class Endpoints:
 class SegmindBackend:
     """A `ports.Backend` over one Segmind-compatible endpoint. Close it with `aclose`."""
 
-    paid = True
-
     def __init__(
         self,
         endpoints: Endpoints,
@@ -72,6 +70,7 @@ class SegmindBackend:
         self.name = "segmind"
         self._base = endpoints.base
         self._v1 = api_version == "v1"
+        self.ambiguous_5xx = not self._v1
         self._key = api_key.get_secret_value() if api_key else ""
         self._deadline = deadline
         self._limiter = limiter

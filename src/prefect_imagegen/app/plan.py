@@ -1,0 +1,250 @@
+"""Plan a manifest: stream its rows into requests, compare them with the ledger, and write down what is to be done."""
+
+import asyncio
+import io
+import json
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from prefect_imagegen.core import layout
+from prefect_imagegen.core.errors import StoreError
+from prefect_imagegen.core.ledger import KEY_TYPE, LedgerView
+from prefect_imagegen.core.manifest import ManifestOptions, check_fields, plan_columns
+from prefect_imagegen.core.outcomes import OUTCOMES, is_permanent
+from prefect_imagegen.core.plan import PLAN_SCHEMA, WORKED, KeySeen, PlanSummary, Sharder
+from prefect_imagegen.core.request import GenerationRequest, Reference, canonical_json, key_of
+from prefect_imagegen.core.validate import RowError, RowValidator, ValidRow
+from prefect_imagegen.io.manifests import Manifest
+from prefect_imagegen.ports import ObjectStore
+
+PLAN_FORMAT = 1
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedRequest:
+    """One request that a shard has to make, and the first manifest row that asks for it."""
+
+    row_index: int
+    key: bytes
+    request: GenerationRequest
+
+
+class Planner:
+    """Plans one manifest. `windows` does the work; `summary` is complete when it has ended."""
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        options: ManifestOptions,
+        ledger: LedgerView,
+        *,
+        shard_size: int,
+        limit: int | None = None,
+    ) -> None:
+        self.summary = PlanSummary()
+        self._manifest = manifest
+        self._options = options
+        self._ledger = ledger
+        self._limit = limit
+        self._sharder = Sharder(shard_size)
+        self._seen = KeySeen()
+        self._ids = KeySeen()
+
+    def windows(self) -> Iterator[pa.Table]:
+        """The plan's parts, one for each window of the manifest. Raises RefusedError."""
+        text = ["prompt", *self._options.columns.get("prompt", ()), *filter(None, [self._options.id_column])]
+        validator: RowValidator | None = None
+        for batch in self._manifest.windows(text, self._limit):
+            if validator is None:
+                validator = RowValidator(self._options, plan_columns(batch.schema.names, self._options))
+                self.summary.carried = dict(validator.plan.carried)
+                self.summary.models, self.summary.warnings = validator.models, validator.warnings
+            yield self._window(batch, validator)
+        check_fields({*self._options.columns, *self._options.values}, self.summary.models)
+
+    def _window(self, batch: pa.RecordBatch, validator: RowValidator) -> pa.Table:
+        start = self.summary.rows
+        rows = [validator.validate(start + offset, row) for offset, row in enumerate(_rows(batch, validator))]
+        self._refuse_doubled_ids(rows, start)
+        valid = [row for row in rows if isinstance(row, ValidRow)]
+        forms = [row.request.canonical() for row in valid]
+        keys = pa.array([key_of(form) for form in forms], KEY_TYPE)
+        known = iter(
+            zip(valid, keys.to_pylist(), self._ledger.states(keys).to_pylist(), self._seen.numbers(keys), strict=True)
+        )
+        here: dict[bytes, int] = {}
+        columns: dict[str, list[Any]] = {name: [] for name in PLAN_SCHEMA.names}
+        for offset, row in enumerate(rows):
+            cells: dict[str, Any] = {"row_index": start + offset}
+            if isinstance(row, ValidRow):
+                valid_row, key, in_ledger, shard_before = next(known)
+                first_shard = here.get(key, shard_before)
+                cells |= self._settle(key, in_ledger, first_shard)
+                if cells["state"] in WORKED:
+                    here[key] = cells["shard"]
+                cells |= _describe(valid_row, key)
+            else:
+                reason = "; ".join(f"{error.column}: {error.reason}" for error in row)
+                cells |= {"state": "invalid", "error_kind": "invalid_row", "error_message": reason}
+                for error in row:
+                    self.summary.note(error)
+            self.summary.counts[cells["state"]] += 1
+            for name, column in columns.items():
+                column.append(cells.get(name))
+        self.summary.rows += len(rows)
+        self._sharder.close_shard()
+        self.summary.shards = self._sharder.shards
+        self._seen.add(pa.array(list(here), KEY_TYPE), pa.array(list(here.values()), pa.int32()))
+        table = pa.table(columns, schema=PLAN_SCHEMA)
+        for position, name in enumerate(validator.plan.carried):
+            table = table.append_column(f"c_{position}", batch.column(name))
+        return table
+
+    def _settle(self, key: bytes, in_ledger: str | None, first_shard: int | None) -> dict[str, Any]:
+        """State and shard of a valid row."""
+        if in_ledger == "delivered":
+            return {"state": "done"}
+        if in_ledger == "failed":
+            kind, message = self._ledger.failure(key)
+            if is_permanent(kind):
+                return {"state": "failed", "error_kind": kind, "error_message": message or OUTCOMES[kind].meaning}
+        if first_shard is not None:
+            return {"state": "identical", "shard": first_shard}
+        return {"state": "unsettled" if in_ledger == "open" else "new", "shard": self._sharder.next()}
+
+    def _refuse_doubled_ids(self, rows: list[ValidRow | list[RowError]], start: int) -> None:
+        """Turn rows whose id came before into errors, in a named id column only."""
+        column = self._options.id_column
+        if column is None:
+            return
+        ids = [row.row_id if isinstance(row, ValidRow) else None for row in rows]
+        digests = pa.array([None if one is None else key_of(one.encode()) for one in ids], KEY_TYPE)
+        before = self._ids.numbers(digests)
+        first: dict[str, int] = {}
+        for offset, (one, earlier) in enumerate(zip(ids, before, strict=True)):
+            if one is None:
+                continue
+            found = earlier if earlier is not None else first.get(one)
+            if found is None:
+                first[one] = start + offset
+            else:
+                rows[offset] = [RowError(start + offset, column, repr(one), f"the id is that of row {found} already")]
+        self._ids.add(
+            pa.array([key_of(one.encode()) for one in first], KEY_TYPE), pa.array(list(first.values()), pa.int64())
+        )
+
+
+async def write_plan(store: ObjectStore, run_id: str, planner: Planner) -> None:
+    """Plan and write `runs/<run_id>/plan/`, part by part, and `plan.json` last."""
+    parts = []
+    windows = planner.windows()
+    index = -1
+    while (table := await asyncio.to_thread(next, windows, None)) is not None:
+        index += 1
+        first = planner.summary.shards - _shards_in(table)
+        path = layout.part(run_id, "plan", index)
+        sink = io.BytesIO()
+        pq.write_table(table, sink, compression="zstd")
+        await store.put(path, sink.getvalue())
+        parts.append({"path": path, "rows": len(table), "first_shard": first, "shards": _shards_in(table)})
+    content = {"format": PLAN_FORMAT, "run_id": run_id, "parts": parts, "carried": planner.summary.carried}
+    content |= planner.summary.as_dict()
+    await store.put(layout.run(run_id, "plan", "plan.json"), json.dumps(content).encode(), "application/json")
+
+
+class WrittenPlan:
+    """A plan as found in a store: its parts, and the requests of a shard."""
+
+    def __init__(self, store: ObjectStore, content: dict[str, Any]) -> None:
+        self.content = content
+        self.shards: int = content["shards"]
+        self.rows: int = content["rows"]
+        self.carried: dict[str, str] = content["carried"]
+        self._store = store
+        self._cached: tuple[str, pa.Table] | None = None
+
+    @classmethod
+    async def load(cls, store: ObjectStore, run_id: str) -> "WrittenPlan":
+        """Read `plan.json`. Raises StoreError if the run has no whole plan."""
+        path = layout.run(run_id, "plan", "plan.json")
+        data = await store.get(path)
+        if data is None:
+            raise StoreError("run_not_found", f"{store.url} has no plan at {path}.", remedy="Plan the run anew.")
+        return cls(store, json.loads(data))
+
+    async def parts(self) -> AsyncIterator[tuple[int, pa.Table]]:
+        """Every part, with its number."""
+        for index, part in enumerate(self.content["parts"]):
+            yield index, await self._part(part["path"])
+
+    async def shard(self, index: int) -> list[PlannedRequest]:
+        """The requests of one shard, in manifest order."""
+        part = next(p for p in self.content["parts"] if p["first_shard"] <= index < p["first_shard"] + p["shards"])
+        table = await self._part(part["path"])
+        columns = ["row_index", "state", "shard", "request_key", "request"]
+        return [
+            PlannedRequest(row["row_index"], row["request_key"], request_from_json(row["request"]))
+            for row in table.select(columns).filter(pc.equal(table["shard"], index)).to_pylist()
+            if row["state"] in WORKED
+        ]
+
+    async def _part(self, path: str) -> pa.Table:
+        # Shards come in order, so the part of the last one serves nearly always.
+        if self._cached is None or self._cached[0] != path:
+            data = await self._store.get(path)
+            if data is None:
+                raise StoreError("store_damaged", f"{path} is missing from {self._store.url}.", remedy="Run again.")
+            self._cached = (path, pq.read_table(pa.BufferReader(data)))
+        return self._cached[1]
+
+
+def request_to_json(request: GenerationRequest) -> str:
+    """The request in a form that `request_from_json` reads back."""
+    content = {
+        "model": request.model,
+        "params": dict(request.params),
+        "references": [[one.kind, one.value, one.uri] for one in request.references],
+        "profile": request.profile,
+        "weights": request.weights,
+    }
+    return canonical_json(content).decode()
+
+
+def request_from_json(text: str) -> GenerationRequest:
+    """The request that `request_to_json` wrote."""
+    content = json.loads(text)
+    content["references"] = tuple(Reference(*one) for one in content["references"])
+    return GenerationRequest(**content)
+
+
+def _describe(row: ValidRow, key: bytes) -> dict[str, Any]:
+    request = row.request
+    return {
+        "id": row.row_id,
+        "request_key": key,
+        "model": request.model,
+        "prompt": request.prompt,
+        "seed": request.seed,
+        "request": request_to_json(request),
+    }
+
+
+def _rows(batch: pa.RecordBatch, validator: RowValidator) -> Iterator[dict[str, Any]]:
+    """The rows' cells, of the columns that requests are made of."""
+    wanted = {column for columns in validator.plan.sources.values() for column in columns}
+    wanted |= set(filter(None, [validator.options.id_column]))
+    names = [name for name in batch.schema.names if name in wanted]
+    if not names:
+        return ({} for _ in range(len(batch)))
+    columns = [batch.column(name).to_pylist() for name in names]
+    return (dict(zip(names, cells, strict=True)) for cells in zip(*columns, strict=True))
+
+
+def _shards_in(table: pa.Table) -> int:
+    worked = table.filter(pc.is_in(table["state"], pa.array(sorted(WORKED))))
+    return int(pc.count_distinct(worked["shard"]).as_py())

@@ -1,0 +1,134 @@
+"""How the columns of a manifest become the fields of requests."""
+
+import difflib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from prefect_imagegen.core.errors import RefusedError
+from prefect_imagegen.core.metadata import carried_name
+from prefect_imagegen.core.models import DEFAULT_MODEL, MODELS, FieldSpec
+
+COMMON_FIELDS = ("prompt", "model", "seed", "image_urls")
+_KNOWN_FIELDS = frozenset(COMMON_FIELDS).union(*(spec.fields for spec in MODELS.values()))
+
+
+@dataclass(frozen=True, slots=True)
+class ManifestOptions:
+    """What the user says of a manifest.
+
+    `columns` maps a field to the column or columns that feed it (several only for `image_urls`, in order);
+    `values` are per-run defaults of fields; `id_column` names the row's own identity; `model` is the slug of rows
+    that name none.
+    """
+
+    columns: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    values: Mapping[str, Any] = field(default_factory=dict)
+    id_column: str | None = None
+    model: str = DEFAULT_MODEL
+
+
+@dataclass(frozen=True, slots=True)
+class ColumnPlan:
+    """Which column feeds which field, and which columns come through to the metadata, under which name."""
+
+    sources: Mapping[str, tuple[str, ...]]
+    carried: Mapping[str, str]
+    named: frozenset[str]
+    """Fields that the user named with --column or --set: sent to models without a ModelSpec too."""
+
+
+def plan_columns(columns: Sequence[str], options: ManifestOptions) -> ColumnPlan:
+    """Match the manifest's columns with the fields of requests.
+
+    Raises RefusedError (`manifest_schema`) for a named column that does not exist, a field fed by several columns,
+    a column name that occurs twice, or a manifest without prompts.
+    """
+    doubled = sorted({name for name in columns if list(columns).count(name) > 1})
+    if doubled:
+        raise RefusedError(
+            "manifest_schema", f"The manifest has several columns named {doubled[0]!r}.", remedy="Rename them."
+        )
+    sources: dict[str, tuple[str, ...]] = {name: (name,) for name in columns if name in _KNOWN_FIELDS}
+    for name, feeding in options.columns.items():
+        if len(feeding) > 1 and name != "image_urls":
+            raise RefusedError(
+                "manifest_schema",
+                f"The field {name!r} is mapped to several columns: {', '.join(feeding)}.",
+                remedy="Only image_urls takes several.",
+            )
+        sources[name] = tuple(feeding)
+    wanted = [column for feeding in sources.values() for column in feeding]
+    for column in [*wanted, *([options.id_column] if options.id_column else [])]:
+        if column not in columns:
+            raise RefusedError(
+                "manifest_schema",
+                f"The manifest has no column {column!r}; it has: {', '.join(columns) or 'none'}.",
+                remedy=_suggest(column, columns) or "Correct --column or --id-column.",
+            )
+    if "prompt" not in sources and "prompt" not in options.values:
+        raise RefusedError(
+            "manifest_schema",
+            f"The manifest has no column 'prompt'; it has: {', '.join(columns) or 'none'}.",
+            remedy=f"Name the column that holds the prompts: --column prompt={columns[0] if columns else 'COLUMN'}",
+        )
+    # Reference addresses may be private: they reach the metadata as references, never as a raw column.
+    hidden = set(sources.get("image_urls", ()))
+    hidden |= {name for name in ("prompt", "seed", "model") if sources.get(name) == (name,)}
+    carried: dict[str, str] = {}
+    for column in columns:
+        if column not in hidden:
+            name = carried_name(column)
+            while name in columns and name != column:
+                name = carried_name(f"manifest_{name}")
+            carried[column] = name
+    return ColumnPlan(sources, carried, frozenset(options.columns) | frozenset(options.values))
+
+
+def check_fields(named: Iterable[str], models: Iterable[str]) -> None:
+    """Refuse a field that no model of the manifest knows, if all its models are known ones.
+
+    Raises RefusedError (`unknown_field`).
+    """
+    slugs = sorted(models)
+    if not slugs or any(slug not in MODELS for slug in slugs):
+        return
+    known = set(COMMON_FIELDS).union(*(MODELS[slug].fields for slug in slugs))
+    for name in sorted(named):
+        if name not in known:
+            raise RefusedError(
+                "unknown_field",
+                f"{', '.join(slugs)} has no field {name!r}; it has: {', '.join(sorted(known))}.",
+                remedy=_suggest(name, sorted(known)) or "Correct --column or --set.",
+            )
+
+
+def parse_value(name: str, text: str) -> Any:
+    """The value of `--set NAME=TEXT`, in the type that the field has; JSON or text where no model knows it.
+
+    Raises RefusedError (`bad_value`).
+    """
+    spec = _any_spec(name)
+    kind = {"prompt": "string", "model": "string", "seed": "integer"}.get(name) or (spec.type if spec else None)
+    if kind == "string":
+        return text
+    try:
+        value = json.loads(text)
+    except ValueError:
+        if kind is None:
+            return text
+        raise RefusedError(
+            "bad_value", f"--set {name}={text}: {name} takes a value of type {kind}.", remedy="Correct the value."
+        ) from None
+    return value
+
+
+def _any_spec(name: str) -> FieldSpec | None:
+    return next((spec.fields[name] for spec in MODELS.values() if name in spec.fields), None)
+
+
+def _suggest(name: str, known: Sequence[str]) -> str:
+    lowered = {candidate.lower(): candidate for candidate in known}
+    close = difflib.get_close_matches(name.lower(), list(lowered), n=1)
+    return f"Did you mean {lowered[close[0]]!r}?" if close else ""

@@ -1,0 +1,54 @@
+"""The metadata table: one row per manifest row, with these columns first and the manifest's columns after them."""
+
+import pyarrow as pa
+
+_COLUMNS: tuple[tuple[str, pa.DataType, str], ...] = (
+    ("row_index", pa.int64(), "position in the manifest, from 0"),
+    ("id", pa.string(), "the value of `--id-column`, as text; null without one"),
+    ("request_key", pa.string(), "identity of the request, 32 hex digits; null for an invalid row"),
+    ("status", pa.string(), "generated, reused, invalid, failed, held or not_run"),
+    ("error_kind", pa.string(), "why there is no image (see the table of errors)"),
+    ("error_message", pa.string(), "the reason in words"),
+    ("image_path", pa.string(), "path of the image, relative to the store"),
+    ("width", pa.int32(), "pixels, from the decoded bytes"),
+    ("height", pa.int32(), "pixels, from the decoded bytes"),
+    ("format", pa.string(), "png, jpeg or webp, from the bytes"),
+    ("size_bytes", pa.int64(), "bytes"),
+    ("sha256", pa.string(), "of the bytes as received, hex"),
+    ("flags", pa.list_(pa.string()), "remarks on the image, such as `blank`"),
+    ("prompt", pa.string(), "as sent"),
+    ("seed", pa.int64(), "as sent: the row's, or derived from the row"),
+    ("model", pa.string(), "slug of the model"),
+    ("backend", pa.string(), "segmind or sandbox"),
+    ("endpoint", pa.string(), "where the image was made"),
+    ("sandbox", pa.bool_(), "whether a placeholder engine drew it"),
+    ("requested", pa.string(), "every parameter as sent, JSON"),
+    ("applied", pa.string(), "what the backend says it applied, JSON"),
+    ("cost_usd", pa.float64(), "what this run paid for the row; 0 if reused, null if unknown"),
+    ("attempts", pa.int32(), "POSTs sent for the row in this run"),
+    ("latency_s", pa.float64(), "seconds, as the backend tells, else as measured"),
+    ("request_id", pa.string(), "the backend's name of the call"),
+    ("http_status", pa.int32(), "of the last answer"),
+    ("created_at", pa.timestamp("us", tz="UTC"), "when the image was stored"),
+)
+METADATA_SCHEMA = pa.schema([(name, kind) for name, kind, _ in _COLUMNS])
+COLUMN_MEANINGS: dict[str, str] = {name: meaning for name, _, meaning in _COLUMNS}
+"""What each column holds; the README's table is made from it."""
+CLASH_PREFIX = "manifest_"
+
+STATUSES: dict[str, str] = {
+    "generated": "made, or settled, in this run",
+    "reused": "was in the store already, or shares the image of an identical row; costs nothing",
+    "invalid": "the row cannot be a request; nothing was called",
+    "failed": "asked for and not delivered; retryable kinds are tried again by the next run",
+    "held": "sent, or claimed by another run, and not settled: never bought again on a guess",
+    "not_run": "not sent when the run stopped",
+}
+"""The states of a row, and what each means."""
+
+
+def carried_name(column: str) -> str:
+    """The metadata name of a manifest column: its own, or prefixed where ours has that name."""
+    while column in COLUMN_MEANINGS:
+        column = CLASH_PREFIX + column
+    return column

@@ -1,0 +1,113 @@
+"""The plan of a run: what is to be done for each manifest row. Pure; windows of rows in, tables out."""
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from prefect_imagegen.core.ledger import KEY_TYPE
+from prefect_imagegen.core.validate import RowError
+
+PLAN_SCHEMA = pa.schema(
+    [
+        ("row_index", pa.int64()),
+        ("state", pa.string()),
+        ("shard", pa.int32()),
+        ("id", pa.string()),
+        ("request_key", KEY_TYPE),
+        ("model", pa.string()),
+        ("prompt", pa.string()),
+        ("seed", pa.int64()),
+        ("request", pa.string()),
+        ("error_kind", pa.string()),
+        ("error_message", pa.string()),
+    ]
+)
+"""The columns of a plan's parts; the carried manifest columns come after them, as `c_<position>`.
+
+state: new, done, identical, invalid, failed, or unsettled. shard: the shard that makes the row's image; for an
+identical row, the one of the first such row.
+"""
+STATES = ("new", "done", "identical", "invalid", "failed", "unsettled")
+WORKED = frozenset({"new", "unsettled"})
+SHOWN_ERRORS = 20
+
+
+class KeySeen:
+    """Which keys came before, and one number for each: 20 bytes a key, looked up a window at a time."""
+
+    def __init__(self) -> None:
+        self._keys: list[pa.Array] = []
+        self._numbers: list[pa.Array] = []
+
+    def numbers(self, keys: pa.Array) -> list[int | None]:
+        """The number that each key came with, None for a new one."""
+        if not self._keys:
+            return [None] * len(keys)
+        positions = pc.index_in(keys, pa.chunked_array(self._keys))
+        return list(pa.chunked_array(self._numbers).take(positions).to_pylist())
+
+    def add(self, keys: pa.Array, numbers: pa.Array) -> None:
+        """Remember new keys."""
+        self._keys.append(keys)
+        self._numbers.append(numbers)
+
+
+@dataclass(slots=True)
+class PlanSummary:
+    """What a plan comes to. `errors` holds the first 20 row errors, `reasons` counts all by column and reason."""
+
+    rows: int = 0
+    counts: Counter[str] = field(default_factory=Counter)
+    shards: int = 0
+    models: Counter[str] = field(default_factory=Counter)
+    warnings: Counter[str] = field(default_factory=Counter)
+    errors: list[RowError] = field(default_factory=list)
+    reasons: Counter[str] = field(default_factory=Counter)
+    carried: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def to_make(self) -> int:
+        """Images that have to be called for."""
+        return self.counts["new"] + self.counts["unsettled"]
+
+    def note(self, error: RowError) -> None:
+        """Take a row error in."""
+        if len(self.errors) < SHOWN_ERRORS:
+            self.errors.append(error)
+        self.reasons[f"{error.column}: {error.reason}"] += 1
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "rows": self.rows,
+            "counts": {state: self.counts[state] for state in STATES},
+            "shards": self.shards,
+            "models": dict(self.models),
+            "warnings": dict(self.warnings),
+            "errors": [str(error) for error in self.errors],
+            "reasons": dict(self.reasons),
+        }
+
+
+class Sharder:
+    """Numbers the rows to be worked: `size` rows a shard; a window's last shard may be shorter."""
+
+    def __init__(self, size: int) -> None:
+        self.shards = 0
+        self._size = size
+        self._filled = 0
+
+    def next(self) -> int:
+        """The shard of the next row to be worked."""
+        if self._filled in {0, self._size}:
+            self.shards += 1
+            self._filled = 0
+        self._filled += 1
+        return self.shards - 1
+
+    def close_shard(self) -> None:
+        """Begin a new shard with the next row: a shard never spans two parts."""
+        self._filled = 0
