@@ -6,6 +6,7 @@ claim of its own, never sent twice on a guess, and what was sent is fetched, nev
 
 import asyncio
 import hashlib
+import json
 from collections import Counter
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
@@ -299,12 +300,12 @@ class Executor:
     async def _after_refused_post(self, row: _Row, error: BackendError) -> RequestResult | _Again:
         """Decide about a POST that was not answered with success."""
         outcome = OUTCOMES[error.kind]
-        if outcome.accepted == "answered_5xx" and self._backend.ambiguous_5xx:
-            if (found := await self._look(row)) is not None:
-                try:
-                    return await self._receive(row, found)
-                except BackendError as later:
-                    return await self._after_failed_result(row, later)
+        ambiguous = outcome.accepted == "answered_5xx" and self._backend.ambiguous_5xx
+        if ambiguous and (found := await self._look(row)) is not None:
+            try:
+                return await self._receive(row, found)
+            except BackendError as later:
+                return await self._after_failed_result(row, later)
         if error.kind in HELD_KINDS:
             return self._held(row, error)
         return await self._close(row, error)
@@ -387,6 +388,7 @@ class Executor:
             latency_s=delivery.latency_s,
             request_id=delivery.request_id,
             http_status=delivery.http_status,
+            applied=json.dumps(result.applied, ensure_ascii=False, sort_keys=True),
         )
         return result
 
@@ -396,9 +398,10 @@ class Executor:
         for failures in range(ID_TRIES):
             try:
                 await self._ledger.record_request_id(row.key, row.n, request_id)
-                return
             except StoreError as error:
                 message = error.message
+            else:
+                return
             await self._clock.sleep(2.0**failures)
         self._control.stop("store", f"a request_id could not be stored: {message}")
 

@@ -1,10 +1,10 @@
 """Plan a manifest: stream its rows into requests, compare them with the ledger, and write down what is to be done."""
 
-import asyncio
-import io
 import json
+import tempfile
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -87,6 +87,7 @@ class Planner:
                 cells |= self._settle(key, in_ledger, first_shard)
                 if cells["state"] in WORKED:
                     here[key] = cells["shard"]
+                    self.summary.to_make_by_model[valid_row.request.model] += 1
                 cells |= _describe(valid_row, key)
             else:
                 reason = "; ".join(f"{error.column}: {error.reason}" for error in row)
@@ -139,22 +140,41 @@ class Planner:
         )
 
 
-async def write_plan(store: ObjectStore, run_id: str, planner: Planner) -> None:
-    """Plan and write `runs/<run_id>/plan/`, part by part, and `plan.json` last."""
-    parts = []
-    windows = planner.windows()
-    index = -1
-    while (table := await asyncio.to_thread(next, windows, None)) is not None:
-        index += 1
-        first = planner.summary.shards - _shards_in(table)
-        path = layout.part(run_id, "plan", index)
-        sink = io.BytesIO()
-        pq.write_table(table, sink, compression="zstd")
-        await store.put(path, sink.getvalue())
-        parts.append({"path": path, "rows": len(table), "first_shard": first, "shards": _shards_in(table)})
-    content = {"format": PLAN_FORMAT, "run_id": run_id, "parts": parts, "carried": planner.summary.carried}
-    content |= planner.summary.as_dict()
-    await store.put(layout.run(run_id, "plan", "plan.json"), json.dumps(content).encode(), "application/json")
+class PlanDraft:
+    """A plan that is not in the store yet: its parts wait in a temporary folder until the run is accepted."""
+
+    def __init__(self, planner: Planner) -> None:
+        self.summary = planner.summary
+        self._planner = planner
+        self._folder = tempfile.TemporaryDirectory(prefix="imagegen-plan-")
+        self._parts: list[dict[str, Any]] = []
+
+    def make(self, *, keep: bool) -> PlanSummary:
+        """Stream the manifest through the planner; `keep` the parts for `upload`. Raises RefusedError."""
+        for index, table in enumerate(self._planner.windows()):
+            if keep:
+                shards = _shards_in(table)
+                pq.write_table(table, self._path(index), compression="zstd")
+                first = self.summary.shards - shards
+                self._parts.append({"rows": len(table), "first_shard": first, "shards": shards})
+        return self.summary
+
+    async def upload(self, store: ObjectStore, run_id: str) -> None:
+        """Write `runs/<run_id>/plan/`, `plan.json` last, and let the temporary files go."""
+        for index, part in enumerate(self._parts):
+            part["path"] = layout.part(run_id, "plan", index)
+            await store.put(part["path"], self._path(index).read_bytes())
+        content = {"format": PLAN_FORMAT, "run_id": run_id, "parts": self._parts, "carried": self.summary.carried}
+        content |= self.summary.as_dict()
+        await store.put(layout.run(run_id, "plan", "plan.json"), json.dumps(content).encode(), "application/json")
+        self.close()
+
+    def close(self) -> None:
+        """Remove the temporary files."""
+        self._folder.cleanup()
+
+    def _path(self, index: int) -> Path:
+        return Path(self._folder.name, f"{index:05d}.parquet")
 
 
 class WrittenPlan:
@@ -165,7 +185,7 @@ class WrittenPlan:
         self.shards: int = content["shards"]
         self.rows: int = content["rows"]
         self.carried: dict[str, str] = content["carried"]
-        self._store = store
+        self.store = store
         self._cached: tuple[str, pa.Table] | None = None
 
     @classmethod
@@ -196,9 +216,9 @@ class WrittenPlan:
     async def _part(self, path: str) -> pa.Table:
         # Shards come in order, so the part of the last one serves nearly always.
         if self._cached is None or self._cached[0] != path:
-            data = await self._store.get(path)
+            data = await self.store.get(path)
             if data is None:
-                raise StoreError("store_damaged", f"{path} is missing from {self._store.url}.", remedy="Run again.")
+                raise StoreError("store_damaged", f"{path} is missing from {self.store.url}.", remedy="Run again.")
             self._cached = (path, pq.read_table(pa.BufferReader(data)))
         return self._cached[1]
 

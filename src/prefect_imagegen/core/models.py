@@ -108,3 +108,13 @@ ASPECT_SIZES: Mapping[str, tuple[int, int]] = MappingProxyType(
 
 Segmind publishes no sizes; what it returns is read from the decoded bytes.
 """
+
+PUBLISHED_PRICES_USD: Mapping[str, float] = MappingProxyType({"flux-2-klein-9b": 0.04019, "flux-2-klein-4b": 0.03185})
+"""Average price of an image at Segmind (published in August 2026; the price is metered, so it varies by request)."""
+DEFAULT_PRICE_USD = 0.045
+"""What to expect of a model without a published price."""
+
+
+def expected_cost(models: Mapping[str, int]) -> float:
+    """US dollars that so many images of each model cost at Segmind, by its published averages."""
+    return sum(PUBLISHED_PRICES_USD.get(slug, DEFAULT_PRICE_USD) * count for slug, count in models.items())

@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from prefect_imagegen.core.ledger import KEY_TYPE
+from prefect_imagegen.core.models import expected_cost
 from prefect_imagegen.core.validate import RowError
 
 PLAN_SCHEMA = pa.schema(
@@ -63,6 +64,7 @@ class PlanSummary:
     counts: Counter[str] = field(default_factory=Counter)
     shards: int = 0
     models: Counter[str] = field(default_factory=Counter)
+    to_make_by_model: Counter[str] = field(default_factory=Counter)
     warnings: Counter[str] = field(default_factory=Counter)
     errors: list[RowError] = field(default_factory=list)
     reasons: Counter[str] = field(default_factory=Counter)
@@ -86,6 +88,7 @@ class PlanSummary:
             "counts": {state: self.counts[state] for state in STATES},
             "shards": self.shards,
             "models": dict(self.models),
+            "expected_cost_usd": round(expected_cost(self.to_make_by_model), 4),
             "warnings": dict(self.warnings),
             "errors": [str(error) for error in self.errors],
             "reasons": dict(self.reasons),

@@ -154,14 +154,17 @@ class SegmindBackend:
         await self._client.aclose()
 
     async def engine(self) -> str | None:
-        """The engine that a gateway names in /health; None for Segmind itself or any other service."""
-        try:
-            async with self._get(f"{self._base}/health", with_key=False) as response:
-                await _read(response)
-                name: str | None = response.headers.get(ENGINE_HEADER)
-                return name
-        except _UNREADABLE:
-            return None
+        """The engine that a gateway names in /health; None for any other service. BackendError if out of reach."""
+        for last_try in (False, True):
+            try:
+                async with self._get(f"{self._base}/health", with_key=False) as response:
+                    await _read(response)
+                    name: str | None = response.headers.get(ENGINE_HEADER)
+                    return name
+            except _UNREADABLE as error:
+                if last_try:
+                    raise BackendError("unsent", f"{self.endpoint} gave no answer: {_name(error)}") from error
+        return None
 
     def expect(self, *, sandbox: bool) -> None:
         """Check from now on that every answer comes from a sandbox, or that none does."""

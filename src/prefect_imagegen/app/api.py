@@ -1,0 +1,57 @@
+"""Generate images from Python without Prefect: `generate` and `agenerate`."""
+
+import asyncio
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from prefect_imagegen.app.finish import finish
+from prefect_imagegen.app.options import GenerateOptions
+from prefect_imagegen.app.prepare import Job, Prepared, prepare
+from prefect_imagegen.app.result import RunResult
+from prefect_imagegen.app.session import open_session
+from prefect_imagegen.app.settings import BackendSettings, StoreSettings
+
+
+async def agenerate(
+    manifest: str,
+    store: str | StoreSettings,
+    *,
+    backend: str | BackendSettings = "segmind",
+    storage_options: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> RunResult:
+    """Make the image of every row of a manifest, in the running event loop.
+
+    `manifest` and `store` are paths or fsspec URLs; `backend` is `segmind` or `sandbox`, or settings; `options` are
+    the fields of `GenerateOptions`. Raises RefusedError before any call; everything later is in the result.
+    """
+    job = Job(
+        manifest,
+        store if isinstance(store, StoreSettings) else StoreSettings(store, storage_options or {}),
+        backend if isinstance(backend, BackendSettings) else BackendSettings(backend),
+        GenerateOptions(**options),
+    )
+    return await execute(await prepare(job))
+
+
+def generate(
+    manifest: str,
+    store: str | StoreSettings,
+    *,
+    backend: str | BackendSettings = "segmind",
+    storage_options: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> RunResult:
+    """Make the image of every row of a manifest; see `agenerate`. Not for use inside a running event loop."""
+    return asyncio.run(agenerate(manifest, store, backend=backend, storage_options=storage_options, **options))
+
+
+async def execute(prepared: Prepared) -> RunResult:
+    """Execute a prepared run in this process, without Prefect."""
+    started = time.monotonic()
+    async with open_session(prepared) as session:
+        with session.stopping_on_signals():
+            await session.for_each_shard(session.run_shard)
+        await session.ledger.flush()
+        return await finish(session, time.monotonic() - started)

@@ -1,0 +1,201 @@
+"""Finish a run: its plan, its results and the ledger become the metadata, the failures and the report."""
+
+import asyncio
+import io
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from prefect_imagegen.app.plan import request_from_json
+from prefect_imagegen.app.result import STATES, STOP_REASONS, RunResult
+from prefect_imagegen.app.session import Session
+from prefect_imagegen.core import layout
+from prefect_imagegen.core.ledger import image_facts
+from prefect_imagegen.core.metadata import METADATA_SCHEMA
+from prefect_imagegen.core.outcomes import OUTCOMES
+from prefect_imagegen.core.redact import redact
+from prefect_imagegen.core.results import RequestResult, results_of
+
+_READERS = 16
+_WITH_IMAGE = frozenset({"generated", "reused"})
+
+
+async def finish(session: Session, seconds: float) -> RunResult:
+    """Write `metadata/`, `failures/`, `report.json` and `report.md`; the run in figures. Streams part by part."""
+    run_id = session.prepared.run_id
+    result = RunResult(run_id, session.plan.store.url, seconds=seconds)
+    result.stop_reason, result.stop_message = session.control.stop_reason, session.control.stop_message
+    result.calls = session.executor.calls
+    async for index, part in session.plan.parts():
+        results = await _results(session, part)
+        table = await asyncio.to_thread(_metadata, session, part, results, result)
+        await _put_table(session, layout.part(run_id, "metadata", index), table)
+        lacking = table.filter(pc.invert(pc.is_in(table["status"], pa.array(sorted(_WITH_IMAGE)))))
+        if len(lacking):
+            await _put_table(session, layout.part(run_id, "failures", index), lacking)
+    report = result.as_dict() | {
+        "failures": result.failures,
+        "examples": result.examples,
+        "stop_message": result.stop_message,
+        "plan": session.prepared.summary.as_dict(),
+        "options": session.prepared.job.options.model_dump(exclude={"manifest_storage_options"}),
+        "endpoint": session.endpoint,
+        "kind": session.prepared.kind,
+    }
+    data = json.dumps(report, indent=1, ensure_ascii=False).encode()
+    await session.plan.store.put(layout.run(run_id, "report.json"), data, "application/json")
+    text = report_markdown(result).encode()
+    await session.plan.store.put(layout.run(run_id, "report.md"), text, "text/markdown; charset=utf-8")
+    return result
+
+
+def report_markdown(result: RunResult) -> str:
+    """The report for people."""
+    lines = [f"# Run {result.run_id}", "", f"Store: `{result.store}`", "", "| | rows |", "|---|---|"]
+    lines += [f"| {state} | {getattr(result, state)} |" for state in STATES]
+    lines += [f"| **all** | **{result.rows}** |", ""]
+    lines += [f"{result.calls} calls, {result.cost_usd:.4f} USD, {result.seconds:.1f} s."]
+    if result.flagged:
+        lines += ["", f"{result.flagged} images are flagged (see `flags` in the metadata)."]
+    if result.maybe_paid:
+        lines += ["", f"{result.maybe_paid} calls were sent again after an answered 5xx and may have been paid twice."]
+    if result.stop_reason:
+        lines += [
+            "",
+            f"**Stopped: {STOP_REASONS.get(result.stop_reason, result.stop_reason)}** ({result.stop_message}).",
+        ]
+        lines += ["The same command goes on where this run ended."]
+    if result.failures:
+        lines += ["", "| error | rows | example | remedy |", "|---|---|---|---|"]
+        for kind, count in sorted(result.failures.items(), key=lambda item: -item[1]):
+            remedy = OUTCOMES[kind].remedy if kind in OUTCOMES else ""
+            example = result.examples.get(kind, "").replace("|", "\\|")
+            lines.append(f"| {kind} | {count} | {example} | {remedy} |")
+    return "\n".join(lines) + "\n"
+
+
+async def _results(session: Session, part: pa.Table) -> dict[bytes, RequestResult]:
+    """The results of all shards that this part's rows belong to."""
+    shards = [shard for shard in pc.unique(part["shard"]).to_pylist() if shard is not None]
+    gate = asyncio.Semaphore(_READERS)
+
+    async def read(shard: int) -> dict[bytes, RequestResult]:
+        async with gate:
+            data = await session.plan.store.get(layout.part(session.prepared.run_id, "results", shard))
+        return {} if data is None else results_of(pq.read_table(pa.BufferReader(data)))
+
+    found: dict[bytes, RequestResult] = {}
+    for results in await asyncio.gather(*map(read, shards)):
+        found |= results
+    return found
+
+
+def _metadata(session: Session, part: pa.Table, results: Mapping[bytes, RequestResult], result: RunResult) -> pa.Table:
+    """One part of the metadata; its rows are added to the figures of `result`."""
+    facts = session.ledger.view.facts(part.filter(pc.equal(part["state"], "done"))["request_key"].combine_chunks())
+    own = [name for name in part.column_names if not name.startswith("c_")]
+    rows = []
+    for planned in part.select(own).to_pylist():
+        row = _row(session, planned, results, facts)
+        rows.append(row)
+        _count(result, row, results.get(planned["request_key"]))
+    table = pa.Table.from_pylist(rows, schema=METADATA_SCHEMA)
+    for position, name in enumerate(session.plan.carried.values()):
+        table = table.append_column(name, part[f"c_{position}"])
+    return table
+
+
+def _row(
+    session: Session,
+    planned: Mapping[str, Any],
+    results: Mapping[bytes, RequestResult],
+    facts: Mapping[bytes, Mapping[str, Any]],
+) -> dict[str, Any]:
+    row: dict[str, Any] = {name: planned[name] for name in ("row_index", "id", "prompt", "seed", "model")}
+    row |= {
+        "attempts": 0,
+        "cost_usd": 0.0,
+        "error_kind": planned["error_kind"],
+        "error_message": planned["error_message"],
+    }
+    if planned["request_key"] is not None:
+        row["request_key"] = planned["request_key"].hex()
+        row["requested"] = _requested(planned["request"])
+    state = planned["state"]
+    if state in ("invalid", "failed"):
+        return row | {"status": state}
+    if state == "done":
+        return row | {"status": "reused"} | _from_ledger(facts[planned["request_key"]])
+    found = results.get(planned["request_key"])
+    if found is None:
+        return row | {
+            "status": "not_run",
+            "error_kind": session.control.stop_reason,
+            "error_message": session.control.stop_message,
+        }
+    row |= {"status": found.status, "error_kind": found.error_kind, "error_message": found.error_message}
+    row |= {"request_id": found.request_id, "http_status": found.http_status}
+    if found.image is not None:
+        row |= _image_columns(asdict(found.image)) | {
+            "backend": session.backend_name,
+            "endpoint": session.endpoint,
+            "sandbox": session.prepared.kind == "sandbox",
+            "latency_s": found.latency_s,
+            "created_at": found.created_at,
+            "applied": json.dumps(found.applied, ensure_ascii=False, sort_keys=True),
+        }
+    if state == "identical":
+        return row | {"status": "reused"} if found.status == "generated" else row
+    return row | {"attempts": found.attempts, "cost_usd": found.cost_usd if found.image else 0.0}
+
+
+def _from_ledger(event: Mapping[str, Any]) -> dict[str, Any]:
+    image = image_facts(dict(event))
+    columns = _image_columns(asdict(image)) if image else {}
+    names = ("backend", "endpoint", "latency_s", "request_id", "http_status")
+    return (
+        columns
+        | {name: event[name] for name in names}
+        | {
+            "sandbox": event["backend"] == "sandbox",
+            "created_at": event["time"],
+            "applied": event["applied"],
+        }
+    )
+
+
+def _image_columns(image: Mapping[str, Any]) -> dict[str, Any]:
+    names = ("width", "height", "format", "size_bytes", "sha256")
+    return {"image_path": image["path"], "flags": list(image["flags"])} | {name: image[name] for name in names}
+
+
+def _requested(text: str) -> str:
+    """Every parameter as sent, references by their addresses without queries."""
+    request = request_from_json(text)
+    body = request.body([redact(reference.uri) for reference in request.references])
+    return json.dumps(body, ensure_ascii=False, sort_keys=True)
+
+
+def _count(result: RunResult, row: Mapping[str, Any], made: RequestResult | None) -> None:
+    status = row["status"]
+    result.rows += 1
+    setattr(result, status, getattr(result, status) + 1)
+    result.flagged += bool(row.get("flags"))
+    result.cost_usd += row["cost_usd"] or 0.0
+    if made is not None and row["attempts"]:
+        result.maybe_paid += made.maybe_paid
+    if status not in _WITH_IMAGE:
+        kind = row["error_kind"] or status
+        result.failures[kind] = result.failures.get(kind, 0) + 1
+        result.examples.setdefault(kind, row["error_message"] or "")
+
+
+async def _put_table(session: Session, path: str, table: pa.Table) -> None:
+    sink = io.BytesIO()
+    await asyncio.to_thread(pq.write_table, table, sink, compression="zstd")
+    await session.plan.store.put(path, sink.getvalue(), "application/vnd.apache.parquet")

@@ -1,0 +1,72 @@
+"""The options of a run, as flows, the command line and Python callers all give them."""
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from prefect_imagegen.core.manifest import ManifestOptions
+from prefect_imagegen.core.models import DEFAULT_MODEL
+
+
+class GenerateOptions(BaseModel):
+    """How a manifest is read and how its images are made. Every default is that of the command line."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    base_url: str | None = Field(
+        None,
+        title="Base URL",
+        description="Base URL of the API or gateway; default: the block's, SEGMIND_BASE_URL, Segmind.",
+    )
+    api_version: Literal["v1", "v2"] | None = Field(
+        None, title="API version", description="v2 submits and polls (default); v1 is one blocking call."
+    )
+    model: str | None = Field(
+        None, title="Model", description=f"Slug of the model for rows that name none; default {DEFAULT_MODEL}."
+    )
+    columns: dict[str, list[str]] = Field(
+        default_factory=dict,
+        title="Columns",
+        description="Which manifest column feeds which field, as {field: [column]}; image_urls takes several.",
+    )
+    values: dict[str, Any] = Field(
+        default_factory=dict, title="Values", description="Values of fields for rows whose own cell is empty."
+    )
+    id_column: str | None = Field(
+        None,
+        title="Id column",
+        description="Column that identifies a row: seeds are derived from it, it must be unique.",
+    )
+    manifest_storage_options: dict[str, Any] = Field(
+        default_factory=dict,
+        repr=False,
+        title="Manifest storage options",
+        description="fsspec options for reading the manifest; secrets belong into the worker's environment.",
+    )
+    max_in_flight: int | None = Field(
+        None, ge=1, le=4096, title="Max in flight", description="Calls at once; default 16."
+    )
+    requests_per_minute: float | None = Field(
+        None, ge=0, title="Requests per minute", description="Submits a minute; 0 = no limit; default 50 at Segmind."
+    )
+    shard_size: int = Field(64, ge=1, le=4096, title="Shard size", description="Rows per Prefect task run.")
+    limit: int | None = Field(None, ge=1, title="Limit", description="Only the first so many rows of the manifest.")
+    max_attempts: int = Field(5, ge=1, le=100, title="Max attempts", description="POSTs per row and run.")
+    deadline: float = Field(
+        600.0,
+        gt=0,
+        title="Deadline",
+        description="Seconds that one generation may take, or that a run may stand still.",
+    )
+    max_failure_rate: float = Field(
+        0.5, ge=0, le=1, title="Max failure rate", description="Stop if more of the last 100 rows failed (at least 20)."
+    )
+    on_invalid: Literal["fail", "skip"] = Field(
+        "fail",
+        title="On invalid rows",
+        description="Refuse a manifest with invalid rows before any call, or skip them.",
+    )
+
+    def manifest_options(self, model: str | None = None) -> ManifestOptions:
+        """The part that is about the manifest; `model` is the backend's default."""
+        return ManifestOptions(self.columns, self.values, self.id_column, self.model or model or DEFAULT_MODEL)

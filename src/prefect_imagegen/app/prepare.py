@@ -1,0 +1,194 @@
+"""Everything that comes before the first call: open, check, plan; and refuse while refusing is free."""
+
+import asyncio
+import json
+import secrets
+from collections.abc import Awaitable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import version
+from typing import TypeVar
+
+from prefect_imagegen.app.adapters import make_backend, resolve_backend, store_kind
+from prefect_imagegen.app.options import GenerateOptions
+from prefect_imagegen.app.plan import PlanDraft, Planner
+from prefect_imagegen.app.settings import BackendSettings, StoreSettings
+from prefect_imagegen.core import layout
+from prefect_imagegen.core.errors import BackendError, RefusedError, StoreError
+from prefect_imagegen.core.plan import PlanSummary
+from prefect_imagegen.io.ledger import load_ledger
+from prefect_imagegen.io.limits import RateGate
+from prefect_imagegen.io.manifests import Manifest
+from prefect_imagegen.io.object_store import FsspecObjectStore, open_object_store
+from prefect_imagegen.io.segmind import SANDBOX_ENGINES, SEGMIND_URL
+from prefect_imagegen.io.store_kind import StoreKind, claim_kind, read_kind
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What a user asks for: a manifest, a store, a backend and options. Secrets stay in the settings."""
+
+    manifest: str
+    store: StoreSettings
+    backend: BackendSettings
+    options: GenerateOptions = field(default_factory=GenerateOptions)
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """An accepted, planned run that waits to be executed."""
+
+    run_id: str
+    job: Job
+    kind: StoreKind
+    summary: PlanSummary
+
+
+async def plan_only(job: Job) -> PlanSummary:
+    """What a run would do; writes nothing and needs no key. Raises RefusedError."""
+    store = open_object_store(job.store.url, job.store.storage_options)
+    try:
+        try:
+            kind: StoreKind | None = await _kind_of(job.backend, job.options)
+        except BackendError:  # planning needs no endpoint; one out of reach just says nothing of the store's kind
+            kind = None
+        draft = await _draft(store, kind, job)
+        try:
+            return await asyncio.to_thread(draft.make, keep=False)
+        finally:
+            draft.close()
+    finally:
+        store.close()
+
+
+async def prepare(job: Job, parent_run_id: str | None = None) -> Prepared:
+    """Check manifest, store, endpoint, key and balance, and write the plan. Raises RefusedError.
+
+    `RowsRefusedError` where rows are invalid and `on_invalid` is `fail`. Nothing is written before all of that holds.
+    """
+    store = open_object_store(job.store.url, job.store.storage_options)
+    backend = resolve_backend(job.backend, job.options)
+    try:
+        if backend.kind == "segmind" and backend.api_key is None:
+            raise RefusedError(
+                "no_key",
+                "There is no API key.",
+                remedy="Set SEGMIND_API_KEY, or use a Segmind block, or --backend sandbox to try without one.",
+            )
+        try:
+            kind = await _kind_of(job.backend, job.options)
+        except BackendError as error:
+            raise _unreachable(error) from error
+        draft = await _draft(store, kind, job)
+        try:
+            summary = await asyncio.to_thread(draft.make, keep=True)
+            if summary.counts["invalid"] and job.options.on_invalid == "fail":
+                raise RowsRefusedError(summary)
+            if backend.kind != "sandbox":
+                await _check_credentials(backend, job.options)
+            await _refusing(claim_kind(store, kind))
+            run_id = new_run_id()
+            content = {
+                "run_id": run_id,
+                "parent_run_id": parent_run_id,
+                "manifest": Manifest(job.manifest, job.options.manifest_storage_options).url,
+                "kind": kind,
+                "options": job.options.model_dump(exclude={"manifest_storage_options"}),
+                "created_at": datetime.now(UTC).isoformat(),
+                "version": version("prefect-imagegen"),
+            }
+            data = json.dumps(content, indent=1).encode()
+            await _refusing(store.put(layout.run(run_id, "run.json"), data, "application/json"))
+            await _refusing(draft.upload(store, run_id))
+        finally:
+            draft.close()
+    finally:
+        store.close()
+    return Prepared(run_id, job, kind, summary)
+
+
+class RowsRefusedError(RefusedError):
+    """The manifest has invalid rows, and they are not to be skipped; `summary` has them."""
+
+    def __init__(self, summary: PlanSummary) -> None:
+        shown = "\n".join(f"  {error}" for error in summary.errors)
+        count, more = summary.counts["invalid"], sum(summary.reasons.values()) - len(summary.errors)
+        tail = f"\n  … and {more} more errors: {dict(summary.reasons.most_common(5))}" if more > 0 else ""
+        super().__init__(
+            "invalid_rows",
+            f"{count} of {summary.rows} rows are invalid; nothing was called.\n{shown}{tail}\n",
+            remedy="Correct the rows, or run with --on-invalid skip.",
+        )
+        self.summary = summary
+
+
+def new_run_id() -> str:
+    """A time-sortable, unique name."""
+    return f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(4)}"
+
+
+async def _draft(store: FsspecObjectStore, kind: StoreKind | None, job: Job) -> PlanDraft:
+    if kind is not None:
+        await _refusing(read_kind(store, kind))
+    manifest = await asyncio.to_thread(Manifest, job.manifest, job.options.manifest_storage_options)
+    ledger = await _refusing(load_ledger(store))
+    planner = Planner(
+        manifest,
+        job.options.manifest_options(job.backend.model),
+        ledger,
+        shard_size=job.options.shard_size,
+        limit=job.options.limit,
+    )
+    return PlanDraft(planner)
+
+
+async def _kind_of(settings: BackendSettings, options: GenerateOptions) -> StoreKind:
+    """Real or sandbox, by the engine that the endpoint names. Raises BackendError if it is out of reach."""
+    backend = resolve_backend(settings, options)
+    base_url = (backend.base_url or SEGMIND_URL).rstrip("/")
+    if backend.kind == "sandbox" or base_url == SEGMIND_URL:
+        return store_kind(backend, None, SANDBOX_ENGINES)
+    client = make_backend(backend, _no_gate(), options.deadline)
+    try:
+        engine = await client.engine()
+    finally:
+        await client.aclose()
+    return store_kind(backend, engine, SANDBOX_ENGINES)
+
+
+async def _check_credentials(backend: BackendSettings, options: GenerateOptions) -> None:
+    client = make_backend(backend, _no_gate(), options.deadline)
+    try:
+        balance = await client.check()
+    except BackendError as error:
+        if error.kind == "auth":
+            raise RefusedError(
+                "wrong_key", f"{client.endpoint} rejects the API key: {error.message}.", remedy="Set SEGMIND_API_KEY."
+            ) from error
+        raise _unreachable(error) from error
+    finally:
+        await client.aclose()
+    if balance.credits_usd is not None and balance.credits_usd <= 0:
+        raise RefusedError("credits", "The balance is 0 USD.", remedy="Top up, then run the same command again.")
+
+
+def _unreachable(error: BackendError) -> RefusedError:
+    return RefusedError(
+        "endpoint_unreachable" if error.kind == "unsent" else error.kind,
+        f"The endpoint cannot be used: {error.message}.",
+        remedy="Check --base-url and the network.",
+    )
+
+
+def _no_gate() -> RateGate:
+    return RateGate(None, lambda: 0.0, asyncio.sleep)
+
+
+async def _refusing(call: Awaitable[T]) -> T:
+    """Before the first call, trouble with the store is a refusal."""
+    try:
+        return await call
+    except StoreError as error:
+        raise RefusedError(error.kind, error.message, remedy=error.remedy) from error

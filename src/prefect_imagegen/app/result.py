@@ -1,0 +1,73 @@
+"""What a run came to: the figures that the report, the last line of JSON and the exit code are made of."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+STATES = ("generated", "reused", "invalid", "failed", "held", "not_run")
+EXIT_CODES: dict[int, str] = {
+    0: "every row has its image",
+    1: "finished, but some rows are invalid, failed or held",
+    2: "refused before any call: manifest, configuration, store or credentials",
+    3: "stopped early (credentials, credits, too many failures, no progress, signal); the same command resumes",
+    4: "internal error",
+}
+STOP_REASONS: dict[str, str] = {
+    "auth": "the API key was rejected during the run",
+    "credits": "the balance or a spending limit was reached",
+    "too_many_failures": "more rows failed than --max-failure-rate allows",
+    "deadline": "nothing moved for --deadline seconds",
+    "store": "the store could not be written",
+    "protocol": "the endpoint stopped speaking the API",
+    "sandbox_mismatch": "a sandbox answered in a real run, or the reverse",
+    "signal": "SIGINT or SIGTERM was received",
+}
+
+
+@dataclass(slots=True)
+class RunResult:
+    """One run in figures. The six states sum to `rows`; `calls` are submits sent; `seconds` is wall time."""
+
+    run_id: str | None
+    store: str
+    rows: int = 0
+    generated: int = 0
+    reused: int = 0
+    invalid: int = 0
+    failed: int = 0
+    held: int = 0
+    not_run: int = 0
+    flagged: int = 0
+    calls: int = 0
+    cost_usd: float = 0.0
+    maybe_paid: int = 0
+    seconds: float = 0.0
+    stop_reason: str | None = None
+    failures: dict[str, int] = field(default_factory=dict)
+    """Rows without an image, by error kind."""
+    examples: dict[str, str] = field(default_factory=dict)
+    """One message for each error kind."""
+    stop_message: str | None = None
+
+    @property
+    def exit_code(self) -> int:
+        """0, 1 or 3: see `EXIT_CODES`."""
+        if self.stop_reason is not None:
+            return 3
+        return 1 if self.invalid or self.failed or self.held or self.not_run else 0
+
+    def as_dict(self) -> dict[str, Any]:
+        """The fields of the last line of `--json`, in their order."""
+        names = (
+            "run_id",
+            "store",
+            "rows",
+            *STATES,
+            "flagged",
+            "calls",
+            "cost_usd",
+            "maybe_paid",
+            "seconds",
+            "stop_reason",
+        )
+        found = {name: getattr(self, name) for name in names}
+        return found | {"cost_usd": round(self.cost_usd, 6), "seconds": round(self.seconds, 3)}

@@ -1,0 +1,221 @@
+"""The execution of one prepared run in one process: what all its shards share, and its shards."""
+
+import asyncio
+import io
+import json
+import random
+import secrets
+import signal
+import threading
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from dataclasses import dataclass, field, replace
+from os import cpu_count
+
+import pyarrow.parquet as pq
+from pydantic import SecretStr
+
+from prefect_imagegen.app.adapters import make_backend, resolve_backend
+from prefect_imagegen.app.plan import WrittenPlan
+from prefect_imagegen.app.prepare import Prepared
+from prefect_imagegen.app.settings import BackendSettings
+from prefect_imagegen.core import layout
+from prefect_imagegen.core.errors import ImagegenError, StoreError
+from prefect_imagegen.core.image import Decoded
+from prefect_imagegen.core.results import RequestResult, results_table
+from prefect_imagegen.executor import Executor, Policy, RunControl
+from prefect_imagegen.gateway.server import EmbeddedGateway
+from prefect_imagegen.gateway.settings import GatewaySettings
+from prefect_imagegen.io.heartbeat import Heartbeat, Process, is_alive
+from prefect_imagegen.io.ledger import StoreLedger, load_ledger
+from prefect_imagegen.io.limits import RateGate, SystemClock
+from prefect_imagegen.io.object_store import open_object_store
+
+
+class AlreadyStartedError(ImagegenError):
+    """Another execution of this run has begun: plan anew, with this run as the parent."""
+
+
+@dataclass(slots=True)
+class Stats:
+    """Live figures of a run, for whoever shows progress."""
+
+    total: int = 0
+    done: int = 0
+    statuses: Counter[str] = field(default_factory=Counter)
+    kinds: Counter[str] = field(default_factory=Counter)
+    flagged: int = 0
+    cost_usd: float = 0.0
+
+    def take(self, result: RequestResult) -> None:
+        """Count one finished request."""
+        self.done += 1
+        self.statuses[result.status] += 1
+        if result.error_kind:
+            self.kinds[result.error_kind] += 1
+        self.flagged += bool(result.image and result.image.flags)
+        self.cost_usd += result.cost_usd or 0.0
+
+
+class Session:
+    """One prepared run, open for execution. Get one from `open_session`."""
+
+    def __init__(
+        self, prepared: Prepared, plan: WrittenPlan, executor: Executor, control: RunControl, ledger: StoreLedger
+    ) -> None:
+        self.prepared = prepared
+        self.plan = plan
+        self.executor = executor
+        self.control = control
+        self.ledger = ledger
+        self.stats = Stats(total=prepared.summary.to_make)
+        self.endpoint = ""
+        self.backend_name = "segmind"
+        self.max_in_flight = 1
+
+    @property
+    def open_shards(self) -> int:
+        """Shards to keep open, so that the tail of one never drains the pipe."""
+        return -(-self.max_in_flight // self.prepared.job.options.shard_size) + 1
+
+    async def run_shard(self, index: int, width: int | None = None) -> Counter[str]:
+        """Make the requests of one shard, at most `width` at once, and write their results; the statuses' counts."""
+        planned = await self.plan.shard(index)
+        gate = asyncio.Semaphore(width or len(planned) or 1)
+
+        async def make(position: int) -> RequestResult:
+            one = planned[position]
+            async with gate:
+                result = await self.executor.make(one.request, one.key)
+            self.stats.take(result)
+            return result
+
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(make(position)) for position in range(len(planned))]
+        results = [task.result() for task in tasks]
+        sink = io.BytesIO()
+        pq.write_table(results_table(results), sink, compression="zstd")
+        try:
+            path = layout.part(self.prepared.run_id, "results", index)
+            await self.plan.store.put(path, sink.getvalue())
+        except StoreError as error:
+            self.control.stop("store", str(error))
+        return Counter(result.status for result in results)
+
+    async def for_each_shard(self, run_one: Callable[[int], Awaitable[object]]) -> None:
+        """Run all shards, in order, so many at once as keep the pipe full. Raises what a shard raises."""
+        numbers = iter(range(self.plan.shards))
+
+        async def work() -> None:
+            for index in numbers:
+                if self.control.stopped:
+                    return
+                await run_one(index)
+
+        async with asyncio.TaskGroup() as group:
+            for _ in range(min(self.open_shards, self.plan.shards)):
+                group.create_task(work())
+
+    @contextmanager
+    def stopping_on_signals(self) -> Iterator[None]:
+        """Within: SIGTERM and SIGINT stop the run in an orderly way; a second one acts as usual.
+
+        Only in the main thread can a process listen to signals; elsewhere nothing changes.
+        """
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        loop = asyncio.get_running_loop()
+        before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+
+        def restore() -> None:
+            for number, handler in before.items():
+                loop.remove_signal_handler(number)
+                signal.signal(number, handler)
+
+        def stop(number: signal.Signals) -> None:
+            restore()
+            self.control.interrupt("signal", f"{number.name} was received")
+
+        for number in before:
+            loop.add_signal_handler(number, stop, number)
+        try:
+            yield
+        finally:
+            restore()
+
+
+@asynccontextmanager
+async def open_session(prepared: Prepared) -> AsyncIterator[Session]:
+    """Open everything that executing a run needs; at the end the ledger is flushed and all is closed.
+
+    Raises AlreadyStartedError if this run was begun before, StoreError or BackendError if something is out of reach.
+    """
+    options, run_id = prepared.job.options, prepared.run_id
+    clock = SystemClock()
+    async with AsyncExitStack() as stack:
+        store = open_object_store(prepared.job.store.url, prepared.job.store.storage_options)
+        stack.callback(store.close)
+        process = Process.this(secrets.token_hex(8))
+        started = json.dumps({"nonce": process.nonce, "at": clock.now().isoformat()}).encode()
+        if not await store.create(layout.run(run_id, "started.json"), started, "application/json"):
+            raise AlreadyStartedError("already_started", f"Run {run_id} was begun before.", remedy="Plan it anew.")
+        plan = await WrittenPlan.load(store, run_id)
+        heartbeat = Heartbeat(store, run_id, process, clock)
+        await heartbeat.beat()
+        ledger = StoreLedger(store, await load_ledger(store), run_id=run_id, nonce=process.nonce, clock=clock)
+        settings = await _with_gateway(resolve_backend(prepared.job.backend, options), stack)
+        control = RunControl(clock, deadline=options.deadline, max_failure_rate=options.max_failure_rate)
+        gate = RateGate(settings.requests_per_minute, clock.monotonic, control.sleep)
+        backend = make_backend(settings, gate, options.deadline)
+        backend.expect(sandbox=prepared.kind == "sandbox")
+        stack.push_async_callback(backend.aclose)
+        threads = ThreadPoolExecutor(cpu_count() or 1, thread_name_prefix="decode")
+        stack.callback(threads.shutdown, wait=False)
+
+        async def decoder(function: Callable[[bytes], Decoded], data: bytes) -> Decoded:
+            return await asyncio.get_running_loop().run_in_executor(threads, function, data)
+
+        executor = Executor(
+            backend=backend,
+            store=store,
+            ledger=ledger,
+            limiter=gate,
+            max_in_flight=settings.max_in_flight or 1,
+            control=control,
+            policy=Policy(run_id, process.nonce, options.max_attempts),
+            clock=clock,
+            draw=random.random,
+            is_alive=lambda other: is_alive(store, other, run_id, process),
+            decoder=decoder,
+        )
+        session = Session(prepared, plan, executor, control, ledger)
+        session.endpoint, session.backend_name = backend.endpoint, backend.name
+        session.max_in_flight = settings.max_in_flight or 1
+        background = [asyncio.create_task(heartbeat.keep_beating()), asyncio.create_task(ledger.keep_flushing())]
+        for task in background:
+            task.add_done_callback(lambda done: _note_failure(control, done))
+        try:
+            yield session
+        finally:
+            for task in background:
+                task.cancel()
+            await asyncio.gather(*background, return_exceptions=True)
+            await ledger.flush()
+
+
+def _note_failure(control: RunControl, task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and (error := task.exception()) is not None:
+        control.stop("store", str(error))
+
+
+async def _with_gateway(settings: BackendSettings, stack: AsyncExitStack) -> BackendSettings:
+    """The settings; the sandbox backend gets a gateway of its own for the time of the session."""
+    if settings.kind != "sandbox" or settings.base_url:
+        return settings
+    gateway = EmbeddedGateway(GatewaySettings(allow_loopback=True))
+    await asyncio.to_thread(gateway.start)
+    stack.push_async_callback(asyncio.to_thread, gateway.stop)
+    return replace(settings, base_url=gateway.url, history_url=None, api_key=SecretStr("sandbox"))

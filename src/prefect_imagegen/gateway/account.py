@@ -1,0 +1,154 @@
+"""The account's side of the API: balance, request history, the catalogue and uploaded assets."""
+
+import asyncio
+import base64
+import binascii
+import hashlib
+from datetime import UTC, date, datetime
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Request
+from fastapi.responses import JSONResponse, Response
+
+from prefect_imagegen.core.answers import looks_like_image
+from prefect_imagegen.core.models import MODELS
+from prefect_imagegen.gateway.calls import WITH_KEY, BooksOf, error_answer, json_body, pick_fault, strike
+from prefect_imagegen.gateway.records import Books, Record
+from prefect_imagegen.gateway.studio import body_text
+
+_HISTORY_DAYS = 31
+
+router = APIRouter()
+
+
+class HistoryFilter:
+    """The query of the request history."""
+
+    def __init__(  # noqa: PLR0917 - the query's own names; FastAPI calls it by keyword
+        self,
+        page: int = 1,
+        per_page: int = 20,
+        from_date: date | None = None,
+        to_date: date | None = None,
+        model_name: str = "",
+        status: str = "",
+        sort_by: str = "model_created",
+        sort_order: str = "desc",
+    ) -> None:
+        self.page, self.per_page = max(1, page), min(100, max(1, per_page))
+        self.sort_by, self.sort_order = sort_by, sort_order
+        self._from, self._to, self._model, self._status = from_date, to_date, model_name, status
+        if from_date and to_date and (to_date - from_date).days > _HISTORY_DAYS:
+            raise error_answer(400, "the window is at most 31 days")
+
+    def takes(self, record: Record) -> bool:
+        """Whether the record is asked for."""
+        day = datetime.fromtimestamp(record.submitted, UTC).date()
+        return (
+            (self._from is None or day >= self._from)
+            and (self._to is None or day <= self._to)
+            and self._model in record.model
+            and self._status in ("", _history_state(record))
+        )
+
+
+@router.get("/v1/get-user-credits", dependencies=[WITH_KEY])
+async def credits_left(request: Request, books: BooksOf) -> Response:
+    """The balance; without a limit, a million."""
+    books.calls["credits"] += 1
+    await strike(pick_fault(books, "credits"), "before", request)
+    left = books.credits
+    return JSONResponse({"credits": 1e6 if left is None else round(left, 6), "free-credits": 0.0})
+
+
+@router.get("/inference-request/request-history", dependencies=[WITH_KEY])
+async def history(request: Request, filters: Annotated[HistoryFilter, Depends()], books: BooksOf) -> Response:
+    """Own requests, a page of rows, newest first."""
+    books.calls["history"] += 1
+    await strike(pick_fault(books, "history"), "before", request)
+    rows = [_history_row(request, record) for record in books.landed() if filters.takes(record)]
+    if filters.sort_order == "asc":
+        rows.reverse()
+    if filters.sort_by in ("model_name", "credits_deduction"):
+        rows.sort(key=lambda row: row[filters.sort_by] or 0, reverse=filters.sort_order == "desc")
+    start = (filters.page - 1) * filters.per_page
+    return JSONResponse({"data": rows[start : start + filters.per_page], "total": len(rows)})
+
+
+@router.get("/inference-request/request-history/{request_id}", dependencies=[WITH_KEY])
+async def history_detail(request_id: str, request: Request, books: BooksOf) -> Response:
+    """One own request, of any age."""
+    books.calls["history"] += 1
+    await strike(pick_fault(books, "history"), "before", request)
+    record = next((record for record in books.landed() if record.request_id == request_id), None)
+    if record is None:
+        raise error_answer(404, f"Request {request_id} not found")
+    return JSONResponse({"data": _history_row(request, record)})
+
+
+@router.get("/inference-model-information/list")
+async def catalogue() -> list[dict[str, Any]]:
+    """The models that are served."""
+    return [{"slug": slug, "is_depreciated": False} for slug in sorted(MODELS)]
+
+
+@router.post("/upload-asset", dependencies=[WITH_KEY])
+async def upload(request: Request, books: BooksOf) -> Response:
+    """Keep reference images, given as data URLs."""
+    books.calls["upload"] += 1
+    await strike(pick_fault(books, "upload"), "before", request)
+    body = await json_body(request)
+    urls = body.get("data_urls")
+    if not isinstance(urls, list) or not urls:
+        raise error_answer(400, "data_urls must be a list of data URLs")
+    names = [await _keep_asset(books, url) for url in urls]
+    base = str(request.base_url).rstrip("/")
+    return JSONResponse(
+        {"file_urls": [f"{base}/assets/{name}" for name in names], "message": "Files uploaded successfully"}
+    )
+
+
+@router.get("/assets/{name}")
+async def asset(name: str, books: BooksOf) -> Response:
+    """A reference image that was uploaded."""
+    path = books.folder / "assets" / name
+    if path.parent != books.folder / "assets" or not path.is_file():
+        raise error_answer(404, "Not Found")
+    return Response(await asyncio.to_thread(path.read_bytes), media_type=f"image/{path.suffix[1:]}")
+
+
+def _history_state(record: Record) -> str:
+    return record.status if record.status in ("COMPLETED", "FAILED") else "PENDING"
+
+
+def _history_row(request: Request, record: Record) -> dict[str, Any]:
+    done = record.status == "COMPLETED"
+    base = str(request.base_url).rstrip("/")
+    return {
+        "request_id": record.request_id,
+        "model_name": record.model,
+        "model_status": _history_state(record),
+        "model_created": datetime.fromtimestamp(record.submitted, UTC).isoformat(),
+        "credits_deduction": record.cost if done else None,
+        "latency_ms": round(1000 * (record.finished - record.submitted)) if record.finished else None,
+        "request_body": body_text(record),
+        "generation_url": f"{base}/generations/{record.output}" if done else None,
+        "error": record.error,
+    }
+
+
+async def _keep_asset(books: Books, url: Any) -> str:
+    """Write an uploaded image; its name."""
+    try:
+        head, text = str(url).split(",", 1)
+        data = base64.b64decode(text, validate=True)
+    except (ValueError, binascii.Error):
+        raise error_answer(400, "data_urls must hold data:image/...;base64,... URLs") from None
+    if not head.startswith("data:") or not looks_like_image(data):
+        raise error_answer(400, "data_urls must hold images")
+    suffix = head[len("data:") :].split(";")[0].rsplit("/", 1)[-1]
+    name = f"{hashlib.sha256(data).hexdigest()}.{suffix if suffix.isalnum() else 'png'}"
+    folder = books.folder / "assets"
+    folder.mkdir(exist_ok=True)
+    await asyncio.to_thread((folder / name).write_bytes, data)
+    return name

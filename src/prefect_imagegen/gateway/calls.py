@@ -1,0 +1,128 @@
+"""What every route does: check the key and the call, and let the script's faults strike."""
+
+import asyncio
+import hmac
+from datetime import UTC, datetime
+from typing import Annotated, Any
+
+from fastapi import Depends, Request
+from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
+
+from prefect_imagegen.core.models import MODELS
+from prefect_imagegen.gateway.faults import Call, Fault
+from prefect_imagegen.gateway.records import Books, Record, reset_header
+from prefect_imagegen.gateway.studio import Studio
+from prefect_imagegen.gateway.wire import Dropped, Slow, Truncated
+
+_HANG_S = 3600.0
+_MISSING_KEY = "Missing Authorization or x-api-key in header"
+_BAD_KEY = "Unauthorized. API key is invalid or may have expired."
+_HTML = "<html><body><h1>Bad Gateway</h1></body></html>"
+
+
+class AnswerError(Exception):
+    """Ends a request with this answer."""
+
+    def __init__(self, response: Response) -> None:
+        super().__init__(response.status_code)
+        self.response = response
+
+
+def error_answer(status: int, text: str, headers: dict[str, str] | None = None) -> AnswerError:
+    """To be raised: an answer with `{"error": text}`."""
+    return AnswerError(JSONResponse({"error": text}, status, headers))
+
+
+def books_of(request: Request) -> Books:
+    """The books of the gateway that serves the request."""
+    books: Books = request.app.state.books
+    return books
+
+
+BooksOf = Annotated[Books, Depends(books_of)]
+
+
+def check_key(request: Request, books: BooksOf) -> None:
+    """Raise the answer 401 unless the right key is given; any key will do where none is set."""
+    given = request.headers.get("x-api-key", "")
+    if not given:
+        raise error_answer(401, _BAD_KEY if request.headers.get("authorization") else _MISSING_KEY)
+    expected = books.settings.api_key
+    if books.revoked or (expected and not hmac.compare_digest(given.encode(), expected.get_secret_value().encode())):
+        raise error_answer(401, _BAD_KEY)
+
+
+async def json_body(request: Request) -> dict[str, Any]:
+    """The JSON object of the body. Raises the answers 406 and 400."""
+    if request.headers.get("content-type", "").split(";")[0].strip().lower() != "application/json":
+        raise error_answer(406, "Invalid content type")
+    try:
+        body = await request.json()
+    except ValueError:
+        body = None
+    if not isinstance(body, dict):
+        raise error_answer(400, "The body must be a JSON object")
+    return body
+
+
+async def accept(request: Request, books: Books, model: str, call: Call) -> tuple[dict[str, Any], Fault | None]:
+    """Everything that is checked before work is taken on; the body, and the fault that strikes the request."""
+    books.calls[call] += 1
+    if model not in MODELS:
+        raise error_answer(404, f"Model {model} not found")
+    body = await json_body(request)
+    fault = books.settings.faults.pick(call, model, str(body.get("prompt", "")))
+    await strike(fault, "before", request)
+    if (reset := books.over_rate()) is not None:
+        raise error_answer(429, "rate_limit_exceeded", {"x-rate-limit-reset-at-utc": reset_header(reset)})
+    studio: Studio = request.app.state.studio
+    if studio.full:
+        moment = books.settings.clock() + max(1.0, books.settings.latency_s)
+        raise error_answer(
+            429, "rate_limit_exceeded: the queue is full", {"x-rate-limit-reset-at-utc": reset_header(moment)}
+        )
+    if not books.affords(model):
+        raise error_answer(406, f"Insufficient credits: {books.credits or 0:.4f} left, {books.price(model):.4f} needed")
+    return body, fault
+
+
+def pick_fault(books: Books, call: Call, record: Record | None = None) -> Fault | None:
+    """The fault that strikes a call about a record."""
+    prompt = str(record.body.get("prompt", "")) if record else ""
+    return books.settings.faults.pick(call, record.model if record else "", prompt)
+
+
+async def strike(fault: Fault | None, when: str, request: Request) -> None:
+    """Raise the answer of a fault that ends the call at this point."""
+    if fault is None or fault.when != when:
+        return
+    if fault.fault == "hang":
+        await asyncio.sleep(_HANG_S if fault.seconds is None else fault.seconds)
+    elif fault.fault == "disconnect":
+        raise AnswerError(Dropped())
+    elif fault.fault == "redirect":
+        raise AnswerError(RedirectResponse(f"{request.base_url}elsewhere", 302))
+    elif fault.fault == "status":
+        headers = {}
+        if fault.status == 429:
+            moment = datetime.now(UTC).timestamp() + (1.0 if fault.seconds is None else fault.seconds)
+            headers["x-rate-limit-reset-at-utc"] = reset_header(moment)
+        raise error_answer(fault.status, fault.text, headers)
+    elif fault.fault == "html":
+        raise AnswerError(HTMLResponse(_HTML, 200))
+    elif fault.fault == "json_error":
+        raise AnswerError(JSONResponse({"error": fault.text}, 200))
+
+
+def answer_body(data: bytes, media: str, fault: Fault | None, headers: dict[str, str]) -> Response:
+    """The answer with this body, as its fault would have it."""
+    name = fault.fault if fault else None
+    if name == "truncated_body":
+        return Truncated(data, media, headers)
+    if name == "slow_body" and fault:
+        return Slow(data, media, headers, 1.0 if fault.seconds is None else fault.seconds)
+    return Response(data, media_type="text/plain" if name == "wrong_content_type" else media, headers=headers)
+
+
+WITH_KEY = Depends(check_key)
+"""The dependency of every route that asks for the key."""

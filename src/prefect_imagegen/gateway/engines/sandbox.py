@@ -1,0 +1,142 @@
+"""Placeholder pictures, drawn with Pillow: no model, deterministic, and visibly marked as sandbox."""
+
+import hashlib
+import io
+import random
+import textwrap
+from collections.abc import Sequence
+from functools import lru_cache
+
+from PIL import Image, ImageDraw, ImageFont, ImageOps, PngImagePlugin
+from PIL.ImageFont import FreeTypeFont
+
+from prefect_imagegen.core.image import CONTENT_TYPES
+from prefect_imagegen.gateway.engines.base import Drawn, Picture
+
+_LABEL = "SANDBOX · no model"
+_MAX_TEXT = 600
+_PNG_LEVEL = 1
+
+
+class SandboxEngine:
+    """Draws the prompt over a seeded gradient, with the references composed in."""
+
+    name = "sandbox"
+
+    def __init__(self, *, static_format: str = "", static_bytes: int = 0) -> None:
+        del static_format, static_bytes  # another engine's settings
+
+    def draw(self, picture: Picture) -> Drawn:
+        """The same picture for the same parameters, another one for any other; about 50 ms at one megapixel."""
+        size = (picture.width, picture.height)
+        digest = hashlib.sha256(f"{picture.seed}\0{picture.prompt}\0{picture.model}\0{size}".encode("utf-8", "replace"))
+        image = _gradient(random.Random(digest.digest()), size)  # noqa: S311 - colours, no secrets
+        if picture.references:
+            _compose(image, picture.references)
+        _write(image, picture)
+        return Drawn(_encode(image, picture), CONTENT_TYPES[picture.image_format])
+
+
+def _gradient(chance: random.Random, size: tuple[int, int]) -> Image.Image:
+    """A smooth field of a few colours, with discs of light in it."""
+    hue = chance.random()
+    small = Image.new("HSV", (4, 4))
+    small.putdata(
+        [
+            (
+                int(255 * (hue + chance.uniform(-0.12, 0.12) + (0.45 if chance.random() < 0.2 else 0.0))) % 256,
+                chance.randint(90, 190),
+                chance.randint(70, 215),
+            )
+            for _ in range(16)
+        ]
+    )
+    image = small.convert("RGB").resize((size[0] // 4, size[1] // 4), Image.Resampling.BICUBIC)
+    light = Image.new("L", image.size, 0)
+    brush = ImageDraw.Draw(light)
+    for _ in range(5):
+        radius = chance.uniform(0.05, 0.3) * min(image.size)
+        x, y = chance.uniform(0, image.width), chance.uniform(0, image.height)
+        brush.ellipse((x - radius, y - radius, x + radius, y + radius), fill=chance.randint(15, 50))
+    image.paste(Image.new("RGB", image.size, "white"), mask=light)
+    return image.resize(size, Image.Resampling.BILINEAR)
+
+
+def _compose(image: Image.Image, references: Sequence[bytes]) -> None:
+    """The references as framed thumbnails in a row, in order."""
+    side = min(image.width // (len(references) + 1), image.height // 3)
+    gap = (image.width - side * len(references)) // (len(references) + 1)
+    for position, data in enumerate(references):
+        with Image.open(io.BytesIO(data)) as opened:
+            thumbnail = ImageOps.fit(ImageOps.exif_transpose(opened).convert("RGB"), (side, side))
+        framed = ImageOps.expand(thumbnail, border=max(2, side // 60), fill="white")
+        image.paste(framed, (gap + position * (side + gap), image.height // 12))
+
+
+def _write(image: Image.Image, picture: Picture) -> None:
+    brush = ImageDraw.Draw(image, "RGBA")
+    unit = min(image.size)
+    band = max(24, unit // 16)
+    brush.rectangle((0, image.height - band, image.width, image.height), fill=(0, 0, 0, 170))
+    label = f"{_LABEL} · {picture.model} · seed {picture.seed}"
+    font = _fitting(label, band * 0.5, image.width * 0.94)
+    brush.text((image.width * 0.03, image.height - band / 2), label, font=font, fill="white", anchor="lm")
+    text = _printable(picture.prompt)
+    if not text:
+        return
+    area = image.height * (0.5 if picture.references else 0.8)
+    lines, font, step = _wrapped(text, image.width * 0.88, area, unit)
+    top = image.height - band - area + (area - step * len(lines)) / 2
+    for number, line in enumerate(lines):
+        place = (image.width / 2, top + step * (number + 0.5))
+        brush.text(place, line, font=font, fill="white", anchor="mm", stroke_width=2, stroke_fill=(0, 0, 0, 140))
+
+
+def _wrapped(text: str, width: float, height: float, unit: int) -> tuple[list[str], FreeTypeFont, float]:
+    """The text in lines, in the largest size that fits the area."""
+    for divisor in (12, 16, 20, 26, 34, 44):
+        size = max(10, unit // divisor)
+        lines = textwrap.wrap(text, max(8, int(width / (size * 0.52))))
+        if len(lines) * size * 1.3 <= height:
+            break
+    shown = lines[: max(1, int(height / (size * 1.3)))]
+    longest = max(shown, key=len)
+    return shown, _fitting(longest, size, width), size * 1.3
+
+
+def _fitting(text: str, size: float, width: float) -> FreeTypeFont:
+    """The font in this size, or smaller where the text would be wider than that."""
+    font = _font(max(8, int(size)))
+    length = font.getlength(text)
+    return font if length <= width else _font(max(8, int(size * width / length)))
+
+
+@lru_cache(maxsize=64)
+def _font(size: int) -> FreeTypeFont:
+    font = ImageFont.load_default(size)
+    if not isinstance(font, FreeTypeFont):
+        raise TypeError("Pillow was built without FreeType")
+    return font
+
+
+def _printable(prompt: str) -> str:
+    """What Pillow's own font can show: its missing signs become a middle dot, long prompts end in an ellipsis."""
+    text = " ".join(prompt[: 2 * _MAX_TEXT].split())
+    text = "".join(sign if ord(sign) < 0x250 and sign.isprintable() else "·" for sign in text)
+    return text if len(text) <= _MAX_TEXT else text[:_MAX_TEXT] + "…"
+
+
+def _encode(image: Image.Image, picture: Picture) -> bytes:
+    sink = io.BytesIO()
+    note = f"{_LABEL}; {picture.model}; seed {picture.seed}"
+    if picture.image_format == "png":
+        info = PngImagePlugin.PngInfo()
+        info.add_text("Software", "prefect-imagegen sandbox")
+        info.add_text("Comment", note)
+        image.save(sink, "PNG", compress_level=_PNG_LEVEL, pnginfo=info)
+    else:
+        exif = Image.Exif()
+        exif[0x0131] = "prefect-imagegen sandbox"
+        exif[0x010E] = note.replace("·", "-")
+        image.save(sink, picture.image_format.upper(), quality=picture.quality, exif=exif)
+    return sink.getvalue()

@@ -1,0 +1,58 @@
+"""Pre-encoded bytes of a chosen size, made distinct for each request by a text chunk: for benchmarks."""
+
+import io
+import random
+import struct
+import zlib
+
+from PIL import Image
+
+from prefect_imagegen.core.image import CONTENT_TYPES
+from prefect_imagegen.gateway.engines.base import Drawn, Picture
+
+_SIDE = 1024
+_PNG_HEADER = 33
+"""Signature and IHDR: text chunks go after them."""
+
+
+class StaticEngine:
+    """Answers every request with one image of about `static_bytes` bytes, 1024 pixels a side."""
+
+    name = "static"
+
+    def __init__(self, *, static_format: str = "jpeg", static_bytes: int = 130_000) -> None:
+        self._format = static_format
+        self._data = _encoded(static_format, static_bytes)
+
+    def draw(self, picture: Picture) -> Drawn:
+        """The bytes, with the request's id in a text chunk; they still decode in full."""
+        return Drawn(_with_text(self._format, self._data, picture.request_id.encode()), CONTENT_TYPES[self._format])
+
+
+def _encoded(image_format: str, size: int) -> bytes:
+    """An image of about so many bytes: more or fewer of its rows are noise."""
+    if image_format not in ("png", "jpeg", "webp"):
+        raise ValueError(f"no static image of format {image_format!r}: png, jpeg or webp")
+    noise = random.Random(0).randbytes(_SIDE * _SIDE * 3)  # noqa: S311 - test pixels
+    low, high = 0, _SIDE
+    data = b""
+    for _ in range(10):
+        rows = (low + high) // 2
+        image = Image.frombytes("RGB", (_SIDE, _SIDE), noise[: rows * _SIDE * 3] + bytes((_SIDE - rows) * _SIDE * 3))
+        sink = io.BytesIO()
+        image.save(sink, image_format.upper(), **({"compress_level": 1} if image_format == "png" else {"quality": 90}))
+        data = sink.getvalue()
+        low, high = (rows, high) if len(data) < size else (low, rows)
+    return data
+
+
+def _with_text(image_format: str, data: bytes, text: bytes) -> bytes:
+    if image_format == "png":
+        chunk = b"tEXtrequest\0" + text
+        whole = struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk))
+        return data[:_PNG_HEADER] + whole + data[_PNG_HEADER:]
+    if image_format == "jpeg":
+        return data[:2] + b"\xff\xfe" + struct.pack(">H", len(text) + 2) + text + data[2:]
+    # An unknown chunk at the end of the RIFF file, padded to even length.
+    chunk = b"reqi" + struct.pack("<I", len(text)) + text + b"\0" * (len(text) % 2)
+    return data[:4] + struct.pack("<I", len(data) + len(chunk) - 8) + data[8:] + chunk

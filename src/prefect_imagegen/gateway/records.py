@@ -1,0 +1,123 @@
+"""The gateway's books: every request, what it was billed, and what the account has left."""
+
+import json
+import math
+from collections import Counter, deque
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from prefect_imagegen.core.models import DEFAULT_PRICE_USD, PUBLISHED_PRICES_USD
+from prefect_imagegen.gateway.faults import Fault
+from prefect_imagegen.gateway.settings import GatewaySettings
+
+
+@dataclass(slots=True)
+class Record:
+    """One request. Times are seconds of the gateway's clock; `cost` is in US dollars, charged on success only."""
+
+    request_id: str
+    model: str
+    body: dict[str, Any]
+    submitted: float
+    seed: int = 0
+    status: str = "QUEUED"
+    error: str | None = None
+    cost: float = 0.0
+    started: float | None = None
+    finished: float | None = None
+    output: str | None = None
+    content_type: str = ""
+    fault: Fault | None = None
+
+
+@dataclass(slots=True)
+class Books:
+    """All requests of a gateway, and its counters. One event loop writes; other threads may read."""
+
+    settings: GatewaySettings
+    folder: Path
+    records: dict[str, Record] = field(default_factory=dict)
+    calls: Counter[str] = field(default_factory=Counter)
+    in_flight: int = 0
+    max_in_flight: int = 0
+    charged: float = 0.0
+    reserved: float = 0.0
+    revoked: bool = False
+    _sent: deque[float] = field(default_factory=deque)
+
+    @property
+    def credits(self) -> float | None:
+        """What the account has left; None: no limit."""
+        return None if self.settings.credits is None else self.settings.credits - self.charged
+
+    @property
+    def billed(self) -> list[Record]:
+        """The requests that were charged."""
+        return [record for record in self.records.values() if record.status == "COMPLETED"]
+
+    def billed_by_body(self) -> Counter[str]:
+        """How often each model and body was charged: above one means paid twice."""
+        return Counter(f"{record.model} {json.dumps(record.body, sort_keys=True)}" for record in self.billed)
+
+    def price(self, model: str) -> float:
+        """What an image costs."""
+        if self.settings.price_usd is not None:
+            return self.settings.price_usd
+        return PUBLISHED_PRICES_USD.get(model, DEFAULT_PRICE_USD)
+
+    def affords(self, model: str) -> bool:
+        """Whether the balance covers one more image besides those under way."""
+        return self.credits is None or self.credits - self.reserved >= self.price(model)
+
+    def over_rate(self) -> float | None:
+        """Count a POST against the requests per minute; over the limit: the time at which the window ends."""
+        limit, now = self.settings.requests_per_minute, self.settings.clock()
+        if not limit:
+            return None
+        while self._sent and self._sent[0] <= now - 60:
+            self._sent.popleft()
+        if len(self._sent) >= limit:
+            return self._sent[0] + 60
+        self._sent.append(now)
+        return None
+
+    def find(self, request_id: str) -> Record | None:
+        """A request whose record still lives: one hour from its submission."""
+        record = self.records.get(request_id)
+        if record is None or self.settings.clock() - record.submitted >= self.settings.record_ttl_s:
+            return None
+        return None if record.fault and record.fault.fault == "expired_record" else record
+
+    def output_of(self, record: Record) -> Path | None:
+        """The file of a delivered image; removed, and None, when its time is over."""
+        if record.output is None or record.finished is None:
+            return None
+        path = self.folder / record.output
+        if self.settings.clock() - record.finished >= self.settings.output_ttl_s:
+            path.unlink(missing_ok=True)
+        return path if path.exists() else None
+
+    def landed(self) -> list[Record]:
+        """The requests that the history knows by now, newest first."""
+        horizon = self.settings.clock() - self.settings.history_lag_s
+        return [record for record in reversed(self.records.values()) if record.submitted <= horizon]
+
+    def statistics(self) -> dict[str, Any]:
+        """The counters, as JSON."""
+        twice = sum(count - 1 for count in self.billed_by_body().values())
+        return {
+            "calls": dict(self.calls),
+            "requests": len(self.records),
+            "billed": len(self.billed),
+            "billed_twice": twice,
+            "charged_usd": round(self.charged, 6),
+            "in_flight": self.in_flight,
+            "max_in_flight": self.max_in_flight,
+        }
+
+
+def reset_header(moment: float) -> str:
+    """The form of `x-rate-limit-reset-at-utc`: full seconds, rounded up."""
+    return datetime.fromtimestamp(math.ceil(moment), UTC).strftime("%Y-%m-%d %H:%M:%S")

@@ -1,0 +1,142 @@
+"""The gateway on a socket: embedded in a process, or standing on its own."""
+
+import asyncio
+import contextlib
+import ipaddress
+import socket
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Self
+
+import uvicorn
+
+from prefect_imagegen.core.errors import RefusedError
+from prefect_imagegen.gateway.app import create_app
+from prefect_imagegen.gateway.engines import ENGINES
+from prefect_imagegen.gateway.records import Books
+from prefect_imagegen.gateway.settings import GatewaySettings
+
+# Longer than a client keeps an idle connection, so that no POST meets one that is just being closed.
+_KEEPALIVE_S = 75
+_START_S = 30.0
+
+
+class EmbeddedGateway:
+    """A gateway in a thread of this process, on a free loopback port. Use `with`, or `start` and `stop`.
+
+    `url` is its base URL; `books` are its records and counters, to be read only.
+    """
+
+    def __init__(self, settings: GatewaySettings | None = None) -> None:
+        self._settings = settings or GatewaySettings(allow_loopback=True)
+        self._exit = contextlib.ExitStack()
+        self.books: Books
+        self.url = ""
+
+    def start(self) -> None:
+        """Start serving; returns when it answers."""
+        folder = self._exit.enter_context(_folder(self._settings))
+        self.books = Books(self._settings, folder)
+        listener = _listen("127.0.0.1", 0)
+        self._exit.callback(listener.close)
+        self.url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        self._server = uvicorn.Server(_config(self.books))
+        self._thread = threading.Thread(
+            target=lambda: asyncio.run(self._server.serve([listener])), name="gateway", daemon=True
+        )
+        ready = threading.Event()
+        on_startup = self._server.startup
+
+        async def startup(sockets: list[socket.socket] | None = None) -> None:
+            await on_startup(sockets)
+            ready.set()
+
+        self._server.startup = startup  # type: ignore[method-assign] # uvicorn offers no other way to learn of it
+        self._thread.start()
+        if not ready.wait(_START_S):
+            raise RuntimeError("the embedded gateway did not start")
+
+    def stop(self) -> None:
+        """Stop serving and remove the temporary files."""
+        self._server.should_exit = True
+        self._server.force_exit = True
+        self._thread.join(_START_S)
+        self._exit.close()
+
+    def __enter__(self) -> Self:
+        """Start."""
+        self.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        """Stop."""
+        self.stop()
+
+
+def run_server(settings: GatewaySettings, host: str, port: int) -> None:
+    """Serve until SIGINT or SIGTERM. Raises RefusedError for an open host without a key, or a port in use."""
+    check_host(settings, host)
+    with _folder(settings) as folder, contextlib.closing(_listen(host, port)) as listener:
+        config = _config(Books(settings, folder), log_level="info")
+        uvicorn.Server(config).run([listener])
+
+
+def check_host(settings: GatewaySettings, host: str) -> None:
+    """Refuse to serve strangers without a key. Raises RefusedError."""
+    if settings.engine not in ENGINES:
+        raise RefusedError(
+            "engine_unknown", f"There is no engine {settings.engine!r}.", remedy=f"Use one of: {', '.join(ENGINES)}."
+        )
+    if settings.api_key is None and not _is_loopback(host):
+        raise RefusedError(
+            "open_gateway",
+            f"Serving on {host} without a key would let anybody in.",
+            remedy="Set PREFECT_IMAGEGEN_API_KEY, or serve on 127.0.0.1.",
+        )
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _config(books: Books, log_level: str = "critical") -> uvicorn.Config:
+    return uvicorn.Config(
+        create_app(books),
+        log_level=log_level,
+        access_log=False,
+        lifespan="on",
+        timeout_keep_alive=_KEEPALIVE_S,
+        timeout_graceful_shutdown=5,
+        ws="none",
+    )
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except OSError as error:
+        listener.close()
+        raise RefusedError(
+            "port_in_use", f"Port {port} on {host} cannot be used: {error}.", remedy="Choose another --port."
+        ) from error
+    return listener
+
+
+@contextmanager
+def _folder(settings: GatewaySettings) -> Iterator[Path]:
+    """Where outputs lie: the given folder, or a temporary one."""
+    if settings.data_dir is not None:
+        settings.data_dir.mkdir(parents=True, exist_ok=True)
+        yield settings.data_dir
+        return
+    with tempfile.TemporaryDirectory(prefix="imagegen-gateway-") as name:
+        yield Path(name)

@@ -1,0 +1,37 @@
+"""How a gateway is set up."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pydantic import SecretStr
+
+from prefect_imagegen.gateway.faults import FaultScript
+
+
+@dataclass(slots=True)
+class GatewaySettings:
+    """Settings of one gateway. Times in seconds, money in US dollars, None means no limit (or none given).
+
+    `clock` tells the time of records and retention, so that tests let days pass.
+    """
+
+    engine: str = "sandbox"
+    latency_s: float = 0.0
+    credits: float | None = None
+    requests_per_minute: float | None = None
+    history_lag_s: float = 0.0
+    faults: FaultScript = field(default_factory=FaultScript)
+    data_dir: Path | None = None
+    api_key: SecretStr | None = None
+    workers: int = 256
+    queue_limit: int = 10_000
+    record_ttl_s: float = 3600.0
+    output_ttl_s: float = 7 * 86400.0
+    price_usd: float | None = None
+    """Price of an image; None: the model's published average at Segmind."""
+    static_format: str = "jpeg"
+    static_bytes: int = 130_000
+    allow_loopback: bool = False
+    clock: Callable[[], float] = time.time

@@ -1,0 +1,183 @@
+"""Where the gateway's work is done: requests are checked, queued, drawn, billed and kept."""
+
+import asyncio
+import io
+import json
+import os
+import secrets
+import uuid
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from PIL import Image
+
+from prefect_imagegen.core.image import CONTENT_TYPES
+from prefect_imagegen.core.models import ASPECT_SIZES, MATCH_INPUT_IMAGE, MAX_SEED, MODELS, FieldSpec
+from prefect_imagegen.gateway.engines import ENGINES, Picture
+from prefect_imagegen.gateway.faults import Fault
+from prefect_imagegen.gateway.records import Books, Record
+from prefect_imagegen.net.fetch import FetchError, FetchPolicy, ReferenceFetcher
+
+DEFAULT_SEED = 3425234
+"""What the API's page shows as the default: a fixed number, so that two calls without a seed are alike."""
+_MEGAPIXEL = 1024 * 1024
+_GRID = 16
+_BLACK_SIDE = 64
+
+
+class BadRequestError(ValueError):
+    """The body cannot be drawn; the message is the API's error text."""
+
+
+class Studio:
+    """Takes requests into the books and works on them. Lives in one event loop."""
+
+    def __init__(self, books: Books) -> None:
+        settings = books.settings
+        self._books = books
+        self._settings = settings
+        self.engine = ENGINES[settings.engine](static_format=settings.static_format, static_bytes=settings.static_bytes)
+        self._workers = asyncio.Semaphore(settings.workers)
+        self._waiting = 0
+        self._threads = ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="draw")
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._policy = FetchPolicy(allow_loopback=settings.allow_loopback)
+
+    @property
+    def full(self) -> bool:
+        """Whether the queue takes nothing more."""
+        return self._waiting >= self._settings.queue_limit
+
+    def open_record(self, model: str, body: dict[str, Any], fault: Fault | None) -> Record:
+        """Enter a request into the books and reserve its price."""
+        seed = body.get("seed", DEFAULT_SEED)
+        drawn = secrets.randbelow(MAX_SEED + 1) if seed == -1 else seed
+        record = Record(str(uuid.uuid4()), model, body, self._settings.clock(), fault=fault)
+        record.seed = drawn if isinstance(drawn, int) and not isinstance(drawn, bool) else 0
+        self._books.records[record.request_id] = record
+        self._books.reserved += self._books.price(model)
+        return record
+
+    def start(self, record: Record) -> "asyncio.Task[None]":
+        """Work on a request, whoever goes on listening: a client that hangs up is billed all the same."""
+        task = asyncio.create_task(self._work(record))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def close(self) -> None:
+        """Let go of what is under way."""
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    async def _work(self, record: Record) -> None:
+        books = self._books
+        self._waiting += 1
+        async with self._workers:
+            self._waiting -= 1
+            books.in_flight += 1
+            books.max_in_flight = max(books.max_in_flight, books.in_flight)
+            record.status, record.started = "PROCESSING", self._settings.clock()
+            try:
+                if self._settings.latency_s:
+                    await asyncio.sleep(self._settings.latency_s)
+                await self._draw(record)
+                record.cost = books.price(record.model)
+                books.charged += record.cost
+                record.status = "COMPLETED"
+            except (BadRequestError, FetchError) as error:
+                record.status, record.error = "FAILED", str(error)
+            finally:
+                books.in_flight -= 1
+                books.reserved -= books.price(record.model)
+                record.finished = self._settings.clock()
+
+    async def _draw(self, record: Record) -> None:
+        fault = record.fault.fault if record.fault else None
+        if fault == "failed" and record.fault:
+            raise BadRequestError(record.fault.text)
+        params = checked(record.model, record.body)
+        references = await self._references(params["image_urls"])
+        picture = Picture(
+            record.model,
+            params["prompt"],
+            record.seed,
+            *_size(params["aspect_ratio"], references),
+            image_format=params["image_format"],
+            quality=params["quality"],
+            request_id=record.request_id,
+            references=references,
+        )
+        loop = asyncio.get_running_loop()
+        drawn = await loop.run_in_executor(self._threads, self.engine.draw, picture)
+        data = _black(picture.image_format) if fault == "black_image" else drawn.data
+        record.output, record.content_type = f"{record.request_id}.{picture.image_format}", drawn.content_type
+        await asyncio.to_thread((self._books.folder / record.output).write_bytes, data)
+
+    async def _references(self, urls: list[str]) -> list[bytes]:
+        if not urls:
+            return []
+        async with ReferenceFetcher(self._policy) as fetcher:
+            return list(await asyncio.gather(*map(fetcher.fetch, urls)))
+
+
+def checked(model: str, body: Mapping[str, Any]) -> dict[str, Any]:
+    """The parameters with the model's defaults filled in. Raises BadRequestError with the API's error text."""
+    prompt = body.get("prompt")
+    if not isinstance(prompt, str) or not prompt:
+        raise BadRequestError("Prompt is Mandatory and must be string")
+    params: dict[str, Any] = {"prompt": prompt}
+    for name, spec in MODELS[model].fields.items():
+        value = body.get(name)
+        params[name] = spec.default if value is None else _value(spec, value)
+    seed = body.get("seed", DEFAULT_SEED)
+    if isinstance(seed, bool) or not isinstance(seed, int) or seed < -1:
+        raise BadRequestError("seed must be an integer, -1 or more")
+    urls = body.get("image_urls") or []
+    if not isinstance(urls, list) or not all(isinstance(url, str) for url in urls):
+        raise BadRequestError("image_urls must be a list of URLs")
+    if params["aspect_ratio"] == MATCH_INPUT_IMAGE and not urls:
+        raise BadRequestError("match_input_image needs at least one image in image_urls")
+    return params | {"image_urls": urls}
+
+
+def _value(spec: FieldSpec, value: Any) -> Any:
+    kinds = {"string": str, "boolean": bool, "integer": int, "number": (int, float)}[spec.type]
+    if not isinstance(value, kinds) or (isinstance(value, bool) and spec.type != "boolean"):  # type: ignore[arg-type]
+        raise BadRequestError(f"{spec.name} must be of type {spec.type}")
+    if spec.minimum is not None and spec.maximum is not None and not spec.minimum <= value <= spec.maximum:
+        raise BadRequestError(f"{spec.name} must be between {spec.minimum:g} and {spec.maximum:g}")
+    if spec.choices and value not in spec.choices:
+        raise BadRequestError(f"{spec.name} must be one of {', '.join(spec.choices)}")
+    return value
+
+
+def _size(aspect_ratio: str, references: list[bytes]) -> tuple[int, int]:
+    """Pixels: of the table, or of the first reference, at most one megapixel, in multiples of 16."""
+    if aspect_ratio != MATCH_INPUT_IMAGE:
+        return ASPECT_SIZES[aspect_ratio]
+    with Image.open(io.BytesIO(references[0])) as image:
+        width, height = image.size
+        if image.getexif().get(0x0112, 1) >= 5:  # rotated by a quarter turn
+            width, height = height, width
+    scale = min(1.0, (_MEGAPIXEL / (width * height)) ** 0.5)
+    return max(_GRID, int(width * scale) // _GRID * _GRID), max(_GRID, int(height * scale) // _GRID * _GRID)
+
+
+def _black(image_format: str) -> bytes:
+    sink = io.BytesIO()
+    Image.new("RGB", (_BLACK_SIDE, _BLACK_SIDE)).save(sink, image_format.upper())
+    return sink.getvalue()
+
+
+def body_text(record: Record) -> str:
+    """The inputs of a request as the history shows them: the repr of a Python dict."""
+    return repr(json.loads(json.dumps(record.body)))
+
+
+def media_type(record: Record) -> str:
+    """The media type of a delivered image."""
+    return record.content_type or CONTENT_TYPES["png"]
