@@ -1,0 +1,6 @@
+"""Saved configuration and secrets: the Prefect blocks, turned into the app's plain settings."""
+
+from prefect_imagegen.blocks.image_store import ImageStore
+from prefect_imagegen.blocks.segmind import Segmind
+
+__all__ = ["ImageStore", "Segmind"]

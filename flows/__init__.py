@@ -1,1 +1,5 @@
 """What runs when: the Prefect flows."""
+
+from prefect_imagegen.flows.generate_images import agenerate_images, generate_images
+
+__all__ = ["agenerate_images", "generate_images"]

@@ -4,6 +4,7 @@ import os
 from dataclasses import replace
 from urllib.parse import urlsplit
 
+import httpx
 from pydantic import SecretStr
 
 from prefect_imagegen.app.options import GenerateOptions
@@ -12,6 +13,7 @@ from prefect_imagegen.core.errors import RefusedError
 from prefect_imagegen.core.redact import redact
 from prefect_imagegen.io.segmind import SEGMIND_URL, Endpoints, SegmindBackend
 from prefect_imagegen.io.store_kind import StoreKind
+from prefect_imagegen.net.client import make_client
 from prefect_imagegen.ports import RateLimiter
 
 DEFAULT_IN_FLIGHT = 16
@@ -69,3 +71,13 @@ def make_backend(settings: BackendSettings, limiter: RateLimiter, deadline: floa
 def store_kind(settings: BackendSettings, engine: str | None, sandbox_engines: frozenset[str]) -> StoreKind:
     """The kind of store that a backend fills: by the engine that the endpoint names."""
     return "sandbox" if settings.kind == "sandbox" or engine in sandbox_engines else "real"
+
+
+def account_client(settings: BackendSettings) -> httpx.AsyncClient:
+    """An HTTP client that sends the account's key with every call; for the API's own host only."""
+    resolved = resolve_backend(settings, GenerateOptions())
+    client = make_client(max_connections=resolved.max_in_flight or DEFAULT_IN_FLIGHT)
+    client.base_url = httpx.URL(resolved.base_url or SEGMIND_URL)
+    if resolved.api_key:
+        client.headers["x-api-key"] = resolved.api_key.get_secret_value()
+    return client

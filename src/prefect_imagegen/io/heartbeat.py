@@ -3,7 +3,7 @@
 import json
 import os
 from dataclasses import asdict, dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 
 from prefect_imagegen.core import layout
@@ -55,6 +55,12 @@ async def is_alive(store: ObjectStore, run_id: str, own_run_id: str, process: Pr
 
     Dead at once if it ran on this boot of this machine and its process is gone.
     """
+    ours = await store.head(layout.run(own_run_id, "heartbeat.json"))
+    return await beats_at(store, run_id, ours.modified if ours else None, process)
+
+
+async def beats_at(store: ObjectStore, run_id: str, moment: datetime | None, process: Process) -> bool:
+    """Whether a run works at a moment of the store's time (None: unknown, so doubt counts as life)."""
     path = layout.run(run_id, "heartbeat.json")
     theirs, data = await store.head(path), await store.get(path)
     if theirs is None or data is None:
@@ -65,10 +71,7 @@ async def is_alive(store: ObjectStore, run_id: str, own_run_id: str, process: Pr
         return True
     if other.boot_id and other.boot_id == process.boot_id and _start_of(other.pid) != other.started:
         return False
-    ours = await store.head(layout.run(own_run_id, "heartbeat.json"))
-    if ours is None or ours.modified is None or theirs.modified is None:
-        return True
-    return ours.modified - theirs.modified <= DEAD_AFTER
+    return moment is None or theirs.modified is None or moment - theirs.modified <= DEAD_AFTER
 
 
 def _start_of(pid: int) -> int | None:

@@ -1,0 +1,50 @@
+"""From what a user writes (`segmind/prod`, `image-store/prod`, `sandbox`, `s3://...`) to plain settings."""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from prefect_imagegen.app.settings import BackendSettings, StoreSettings
+from prefect_imagegen.blocks.image_store import ImageStore
+from prefect_imagegen.blocks.segmind import Segmind
+from prefect_imagegen.core.errors import RefusedError
+
+_REFERENCE = re.compile(r"^(?P<type>segmind|image-store)/(?P<name>[A-Za-z0-9-]+)$")
+
+
+async def resolve_store(store: str, storage_options: Mapping[str, Any] | None = None) -> StoreSettings:
+    """The settings of `image-store/NAME`, or of a URL or path. Raises RefusedError (`block_not_found`)."""
+    match = _REFERENCE.match(store)
+    if match is None or match["type"] != "image-store":
+        return StoreSettings(store, storage_options or {})
+    block = await _load(ImageStore, store, match["name"])
+    settings: StoreSettings = block.to_settings()
+    return StoreSettings(
+        settings.url, {**settings.storage_options, **(storage_options or {})}, settings.public_base_url
+    )
+
+
+async def resolve_backend(backend: str) -> BackendSettings:
+    """The settings of `segmind/NAME`, or of a backend by its kind. Raises RefusedError (`block_not_found`)."""
+    match = _REFERENCE.match(backend)
+    if match is None or match["type"] != "segmind":
+        return BackendSettings(backend)
+    settings: BackendSettings = (await _load(Segmind, backend, match["name"])).to_settings()
+    return settings
+
+
+def is_block(text: str) -> bool:
+    """Whether the text names a block, so that resolving it asks the Prefect API."""
+    return _REFERENCE.match(text) is not None
+
+
+async def _load(kind: Any, reference: str, name: str) -> Any:
+    try:
+        return await kind.aload(name)
+    except ValueError as error:
+        raise RefusedError(
+            "block_not_found",
+            f"There is no block {reference!r} on this Prefect server.",
+            remedy=f"Create it in the UI or with {kind.__name__}(...).save({name!r}); register the types once with:"
+            " prefect block register -m prefect_imagegen.blocks",
+        ) from error

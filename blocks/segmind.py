@@ -1,0 +1,88 @@
+"""The block `Segmind`: an account of the API, or a gateway that speaks it."""
+
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from prefect.blocks.abstract import CredentialsBlock
+from pydantic import Field, SecretStr
+
+if TYPE_CHECKING:  # httpx and the app load only when a block is used, never when Prefect lists block types
+    import httpx
+
+    from prefect_imagegen.app.settings import BackendSettings
+
+_REPOSITORY = "https://github.com/prefect-imagegen/prefect-imagegen"
+
+
+class Segmind(CredentialsBlock):
+    """An account of the Segmind API, or a self-hosted gateway that speaks it.
+
+    Example:
+        Load a stored block and use it as the backend of a run:
+
+        ```python
+        from prefect_imagegen.blocks import Segmind
+
+        segmind = Segmind.load("BLOCK_NAME")
+        ```
+    """
+
+    _block_type_name: ClassVar[str | None] = "Segmind"
+    _block_type_slug: ClassVar[str | None] = "segmind"
+    _logo_url: ClassVar[str | None] = f"{_REPOSITORY}/raw/main/docs/logo.png"  # type: ignore[assignment]
+    _documentation_url: ClassVar[str | None] = f"{_REPOSITORY}#readme"  # type: ignore[assignment]
+
+    api_key: SecretStr | None = Field(
+        default=None,
+        title="API key",
+        description="Key of the account; without one, SEGMIND_API_KEY of the worker is used.",
+    )
+    base_url: str | None = Field(
+        default=None, title="Base URL", description="Base URL of the API or gateway; empty means Segmind's own."
+    )
+    history_url: str | None = Field(
+        default=None,
+        title="History URL",
+        description="Base URL of the request history; empty means Segmind's own, or that of a gateway.",
+    )
+    assets_url: str | None = Field(
+        default=None,
+        title="Assets URL",
+        description="Base URL for uploading reference images; empty means Segmind's own, or that of a gateway.",
+    )
+    api_version: Literal["v2", "v1"] = Field(
+        default="v2", title="API version", description="v2 submits and polls, v1 is one blocking call."
+    )
+    model: str | None = Field(
+        default=None, title="Model", description="Slug of the model for manifest rows that name none."
+    )
+    requests_per_minute: float | None = Field(
+        default=None,
+        ge=0,
+        title="Requests per minute",
+        description="Submits a minute, 0 for no limit; empty means 50 at Segmind and no limit elsewhere.",
+    )
+    max_in_flight: int | None = Field(
+        default=None, ge=1, title="Max in flight", description="Calls at once; empty means 16."
+    )
+
+    def get_client(self) -> "httpx.AsyncClient":
+        """An async HTTP client that sends the key: for calls of your own to the API's host."""
+        from prefect_imagegen.app.adapters import account_client  # noqa: PLC0415 - see TYPE_CHECKING above
+
+        return account_client(self.to_settings())
+
+    def to_settings(self) -> "BackendSettings":
+        """The plain settings that the app works with."""
+        from prefect_imagegen.app.settings import BackendSettings  # noqa: PLC0415 - see TYPE_CHECKING above
+
+        return BackendSettings(
+            kind="segmind",
+            base_url=self.base_url,
+            history_url=self.history_url,
+            assets_url=self.assets_url,
+            api_key=self.api_key,
+            api_version=self.api_version,
+            model=self.model,
+            requests_per_minute=self.requests_per_minute,
+            max_in_flight=self.max_in_flight,
+        )

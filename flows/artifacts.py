@@ -1,0 +1,80 @@
+"""What a run shows in the Prefect UI: live progress, failures by kind, and a summary."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+from uuid import UUID
+
+from prefect.artifacts import (
+    acreate_markdown_artifact,
+    acreate_progress_artifact,
+    acreate_table_artifact,
+    aupdate_progress_artifact,
+)
+from prefect.logging import get_run_logger
+
+from prefect_imagegen.app.finish import report_markdown
+from prefect_imagegen.app.result import RunResult
+from prefect_imagegen.app.session import Session
+from prefect_imagegen.core.outcomes import OUTCOMES
+
+PERIOD_S = 2.0
+
+
+@asynccontextmanager
+async def showing_progress(session: Session) -> AsyncIterator[None]:
+    """Within: a progress artifact follows the run. A UI that cannot be written to never stops a run."""
+    artifact = await _quietly(
+        acreate_progress_artifact(
+            progress=0.0, key="imagegen-progress", description=f"Images of run {session.prepared.run_id}"
+        )
+    )
+    task = asyncio.create_task(_follow(session, artifact)) if artifact else None
+    try:
+        yield
+    finally:
+        if task is not None and artifact is not None:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+            await _quietly(aupdate_progress_artifact(artifact, _percent(session), description=_figures(session)))
+
+
+async def publish_summary(result: RunResult) -> None:
+    """The summary, and the failures by kind where there are any."""
+    if result.failures:
+        rows = [
+            {
+                "error": kind,
+                "rows": count,
+                "example": result.examples.get(kind, ""),
+                "remedy": OUTCOMES[kind].remedy if kind in OUTCOMES else "",
+            }
+            for kind, count in sorted(result.failures.items(), key=lambda item: -item[1])
+        ]
+        await _quietly(acreate_table_artifact(rows, key="imagegen-failures", description="Rows without an image"))
+    await _quietly(acreate_markdown_artifact(report_markdown(result), key="imagegen-summary"))
+
+
+async def _follow(session: Session, artifact: UUID) -> None:
+    while True:
+        await asyncio.sleep(PERIOD_S)
+        await _quietly(aupdate_progress_artifact(artifact, _percent(session), description=_figures(session)))
+
+
+def _percent(session: Session) -> float:
+    return 100.0 * session.stats.done / session.stats.total if session.stats.total else 100.0
+
+
+def _figures(session: Session) -> str:
+    stats = session.stats
+    kinds = ", ".join(f"{count} {kind}" for kind, count in stats.kinds.most_common(5))
+    return f"{stats.done} of {stats.total} images, {stats.cost_usd:.4f} USD" + (f"; {kinds}" if kinds else "")
+
+
+async def _quietly(call: Any) -> Any:
+    try:
+        return await call
+    except Exception as error:  # noqa: BLE001 - whatever is wrong with the UI, the images go on
+        get_run_logger().warning("An artifact could not be written: %s", error)
+        return None

@@ -1,0 +1,421 @@
+"""The command line: parses, plans, calls the flow, prints. See README for options and exit codes."""
+
+import asyncio
+import json
+import os
+import re
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+import click
+from pydantic import SecretStr, ValidationError
+from rich.console import Console
+
+from prefect_imagegen.app import registry
+from prefect_imagegen.app.demo import contact_sheet, write_manifest
+from prefect_imagegen.app.options import GenerateOptions
+from prefect_imagegen.app.prepare import Job, Prepared, RowsRefusedError, plan_only, prepare
+from prefect_imagegen.app.result import EXIT_CODES, RunResult
+from prefect_imagegen.app.settings import BackendSettings, StoreSettings
+from prefect_imagegen.app.status import statuses
+from prefect_imagegen.console import show_plan, show_result, show_statuses, showing_progress
+from prefect_imagegen.core.errors import ImagegenError, RefusedError
+from prefect_imagegen.core.manifest import parse_value
+from prefect_imagegen.core.plan import PlanSummary
+from prefect_imagegen.gateway.engines import ENGINES
+from prefect_imagegen.gateway.faults import FaultScript, load_faults
+from prefect_imagegen.gateway.server import run_server
+from prefect_imagegen.gateway.settings import GatewaySettings
+
+T = TypeVar("T")
+_SECRET = re.compile(r"key|secret|token|password|connection_string", re.IGNORECASE)
+_BLOCK = re.compile(r"^(segmind|image-store)/[A-Za-z0-9-]+$")
+_PREFECT_DEFAULTS = {
+    "PREFECT_LOGGING_LEVEL": "WARNING",
+    "PREFECT_SERVER_LOGGING_LEVEL": "CRITICAL",
+    # The ephemeral server migrates its database at its first start, which outlasts the default of 20 s.
+    "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
+    # Its telemetry fights the migration for SQLite's lock, and loses with a traceback.
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+}
+
+
+class _Ended(Exception):  # noqa: N818 - not an error: how a command ends with an exit code
+    def __init__(self, code: int, result: RunResult) -> None:
+        super().__init__(code)
+        self.code = code
+        self.result = result
+
+
+def _store_options(function: Callable[..., T]) -> Callable[..., T]:
+    function = click.option(
+        "--storage-option", "storage_options", multiple=True, metavar="K=V", help="Option of the store's file system."
+    )(function)
+    return click.option("--store", required=True, metavar="URL", help="URL or path of the store, or image-store/NAME.")(
+        function
+    )
+
+
+def _generate_options(function: Callable[..., T]) -> Callable[..., T]:
+    options = (
+        click.argument("manifest"),
+        click.option(
+            "--manifest-storage-option",
+            "manifest_storage_options",
+            multiple=True,
+            metavar="K=V",
+            help="Option of the manifest's file system.",
+        ),
+        click.option("--backend", default="segmind", show_default=True, help="segmind, sandbox, or segmind/NAME."),
+        click.option("--base-url", metavar="URL", help="Base URL of the API or gateway."),
+        click.option("--api-version", type=click.Choice(["v1", "v2"]), help="v2 submits and polls (default)."),
+        click.option("--model", metavar="SLUG", help="Model of rows that name none. [default: flux-2-klein-9b]"),
+        click.option("--column", "columns", multiple=True, metavar="FIELD=COLUMN", help="Which column feeds a field."),
+        click.option("--set", "values", multiple=True, metavar="FIELD=VALUE", help="Value where a row has none."),
+        click.option("--id-column", metavar="C", help="Column that identifies a row; unique."),
+        click.option("--max-in-flight", type=int, metavar="N", help="Calls at once. [default: 16]"),
+        click.option("--requests-per-minute", type=float, metavar="N", help="Submits a minute; 0 = no limit."),
+        click.option("--shard-size", type=int, metavar="N", help="Rows per Prefect task run. [default: 64]"),
+        click.option("--limit", type=int, metavar="N", help="Only the first N rows."),
+        click.option("--max-attempts", type=int, metavar="N", help="POSTs per row and run. [default: 5]"),
+        click.option("--deadline", type=float, metavar="S", help="Seconds for one generation. [default: 600]"),
+        click.option("--max-failure-rate", type=float, metavar="F", help="Stop above this share. [default: 0.5]"),
+        click.option("--on-invalid", type=click.Choice(["fail", "skip"]), help="What invalid rows do. [default: fail]"),
+        click.option("--json", "as_json", is_flag=True, help="End with one line of JSON on stdout."),
+        _store_options,
+    )
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(package_name="prefect-imagegen")
+def cli() -> None:
+    """Turn a table of prompts into images and metadata in object storage, and never pay for an image twice."""
+
+
+@cli.command()
+@_generate_options
+@click.option("--dry-run", is_flag=True, help="Only plan: nothing is called or written.")
+def generate(dry_run: bool, as_json: bool, **given: Any) -> None:
+    """Make the image of every row of MANIFEST and write images and metadata to the store."""
+    console = Console(stderr=as_json)
+    with _telling(console, given["store"], as_json=as_json):
+        if dry_run:
+            _plan(console, given)
+        prepared, store, backend = _prepared(given)
+        show_plan(console, prepared.summary)
+        _run_flow(console, prepared, store, backend)
+
+
+@cli.command()
+@_generate_options
+def plan(as_json: bool, **given: Any) -> None:
+    """Show what `generate` would do; calls nothing, writes nothing, needs no key."""
+    console = Console(stderr=as_json)
+    with _telling(console, given["store"], as_json=as_json):
+        _plan(console, given)
+
+
+@cli.command()
+@click.option("--store", default="demo-images", show_default=True, metavar="PATH", help="Where to put everything.")
+def demo(store: str) -> None:
+    """Make twelve pictures without an account: a sample manifest, the embedded sandbox gateway, a local store."""
+    console = Console()
+    with _telling(console, store, as_json=False), tempfile.TemporaryDirectory(prefix="imagegen-demo-") as home:
+        _use_own_prefect(home)
+        manifest = Path(store) / "prompts.parquet"
+        write_manifest(manifest)
+        job = Job(str(manifest), StoreSettings(store), BackendSettings("sandbox"), GenerateOptions())
+        prepared = asyncio.run(prepare(job))
+        show_plan(console, prepared.summary)
+        console.print("[dim]The sandbox draws placeholders and costs nothing. Starting Prefect …[/]")
+        try:
+            _run_flow(console, prepared, store, "sandbox")
+        except _Ended as ended:
+            _show_demo(console, Path(store), ended.result)
+            raise
+
+
+@cli.command()
+@click.option("--engine", type=click.Choice(sorted(ENGINES)), default="sandbox", show_default=True, help="What draws.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option("--port", default=8700, show_default=True, help="Port to listen on.")
+@click.option("--latency", type=float, default=0.0, metavar="S", help="Seconds that each generation takes.")
+@click.option("--credits", "credits_usd", type=float, metavar="X", help="US dollars on the account.")
+@click.option("--requests-per-minute", type=float, metavar="N", help="Answer 429 above this rate.")
+@click.option("--history-lag", type=float, default=0.0, metavar="S", help="Seconds until the history knows a request.")
+@click.option("--faults", metavar="FILE", help="Fault script, JSON.")
+@click.option("--data", type=click.Path(file_okay=False, path_type=Path), metavar="DIR", help="Where outputs lie.")
+def serve(
+    engine: str,
+    host: str,
+    port: int,
+    latency: float,
+    credits_usd: float | None,
+    requests_per_minute: float | None,
+    history_lag: float,
+    faults: str | None,
+    data: Path | None,
+) -> None:
+    """Serve the Segmind API yourself: for tests, for development, without an account."""
+    console = Console(stderr=True)
+    with _telling(console, "", as_json=False):
+        key = os.environ.get("PREFECT_IMAGEGEN_API_KEY")
+        settings = GatewaySettings(
+            engine=engine,
+            latency_s=latency,
+            credits=credits_usd,
+            requests_per_minute=requests_per_minute,
+            history_lag_s=history_lag,
+            faults=load_faults(faults) if faults else FaultScript(),
+            data_dir=data,
+            api_key=SecretStr(key) if key else None,
+        )
+        console.print(f"engine [bold]{engine}[/], http://{host}:{port}, key: {'yours' if key else 'any non-empty one'}")
+        run_server(settings, host, port)
+
+
+@cli.command()
+@_store_options
+@click.argument("run", required=False)
+def status(store: str, storage_options: Sequence[str], run: str | None) -> None:
+    """List the runs of a store, or show the report of one RUN."""
+    console = Console()
+    with _telling(console, store, as_json=False):
+        settings = _resolve_store(store, parse_storage_options(storage_options))
+        found = asyncio.run(statuses(settings, run))
+        show_statuses(console, found)
+        if run and found[0].report_text:
+            console.print("\n" + found[0].report_text, markup=False)
+
+
+def main() -> NoReturn:
+    """Run the command line; the process ends with one of `EXIT_CODES`."""
+    try:
+        cli.main(standalone_mode=False)
+    except _Ended as ended:
+        sys.exit(ended.code)
+    except click.exceptions.Exit as error:
+        sys.exit(error.exit_code)
+    except click.ClickException as error:
+        error.show()
+        if "--json" in sys.argv:
+            _print_json(RunResult(None, ""))
+        sys.exit(2)
+    except (click.Abort, KeyboardInterrupt):
+        sys.exit(3)
+    sys.exit(0)
+
+
+def parse_storage_options(pairs: Sequence[str], option: str = "--storage-option") -> dict[str, Any]:
+    """The options of `K=V` pairs: `env:NAME` is taken from the environment, JSON is parsed, else it is text.
+
+    Raises RefusedError for a secret in clear, or a variable that is not set.
+    """
+    found: dict[str, Any] = {}
+    for name, text in _pairs(pairs, option).items():
+        if text.startswith("env:"):
+            variable = text[len("env:") :]
+            if variable not in os.environ:
+                raise RefusedError("bad_option", f"{option} {name}: {variable} is not set.", remedy="Export it.")
+            found[name] = os.environ[variable]
+        elif _SECRET.search(name) and name != "client_kwargs":
+            raise RefusedError(
+                "secret_in_clear",
+                f"{option} {name} looks like a secret, which every user of this machine could read.",
+                remedy=f"Put it into the environment and write {name}=env:NAME.",
+            )
+        else:
+            try:
+                found[name] = json.loads(text)
+            except ValueError:
+                found[name] = text
+    return found
+
+
+def _pairs(pairs: Sequence[str], option: str) -> dict[str, str]:
+    found = {}
+    for pair in pairs:
+        name, sign, value = pair.partition("=")
+        if not sign or not name:
+            raise RefusedError("bad_option", f"{option} {name}: not of the form NAME=VALUE.", remedy="Correct it.")
+        found[name] = value
+    return found
+
+
+def _options(given: Mapping[str, Any]) -> GenerateOptions:
+    columns: dict[str, list[str]] = {}
+    for pair in given["columns"]:
+        for name, column in _pairs([pair], "--column").items():
+            columns.setdefault(name, []).append(column)
+    plain = (
+        *("base_url", "api_version", "model", "id_column", "max_in_flight", "requests_per_minute", "shard_size"),
+        *("limit", "max_attempts", "deadline", "max_failure_rate", "on_invalid"),
+    )
+    values = {name: parse_value(name, text) for name, text in _pairs(given["values"], "--set").items()}
+    try:
+        return GenerateOptions(
+            columns=columns,
+            values=values,
+            manifest_storage_options=parse_storage_options(
+                given["manifest_storage_options"], "--manifest-storage-option"
+            ),
+            **{name: given[name] for name in plain if given[name] is not None},
+        )
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = str(first["loc"][0]).replace("_", "-")
+        raise RefusedError("bad_option", f"--{name}: {first['msg']}.", remedy="Correct it.") from error
+
+
+def _job(given: Mapping[str, Any]) -> Job:
+    options = _options(given)
+    store = _resolve_store(given["store"], parse_storage_options(given["storage_options"]))
+    return Job(given["manifest"], store, _resolve_backend(given["backend"]), options)
+
+
+def _resolve_store(store: str, options: Mapping[str, Any]) -> StoreSettings:
+    if not _BLOCK.match(store):
+        return StoreSettings(store, options)
+    _quiet_prefect()
+    from prefect_imagegen.blocks.resolve import resolve_store  # noqa: PLC0415 - loads Prefect, for blocks alone
+
+    return asyncio.run(resolve_store(store, options))
+
+
+def _resolve_backend(backend: str) -> BackendSettings:
+    if not _BLOCK.match(backend):
+        return BackendSettings(backend)
+    _quiet_prefect()
+    from prefect_imagegen.blocks.resolve import resolve_backend  # noqa: PLC0415 - loads Prefect, for blocks alone
+
+    return asyncio.run(resolve_backend(backend))
+
+
+def _plan(console: Console, given: Mapping[str, Any]) -> NoReturn:
+    summary = asyncio.run(plan_only(_job(given)))
+    show_plan(console, summary)
+    refused = summary.counts["invalid"] and given["on_invalid"] != "skip"
+    raise _Ended(2 if refused else 0, _planned(given["store"], summary))
+
+
+def _prepared(given: Mapping[str, Any]) -> tuple[Prepared, str, str]:
+    return asyncio.run(prepare(_job(given))), given["store"], given["backend"]
+
+
+def _run_flow(console: Console, prepared: Prepared, store: str, backend: str) -> NoReturn:
+    """Call the flow on the prepared run; ends with its exit code."""
+    _quiet_prefect()
+    from prefect_imagegen.flows.generate_images import generate_images  # noqa: PLC0415 - loads Prefect, late
+
+    registry.prepared[prepared.run_id] = prepared
+    with showing_progress(console, prepared.run_id, prepared.summary.to_make):
+        state = generate_images(
+            prepared.job.manifest,
+            store,
+            backend,
+            # Options of the manifest's file system may hold secrets: they stay in the registry.
+            prepared.job.options.model_copy(update={"manifest_storage_options": {}}),
+            run_id=prepared.run_id,
+            return_state=True,
+        )
+    result = registry.results.pop(prepared.run_id, None)
+    if result is None:
+        if state.name == "Refused":
+            raise RefusedError("refused", state.message or "")
+        raise RuntimeError(f"the flow ended as {state.name}: {state.message}")
+    show_result(console, result)
+    console.print(f"[dim]metadata: {result.store.rstrip('/')}/runs/{result.run_id}/metadata/[/]", soft_wrap=True)
+    raise _Ended(result.exit_code, result)
+
+
+def _show_demo(console: Console, store: Path, result: RunResult) -> None:
+    """Where to look, and how to go on."""
+    images = sorted(path for path in (store / "images").rglob("*") if path.is_file())
+    sheet = store / "contact-sheet.jpg"
+    sheet.write_bytes(contact_sheet([path.read_bytes() for path in images[:12]]))
+    console.print(f"\n[bold]Look at[/] {sheet}, and at {store}/images/", soft_wrap=True)
+    console.print(
+        "Run the demo again: nothing is made twice. For real pictures:\n"
+        f"  export SEGMIND_API_KEY=SG_...\n  prefect-imagegen generate {store}/prompts.parquet --store my-images",
+        soft_wrap=True,
+        highlight=False,
+    )
+    _ = result
+
+
+def _quiet_prefect() -> None:
+    for name, value in _PREFECT_DEFAULTS.items():
+        os.environ.setdefault(name, value)
+
+
+def _use_own_prefect(home: str) -> None:
+    """An ephemeral server of its own, whatever the user's profile says."""
+    for name in [name for name in os.environ if name.startswith("PREFECT_")]:
+        del os.environ[name]
+    os.environ |= {"PREFECT_HOME": home, "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "true", "DO_NOT_TRACK": "1"}
+
+
+def _planned(store: str, summary: PlanSummary) -> RunResult:
+    counts = summary.counts
+    return RunResult(
+        None,
+        StoreSettings(store).url,
+        rows=summary.rows,
+        reused=counts["done"],
+        invalid=counts["invalid"],
+        failed=counts["failed"],
+        not_run=counts["new"] + counts["unsettled"] + counts["identical"],
+    )
+
+
+@contextmanager
+def _telling(console: Console, store: str, *, as_json: bool) -> Iterator[None]:
+    """Turn every end of a command into its message, its exit code and, if asked for, its last line of JSON."""
+    errors = Console(stderr=True)
+    try:
+        yield
+    except _Ended as ended:
+        result = ended.result
+        code = ended.code
+    except RowsRefusedError as error:
+        errors.print(f"[red bold]refused:[/] {error.message}", end="", highlight=False)
+        errors.print(error.remedy, highlight=False)
+        result, code = _planned(store, error.summary), 2
+        result.not_run += result.reused + result.failed
+        result.reused = result.failed = 0
+    except ImagegenError as error:
+        errors.print("[red bold]refused:[/]", end=" ")
+        errors.print(str(error), markup=False, highlight=False, soft_wrap=True)
+        result, code = RunResult(None, store), 2
+    except KeyboardInterrupt:
+        errors.print("interrupted before the first call")
+        result, code = RunResult(None, store, stop_reason="signal"), 3
+    except click.ClickException:
+        raise
+    except Exception as error:
+        if os.environ.get("PREFECT_IMAGEGEN_TRACEBACK"):
+            raise
+        errors.print(f"[red bold]internal error:[/] {type(error).__name__}:", end=" ")
+        errors.print(str(error), markup=False, highlight=False, soft_wrap=True)
+        errors.print("[dim]Set PREFECT_IMAGEGEN_TRACEBACK=1 to see where.[/]")
+        result, code = RunResult(None, store), 4
+    else:
+        return
+    if as_json:
+        _print_json(result)
+    raise _Ended(code, result)
+
+
+def _print_json(result: RunResult) -> None:
+    sys.stdout.write(json.dumps(result.as_dict(), ensure_ascii=False) + "\n")
+    sys.stdout.flush()
+
+
+__all__ = ["EXIT_CODES", "cli", "main", "parse_storage_options"]

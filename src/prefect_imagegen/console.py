@@ -1,0 +1,153 @@
+"""What the command line shows: plans, progress and results, for people on a terminal and for log files."""
+
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from prefect_imagegen.app import registry
+from prefect_imagegen.app.result import STATES, STOP_REASONS, RunResult
+from prefect_imagegen.app.session import Stats
+from prefect_imagegen.app.status import RunStatus
+from prefect_imagegen.core.models import expected_cost
+from prefect_imagegen.core.outcomes import OUTCOMES
+from prefect_imagegen.core.plan import PlanSummary
+
+_TICK_S = 0.25
+_LINE_S = 10.0
+_WORDS = {
+    "new": "to make",
+    "done": "done before",
+    "identical": "identical to another row",
+    "invalid": "invalid",
+    "failed": "failed for good before",
+    "unsettled": "to settle from an earlier run",
+}
+
+
+def show_plan(console: Console, summary: PlanSummary) -> None:
+    """Rows by what is to be done with them, warnings, row errors, and the expected price."""
+    table = Table(title=f"{summary.rows:,} rows", title_justify="left", show_header=False, box=None)
+    for state, words in _WORDS.items():
+        if summary.counts[state]:
+            table.add_row(f"{summary.counts[state]:,}", words)
+    console.print(table)
+    if summary.counts["identical"]:
+        console.print(
+            f"{summary.counts['identical']:,} rows are identical and share an image; give seeds for variants."
+        )
+    for warning, count in summary.warnings.items():
+        console.print(f"[yellow]warning[/] {escape(warning)} ({count:,} rows)")
+    for error in summary.errors:
+        console.print(f"[red]invalid[/] {escape(str(error))}")
+    hidden = sum(summary.reasons.values()) - len(summary.errors)
+    if hidden > 0:
+        console.print(f"… and {hidden:,} more errors:")
+        for reason, count in summary.reasons.most_common(5):
+            console.print(f"  {count:,} x {escape(reason)}")
+    if summary.to_make:
+        cost = expected_cost(summary.to_make_by_model)
+        console.print(
+            f"{summary.to_make:,} images, about [bold]{cost:,.2f} USD[/] at Segmind's published average prices"
+        )
+
+
+def show_result(console: Console, result: RunResult) -> None:
+    """Rows by state, calls, money and time; failures by kind with an example and the remedy."""
+    table = Table(title=f"run {result.run_id}", title_justify="left", show_header=False, box=None)
+    for state in STATES:
+        if getattr(result, state):
+            table.add_row(f"{getattr(result, state):,}", state)
+    console.print(table)
+    console.print(f"{result.calls:,} calls, {result.cost_usd:,.4f} USD, {result.seconds:.1f} s")
+    if result.flagged:
+        console.print(f"[yellow]{result.flagged:,} images are flagged[/] (column flags)")
+    if result.maybe_paid:
+        console.print(f"[yellow]{result.maybe_paid:,} calls were sent again after a 5xx answer[/]: possibly paid twice")
+    for kind, count in sorted(result.failures.items(), key=lambda item: -item[1]):
+        example = escape(result.examples.get(kind, ""))
+        remedy = OUTCOMES[kind].remedy if kind in OUTCOMES else ""
+        console.print(f"[red]{kind}[/] {count:,} rows: {example} [dim]{escape(remedy)}[/]")
+    if result.stop_reason:
+        why = STOP_REASONS.get(result.stop_reason, result.stop_reason)
+        console.print(f"[red bold]stopped:[/] {why} ({escape(result.stop_message or '')})")
+        console.print("The same command goes on where this run ended.")
+
+
+def show_statuses(console: Console, found: Sequence[RunStatus]) -> None:
+    """One line a run."""
+    table = Table("run", "state", *STATES, "calls", "USD", box=None, header_style="bold")
+    for one in found:
+        report = one.report
+        counts = [str(report.get(state, "")) for state in STATES]
+        cost = f"{report['cost_usd']:.4f}" if report else ""
+        table.add_row(one.run_id, one.state, *counts, str(report.get("calls", "")), cost)
+    console.print(table)
+
+
+@contextmanager
+def showing_progress(console: Console, run_id: str, total: int) -> Iterator[None]:
+    """Within: the run's progress, as a live bar on a terminal and as plain lines every 10 s elsewhere."""
+    ended = threading.Event()
+    show = _show_bar if console.is_terminal else _show_lines
+    thread = threading.Thread(target=show, args=(console, run_id, total, ended), name="progress", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+def _stats(run_id: str) -> Stats | None:
+    session = registry.sessions.get(run_id)
+    return session.stats if session else None
+
+
+def _show_bar(console: Console, run_id: str, total: int, ended: threading.Event) -> None:
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[figures]}"),
+    )
+    with Progress(*columns, console=console, transient=True) as progress:
+        bar = progress.add_task("starting Prefect", total=total, rate="", figures="")
+        first: float | None = None
+        while not ended.wait(_TICK_S):
+            stats = _stats(run_id)
+            if stats is None:
+                continue
+            first = first or time.monotonic()
+            progress.update(
+                bar,
+                description="images",
+                completed=stats.done,
+                rate=f"{stats.done / max(0.1, time.monotonic() - first):.1f}/s",
+                figures=_figures(stats),
+            )
+
+
+def _show_lines(console: Console, run_id: str, total: int, ended: threading.Event) -> None:
+    first: float | None = None
+    while not ended.wait(_LINE_S):
+        stats = _stats(run_id)
+        if stats is None:
+            continue
+        first = first or time.monotonic()
+        rate = stats.done / max(1.0, time.monotonic() - first)
+        left = f", {(total - stats.done) / rate:.0f} s left" if rate else ""
+        console.print(f"{stats.done}/{total} images, {rate:.1f}/s{left}, {_figures(stats)}")
+
+
+def _figures(stats: Stats) -> str:
+    kinds = ", ".join(f"{count} {kind}" for kind, count in stats.kinds.most_common(3))
+    return f"{stats.cost_usd:.2f} USD" + (f", {kinds}" if kinds else "")
