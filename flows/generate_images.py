@@ -7,9 +7,9 @@ from functools import partial
 from typing import Annotated, Any
 
 from prefect import flow, get_client
+from prefect.client.schemas import State
 from prefect.exceptions import ObjectNotFound
 from prefect.states import Completed, Failed
-from prefect.client.schemas import State
 from pydantic import Field
 
 from prefect_imagegen.app import registry

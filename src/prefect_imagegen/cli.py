@@ -26,6 +26,7 @@ from prefect_imagegen.console import show_plan, show_result, show_statuses, show
 from prefect_imagegen.core.errors import ImagegenError, RefusedError
 from prefect_imagegen.core.manifest import parse_value
 from prefect_imagegen.core.plan import PlanSummary
+from prefect_imagegen.core.redact import redact
 from prefect_imagegen.gateway.engines import ENGINES
 from prefect_imagegen.gateway.faults import FaultScript, load_faults
 from prefect_imagegen.gateway.server import run_server
@@ -35,7 +36,7 @@ T = TypeVar("T")
 _SECRET = re.compile(r"key|secret|token|password|connection_string", re.IGNORECASE)
 _BLOCK = re.compile(r"^(segmind|image-store)/[A-Za-z0-9-]+$")
 _PREFECT_DEFAULTS = {
-    "PREFECT_LOGGING_LEVEL": "WARNING",
+    "PREFECT_LOGGING_LEVEL": "ERROR",
     "PREFECT_SERVER_LOGGING_LEVEL": "CRITICAL",
     # The ephemeral server migrates its database at its first start, which outlasts the default of 20 s.
     "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
@@ -105,7 +106,7 @@ def cli() -> None:
 def generate(dry_run: bool, as_json: bool, **given: Any) -> None:
     """Make the image of every row of MANIFEST and write images and metadata to the store."""
     console = Console(stderr=as_json)
-    with _telling(console, given["store"], as_json=as_json):
+    with _telling(given["store"], as_json=as_json):
         if dry_run:
             _plan(console, given)
         prepared, store, backend = _prepared(given)
@@ -118,7 +119,7 @@ def generate(dry_run: bool, as_json: bool, **given: Any) -> None:
 def plan(as_json: bool, **given: Any) -> None:
     """Show what `generate` would do; calls nothing, writes nothing, needs no key."""
     console = Console(stderr=as_json)
-    with _telling(console, given["store"], as_json=as_json):
+    with _telling(given["store"], as_json=as_json):
         _plan(console, given)
 
 
@@ -127,7 +128,7 @@ def plan(as_json: bool, **given: Any) -> None:
 def demo(store: str) -> None:
     """Make twelve pictures without an account: a sample manifest, the embedded sandbox gateway, a local store."""
     console = Console()
-    with _telling(console, store, as_json=False), tempfile.TemporaryDirectory(prefix="imagegen-demo-") as home:
+    with _telling(store, as_json=False), tempfile.TemporaryDirectory(prefix="imagegen-demo-") as home:
         _use_own_prefect(home)
         manifest = Path(store) / "prompts.parquet"
         write_manifest(manifest)
@@ -137,8 +138,8 @@ def demo(store: str) -> None:
         console.print("[dim]The sandbox draws placeholders and costs nothing. Starting Prefect …[/]")
         try:
             _run_flow(console, prepared, store, "sandbox")
-        except _Ended as ended:
-            _show_demo(console, Path(store), ended.result)
+        except _Ended:
+            _show_demo(console, Path(store))
             raise
 
 
@@ -165,7 +166,7 @@ def serve(
 ) -> None:
     """Serve the Segmind API yourself: for tests, for development, without an account."""
     console = Console(stderr=True)
-    with _telling(console, "", as_json=False):
+    with _telling("", as_json=False):
         key = os.environ.get("PREFECT_IMAGEGEN_API_KEY")
         settings = GatewaySettings(
             engine=engine,
@@ -187,7 +188,7 @@ def serve(
 def status(store: str, storage_options: Sequence[str], run: str | None) -> None:
     """List the runs of a store, or show the report of one RUN."""
     console = Console()
-    with _telling(console, store, as_json=False):
+    with _telling(store, as_json=False):
         settings = _resolve_store(store, parse_storage_options(storage_options))
         found = asyncio.run(statuses(settings, run))
         show_statuses(console, found)
@@ -316,7 +317,7 @@ def _run_flow(console: Console, prepared: Prepared, store: str, backend: str) ->
 
     registry.prepared[prepared.run_id] = prepared
     with showing_progress(console, prepared.run_id, prepared.summary.to_make):
-        state = generate_images(
+        state: Any = generate_images(
             prepared.job.manifest,
             store,
             backend,
@@ -335,7 +336,7 @@ def _run_flow(console: Console, prepared: Prepared, store: str, backend: str) ->
     raise _Ended(result.exit_code, result)
 
 
-def _show_demo(console: Console, store: Path, result: RunResult) -> None:
+def _show_demo(console: Console, store: Path) -> None:
     """Where to look, and how to go on."""
     images = sorted(path for path in (store / "images").rglob("*") if path.is_file())
     sheet = store / "contact-sheet.jpg"
@@ -347,7 +348,6 @@ def _show_demo(console: Console, store: Path, result: RunResult) -> None:
         soft_wrap=True,
         highlight=False,
     )
-    _ = result
 
 
 def _quiet_prefect() -> None:
@@ -366,7 +366,7 @@ def _planned(store: str, summary: PlanSummary) -> RunResult:
     counts = summary.counts
     return RunResult(
         None,
-        StoreSettings(store).url,
+        redact(store),
         rows=summary.rows,
         reused=counts["done"],
         invalid=counts["invalid"],
@@ -376,8 +376,9 @@ def _planned(store: str, summary: PlanSummary) -> RunResult:
 
 
 @contextmanager
-def _telling(console: Console, store: str, *, as_json: bool) -> Iterator[None]:
+def _telling(store: str, *, as_json: bool) -> Iterator[None]:
     """Turn every end of a command into its message, its exit code and, if asked for, its last line of JSON."""
+    store = redact(store)
     errors = Console(stderr=True)
     try:
         yield

@@ -32,7 +32,8 @@ _WORDS = {
 
 def show_plan(console: Console, summary: PlanSummary) -> None:
     """Rows by what is to be done with them, warnings, row errors, and the expected price."""
-    table = Table(title=f"{summary.rows:,} rows", title_justify="left", show_header=False, box=None)
+    console.print(f"[bold]{summary.rows:,} rows[/]")
+    table = Table(show_header=False, box=None)
     for state, words in _WORDS.items():
         if summary.counts[state]:
             table.add_row(f"{summary.counts[state]:,}", words)
@@ -59,7 +60,8 @@ def show_plan(console: Console, summary: PlanSummary) -> None:
 
 def show_result(console: Console, result: RunResult) -> None:
     """Rows by state, calls, money and time; failures by kind with an example and the remedy."""
-    table = Table(title=f"run {result.run_id}", title_justify="left", show_header=False, box=None)
+    console.print(f"[bold]run {result.run_id}[/]", highlight=False)
+    table = Table(show_header=False, box=None)
     for state in STATES:
         if getattr(result, state):
             table.add_row(f"{getattr(result, state):,}", state)

@@ -215,7 +215,7 @@ async def _with_gateway(settings: BackendSettings, stack: AsyncExitStack) -> Bac
     """The settings; the sandbox backend gets a gateway of its own for the time of the session."""
     if settings.kind != "sandbox" or settings.base_url:
         return settings
-    gateway = EmbeddedGateway(GatewaySettings(allow_loopback=True))
+    gateway = EmbeddedGateway(GatewaySettings(allow_loopback=True, price_usd=0.0))
     await asyncio.to_thread(gateway.start)
     stack.push_async_callback(asyncio.to_thread, gateway.stop)
     return replace(settings, base_url=gateway.url, history_url=None, api_key=SecretStr("sandbox"))

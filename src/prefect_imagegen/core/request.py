@@ -7,6 +7,7 @@ Same request, same key: on every machine, in any row order, for ever (the golden
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -57,8 +58,13 @@ class GenerationRequest:
 
     @property
     def extension(self) -> str:
-        """The file name extension of the image: the requested format, `png` where the model has no such field."""
-        return str(self.params.get("image_format") or "png").lower()
+        """The file name extension of the image: the requested format, `png` where the model has no such field.
+
+        A format comes from the manifest, and the API may know more than we do: what is no plain word becomes `bin`,
+        so that no manifest can name a path.
+        """
+        extension = str(self.params.get("image_format") or "png").lower()
+        return extension if re.fullmatch("[a-z0-9]{1,8}", extension) else "bin"
 
     def canonical(self) -> bytes:
         """The bytes whose SHA-256 is the identity of the request (form version 1)."""

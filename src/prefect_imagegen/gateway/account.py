@@ -24,7 +24,7 @@ router = APIRouter()
 class HistoryFilter:
     """The query of the request history."""
 
-    def __init__(  # noqa: PLR0917 - the query's own names; FastAPI calls it by keyword
+    def __init__(
         self,
         page: int = 1,
         per_page: int = 20,
