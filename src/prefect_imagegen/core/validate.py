@@ -17,7 +17,7 @@ from prefect_imagegen.core.request import GenerationRequest, Reference, derive_s
 MAX_PROMPT_BYTES = 64_000
 """Longer prompts are refused: no encoder reads even a tenth of it, and it is nearly always a wrong column."""
 MAX_EXPLICIT_SEED = 2**63 - 1
-_SLUG = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+_SLUG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _SIGNED = re.compile(r"(^|[?&])(x-amz-|x-goog-|sig=|signature=|awsaccesskeyid=|token=|se=.*&sp=)", re.IGNORECASE)
 _SHOWN = 80
 
@@ -163,7 +163,7 @@ class _Reader:
 def _model(value: Any, default: str) -> str:
     if value is None:
         return default
-    if not isinstance(value, str) or not _SLUG.match(value):
+    if not isinstance(value, str) or not _SLUG.fullmatch(value):
         raise _BadValueError("a model is a slug such as flux-2-klein-9b")
     return value
 

@@ -1,0 +1,420 @@
+"""Every rule of a manifest row: what becomes a request, and what is said of a row that cannot."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from prefect_imagegen.core.manifest import ManifestOptions, plan_columns
+from prefect_imagegen.core.validate import RowError, RowValidator, ValidRow
+
+NAN = float("nan")
+URL = "https://example.com/a.png"
+CUP = {"prompt": "a red cup"}
+
+
+def validator(names, /, **options) -> RowValidator:
+    chosen = ManifestOptions(**options)
+    return RowValidator(chosen, plan_columns(list(names), chosen))
+
+
+def valid(row, **options) -> ValidRow:
+    found = validator(row, **options).validate(0, row)
+    assert isinstance(found, ValidRow), found
+    return found
+
+
+def errors(row, **options) -> list[RowError]:
+    found = validator(row, **options).validate(3, row)
+    assert isinstance(found, list), found
+    assert all(error.row == 3 for error in found)
+    return found
+
+
+def only_error(row, **options) -> RowError:
+    (error,) = errors(row, **options)
+    return error
+
+
+def test_defaults_are_resolved() -> None:
+    """A row with a prompt alone becomes a request with every field of the default model and a derived seed."""
+    request = valid(CUP).request
+    assert request.model == "flux-2-klein-9b"
+    assert {"prompt", "seed", "steps", "cfg", "go_fast", "image_format"} <= set(request.params)
+    assert request.params["steps"] == 20
+
+
+def test_a_run_default_fills_empty_cells_only() -> None:
+    """A value set for the run stands where the row's cell is empty, and only there."""
+    check = validator(["prompt", "steps"], values={"steps": 4, "cfg": 2.5})
+    assert check.validate(0, {"prompt": "a", "steps": None}).request.params["steps"] == 4
+    assert check.validate(1, {"prompt": "a", "steps": NAN}).request.params["steps"] == 4
+    assert check.validate(2, {"prompt": "a", "steps": 9}).request.params["steps"] == 9
+    assert check.validate(3, {"prompt": "a", "steps": 9}).request.params["cfg"] == 2.5
+
+
+# Prompts
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "x",
+        "🧀" * 200,
+        "\u202bقطة على كرسي\u202c",
+        "שלום",
+        "  padded  ",
+        "two\nlines",
+        "null",
+        "nan",
+        "e\u0301 is not é",
+        "x" * 64_000,
+        "🧀" * 16_000,
+    ],
+)
+def test_a_prompt_stays_byte_for_byte(prompt) -> None:
+    """Emoji, right-to-left text, combining marks, spaces and line breaks reach the request unchanged."""
+    assert valid({"prompt": prompt}).request.prompt == prompt
+
+
+@pytest.mark.parametrize(
+    ("prompt", "reason", "shown"),
+    [
+        (None, "the prompt is missing", "None"),
+        (NAN, "the prompt is missing", "None"),
+        ("", "the prompt is empty", "''"),
+        (" \n\t", "the prompt is empty", "' \\n\\t'"),
+        (42, "the prompt must be text", "42"),
+        (b"bytes", "the prompt must be text", "b'bytes'"),
+        (["a"], "the prompt must be text", "['a']"),
+        ("half \ud83e", "the text holds half a character (a lone surrogate)", "'half \\ud83e'"),
+    ],
+)
+def test_a_bad_prompt_names_column_value_and_reason(prompt, reason, shown) -> None:
+    """A missing, empty or non-text prompt is an error with row, column, value and reason."""
+    error = only_error({"prompt": prompt})
+    assert (error.column, error.reason) == ("prompt", reason)
+    assert error.value == shown
+    assert str(error) == f"row 3, column prompt: {reason} (found {shown})"
+    str(error).encode()
+
+
+@pytest.mark.parametrize("prompt", ["p" * 100_000, "é" * 40_000, "🧀" * 16_001])
+def test_a_huge_prompt_is_refused_and_not_printed(prompt) -> None:
+    """A 100 kB prompt is refused with its size in bytes, and the message shows only its beginning."""
+    error = only_error({"prompt": prompt})
+    assert f"{len(prompt.encode())} bytes" in error.reason
+    assert "right column" in error.reason
+    assert len(error.value) < 120
+    assert "characters)" in error.value
+
+
+def test_the_error_names_the_mapped_column() -> None:
+    """The column of an error is the manifest's own, not the field's."""
+    assert only_error({"Text": None}, columns={"prompt": ["Text"]}).column == "Text"
+
+
+# Seeds
+
+
+@pytest.mark.parametrize("seed", [None, -1, -1.0, NAN])
+def test_an_absent_seed_is_derived(seed) -> None:
+    """A seed of null, -1 or NaN is derived from the row, and so equal rows share it."""
+    assert valid({**CUP, "seed": seed}).request.seed == valid(CUP).request.seed
+
+
+@pytest.mark.parametrize(("seed", "sent"), [(0, 0), (7.0, 7), (2**31, 2**31), (2**63 - 1, 2**63 - 1)])
+def test_an_explicit_seed_is_sent(seed, sent) -> None:
+    """An explicit seed is sent as the whole number that it is; zero is one too."""
+    found = valid({**CUP, "seed": seed}).request.seed
+    assert (found, type(found)) == (sent, int)
+
+
+@pytest.mark.parametrize("seed", [-2, 2**63, 1.5, "7", True, float("inf"), [7]])
+def test_a_bad_seed_is_refused(seed) -> None:
+    """A seed that is negative, too large, fractional or no number is refused."""
+    error = only_error({**CUP, "seed": seed})
+    assert error.column == "seed"
+    assert "seed must be" in error.reason
+
+
+def test_the_run_default_seed_counts() -> None:
+    """A seed set for the run is explicit; a row's -1 still asks for a derived one."""
+    check = validator(["prompt", "seed"], values={"seed": 5})
+    assert check.validate(0, {"prompt": "a", "seed": None}).request.seed == 5
+    assert check.validate(0, {"prompt": "a", "seed": -1}).request.seed == valid({"prompt": "a"}).request.seed
+
+
+# Types, ranges and enums
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "reason"),
+    [
+        ("steps", 0, "it must lie in 1 to 100"),
+        ("steps", 101, "it must lie in 1 to 100"),
+        ("steps", 20.5, "it must be a whole number"),
+        ("steps", "20", "it must be a whole number"),
+        ("steps", True, "it must be a whole number"),
+        ("steps", float("inf"), "it must be a whole number"),
+        ("cfg", 0.99, "it must lie in 1 to 20"),
+        ("cfg", 20.01, "it must lie in 1 to 20"),
+        ("cfg", "5", "it must be a number"),
+        ("cfg", False, "it must be a number"),
+        ("quality", 9, "it must lie in 10 to 100"),
+        ("quality", 101, "it must lie in 10 to 100"),
+        ("go_fast", 1, "it must be true or false"),
+        ("go_fast", "true", "it must be true or false"),
+        ("negative_prompt", 3, "it must be text"),
+        ("negative_prompt", "\udc00", "the text holds half a character (a lone surrogate)"),
+        ("sampler", 1, "it must be text"),
+        ("aspect_ratio", 1.5, "it must be text"),
+        ("image_format", ["png"], "it must be text"),
+    ],
+)
+def test_a_value_outside_type_or_range_is_an_error(field, value, reason) -> None:
+    """A value of the wrong type or outside the range is an error of that row."""
+    error = only_error({**CUP, field: value})
+    assert (error.column, error.reason) == (field, reason)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "sent"),
+    [
+        ("steps", 1, 1),
+        ("steps", 100, 100),
+        ("steps", 30.0, 30),
+        ("cfg", 1, 1),
+        ("cfg", 20.0, 20.0),
+        ("cfg", 1.01, 1.01),
+        ("quality", 10, 10),
+        ("quality", 100, 100),
+        ("go_fast", False, False),
+        ("negative_prompt", "", ""),
+        ("negative_prompt", None, "low quality, blurry, less details"),
+        ("steps", None, 20),
+    ],
+)
+def test_limits_are_inclusive(field, value, sent) -> None:
+    """The ends of a range are allowed, empty text is a value, and null means the default."""
+    found = valid({**CUP, field: value}).request.params[field]
+    assert (found, isinstance(found, bool)) == (sent, isinstance(sent, bool))
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("sampler", "dpm"), ("aspect_ratio", "9:21"), ("image_format", "avif"), ("sampler", "EULER")]
+)
+def test_a_value_outside_a_known_enum_is_a_warning(field, value) -> None:
+    """A value outside a known enum is sent as it is, with one counted warning."""
+    row = {**CUP, field: value}
+    check = validator(row)
+    for index in range(3):
+        assert check.validate(index, row).request.params[field] == value
+    ((text, count),) = check.warnings.items()
+    assert (field in text, repr(value) in text, count) == (True, True, 3)
+
+
+def test_known_values_give_no_warning() -> None:
+    """Every documented enum value passes in silence."""
+    check = validator(["prompt", "aspect_ratio", "sampler", "image_format", "image_urls"])
+    for ratio in ("1:1", "2:3", "3:2", "3:4", "4:3", "4:5", "5:4", "9:16", "16:9", "21:9", "match_input_image"):
+        row = {"prompt": "a", "aspect_ratio": ratio, "sampler": "res_2s", "image_format": "webp", "image_urls": [URL]}
+        assert isinstance(check.validate(0, row), ValidRow)
+    assert not check.warnings
+
+
+def test_match_input_image_needs_a_reference() -> None:
+    """The ratio match_input_image without any reference is an error of the row."""
+    row = {**CUP, "aspect_ratio": "match_input_image"}
+    assert only_error(row).reason == "it needs at least one reference image"
+    assert only_error({**row, "image_urls": [None, ""]}).column == "aspect_ratio"
+    assert valid({**row, "image_urls": [URL]}).request.references
+
+
+def test_all_errors_of_a_row_come_together() -> None:
+    """A row with several faults reports all of them at once."""
+    row = {"prompt": None, "seed": 1.5, "steps": 0, "go_fast": "no", "image_urls": "ftp://x/y"}
+    assert [error.column for error in errors(row)] == ["prompt", "image_urls", "seed", "steps", "go_fast"]
+
+
+# References
+
+
+@pytest.mark.parametrize(
+    ("cell", "urls"),
+    [
+        (None, []),
+        ("", []),
+        ([], []),
+        (URL, [URL]),
+        ([URL, None, "http://example.com/b"], [URL, "http://example.com/b"]),
+        (f'["{URL}", "{URL}?v=2"]', [URL, f"{URL}?v=2"]),
+        ("https://example.com/ü.png#frag", ["https://example.com/ü.png#frag"]),
+        ("https://example.com:8443/a.png?size=3&signal=1", ["https://example.com:8443/a.png?size=3&signal=1"]),
+    ],
+)
+def test_reference_cells_come_in_many_forms(cell, urls) -> None:
+    """One URL, a list, JSON text of a list, or nothing: references keep their order and spelling."""
+    found = valid({**CUP, "image_urls": cell}).request.references
+    assert [reference.value for reference in found] == urls
+    assert all(reference.kind == "url" and reference.uri == reference.value for reference in found)
+
+
+def test_several_columns_feed_references_in_order() -> None:
+    """References of several columns come in the order in which the columns were named; empty cells are left out."""
+    row = {**CUP, "back": URL, "front": None, "side": [f"{URL}?1", f"{URL}?2"]}
+    request = valid(row, columns={"image_urls": ["front", "side", "back"]}).request
+    assert [reference.value for reference in request.references] == [f"{URL}?1", f"{URL}?2", URL]
+
+
+@pytest.mark.parametrize(
+    ("cell", "reason"),
+    [
+        ("s3://bucket/a.png", "references must be public http(s) URLs; s3 is not supported"),
+        ("photos/a.png", "references must be public http(s) URLs; a path is not supported"),
+        ("/etc/passwd", "references must be public http(s) URLs; a path is not supported"),
+        ("data:image/png;base64,AAAA", "references must be public http(s) URLs; data is not supported"),
+        ("https:///a.png", "references must be public http(s) URLs; https is not supported"),
+        ("https://[::1/a.png", "is no valid URL"),
+        (7, "a reference must be a URL"),
+        ([URL, {"url": URL}], "a reference must be a URL"),
+        ('["https://example.com/a.png"', "a reference list in text form must be JSON"),
+        ("https://example.com/\ud800", "the text holds half a character (a lone surrogate)"),
+    ],
+)
+def test_an_unusable_reference_is_an_error(cell, reason) -> None:
+    """Whatever is no public http(s) URL is an error of its row."""
+    error = only_error({**CUP, "image_urls": cell})
+    assert error.column == "image_urls"
+    assert reason in error.reason
+    str(error).encode()
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "X-Amz-Signature=SECRETPART&X-Amz-Expires=60",
+        "x-goog-signature=SECRETPART",
+        "sv=2024&sig=SECRETPART",
+        "se=2026-01-01&sp=r&sv=SECRETPART",
+        "Expires=1&Signature=SECRETPART&AWSAccessKeyId=AKIA",
+        "v=1&token=SECRETPART",
+    ],
+)
+def test_a_signed_reference_is_refused_with_its_remedy(query) -> None:
+    """A signed URL would change the key at every signing: refused, with the remedy, and never shown."""
+    error = only_error({**CUP, "image_urls": f"https://bucket.example.com/a.png?{query}"})
+    assert "signed URL" in error.reason
+    assert "stable public URL" in error.reason
+    assert "SECRETPART" not in str(error)
+
+
+def test_credentials_in_a_reference_are_refused_and_hidden() -> None:
+    """A reference with a password is refused, and the password is not repeated."""
+    error = only_error({**CUP, "image_urls": "https://me:hunter2@example.com/a.png"})
+    assert "user name or password" in error.reason
+    assert "hunter2" not in str(error)
+
+
+def test_many_references_are_a_warning() -> None:
+    """More references than other hosts take is a warning, not an error."""
+    row = {**CUP, "image_urls": [f"{URL}?{n}" for n in range(5)]}
+    check = validator(row)
+    assert len(check.validate(0, row).request.references) == 5
+    assert ["more than 4 references" in text for text in check.warnings] == [True]
+
+
+# Models
+
+
+def test_models_may_be_mixed() -> None:
+    """A model column mixes models; an empty cell means the run's model; every model seen is counted."""
+    check = validator(["prompt", "model", "steps"], model="flux-2-klein-4b")
+    rows = [{"prompt": "a", "model": model, "steps": 5} for model in (None, "flux-2-klein-9b", "qwen-image", None)]
+    found = [check.validate(index, row).request for index, row in enumerate(rows)]
+    assert [request.model for request in found] == [
+        "flux-2-klein-4b",
+        "flux-2-klein-9b",
+        "qwen-image",
+        "flux-2-klein-4b",
+    ]
+    assert check.models == {"flux-2-klein-4b": 2, "flux-2-klein-9b": 1, "qwen-image": 1}
+
+
+@pytest.mark.parametrize("model", ["", "../klein", "a/b", "a b", 5, "-x", "klein?x=1", "klein\n"])
+def test_a_model_is_a_slug(model) -> None:
+    """A model that is no plain slug is refused: it becomes part of a URL."""
+    assert "a model is a slug" in only_error({**CUP, "model": model}).reason
+
+
+def test_a_pass_through_model_takes_named_fields_only() -> None:
+    """A model without ModelSpec gets prompt, seed and what --column and --set name; nothing by coincidence of names."""
+    row = {**CUP, "seed": 7, "model": "qwen-image", "steps": 9, "guidance": 4.5, "note": "x"}
+    assert dict(valid(row).request.params) == {"prompt": "a red cup", "seed": 7}
+    named = valid(row, columns={"guidance": ["guidance"], "steps": ["steps"]}, values={"base64": False}).request
+    assert dict(named.params) == {"prompt": "a red cup", "seed": 7, "guidance": 4.5, "steps": 9, "base64": False}
+
+
+def test_a_pass_through_model_knows_no_limits() -> None:
+    """A known field's limits are not those of another model; null leaves a field out."""
+    row = {**CUP, "model": "other", "steps": 500, "strength": None}
+    params = valid(row, columns={"steps": ["steps"], "strength": ["strength"]}).request.params
+    assert (params["steps"], "strength" in params) == (500, False)
+
+
+@pytest.mark.parametrize("value", [[1], {"a": 1}, b"x", float("inf"), "\ud800"])
+def test_a_pass_through_value_is_a_json_scalar(value) -> None:
+    """A pass-through value that is no JSON scalar is an error of its row."""
+    assert only_error({**CUP, "model": "other", "x": value}, columns={"x": ["x"]}).column == "x"
+
+
+def test_a_mapped_field_of_one_model_does_not_reach_another() -> None:
+    """A named field that the row's known model lacks is not sent to it."""
+    row = {**CUP, "guidance": 4.5}
+    assert "guidance" not in valid(row, columns={"guidance": ["guidance"]}).request.params
+
+
+# Ids
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [("a", "a"), (7, "7"), (7.0, "7"), (True, "True"), ("0", "0"), (" x", " x")]
+)
+def test_an_id_becomes_text(value, text) -> None:
+    """An id of any type is kept as text; an integral float is the integer it was before pandas had it."""
+    assert valid({**CUP, "name": value}, id_column="name").row_id == text
+
+
+@pytest.mark.parametrize("value", [None, NAN, "", "  "])
+def test_a_missing_id_is_an_error(value) -> None:
+    """A named id column must hold an id in every row."""
+    assert only_error({**CUP, "name": value}, id_column="name").reason == "the id is missing"
+
+
+def test_without_an_id_column_there_is_no_id() -> None:
+    """A column called id means nothing unless it is named."""
+    assert valid({**CUP, "id": "x"}).row_id is None
+
+
+def test_a_key_in_a_cell_is_not_repeated() -> None:
+    """An API key that landed in a cell is not echoed by the error."""
+    assert "SG_0123456789abcdef" not in str(only_error({**CUP, "steps": "SG_0123456789abcdef"}))
+
+
+anything = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.binary(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=2),
+    max_leaves=5,
+)
+FIELDS = ["prompt", "model", "seed", "image_urls", "steps", "cfg", "go_fast", "aspect_ratio", "negative_prompt", "x"]
+
+
+@given(st.fixed_dictionaries(dict.fromkeys(FIELDS, anything)))
+def test_no_cell_raises(row) -> None:
+    """Whatever the cells hold, a row is either a request with a key, or a list of errors that can be printed."""
+    found = validator(row, columns={"x": ["x"]}, id_column="x").validate(0, row)
+    if isinstance(found, ValidRow):
+        assert len(found.request.key) == 16
+    else:
+        assert found
+        for error in found:
+            str(error).encode()
