@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import logging
 import os
 import re
 import sys
@@ -351,6 +352,8 @@ def _show_demo(console: Console, store: Path) -> None:
 
 
 def _quiet_prefect() -> None:
+    # At the end it warns of the last event that is just being sent.
+    logging.getLogger("EventsWorker").setLevel(logging.ERROR)
     for name, value in _PREFECT_DEFAULTS.items():
         os.environ.setdefault(name, value)
 
@@ -420,3 +423,6 @@ def _print_json(result: RunResult) -> None:
 
 
 __all__ = ["EXIT_CODES", "cli", "main", "parse_storage_options"]
+
+if __name__ == "__main__":
+    main()

@@ -82,13 +82,19 @@ def show_result(console: Console, result: RunResult) -> None:
 
 
 def show_statuses(console: Console, found: Sequence[RunStatus]) -> None:
-    """One line a run."""
-    table = Table("run", "state", *STATES, "calls", "USD", box=None, header_style="bold")
+    """One line a run; `other` is every state but generated and reused, told apart in the run's report."""
+    table = Table("run", "state", "rows", "made", "reused", "other", "calls", "USD", box=None, header_style="bold")
     for one in found:
         report = one.report
-        counts = [str(report.get(state, "")) for state in STATES]
-        cost = f"{report['cost_usd']:.4f}" if report else ""
-        table.add_row(one.run_id, one.state, *counts, str(report.get("calls", "")), cost)
+        if not report:
+            table.add_row(one.run_id, one.state)
+            continue
+        other = report["rows"] - report["generated"] - report["reused"]
+        counts = (report["rows"], report["generated"], report["reused"], other, report["calls"])
+        table.add_row(one.run_id, one.state, *map(str, counts), f"{report['cost_usd']:.4f}")
+    for column in table.columns:
+        column.no_wrap = True
+        column.min_width = max(len(str(cell)) for cell in (column.header, *column.cells))
     console.print(table)
 
 

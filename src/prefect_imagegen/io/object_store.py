@@ -173,7 +173,7 @@ class FsspecObjectStore:
             return StoreError(
                 "store_read_only" if writing else "store_auth",
                 f"{where} cannot be {action}: permission denied.",
-                remedy="Grant the credentials read, write and list on the store, or choose another --store.",
+                remedy="Check the credentials, and that they may read, write and list there; or choose another --store.",
             )
         if code == "NotImplemented":
             return StoreError(

@@ -1,0 +1,87 @@
+"""The generated parts of README: tables made from the code. `cog -r README.md` writes them, CI checks them."""
+
+import subprocess
+import sys
+
+from prefect_imagegen.app.result import EXIT_CODES, STOP_REASONS
+from prefect_imagegen.core.metadata import COLUMN_MEANINGS, METADATA_SCHEMA, STATUSES
+from prefect_imagegen.core.models import MODELS, FieldSpec
+from prefect_imagegen.core.outcomes import HELD_KINDS, OUTCOMES
+
+
+def table(*rows: tuple[str, ...]) -> str:
+    """A Markdown table; the first row is its head."""
+    head, *body = [[cell.replace("|", "\\|") for cell in row] for row in rows]
+    return "\n".join("| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *body])
+
+
+def manifest_columns() -> str:
+    """Fields of requests, and so names of manifest columns."""
+
+    def limits(spec: FieldSpec) -> str:
+        return ", ".join(spec.choices) or (f"{spec.minimum:g} to {spec.maximum:g}" if spec.maximum else "")
+
+    fields = MODELS["flux-2-klein-9b"].fields.values()
+    return table(
+        ("column", "type", "default", "values"),
+        ("prompt", "string", "required", "up to 64 kB, sent byte for byte"),
+        ("model", "string", "`--model`", "flux-2-klein-9b, flux-2-klein-4b, any other slug"),
+        ("seed", "integer", "derived", "-1 or null: derived from the row's id, else from prompt and references"),
+        ("image_urls", "list of strings", "none", "public http(s) URLs of reference images, in order"),
+        *((spec.name, spec.type, f"`{spec.default}`", limits(spec)) for spec in fields),
+    )
+
+
+def metadata_columns() -> str:
+    """Columns of the metadata."""
+    rows = ((f"`{name}`", str(METADATA_SCHEMA.field(name).type), text) for name, text in COLUMN_MEANINGS.items())
+    return table(("column", "type", "meaning"), *rows)
+
+
+def errors() -> str:
+    """Kinds of errors."""
+
+    def ends(kind: str) -> str:
+        return (
+            "held"
+            if kind in HELD_KINDS
+            else {"row": "failed", "model": "failed", "run": "not_run"}[OUTCOMES[kind].scope]
+        )
+
+    rows = (
+        (f"`{one.kind}`", one.meaning, "yes" if one.retryable else "", ends(one.kind), one.remedy)
+        for one in OUTCOMES.values()
+    )
+    return table(("error_kind", "meaning", "retried", "row ends", "remedy"), *rows)
+
+
+def statuses() -> str:
+    """States of rows."""
+    return table(("status", "meaning"), *((f"`{name}`", text) for name, text in STATUSES.items()))
+
+
+def exit_codes() -> str:
+    """Exit codes, with the Prefect states that go with them."""
+    states = {
+        0: "Completed",
+        1: "Completed 'CompletedWithFailures'",
+        2: "Failed 'Refused'",
+        3: "Failed 'Stopped', Cancelled",
+        4: "Crashed",
+    }
+    rows = ((str(code), text, states[code]) for code, text in EXIT_CODES.items())
+    return table(("exit code", "meaning", "state of the flow run"), *rows)
+
+
+def stop_reasons() -> str:
+    """Why a run stops early."""
+    return table(("stop_reason", "meaning"), *((f"`{name}`", text) for name, text in STOP_REASONS.items()))
+
+
+def command_help(*words: str) -> str:
+    """The help text of a command, 100 columns wide."""
+    call = [sys.executable, "-m", "prefect_imagegen.cli", *words, "--help"]
+    found = subprocess.run(  # noqa: S603 - our own program
+        call, capture_output=True, text=True, check=True, env={"COLUMNS": "100", "PATH": ""}
+    )
+    return f"```text\n{found.stdout.rstrip()}\n```"
