@@ -15,6 +15,8 @@ from typing import Any
 _MAGIC = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF8", b"BM", b"II*\x00", b"MM\x00*")
 _BASE64 = re.compile(r"^[A-Za-z0-9+/_\s-]{64,}={0,2}\s*$")
 _DATA_URI = re.compile(r"^data:[^,]*;base64,(.+)$", re.DOTALL)
+_DEEPEST = 6
+"""No known answer nests deeper; a hostile one shall cost no stack."""
 _DONE = frozenset({"COMPLETED", "SUCCESS", "SUCCEEDED"})
 _FAILED = frozenset({"FAILED", "ERROR", "CANCELLED", "CANCELED"})
 
@@ -46,8 +48,8 @@ def looks_like_image(data: bytes) -> bool:
     return data.startswith(_MAGIC) or (data[:4] == b"RIFF" and data[8:12] == b"WEBP") or data[4:8] == b"ftyp"
 
 
-def parse_json(data: bytes) -> Any:
-    """The JSON value, or None if the bytes are none."""
+def parse_json(data: bytes | str) -> Any:
+    """The JSON value, or None if the bytes or the text are none."""
     try:
         return json.loads(data)
     except (ValueError, RecursionError):
@@ -118,11 +120,11 @@ def parse_inputs(text: Any) -> dict[str, Any] | None:
         return text
     if not isinstance(text, str):
         return None
-    value = parse_json(text.encode())
+    value = parse_json(text)
     if value is None:
         try:
             value = ast.literal_eval(text)
-        except (ValueError, SyntaxError, MemoryError, RecursionError):
+        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
             return None
     return value if isinstance(value, dict) else None
 
@@ -133,7 +135,7 @@ def number(value: Any) -> float | None:
         return None
     try:
         found = float(value)
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
     return found if 0 <= found < float("inf") else None
 
@@ -145,14 +147,16 @@ def _integer(value: Any) -> int | None:
         return None
 
 
-def _error_of(value: Any) -> str | None:
+def _error_of(value: Any, depth: int = 0) -> str | None:
     if isinstance(value, str):
         return value.strip() or None
+    if depth > _DEEPEST:
+        return None
     if isinstance(value, list):
-        return "; ".join(filter(None, (_error_of(item) for item in value[:5]))) or None
+        return "; ".join(filter(None, (_error_of(item, depth + 1) for item in value[:5]))) or None
     if isinstance(value, dict):
         for name in ("error", "detail", "message", "msg"):
-            found = _error_of(value.get(name))
+            found = _error_of(value.get(name), depth + 1)
             if found:
                 return found
     return None
@@ -161,7 +165,7 @@ def _error_of(value: Any) -> str | None:
 def _walk(value: Any, depth: int) -> Output | None:
     if isinstance(value, str):
         return _text_output(value)
-    if depth > 6:
+    if depth > _DEEPEST:
         return None
     if isinstance(value, dict):
         first = ("output_url", "image_url", "url", "output", "image", "data", "b64_json")
@@ -186,7 +190,7 @@ def _text_output(text: Any) -> Output | None:
     if match := _DATA_URI.match(text):
         return _base64(match[1])
     if text[:1] in "{[":
-        inner = parse_json(text.encode())
+        inner = parse_json(text)
         return _walk(inner, 1) if inner is not None else None
     return _base64(text)
 

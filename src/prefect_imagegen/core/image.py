@@ -2,15 +2,15 @@
 
 import hashlib
 import io
-import warnings
 from dataclasses import dataclass
 
 from PIL import Image, ImageStat
 
-MAX_PIXELS = 128 * 1024 * 1024
-"""Refuse to decode more: no model delivers it, and a decompression bomb might."""
+MAX_PIXELS = 64 * 1024 * 1024
+"""Refuse to decode more: no model delivers it, and a decompression bomb might. Below Pillow's own limit."""
 CONTENT_TYPES = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp"}
 _BLANK_STDDEV = 2.0
+_PNG_END = b"IEND\xaeB`\x82"
 
 
 class BadImageError(ValueError):
@@ -42,15 +42,15 @@ def decode(data: bytes) -> Decoded:
     if not data:
         raise BadImageError("the answer is empty")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(data)) as image:
-                if image.width * image.height > MAX_PIXELS:
-                    raise BadImageError(f"{image.width}x{image.height} pixels are more than any model draws")
-                image.load()
-                small = image.convert("RGB").reduce(8) if min(image.size) >= 16 else image.convert("RGB")
-                blank = max(ImageStat.Stat(small).stddev) < _BLANK_STDDEV
-                width, height, kind = image.width, image.height, (image.format or "").lower()
+        with Image.open(io.BytesIO(data)) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise BadImageError(f"{image.width}x{image.height} pixels are more than any model draws")
+            image.load()
+            small = image.convert("RGB").reduce(8) if min(image.size) >= 16 else image.convert("RGB")
+            blank = max(ImageStat.Stat(small).stddev) < _BLANK_STDDEV
+            width, height, kind = image.width, image.height, (image.format or "").lower()
+            if kind == "png" and _PNG_END not in data[-4096:]:
+                raise BadImageError(f"the PNG of {len(data)} bytes is truncated: its end is missing")
     except BadImageError:
         raise
     except Exception as error:  # Pillow raises many types on hostile bytes; all mean the same here

@@ -49,6 +49,8 @@ EVENT_SCHEMA = pa.schema(
     ]
 )
 """One row per event: the columns of `core.events.Event`, the image's facts beside them."""
+_ORDER = [("time", "ascending"), ("attempt_id", "ascending")]
+"""Which of several failures is the last: told alike whatever the order of segments."""
 _PLAIN = [name for name in EVENT_SCHEMA.names if name not in _FACTS.names]
 
 
@@ -87,7 +89,7 @@ class LedgerView:
         self._open_keys = _distinct(
             not_delivered.filter(pc.less_equal(not_delivered["rank_max"], RANK["submitted"]))["key"]
         )
-        failures = events.filter(pc.equal(events["type"], "failed")).sort_by("time")
+        failures = events.filter(pc.equal(events["type"], "failed")).sort_by(_ORDER)
         self._failures = failures.select(["key", "error_kind", "error_message", "http_status", "attempt_id"])
         settled = not_delivered.filter(pc.invert(pc.is_in(not_delivered["key"], self._open_keys)))
         self._failed_keys = _distinct(settled["key"])
@@ -117,8 +119,8 @@ class LedgerView:
         return self._last_failures.get(key, ("unknown", "the ledger gives no reason"))
 
     def facts(self, keys: pa.Array) -> dict[bytes, dict[str, Any]]:
-        """The delivered event of each key that has one, as a row of `EVENT_SCHEMA`."""
-        rows = self._facts.filter(pc.is_in(self._facts["key"], keys)).to_pylist()
+        """The (first) delivered event of each key that has one, as a row of `EVENT_SCHEMA`."""
+        rows = self._facts.filter(pc.is_in(self._facts["key"], keys)).sort_by(_ORDER).to_pylist()
         return {row["key"]: row for row in reversed(rows)}
 
     def is_closed(self, attempt_id: str) -> bool:

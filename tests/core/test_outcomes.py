@@ -1,0 +1,142 @@
+"""What the outcome of a call means: one table decides about retries, stops and money."""
+
+import pytest
+
+from prefect_imagegen.core.outcomes import (
+    HELD_KINDS,
+    OUTCOMES,
+    classify_answer,
+    classify_failure,
+    classify_refusal,
+    is_permanent,
+)
+
+
+@pytest.mark.parametrize(
+    ("status", "text", "kind"),
+    [
+        (400, "malformed body", "invalid_request"),
+        (401, "Unauthorized. API key is invalid or may have expired", "auth"),
+        (402, "", "credits"),
+        (403, "model not allowed for your team", "model_unavailable"),
+        (404, "model not found", "model_unavailable"),
+        (405, "<html>", "protocol"),
+        (406, "Insufficient credits: balance 0.01, need 0.04", "credits"),
+        (406, "Your team's spend limit is reached", "credits"),
+        (406, "Invalid content type", "invalid_request"),
+        (406, "aspect_ratio: value not allowed", "invalid_request"),
+        (408, "", "unavailable"),
+        (410, "retired", "model_unavailable"),
+        (413, "too large", "invalid_request"),
+        (422, "Validation Error", "invalid_request"),
+        (422, "prompt violates our content policy", "content_policy"),
+        (400, "NSFW content detected", "content_policy"),
+        (429, "rate_limit_exceeded", "rate_limited"),
+        (500, "internal", "server_error"),
+        (502, "Bad Gateway", "unavailable"),
+        (503, "", "unavailable"),
+        (504, "Timeout", "unavailable"),
+        (529, "", "unavailable"),
+        (201, "", "protocol"),
+        (204, "", "protocol"),
+        (302, "", "protocol"),
+        (307, "", "protocol"),
+    ],
+)
+def test_every_status_has_its_kind(status, text, kind) -> None:
+    """Status and text of an answer give its kind, by Segmind's error table."""
+    assert classify_answer(status, text) == kind
+
+
+def test_no_status_is_without_a_row() -> None:
+    """Whatever status comes, its kind is a row of the table."""
+    statuses = [status for status in range(100, 1000) if status != 200]
+    texts = ["", "content policy", "credit", "internal"]
+    assert {classify_answer(status, text) for status in statuses for text in texts} <= set(OUTCOMES)
+
+
+@pytest.mark.parametrize(
+    ("text", "kind"),
+    [
+        ("Prompt is Mandatory and must be string", "generation_failed"),
+        ("rejected by safety moderation", "content_policy"),
+        ("NSFW", "content_policy"),
+        ("CUDA out of memory", "generation_error"),
+        ("worker timed out", "generation_error"),
+        ("Internal error, please try again", "generation_error"),
+        ("no capacity", "generation_error"),
+        ("", "generation_failed"),
+    ],
+)
+def test_a_failed_job_is_told_by_its_text(text, kind) -> None:
+    """A FAILED job is a policy matter, infrastructure (tried again) or the row's own fault."""
+    assert classify_failure(text) == kind
+
+
+def test_a_wrong_content_type_is_no_policy() -> None:
+    """The word content in 'content type' is about the body, not about what it shows."""
+    assert classify_refusal("Invalid Content Type") == "invalid_request"
+
+
+# kind: accepted, retryable, scope, max_posts, counted, permanent
+TABLE = {
+    "unsent": ("no", True, "row", 5, False, False),
+    "rate_limited": ("no", True, "row", 5, False, False),
+    "server_error": ("answered_5xx", True, "row", 3, True, False),
+    "unavailable": ("answered_5xx", True, "row", 5, True, False),
+    "generation_failed": ("yes", False, "row", 5, True, True),
+    "generation_error": ("yes", True, "row", 5, True, False),
+    "content_policy": ("yes", False, "row", 5, True, True),
+    "invalid_request": ("no", False, "row", 5, True, True),
+    "bad_output": ("yes", False, "row", 5, True, True),
+    "output_lost": ("yes", False, "row", 5, True, True),
+    "model_unavailable": ("no", False, "model", 5, True, False),
+    "auth": ("no", False, "run", 5, True, False),
+    "credits": ("no", False, "run", 5, True, False),
+    "protocol": ("no", False, "run", 5, True, False),
+    "sandbox_mismatch": ("yes", False, "run", 5, True, False),
+    "unknown": ("unknown", False, "row", 5, True, False),
+    "submitted": ("yes", False, "row", 5, True, False),
+    "other_run": ("unknown", False, "row", 5, True, False),
+    "store": ("no", False, "run", 5, True, False),
+}
+
+
+def test_the_table_is_this_one() -> None:
+    """Each kind's money and retry rules are exactly these: a change of the table is a change of policy."""
+    found = {
+        kind: (row.accepted, row.retryable, row.scope, row.max_posts, row.counted, is_permanent(kind))
+        for kind, row in OUTCOMES.items()
+    }
+    assert found == TABLE
+
+
+def test_every_row_speaks_to_people() -> None:
+    """Each row has a meaning and a remedy in words, and stands under its own kind."""
+    for kind, row in OUTCOMES.items():
+        assert row.kind == kind
+        assert row.meaning
+        assert row.remedy.endswith(".")
+
+
+def test_only_429_slows_everybody() -> None:
+    """A 429 alone pauses all calls; other failures concern their own row."""
+    assert [kind for kind, row in OUTCOMES.items() if row.slows] == ["rate_limited"]
+
+
+def test_what_may_be_paid_is_never_asked_again_by_guess() -> None:
+    """No kind whose work may have been taken is retryable, but the answered 5xx and a failure that is not billed."""
+    retried = {kind for kind, row in OUTCOMES.items() if row.retryable and row.accepted != "no"}
+    assert retried == {"server_error", "unavailable", "generation_error"}
+    assert not any(OUTCOMES[kind].retryable for kind in HELD_KINDS)
+
+
+def test_held_kinds_are_rows() -> None:
+    """Every kind that holds a row is in the table, and none of them is permanent."""
+    assert {"unknown", "submitted", "other_run"} == HELD_KINDS
+    assert not any(map(is_permanent, HELD_KINDS))
+
+
+def test_an_unheard_of_kind_is_not_permanent() -> None:
+    """A kind that a newer version wrote is tried again rather than given up."""
+    assert not is_permanent("something_new")

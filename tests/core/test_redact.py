@@ -1,0 +1,52 @@
+"""Texts from outside are made safe to show and to store."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from prefect_imagegen.core.redact import MAX_TEXT, redact
+
+KEY = "SG_0123456789abcdef"
+
+
+@pytest.mark.parametrize(
+    ("text", "safe"),
+    [
+        (f"Unauthorized: {KEY} is invalid", "Unauthorized: [key] is invalid"),
+        (f"{KEY},{KEY.upper()}", "[key],[key]"),
+        ("https://host/a.png?X-Amz-Signature=abc&x=1 gone", "https://host/a.png gone"),
+        ('{"url":"https://host/a?sig=abc"}', '{"url":"https://host/a"}'),
+        ("https://host/a#token=abc", "https://host/a"),
+        ("s3://key:secret@bucket/x", "s3://bucket/x"),
+        ("http://me:hunter2@host:80/a?b=c", "http://host:80/a"),
+        ("see https://images.segmind.com/assets/me@example.com/images/1.jpg now", "see [asset url] now"),
+        ("two\n lines\t and  spaces ", "two lines and spaces"),
+        ("half \ud83e", "half ?"),
+        ("SG_ is a prefix, a@b.c an address, 1:1 a ratio", "SG_ is a prefix, a@b.c an address, 1:1 a ratio"),
+        ("", ""),
+    ],
+)
+def test_secrets_go_and_the_rest_stays(text, safe) -> None:
+    """Keys, user parts, queries and asset addresses are taken out; everything else stays readable."""
+    assert redact(text) == safe
+
+
+@given(st.text(st.characters()) | st.text("SG_0:/?@https ", max_size=200))
+def test_the_result_can_be_stored(text) -> None:
+    """Any text becomes one line of at most 500 characters that a file can hold, and redacting again changes nothing."""
+    safe = redact(text)
+    assert len(safe) <= MAX_TEXT
+    assert safe.splitlines() in ([], [safe])
+    safe.encode()
+
+
+@pytest.mark.parametrize("unit", ["p", "http://", "https://a/assets", "SG_", "://@", "a://b"])
+def test_huge_texts_are_cheap(unit) -> None:
+    """A text of megabytes is cut before it is searched, so no cell and no page can stall a run."""
+    assert len(redact(unit * 1_000_000)) <= MAX_TEXT
+
+
+@given(st.text(max_size=60), st.text(max_size=60))
+def test_a_key_never_survives(before, after) -> None:
+    """Whatever stands around an API key, it does not come through."""
+    assert KEY not in redact(f"{before} {KEY} {after}")
