@@ -4,7 +4,7 @@ import asyncio
 import io
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from datetime import datetime
 
 import pyarrow as pa
@@ -95,13 +95,17 @@ class StoreLedger:
 
     async def _read_claim(self, key: bytes, n: int, *, has_id: bool) -> ClaimRecord:
         path = layout.claim(key.hex(), n)
-        body = _json(path, await self._store.get(path))
-        body["time"] = datetime.fromisoformat(str(body["time"]))
-        request_id = None
-        if has_id:
-            path = layout.claim_id(key.hex(), n)
-            request_id = str(_json(path, await self._store.get(path))["request_id"])
-        return ClaimRecord(n, Claim(**body), request_id)  # type: ignore[arg-type]
+        try:
+            body = _json(path, await self._store.get(path))
+            body["time"] = datetime.fromisoformat(str(body["time"]))
+            claim = Claim(**{one.name: body[one.name] for one in fields(Claim)})  # type: ignore[arg-type]
+            request_id = None
+            if has_id:
+                path = layout.claim_id(key.hex(), n)
+                request_id = str(_json(path, await self._store.get(path))["request_id"])
+        except (KeyError, ValueError) as error:
+            raise _damaged(path) from error
+        return ClaimRecord(n, claim, request_id)
 
 
 async def load_ledger(store: ObjectStore) -> LedgerView:
@@ -136,7 +140,10 @@ async def _newest_generation(store: ObjectStore) -> tuple[list[str], frozenset[s
         return [], frozenset()
     path = manifests[max(manifests)]
     manifest = _json(path, await store.get(path))
-    return list(manifest["files"]), frozenset(manifest["absorbed"])  # type: ignore[call-overload]
+    files, absorbed = manifest.get("files"), manifest.get("absorbed")
+    if not isinstance(files, list) or not isinstance(absorbed, list):
+        raise _damaged(path)
+    return files, frozenset(absorbed)
 
 
 def _to_parquet(table: pa.Table) -> bytes:
@@ -162,7 +169,11 @@ def _json(path: str, data: bytes | None) -> dict[str, object]:
     try:
         value = json.loads(data or b"")
     except ValueError as error:
-        raise StoreError("store_damaged", f"{path} is missing or no JSON.", remedy="Restore it.") from error
+        raise _damaged(path) from error
     if not isinstance(value, dict):
-        raise StoreError("store_damaged", f"{path} is no JSON object.", remedy="Restore it.")
+        raise _damaged(path)
     return value
+
+
+def _damaged(path: str) -> StoreError:
+    return StoreError("store_damaged", f"{path} is missing or damaged.", remedy="Restore it from a backup.")
