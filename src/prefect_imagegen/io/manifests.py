@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from prefect_imagegen.core.errors import RefusedError
 from prefect_imagegen.core.redact import redact
-from prefect_imagegen.io.object_store import s3_options
+from prefect_imagegen.io.object_store import close_connections, s3_options
 
 WINDOW_ROWS = 32_768
 """Rows handed on at a time: what a plan holds in memory."""
@@ -65,6 +65,10 @@ class Manifest:
                 yield self._conform(piece, schema, file)
         if empty:
             raise RefusedError("manifest_empty", f"The manifest {self.url} has no rows.", remedy="Add rows to it.")
+
+    def close(self) -> None:
+        """Close the connections."""
+        close_connections(self._fs)
 
     def _expand(self, path: str) -> list[str]:
         if fsspec.core.has_magic(path):
