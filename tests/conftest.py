@@ -125,15 +125,27 @@ def _wait_for_bucket(options: dict[str, object], process: subprocess.Popen[bytes
     """The port answers before the buckets can be used, so ask for the bucket and write to it."""
     import s3fs  # noqa: PLC0415 - only tests that use S3 pay for it
 
+    from prefect_imagegen.io.object_store import close_connections  # noqa: PLC0415 - the same
+
+    fs = s3fs.S3FileSystem(**options, skip_instance_cache=True, use_listings_cache=False)
     end = time.monotonic() + 60
     while True:
         assert process.poll() is None, log.read_text()[-2000:]
         try:
-            fs = s3fs.S3FileSystem(**options, skip_instance_cache=True, use_listings_cache=False)
             if any(name.rstrip("/") == "images" for name in fs.ls("")):
                 fs.pipe_file("images/probe", b"1")
+                close_connections(fs)
                 return
         except Exception:  # not up yet; the end of the time says why
             if time.monotonic() > end:
                 raise
         time.sleep(0.2)
+
+
+@pytest.fixture(scope="session")
+def prefect_server() -> Iterator[None]:
+    """One Prefect server with a database of its own for all tests of a run that need one."""
+    from prefect.testing.utilities import prefect_test_harness  # noqa: PLC0415 - pure tests never touch Prefect
+
+    with prefect_test_harness(server_startup_timeout=120):
+        yield

@@ -67,6 +67,10 @@ class Planner:
             yield self._window(batch, validator)
         check_fields({*self._options.columns, *self._options.values}, self.summary.models)
 
+    def close(self) -> None:
+        """Close the manifest's connections."""
+        self._manifest.close()
+
     def _window(self, batch: pa.RecordBatch, validator: RowValidator) -> pa.Table:
         start = self.summary.rows
         rows = [validator.validate(start + offset, row) for offset, row in enumerate(_rows(batch, validator))]
@@ -160,18 +164,18 @@ class PlanDraft:
         return self.summary
 
     async def upload(self, store: ObjectStore, run_id: str) -> None:
-        """Write `runs/<run_id>/plan/`, `plan.json` last, and let the temporary files go."""
+        """Write `runs/<run_id>/plan/`, `plan.json` last."""
         for index, part in enumerate(self._parts):
             part["path"] = layout.part(run_id, "plan", index)
             await store.put(part["path"], self._path(index).read_bytes())
         content = {"format": PLAN_FORMAT, "run_id": run_id, "parts": self._parts, "carried": self.summary.carried}
         content |= self.summary.as_dict()
         await store.put(layout.run(run_id, "plan", "plan.json"), json.dumps(content).encode(), "application/json")
-        self.close()
 
     def close(self) -> None:
-        """Remove the temporary files."""
+        """Remove the temporary files, and close the manifest's connections."""
         self._folder.cleanup()
+        self._planner.close()
 
     def _path(self, index: int) -> Path:
         return Path(self._folder.name, f"{index:05d}.parquet")

@@ -16,6 +16,7 @@ from prefect_imagegen.app.settings import BackendSettings, StoreSettings
 from prefect_imagegen.core import layout
 from prefect_imagegen.core.errors import BackendError, RefusedError, StoreError
 from prefect_imagegen.core.plan import PlanSummary
+from prefect_imagegen.core.redact import redact
 from prefect_imagegen.io.ledger import load_ledger
 from prefect_imagegen.io.limits import RateGate
 from prefect_imagegen.io.manifests import Manifest
@@ -93,7 +94,7 @@ async def prepare(job: Job, parent_run_id: str | None = None) -> Prepared:
             content = {
                 "run_id": run_id,
                 "parent_run_id": parent_run_id,
-                "manifest": Manifest(job.manifest, job.options.manifest_storage_options).url,
+                "manifest": redact(job.manifest),
                 "kind": kind,
                 "options": job.options.model_dump(exclude={"manifest_storage_options"}),
                 "created_at": datetime.now(UTC).isoformat(),
@@ -132,8 +133,8 @@ def new_run_id() -> str:
 async def _draft(store: FsspecObjectStore, kind: StoreKind | None, job: Job) -> PlanDraft:
     if kind is not None:
         await _refusing(read_kind(store, kind))
-    manifest = await asyncio.to_thread(Manifest, job.manifest, job.options.manifest_storage_options)
     ledger = await _refusing(load_ledger(store))
+    manifest = await asyncio.to_thread(Manifest, job.manifest, job.options.manifest_storage_options)
     planner = Planner(
         manifest,
         job.options.manifest_options(job.backend.model),

@@ -57,12 +57,12 @@ class Manifest:
         for file in self._files:
             for batch in self._batches(file, text_columns):
                 schema = schema or batch.schema
-                if left == 0:
-                    return
                 piece = batch if left is None else batch.slice(0, left)
                 left = None if left is None else left - len(piece)
                 empty = empty and not len(piece)
                 yield self._conform(piece, schema, file)
+                if left == 0:
+                    return
         if empty:
             raise RefusedError("manifest_empty", f"The manifest {self.url} has no rows.", remedy="Add rows to it.")
 
@@ -108,8 +108,6 @@ class Manifest:
                 else:
                     yield from _text_batches(source, kind, text_columns)
         except (pa.ArrowException, OSError, ValueError) as error:
-            if isinstance(error, RefusedError):
-                raise
             raise RefusedError(
                 "manifest_unreadable",
                 f"The manifest file {redact(file)} cannot be read as {kind}: {redact(str(error))}",

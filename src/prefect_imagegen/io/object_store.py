@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import fsspec
+import fsspec.asyn
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
 
@@ -92,7 +93,8 @@ class FsspecObjectStore:
         return await self._run(prefix, lambda: self._find(prefix))
 
     def close(self) -> None:
-        """Let the threads go."""
+        """Close the connections and let the threads go."""
+        close_connections(self._fs)
         self._threads.shutdown(wait=False)
 
     def _full(self, path: str) -> str:
@@ -173,7 +175,7 @@ class FsspecObjectStore:
             return StoreError(
                 "store_read_only" if writing else "store_auth",
                 f"{where} cannot be {action}: permission denied.",
-                remedy="Check the credentials, and that they may read, write and list there; or choose another --store.",
+                remedy="Check the credentials and their rights to read, write and list, or choose another --store.",
             )
         if code == "NotImplemented":
             return StoreError(
@@ -200,6 +202,16 @@ def s3_options(options: dict[str, Any]) -> dict[str, Any]:
         options.setdefault(name, name == "skip_instance_cache")
     options["config_kwargs"] = config | dict(options.get("config_kwargs") or {})
     return options
+
+
+def close_connections(fs: Any) -> None:
+    """Close the sessions of a file system that we opened.
+
+    s3fs closes its session when it is collected, which may happen in a foreign loop and leaks the sockets then.
+    """
+    creator = getattr(fs, "_s3creator", None)
+    if creator is not None:
+        fsspec.asyn.sync(fs.loop, creator.__aexit__, None, None, None)
 
 
 def _create_local(target: Path, data: bytes) -> bool:

@@ -1,0 +1,159 @@
+"""The flow, on a real Prefect server."""
+
+import asyncio
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate
+from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId, ArtifactFilterKey
+from pydantic import SecretStr
+
+from prefect_imagegen.app.options import GenerateOptions
+from prefect_imagegen.blocks import ImageStore, Segmind
+from prefect_imagegen.core.errors import ImagegenError, RefusedError
+from prefect_imagegen.flows import agenerate_images, generate_images
+from prefect_imagegen.gateway.faults import Fault, FaultScript
+from prefect_imagegen.gateway.server import EmbeddedGateway
+from prefect_imagegen.gateway.settings import GatewaySettings
+from prefect_imagegen.io.object_store import close_connections
+
+pytestmark = [pytest.mark.prefect, pytest.mark.usefixtures("prefect_server"), pytest.mark.timeout(600)]
+
+
+def manifest(folder: Path, prompts: list[str | None]) -> str:
+    path = folder / "prompts.parquet"
+    pq.write_table(pa.table({"prompt": pa.array(prompts, pa.string())}), path)
+    return str(path)
+
+
+def metadata(store: str, run_id: str) -> pa.Table:
+    return pq.read_table(f"{store}/runs/{run_id}/metadata")
+
+
+@pytest.mark.s3
+def test_partiprompts_from_parquet_to_s3(s3, partiprompts: Path) -> None:
+    """All 1,632 PartiPrompts become images and metadata in S3, over HTTP, through the flow; a rerun calls nothing."""
+    url = s3.url()
+    ImageStore(url=url, storage_options=s3.options).save("partiprompts", overwrite=True)
+    settings = GatewaySettings(engine="static", static_bytes=20_000, api_key=SecretStr("SG_test"))
+    with EmbeddedGateway(settings) as gateway:
+        Segmind(api_key="SG_test", base_url=gateway.url, max_in_flight=32).save("partiprompts", overwrite=True)
+        options = GenerateOptions(columns={"prompt": ["Prompt"]}, values={"image_format": "jpeg"}, shard_size=128)
+        arguments = (str(partiprompts), "image-store/partiprompts", "segmind/partiprompts", options)
+        first = generate_images(*arguments)
+        second = generate_images(*arguments)
+        books = gateway.books
+    assert (first["generated"], first["calls"], first["rows"]) == (1632, 1632, 1632)
+    assert (second["reused"], second["calls"]) == (1632, 0)
+    assert books.statistics()["billed_twice"] == 0
+    assert len(books.billed) == 1632
+
+    import s3fs  # noqa: PLC0415 - for this test alone
+
+    # Not cached: a shared instance would be collected, sockets open, in the middle of another test.
+    fs = s3fs.S3FileSystem(**s3.options, skip_instance_cache=True)
+    assert len(fs.find(f"{url}/images")) == 1632
+    table = pq.read_table(f"{url.removeprefix('s3://')}/runs/{first['run_id']}/metadata", filesystem=fs)
+    assert table["Prompt"].to_pylist() == pq.read_table(partiprompts)["Prompt"].to_pylist()
+    assert set(table["status"].to_pylist()) == {"generated"}
+    assert len(set(table["sha256"].to_pylist())) == 1632
+    assert set(table.column_names) >= {"Category", "Challenge", "Note"}
+    kind = fs.info(f"{url}/{table['image_path'][0]}")["ContentType"]
+    assert kind == "image/jpeg"
+    close_connections(fs)
+
+
+def test_the_flow_shows_itself(tmp_path: Path) -> None:
+    """A run ends Completed and leaves progress and summary as artifacts."""
+    store = str(tmp_path / "store")
+    state = generate_images(manifest(tmp_path, ["a", "b"]), store, "sandbox", return_state=True)
+    assert (state.name, state.type.value) == ("Completed", "COMPLETED")
+    run = state.state_details.flow_run_id
+    with get_client(sync_client=True) as client:
+        for key in ("imagegen-progress", "imagegen-summary"):
+            wanted = ArtifactFilter(key=ArtifactFilterKey(any_=[key]), flow_run_id=ArtifactFilterFlowRunId(any_=[run]))
+            assert len(client.read_artifacts(artifact_filter=wanted)) == 1, key
+
+
+@pytest.mark.anyio
+async def test_the_flow_runs_inside_a_loop(tmp_path: Path) -> None:
+    """`agenerate_images` is the flow for a running event loop."""
+    figures = await agenerate_images(manifest(tmp_path, ["a", "b", "b"]), str(tmp_path / "store"), "sandbox")
+    assert (figures["generated"], figures["reused"], figures["calls"]) == (2, 1, 2)
+
+
+def test_rows_without_images_have_their_own_state(tmp_path: Path) -> None:
+    """A run with failed rows ends Completed 'CompletedWithFailures', or Failed if the user wants that."""
+    script = FaultScript(faults=[Fault(fault="failed", prompt_contains="bad", text="no")])
+    with EmbeddedGateway(GatewaySettings(faults=script, api_key=SecretStr("k"))) as gateway:
+        Segmind(api_key="k", base_url=gateway.url).save("failing", overwrite=True)
+        path, store = manifest(tmp_path, ["good", "bad"]), str(tmp_path / "store")
+        state = generate_images(path, store, "segmind/failing", return_state=True)
+        assert (state.name, state.type.value) == ("CompletedWithFailures", "COMPLETED")
+        state = generate_images(path, store, "segmind/failing", fail_on_row_errors=True, return_state=True)
+        assert (state.name, state.type.value) == ("CompletedWithFailures", "FAILED")
+
+
+def test_bad_input_is_refused(tmp_path: Path) -> None:
+    """Invalid rows end the flow as Failed 'Refused', naming the row, and nothing is called or stored."""
+    store = tmp_path / "store"
+    state = generate_images(manifest(tmp_path, ["a", None]), str(store), "sandbox", return_state=True)
+    assert (state.name, state.type.value) == ("Refused", "FAILED")
+    assert "row 1, column prompt" in state.message
+    assert not store.exists()
+    with pytest.raises(RefusedError, match="does not exist"):
+        generate_images(str(tmp_path / "nothing.parquet"), str(store), "sandbox")
+
+
+def test_credits_stop_the_run(tmp_path: Path) -> None:
+    """Without credits the flow ends Failed 'Stopped'; with new credits the same call finishes, nothing paid twice."""
+    settings = GatewaySettings(credits=0.1, price_usd=0.04, api_key=SecretStr("k"))
+    path, store = manifest(tmp_path, list("abcdef")), str(tmp_path / "store")
+    with EmbeddedGateway(settings) as gateway:
+        Segmind(api_key="k", base_url=gateway.url).save("poor", overwrite=True)
+        state = generate_images(path, store, "segmind/poor", return_state=True)
+        assert state.name == "Stopped"
+        assert "balance" in state.message
+        with pytest.raises(ImagegenError):
+            generate_images(path, store, "segmind/poor", GenerateOptions(max_in_flight=1))
+        settings.credits = 100.0
+        figures = generate_images(path, store, "segmind/poor")
+        assert figures["not_run"] == 0
+        assert len(gateway.books.billed) == 6
+        assert gateway.books.statistics()["billed_twice"] == 0
+
+
+def test_a_global_concurrency_limit_caps_calls(tmp_path: Path) -> None:
+    """Calls in flight never exceed the named limit; its slots are free again at the end; a missing one is refused."""
+    with get_client(sync_client=True) as client:
+        client.create_global_concurrency_limit(GlobalConcurrencyLimitCreate(name="imagegen-test", limit=3))
+    path, store = manifest(tmp_path, [f"p{number}" for number in range(24)]), str(tmp_path / "store")
+    with EmbeddedGateway(GatewaySettings(latency_s=0.05, api_key=SecretStr("k"))) as gateway:
+        Segmind(api_key="k", base_url=gateway.url).save("limited", overwrite=True)
+        figures = generate_images(
+            path, store, "segmind/limited", GenerateOptions(shard_size=6), concurrency_limit="imagegen-test"
+        )
+        assert figures["generated"] == 24
+        assert gateway.books.max_in_flight <= 3
+    with get_client(sync_client=True) as client:
+        assert client.read_global_concurrency_limit_by_name("imagegen-test").active_slots == 0
+    state = generate_images(path, store, "sandbox", concurrency_limit="nobody", return_state=True)
+    assert state.name == "Refused"
+    assert "prefect gcl create nobody" in state.message
+
+
+def test_parameters_hold_no_secret(tmp_path: Path, s3) -> None:
+    """What Prefect stores of a flow run names blocks, never keys or storage options."""
+    ImageStore(url=s3.url(), storage_options=s3.options).save("private", overwrite=True)
+    state = generate_images(manifest(tmp_path, ["a"]), "image-store/private", "sandbox", return_state=True)
+    assert state.name == "Completed"
+
+    async def stored() -> str:
+        async with get_client() as client:
+            run = await client.read_flow_run(state.state_details.flow_run_id)
+            return run.model_dump_json()
+
+    assert "writer-secret" not in asyncio.run(stored())
