@@ -23,7 +23,11 @@ def parquet(path: Path, table: pa.Table = TABLE, **options) -> Path:
 
 
 def read(url, *, text=(), limit=None, **options) -> pa.Table:
-    return pa.Table.from_batches(list(Manifest(str(url), options or None).windows(text, limit)))
+    manifest = Manifest(str(url), options or None)
+    try:
+        return pa.Table.from_batches(list(manifest.windows(text, limit)))
+    finally:
+        manifest.close()
 
 
 def refusal(url, **options) -> RefusedError:
@@ -111,11 +115,12 @@ def test_a_limit_takes_the_first_rows(tmp_path, limit, rows) -> None:
     assert [n for batch in found for n in batch["n"].to_pylist()] == rows
 
 
-def test_a_limit_does_not_read_on(tmp_path) -> None:
+@pytest.mark.parametrize("limit", [2, 3])
+def test_a_limit_does_not_read_on(tmp_path, limit) -> None:
     """Rows beyond the limit are not read, so a broken file there does not matter."""
     parquet(tmp_path / "a.parquet")
     (tmp_path / "b.parquet").write_bytes(b"broken")
-    assert len(read(tmp_path, limit=2)) == 2
+    assert len(read(tmp_path, limit=limit)) == limit
 
 
 # CSV and JSON lines
@@ -268,7 +273,7 @@ def test_an_empty_file_is_said(tmp_path, name) -> None:
     ],
 )
 def test_a_broken_file_is_named(tmp_path, name, data) -> None:
-    """A file that is not of its format, or broken inside, is said by its name, its format and what formats there are."""
+    """A file that is not of its format, or broken inside, is said by its name, with its format and all formats."""
     path = tmp_path / name
     path.write_bytes(data)
     error = refusal(path, text=["prompt"])
