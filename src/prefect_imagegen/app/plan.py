@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from prefect_imagegen.core import layout
 from prefect_imagegen.core.errors import StoreError
 from prefect_imagegen.core.ledger import KEY_TYPE, LedgerView
-from prefect_imagegen.core.manifest import ManifestOptions, check_fields, plan_columns
+from prefect_imagegen.core.manifest import ManifestOptions, check_fields, plan_columns, text_columns
 from prefect_imagegen.core.outcomes import OUTCOMES, is_permanent
 from prefect_imagegen.core.plan import PLAN_SCHEMA, WORKED, KeySeen, PlanSummary, Sharder
 from prefect_imagegen.core.request import GenerationRequest, Reference, canonical_json, key_of
@@ -57,9 +57,8 @@ class Planner:
 
     def windows(self) -> Iterator[pa.Table]:
         """The plan's parts, one for each window of the manifest. Raises RefusedError."""
-        text = ["prompt", *self._options.columns.get("prompt", ()), *filter(None, [self._options.id_column])]
         validator: RowValidator | None = None
-        for batch in self._manifest.windows(text, self._limit):
+        for batch in self._manifest.windows(text_columns(self._options), self._limit):
             if validator is None:
                 validator = RowValidator(self._options, plan_columns(batch.schema.names, self._options))
                 self.summary.carried = dict(validator.plan.carried)

@@ -13,6 +13,10 @@ from prefect_imagegen.core.models import DEFAULT_MODEL, MODELS, FieldSpec
 COMMON_FIELDS = ("prompt", "model", "seed", "image_urls")
 _KNOWN_FIELDS = frozenset(COMMON_FIELDS).union(*(spec.fields for spec in MODELS.values()))
 
+_TEXT_FIELDS = frozenset({"prompt", "model", "image_urls"}).union(
+    *({name for name, field_spec in spec.fields.items() if field_spec.type == "string"} for spec in MODELS.values())
+)
+
 
 @dataclass(frozen=True, slots=True)
 class ManifestOptions:
@@ -84,6 +88,12 @@ def plan_columns(columns: Sequence[str], options: ManifestOptions) -> ColumnPlan
                 name = carried_name(f"manifest_{name}")
             carried[column] = name
     return ColumnPlan(sources, carried, frozenset(options.columns) | frozenset(options.values))
+
+
+def text_columns(options: ManifestOptions) -> list[str]:
+    """Columns whose cells are text also where they look like numbers: what a format without types has to know."""
+    fed = [column for name in sorted(_TEXT_FIELDS) for column in options.columns.get(name, (name,))]
+    return [*fed, *([options.id_column] if options.id_column else [])]
 
 
 def check_fields(named: Iterable[str], models: Iterable[str]) -> None:
