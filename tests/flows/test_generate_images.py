@@ -54,7 +54,7 @@ def test_partiprompts_from_parquet_to_s3(s3, partiprompts: Path) -> None:
     import s3fs  # noqa: PLC0415 - for this test alone
 
     # Not cached: a shared instance would be collected, sockets open, in the middle of another test.
-    fs = s3fs.S3FileSystem(**s3.options, skip_instance_cache=True)
+    fs = s3fs.S3FileSystem(**s3.options, skip_instance_cache=True, use_listings_cache=False)
     assert len(fs.find(f"{url}/images")) == 1632
     table = pq.read_table(f"{url.removeprefix('s3://')}/runs/{first['run_id']}/metadata", filesystem=fs)
     assert table["Prompt"].to_pylist() == pq.read_table(partiprompts)["Prompt"].to_pylist()

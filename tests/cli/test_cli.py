@@ -1,0 +1,278 @@
+"""The command line as a user meets it: a process of its own, its output, its exit code."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from pydantic import SecretStr
+
+from prefect_imagegen.gateway.server import EmbeddedGateway
+from prefect_imagegen.gateway.settings import GatewaySettings
+
+FIELDS = (
+    *("run_id", "store", "rows", "generated", "reused", "invalid", "failed", "held", "not_run", "flagged", "calls"),
+    *("cost_usd", "maybe_paid", "seconds", "stop_reason"),
+)
+STATES = ("generated", "reused", "invalid", "failed", "held", "not_run")
+
+
+def call(*words: object, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run the command in a folder, with an empty Prefect home there and no settings of the user."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "SEGMIND_"))}
+    kept |= {"PREFECT_HOME": str(folder / "prefect-home"), "DO_NOT_TRACK": "1", "COLUMNS": "200"}
+    command = [sys.executable, "-m", "prefect_imagegen.cli", *map(str, words)]
+    found = subprocess.run(
+        command, cwd=folder, env=kept | environment, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert "Traceback" not in found.stderr + found.stdout, found.stderr
+    return found
+
+
+def last_line(found: subprocess.CompletedProcess[str]) -> dict[str, object]:
+    """The JSON object of the last line, with its promised fields and sum."""
+    figures = json.loads(found.stdout.splitlines()[-1])
+    assert tuple(figures) == FIELDS
+    assert sum(figures[state] for state in STATES) == figures["rows"]
+    return figures
+
+
+def manifest(folder: Path, **columns: list[object]) -> Path:
+    path = folder / "prompts.parquet"
+    pq.write_table(pa.table(columns or {"prompt": ["a cup", "a hat", "a cup"]}), path)
+    return path
+
+
+@pytest.mark.prefect
+@pytest.mark.timeout(400)
+def test_demo_makes_pictures(tmp_path: Path) -> None:
+    """`demo` leaves pictures and says where, whatever Prefect profile the user has; again, it makes nothing twice."""
+    profile = {"PREFECT_API_URL": "http://127.0.0.1:9/api", "PREFECT_API_KEY": "nonsense"}
+    first = call("demo", folder=tmp_path, **profile)
+    assert first.returncode == 0, first.stderr
+    assert "demo-images/contact-sheet.jpg" in first.stdout
+    assert "USD" in first.stdout
+    assert len([path for path in (tmp_path / "demo-images" / "images").rglob("*") if path.is_file()]) == 12
+    again = call("demo", folder=tmp_path, **profile)
+    assert again.returncode == 0
+    assert "12  reused" in again.stdout
+    shown = call("status", "--store", "demo-images", folder=tmp_path)
+    assert shown.stdout.count("finished") == 2
+
+
+@pytest.mark.prefect
+@pytest.mark.timeout(400)
+def test_generate_through_a_gateway(tmp_path: Path) -> None:
+    """`generate --json` ends with the figures; the gateway's books agree; the key is nowhere in the output."""
+    path = manifest(tmp_path)
+    with EmbeddedGateway(GatewaySettings(api_key=SecretStr("SG_00112233"), price_usd=0.04)) as gateway:
+        words = ("generate", path, "--store", "out", "--base-url", gateway.url, "--json", "--set", "steps=4")
+        first = call(*words, folder=tmp_path, SEGMIND_API_KEY="SG_00112233")
+        assert first.returncode == 0, first.stderr
+        figures = last_line(first)
+        assert (figures["generated"], figures["reused"], figures["calls"], figures["cost_usd"]) == (2, 1, 2, 0.08)
+        assert len(gateway.books.billed) == 2
+        assert {record.body["steps"] for record in gateway.books.billed} == {4}
+        assert "SG_00112233" not in first.stdout + first.stderr
+        again = last_line(call(*words, folder=tmp_path, SEGMIND_API_KEY="SG_00112233"))
+        assert (again["reused"], again["calls"], again["cost_usd"]) == (3, 0, 0.0)
+
+
+@pytest.mark.prefect
+@pytest.mark.timeout(400)
+def test_failed_rows_exit_1(tmp_path: Path) -> None:
+    """Rows that fail or are skipped as invalid make exit code 1; the failures name them."""
+    path = manifest(tmp_path, prompt=["good", None, "bad"])
+    script = tmp_path / "faults.json"
+    script.write_text(json.dumps({"faults": [{"fault": "failed", "prompt_contains": "bad"}]}))
+    from prefect_imagegen.gateway.faults import load_faults  # noqa: PLC0415 - for this test alone
+
+    with EmbeddedGateway(GatewaySettings(faults=load_faults(str(script)))) as gateway:
+        words = ("generate", path, "--store", "out", "--base-url", gateway.url, "--json", "--on-invalid", "skip")
+        found = call(*words, folder=tmp_path, SEGMIND_API_KEY="k")
+    assert found.returncode == 1, found.stderr
+    figures = last_line(found)
+    assert (figures["generated"], figures["invalid"], figures["failed"]) == (1, 1, 1)
+    failures = pq.read_table(tmp_path / "out" / "runs" / str(figures["run_id"]) / "failures")
+    assert failures["error_kind"].to_pylist() == ["invalid_row", "generation_failed"]
+
+
+@pytest.mark.prefect
+@pytest.mark.timeout(400)
+def test_a_signal_stops_and_the_same_command_resumes(tmp_path: Path) -> None:
+    """SIGTERM ends a run with exit code 3; sent rows are held; the same command finishes without paying twice."""
+    path = manifest(tmp_path, prompt=[f"p{number}" for number in range(40)])
+    with EmbeddedGateway(GatewaySettings(latency_s=1.0)) as gateway:
+        words = ["generate", path, "--store", "out", "--base-url", gateway.url, "--json", "--max-in-flight", "8"]
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
+        environment |= {"PREFECT_HOME": str(tmp_path / "home"), "SEGMIND_API_KEY": "k", "DO_NOT_TRACK": "1"}
+        process = subprocess.Popen(
+            [sys.executable, "-m", "prefect_imagegen.cli", *map(str, words)],
+            cwd=tmp_path,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        end = time.monotonic() + 120
+        while gateway.books.calls["submit"] < 12:
+            assert process.poll() is None, process.communicate()
+            assert time.monotonic() < end
+            time.sleep(0.02)
+        process.terminate()
+        stdout, stderr = process.communicate(timeout=60)
+        assert process.returncode == 3, stderr
+        figures = json.loads(stdout.splitlines()[-1])
+        assert figures["stop_reason"] == "signal"
+        assert figures["held"] > 0
+        assert figures["not_run"] > 0
+        resumed = call(*words, folder=tmp_path, SEGMIND_API_KEY="k")
+        assert resumed.returncode == 0, resumed.stderr
+        assert gateway.books.statistics()["billed_twice"] == 0
+        assert len(gateway.books.billed) == 40
+
+
+REFUSED = {
+    "missing manifest": (("nothing.parquet",), "nothing.parquet does not exist"),
+    "not parquet": (("text.parquet",), "text.parquet cannot be read as parquet"),
+    "truncated": (("truncated.parquet",), "truncated.parquet cannot be read as parquet"),
+    "empty": (("empty.parquet",), "empty.parquet has no rows"),
+    "no prompt column": (("other.parquet",), "--column prompt=text"),
+    "missing column": (("good.parquet", "--column", "prompt=Promt"), "Did you mean 'prompt'"),
+    "unknown field": (("good.parquet", "--set", "step=4"), "Did you mean 'steps'"),
+    "bad value": (("good.parquet", "--set", "steps=many"), "steps"),
+    "null prompt": (("null.parquet",), "row 1, column prompt: the prompt is missing"),
+    "wrong type": (("numbers.parquet",), "row 0, column prompt: the prompt must be text"),
+    "huge prompt": (("huge.parquet",), "more than 64000"),
+    "duplicate ids": (("ids.parquet", "--id-column", "sku"), "row 1, column sku: the id is that of row 0"),
+    "unknown backend": (("good.parquet", "--backend", "dalle"), "'dalle'"),
+    "bad option": (("good.parquet", "--max-in-flight", "0"), "--max-in-flight"),
+    "secret in clear": (("good.parquet", "--storage-option", "secret=abc"), "secret=env:NAME"),
+    "unset variable": (("good.parquet", "--storage-option", "key=env:NOT_SET_ANYWHERE"), "NOT_SET_ANYWHERE is not set"),
+}
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("inputs")
+
+    def write(name: str, **columns: list[object]) -> None:
+        pq.write_table(pa.table(columns), folder / f"{name}.parquet")
+
+    write("good", prompt=["a"])
+    write("null", prompt=["a", None])
+    write("numbers", prompt=[1, 2])
+    write("huge", prompt=["x" * 100_000])
+    write("other", text=["a"])
+    write("ids", prompt=["a", "b"], sku=["s", "s"])
+    pq.write_table(pa.table({"prompt": pa.array([], pa.string())}), folder / "empty.parquet")
+    (folder / "text.parquet").write_text("no parquet at all")
+    (folder / "truncated.parquet").write_bytes((folder / "good.parquet").read_bytes()[:-20])
+    return folder
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_bad_input_is_refused(case: str, inputs: Path, tmp_path: Path) -> None:
+    """Bad input exits 2 before any call, names culprit and remedy, and leaves no store behind."""
+    (name, *words), said = REFUSED[case]
+    backend = () if "--backend" in words else ("--backend", "sandbox")
+    found = call("generate", inputs / name, "--store", "out", "--json", *backend, *words, folder=tmp_path)
+    assert found.returncode == 2, found.stderr
+    assert said in " ".join(found.stderr.split())
+    figures = last_line(found)
+    assert (figures["run_id"], figures["calls"]) == (None, 0)
+    assert not (tmp_path / "out").exists()
+    assert not (tmp_path / "prefect-home").exists(), "a refusal must not start Prefect"
+
+
+def test_endpoint_and_key_are_checked_first(inputs: Path, tmp_path: Path) -> None:
+    """No key, a wrong key, no credits and an unreachable endpoint are refused before any call."""
+    good = inputs / "good.parquet"
+
+    def refused(*words: str, **environment: str) -> str:
+        found = call("generate", good, "--store", "out", "--json", *words, folder=tmp_path, **environment)
+        assert found.returncode == 2, found.stderr
+        last_line(found)
+        return " ".join(found.stderr.split())
+
+    assert "SEGMIND_API_KEY" in refused()
+    assert "127.0.0.1:9" in refused("--base-url", "http://127.0.0.1:9", SEGMIND_API_KEY="k")
+    assert "no http(s) URL" in refused("--base-url", "ftp://x", SEGMIND_API_KEY="k")
+    settings = GatewaySettings(api_key=SecretStr("right"), credits=0.0)
+    with EmbeddedGateway(settings) as gateway:
+        assert "rejects the API key" in refused("--base-url", gateway.url, SEGMIND_API_KEY="wrong")
+        assert "balance" in refused("--base-url", gateway.url, SEGMIND_API_KEY="right")
+        assert gateway.books.calls["submit"] == 0
+    assert not (tmp_path / "out").exists()
+
+
+def test_stores_are_checked_first(inputs: Path, tmp_path: Path, s3) -> None:
+    """A store of the other kind, of a newer format, missing, closed or out of reach is refused."""
+    good = inputs / "good.parquet"
+    (tmp_path / "newer").mkdir()
+    (tmp_path / "newer" / "store.json").write_text('{"format": 99, "kind": "sandbox"}')
+    (tmp_path / "real").mkdir()
+    (tmp_path / "real" / "store.json").write_text('{"format": 1, "kind": "real"}')
+    secrets = {"S3_KEY": "reader", "S3_SECRET": "reader-secret"}
+    options = ("--storage-option", "key=env:S3_KEY", "--storage-option", "secret=env:S3_SECRET")
+    here = ("--storage-option", f"endpoint_url={s3.endpoint}")
+    away = ("--storage-option", "endpoint_url=http://127.0.0.1:9")
+    cases = {
+        ("newer",): "pip install -U prefect-imagegen",
+        ("real",): "is a real store, and this is a sandbox run",
+        (s3.url(), *options, *here): "cannot be written",
+        ("s3://no-such-bucket/a", *options, *here): "does not exist",
+        (s3.url(), *options, *away): "Could not connect",
+        ("nonsense://x",): "nonsense://x",
+    }
+    for (store, *words), said in cases.items():
+        command = ("generate", good, "--backend", "sandbox", "--json", "--store", store, *words)
+        found = call(*command, folder=tmp_path, **secrets)
+        assert found.returncode == 2, (store, found.stderr)
+        assert said in " ".join(found.stderr.split()), store
+        assert "reader-secret" not in found.stderr
+        last_line(found)
+
+
+def test_plan_writes_nothing_and_needs_no_key(inputs: Path, tmp_path: Path) -> None:
+    """`plan` counts what is to do, without key, store or Prefect; invalid rows make it exit 2."""
+    found = call("plan", manifest(tmp_path), "--store", "out", "--json", folder=tmp_path)
+    assert found.returncode == 0, found.stderr
+    figures = last_line(found)
+    assert (figures["rows"], figures["not_run"], figures["run_id"]) == (3, 3, None)
+    assert "about 0.08 USD" in found.stderr
+    assert call("plan", inputs / "null.parquet", "--store", "out", folder=tmp_path).returncode == 2
+    assert not (tmp_path / "out").exists()
+    assert not (tmp_path / "prefect-home").exists()
+
+
+def test_usage_errors_end_with_json_too(tmp_path: Path) -> None:
+    """A command line that cannot be parsed exits 2, with its line of JSON if that was asked for."""
+    found = call("generate", "--json", folder=tmp_path)
+    assert found.returncode == 2
+    assert last_line(found)["rows"] == 0
+    assert "MANIFEST" in found.stderr
+
+
+def test_an_open_gateway_is_refused(tmp_path: Path) -> None:
+    """`serve` on any address but loopback needs a key."""
+    found = call("serve", "--host", "0.0.0.0", folder=tmp_path)
+    assert found.returncode == 2
+    assert "PREFECT_IMAGEGEN_API_KEY" in found.stderr
+    script = tmp_path / "faults.json"
+    script.write_text('{"faults": [{"fault": "earthquake"}]}')
+    found = call("serve", "--faults", script, folder=tmp_path)
+    assert found.returncode == 2
+    assert "faults.json" in found.stderr
+
+
+def test_status_of_nothing(tmp_path: Path) -> None:
+    """`status` of a folder that is no store says so."""
+    found = call("status", "--store", "nothing", folder=tmp_path)
+    assert found.returncode == 2
+    assert "no image store" in found.stderr
