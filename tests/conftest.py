@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 # Before anything imports Prefect: no telemetry, and time for the first start of its server.
 os.environ |= {
@@ -23,6 +24,10 @@ os.environ |= {
 }
 for name in ("SEGMIND_API_KEY", "SEGMIND_BASE_URL", "SEGMIND_HISTORY_URL", "SEGMIND_ASSETS_URL"):
     os.environ.pop(name, None)
+
+# A slow machine is no failure, and a test run leaves nothing beside the code.
+settings.register_profile("tests", deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("tests")
 
 DATA = Path(__file__).parent / "data"
 

@@ -256,6 +256,14 @@ def test_a_value_other_than_the_default_changes_the_key(name, data) -> None:
     assert GenerationRequest("flux-2-klein-9b", {**bare.params, name: value}).key != bare.key
 
 
+@pytest.mark.parametrize(("name", "value"), [("go_fast", 1), ("steps", True), ("cfg", "5"), ("image_format", "PNG")])
+def test_a_value_of_another_type_is_no_default(name, value) -> None:
+    """What only resembles the default, as 1 resembles true, enters the key."""
+    default = 1 if value is True else DEFAULTS[name]
+    bare = GenerationRequest("flux-2-klein-9b", {"prompt": CUP, "seed": 7, **DEFAULTS, name: default})
+    assert GenerationRequest("flux-2-klein-9b", {**bare.params, name: value}).key != bare.key
+
+
 @given(texts, st.lists(st.sampled_from([A, B, "https://example.com/c.png"]), max_size=3))
 def test_a_derived_seed_is_in_range_and_stable(prompt, urls) -> None:
     """A derived seed lies in 0..2^31-1 and depends on prompt and references alone."""

@@ -106,6 +106,7 @@ async def test_a_claim_is_won_once(store) -> None:
     assert await ledger(store).claim(KEY, 1, claim()) is True
     assert await ledger(store, "n2").claim(KEY, 1, claim("n2", "a2")) is False
     assert await ledger(store).claim(KEY, 1, claim("n1", "a3")) is False
+    assert await ledger(store, "n2").claim(KEY, 1, claim("n2", "a1")) is False
     (found,) = await ledger(store).claims(KEY)
     assert (found.claim.nonce, found.claim.attempt_id) == ("n1", "a1")
 
