@@ -1,0 +1,75 @@
+"""A stranger's URL cannot make this machine talk to itself or its neighbours."""
+
+import io
+
+import pytest
+from aiohttp import web
+from PIL import Image
+
+from prefect_imagegen.net.fetch import FetchError, FetchPolicy, ReferenceFetcher
+
+pytestmark = pytest.mark.anyio
+
+HOSTILE = [
+    *("http://127.0.0.1/", "http://localhost/", "http://0.0.0.0/", "http://10.1.2.3/", "http://172.16.0.1/"),
+    *("http://192.168.1.1/", "http://169.254.169.254/latest/meta-data/", "http://100.64.0.1/", "http://224.0.0.1/"),
+    *("http://[::1]/", "http://[::ffff:127.0.0.1]/", "http://[fc00::1]/", "http://[fe80::1]/", "http://[::]/"),
+    *("http://[64:ff9b::7f00:1]/", "http://[2002:7f00:1::]/"),
+    *("http://2130706433/", "http://0x7f000001/", "http://0177.0.0.1/", "http://127.1/"),
+    *("http://user:pw@93.184.216.34/", "ftp://93.184.216.34/a.png", "file:///etc/passwd", "gopher://x/", "http:///"),
+]
+
+
+def png() -> bytes:
+    sink = io.BytesIO()
+    Image.new("RGB", (64, 64), "teal").save(sink, "PNG")
+    return sink.getvalue()
+
+
+@pytest.mark.parametrize("url", HOSTILE)
+async def test_hostile_urls_are_refused(url: str) -> None:
+    """Private, local and odd addresses, in any spelling, are refused without a connection."""
+    async with ReferenceFetcher(FetchPolicy()) as fetcher:
+        with pytest.raises(FetchError) as caught:
+            await fetcher.fetch(url)
+    assert caught.value.kind == "reference_forbidden"
+    assert "pw" not in str(caught.value)
+
+
+async def test_what_a_loopback_server_gives() -> None:
+    """With loopback allowed: images come, everything else is refused, and a redirect is checked like a first URL."""
+    data = png()
+
+    async def serve(request: web.Request) -> web.Response:
+        answers = {
+            "/image": web.Response(body=data, content_type="image/png"),
+            "/text": web.Response(text="hello"),
+            "/huge": web.Response(body=data + b"\0" * 200_000),
+            "/moved": web.Response(status=302, headers={"location": "/image"}),
+            "/inside": web.Response(status=302, headers={"location": "http://169.254.169.254/"}),
+            "/loop": web.Response(status=302, headers={"location": "/loop"}),
+        }
+        return answers.get(request.path, web.Response(status=404))
+
+    runner = web.ServerRunner(web.Server(serve))
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    base = f"http://127.0.0.1:{runner.addresses[0][1]}"
+    try:
+        async with ReferenceFetcher(FetchPolicy(allow_loopback=True, max_bytes=100_000)) as fetcher:
+            assert await fetcher.fetch(f"{base}/image") == data
+            assert await fetcher.fetch(f"{base}/moved?sig=secret") == data
+            for path, kind in (
+                ("text", "reference_not_image"),
+                ("huge", "reference_too_large"),
+                ("inside", "reference_forbidden"),
+                ("loop", "reference_unreachable"),
+                ("missing?token=secret", "reference_unreachable"),
+            ):
+                with pytest.raises(FetchError) as caught:
+                    await fetcher.fetch(f"{base}/{path}")
+                assert caught.value.kind == kind
+                assert "secret" not in str(caught.value)
+    finally:
+        await runner.cleanup()
