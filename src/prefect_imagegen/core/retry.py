@@ -8,7 +8,7 @@ MAX_DELAY_S = 60.0
 MIN_PAUSE_S = 1.0
 MAX_PAUSE_S = 120.0
 _FIRST_POLL = 0.6
-_POLL_SHARE = 0.05
+_POLL_SHARE = 0.03
 _MIN_POLL_S = 0.05
 _MAX_POLL_S = 5.0
 _EPOCH_MS = 1e11
@@ -34,8 +34,8 @@ def pause_seconds(*, reset: str | None, retry_after: str | None, now: datetime) 
 def next_poll(elapsed: float, average: float | None) -> float:
     """Seconds until the next poll of a job submitted `elapsed` seconds ago.
 
-    The first comes at 0.6 of the average latency, as soon as that is known; then every 5 % of the time that the
-    job has taken so far, at most 5 s: so a result is noticed within about 5 % of its latency, whatever that is.
+    The first comes at 0.6 of the average latency, as soon as that is known; then every 3 % of the time that the
+    job has taken so far, at most 5 s: so a result is noticed within about 3 % of its latency, whatever that is.
     """
     start = _FIRST_POLL * average if average else 0.0
     if elapsed < start:

@@ -264,7 +264,14 @@ class SegmindBackend:
 
     async def _from_history(self, request_id: str) -> Delivery:
         """The result through the request history: where the record has expired, or a v1 answer was bad."""
+        started = time.monotonic()
         record = await self._history.detail(request_id)
+        while record is not None and record.status == "PENDING":
+            elapsed = time.monotonic() - started
+            if elapsed > self._deadline:
+                break
+            await asyncio.sleep(max(0.2, next_poll(elapsed, None)))
+            record = await self._history.detail(request_id)
         if record is None or record.status == "PENDING":
             raise BackendError(
                 "submitted", "neither the record nor the history tells the result yet", request_id=request_id
