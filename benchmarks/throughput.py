@@ -3,7 +3,8 @@
     python benchmarks/throughput.py [--rows-slow 960] [--rows-fast 600]
 
 The gateway (engine `static`) runs in a process of its own on loopback; every case runs in a fresh process. Steady
-state leaves out the first and the last two latencies of a run (ramp-up and tail).
+state is measured from the first image of the second wave of calls to the first one of the last wave, so ramp-up and
+tail are left out.
 """
 
 import argparse
@@ -41,7 +42,7 @@ def serve(port: int, latency: float, image_format: str) -> None:
     run_server(settings, "127.0.0.1", port)
 
 
-def ours(url: str, rows: int, image_format: str, api_version: str, latency: float) -> dict[str, float]:
+def ours(url: str, rows: int, image_format: str, api_version: str) -> dict[str, float]:
     """The product, without Prefect: manifest in, local store out, everything verified and recorded."""
     import prefect_imagegen
     from prefect_imagegen.app.settings import BackendSettings
@@ -63,7 +64,7 @@ def ours(url: str, rows: int, image_format: str, api_version: str, latency: floa
         stored = sorted(
             t.timestamp() for t in pq.read_table(f"{store}/runs/{result.run_id}/metadata")["created_at"].to_pylist()
         )
-    return {"wall": wall, "cpu": cpu, "steady": steady(stored, latency)}
+    return {"wall": wall, "cpu": cpu, "steady": steady(stored)}
 
 
 async def bare(url: str, rows: int, image_format: str, decode: bool) -> list[float]:
@@ -90,25 +91,23 @@ async def bare(url: str, rows: int, image_format: str, decode: bool) -> list[flo
     return stored
 
 
-def steady(stored: list[float], latency: float) -> float:
-    """Images a second between the first and the last two latencies (at least a quarter second each)."""
-    margin = max(2 * latency, 0.25)
-    start, end = stored[0] - latency + margin, stored[-1] - margin
-    return sum(start < moment <= end for moment in stored) / (end - start)
+def steady(stored: list[float]) -> float:
+    """Images a second from the first image of the second wave to the first one of the last wave."""
+    first, last = IN_FLIGHT, len(stored) - IN_FLIGHT
+    return (last - first) / (stored[last] - stored[first])
 
 
 def measure(case: dict[str, object]) -> dict[str, float]:
     """One case, in this process."""
     url, rows, image_format = str(case["url"]), int(str(case["rows"])), str(case["format"])
-    latency = float(str(case["latency"]))
     if case["what"] in ("v1", "v2"):
-        return ours(url, rows, image_format, str(case["what"]), latency)
+        return ours(url, rows, image_format, str(case["what"]))
     cpu, wall = time.process_time(), time.monotonic()
     stored = asyncio.run(bare(url, rows, image_format, case["what"] == "bare + decode"))
     return {
         "wall": time.monotonic() - wall,
         "cpu": time.process_time() - cpu,
-        "steady": steady(sorted(stored), latency),
+        "steady": steady(sorted(stored)),
     }
 
 
@@ -158,7 +157,7 @@ def main() -> None:
     print(f"latency 2 s, JPEG 130 kB, {given.rows_slow} images; the ceiling is {ceiling:.0f} images/s")
     with gateway(2.0, "jpeg") as url:
         for version in ("v1", "v2"):
-            found = run_case(url=url, rows=given.rows_slow, format="jpeg", what=version, latency=2.0)
+            found = run_case(url=url, rows=given.rows_slow, format="jpeg", what=version)
             print(f"  {version}: {found['steady']:.1f} images/s, {found['steady'] / ceiling:.3f} of the ceiling")
     for image_format, size in IMAGES.items():
         print(f"\nlatency 0.05 s, {image_format} of {size // 1000} kB, {given.rows_fast} images")
@@ -166,7 +165,7 @@ def main() -> None:
         with gateway(0.05, image_format) as url:
             base = None
             for what in ("bare", "bare + decode", "v1", "v2"):
-                found = run_case(url=url, rows=given.rows_fast, format=image_format, what=what, latency=0.05)
+                found = run_case(url=url, rows=given.rows_fast, format=image_format, what=what)
                 rate, cpu = given.rows_fast / found["wall"], 1000 * found["cpu"] / given.rows_fast
                 base = base or (rate, cpu)
                 print(f"  {what:14} {rate:9.1f} {rate / base[0]:6.2f} {cpu:13.2f} {cpu / base[1]:6.2f}")
