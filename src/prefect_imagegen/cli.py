@@ -125,22 +125,22 @@ def plan(as_json: bool, **given: Any) -> None:
 
 
 @cli.command()
-@click.option("--store", default="demo-images", show_default=True, metavar="PATH", help="Where to put everything.")
-def demo(store: str) -> None:
+@click.option("--folder", default="demo-images", show_default=True, metavar="PATH", help="Where to put everything.")
+def demo(folder: str) -> None:
     """Make twelve pictures without an account: a sample manifest, the embedded sandbox gateway, a local store."""
     console = Console()
-    with _telling(store, as_json=False), tempfile.TemporaryDirectory(prefix="imagegen-demo-") as home:
+    with _telling(folder, as_json=False), tempfile.TemporaryDirectory(prefix="imagegen-demo-") as home:
         _use_own_prefect(home)
-        manifest = Path(store) / "prompts.parquet"
+        manifest = Path(folder) / "prompts.parquet"
         write_manifest(manifest)
-        job = Job(str(manifest), StoreSettings(store), BackendSettings("sandbox"), GenerateOptions())
+        job = Job(str(manifest), StoreSettings(folder), BackendSettings("sandbox"), GenerateOptions())
         prepared = asyncio.run(prepare(job))
         show_plan(console, prepared.summary)
         console.print("[dim]The sandbox draws placeholders and costs nothing. Starting Prefect …[/]")
         try:
-            _run_flow(console, prepared, store, "sandbox")
+            _run_flow(console, prepared, folder, "sandbox")
         except _Ended:
-            _show_demo(console, Path(store))
+            _show_demo(console, Path(folder))
             raise
 
 

@@ -278,3 +278,25 @@ def test_kill_in_mid_run(version: str, tmp_path: Path) -> None:
         assert result.held <= 8
     images = [file for file in (store / "images").rglob("*") if file.is_file() and not file.name.startswith(".tmp-")]
     assert len(images) == 60 - result.held
+
+
+def test_two_runs_at_once(tmp_path: Path) -> None:
+    """Rows that another living run has claimed are left to it, held as `other_run`; nothing is called twice."""
+    store, path = tmp_path / "store", manifest(tmp_path, prompt=prompts(8))
+    with EmbeddedGateway(GatewaySettings(latency_s=3.0)) as gateway:
+        command = [sys.executable, "-c", CHILD, path, str(store), gateway.url, "v2"]
+        other = subprocess.Popen(command, env=os.environ | {"PYTHONWARNINGS": "ignore"})
+        try:
+            end = time.monotonic() + 60
+            while len(gateway.books.records) < 8:
+                assert time.monotonic() < end
+                time.sleep(0.02)
+            result = generate(gateway, path, str(store))
+            assert (result.calls, result.failures) == (0, {"other_run": 8})
+            assert other.wait(60) == 0
+        finally:
+            other.kill()
+            other.wait()
+        again = generate(gateway, path, str(store))
+        assert (again.reused, again.calls) == (8, 0)
+        assert len(gateway.books.billed) == 8

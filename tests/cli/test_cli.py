@@ -276,3 +276,12 @@ def test_status_of_nothing(tmp_path: Path) -> None:
     found = call("status", "--store", "nothing", folder=tmp_path)
     assert found.returncode == 2
     assert "no image store" in found.stderr
+
+
+def test_an_internal_error_exits_4(tmp_path: Path) -> None:
+    """What is no fault of the input, such as a Prefect server that is gone, exits 4, in words and in JSON."""
+    words = ("generate", manifest(tmp_path), "--store", "out", "--backend", "sandbox", "--json")
+    found = call(*words, folder=tmp_path, PREFECT_API_URL="http://127.0.0.1:9/api")
+    assert found.returncode == 4, found.stderr
+    assert "internal error" in found.stderr
+    assert last_line(found)["calls"] == 0

@@ -15,6 +15,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from pydantic import SecretStr
 
 from prefect_imagegen.gateway.server import EmbeddedGateway
 from prefect_imagegen.gateway.settings import GatewaySettings
@@ -166,3 +167,31 @@ def test_cancel_holds_what_was_sent(site: Site, tmp_path: Path) -> None:
         assert site.wait(again, "Completed", "Failed", "Crashed")["state_name"] == "Completed"
         assert gateway.books.statistics()["billed_twice"] == 0
         assert len(gateway.books.billed) == 30
+
+
+def test_the_command_line_uses_blocks(site: Site, tmp_path: Path) -> None:
+    """`--store image-store/NAME --backend segmind/NAME` take everything from blocks; a missing one is refused."""
+    store = tmp_path / "store"
+    with EmbeddedGateway(GatewaySettings(api_key=SecretStr("SG_block"))) as gateway:
+        code = (
+            "from prefect_imagegen.blocks import ImageStore, Segmind\n"
+            f"Segmind(api_key='SG_block', base_url={gateway.url!r}, api_version='v1').save('cli')\n"
+            f"ImageStore(url={str(store)!r}).save('cli')\n"
+        )
+        subprocess.run([sys.executable, "-c", code], env=site.environment, check=True, timeout=120)
+
+        def generate(name: str) -> subprocess.CompletedProcess[str]:
+            command = [sys.executable, "-m", "prefect_imagegen.cli", "generate", manifest(tmp_path, 3), "--json"]
+            command += ["--store", name, "--backend", "segmind/cli"]
+            return subprocess.run(
+                command, env=site.environment, capture_output=True, text=True, check=False, timeout=120
+            )
+
+        found = generate("image-store/cli")
+        assert found.returncode == 0, found.stderr
+        assert json.loads(found.stdout.splitlines()[-1])["generated"] == 3
+        assert gateway.books.calls["run"] == 3
+        missing = generate("image-store/nobody")
+    assert missing.returncode == 2
+    assert "image-store/nobody" in missing.stderr
+    assert "prefect block register" in " ".join(missing.stderr.split())

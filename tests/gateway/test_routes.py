@@ -1,0 +1,241 @@
+"""The gateway's contract: routes, bodies, states, errors, money and retention, on a real socket."""
+
+import asyncio
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import httpx
+import pytest
+from PIL import Image
+from pydantic import SecretStr
+
+from prefect_imagegen.core.errors import RefusedError
+from prefect_imagegen.core.image import decode
+from prefect_imagegen.core.models import ASPECT_SIZES
+from prefect_imagegen.gateway.engines import ENGINES, Picture
+from prefect_imagegen.gateway.server import EmbeddedGateway, check_host
+from prefect_imagegen.gateway.settings import GatewaySettings
+
+MODEL = "flux-2-klein-9b"
+KEY = {"x-api-key": "k"}
+
+
+class Clock:
+    """A clock that tests set."""
+
+    def __init__(self) -> None:
+        self.now = 1_800_000_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@contextmanager
+def gateway(**settings: Any) -> Iterator[tuple[EmbeddedGateway, httpx.Client]]:
+    with (
+        EmbeddedGateway(GatewaySettings(**settings)) as running,
+        httpx.Client(base_url=running.url, headers=KEY, timeout=30) as client,
+    ):
+        yield running, client
+
+
+def finished(client: httpx.Client, request_id: str) -> httpx.Response:
+    """The first status answer that is terminal."""
+    for _ in range(1000):
+        answer = client.get(f"/v2/requests/{request_id}/status")
+        if answer.json().get("status") not in ("QUEUED", "PROCESSING"):
+            return answer
+    raise AssertionError("the job did not end")
+
+
+def test_the_key_is_asked_for() -> None:
+    """Missing, wrong and Bearer keys are 401 with the API's texts; health, outputs and the catalogue are open."""
+    with gateway(api_key=SecretStr("right")) as (running, _), httpx.Client(base_url=running.url) as client:
+        paths = ("/v1/get-user-credits", "/inference-request/request-history", "/v2/requests/x", "/_gateway/stats")
+        for path in paths:
+            assert client.get(path).json() == {"error": "Missing Authorization or x-api-key in header"}
+            for headers in ({"x-api-key": "wrong"}, {"authorization": "Bearer right"}):
+                answer = client.get(path, headers=headers)
+                assert (answer.status_code, answer.json()["error"][:13]) == (401, "Unauthorized.")
+        assert client.get("/v1/get-user-credits", headers={"x-api-key": "right"}).status_code == 200
+        assert client.get("/health").json()["engine"] == "sandbox"
+        assert client.get("/inference-model-information/list").status_code == 200
+
+
+def test_errors_have_the_api_s_codes_and_bodies() -> None:
+    """406, 400, 404, 405 and 422 are those of the API; every answer names the engine."""
+    with gateway() as (_, client):
+        answers = {
+            406: client.post(f"/v1/{MODEL}", content=b"{}", headers={"content-type": "text/plain"}),
+            400: client.post(f"/v1/{MODEL}", json={"prompt": "a", "steps": 0}),
+            404: client.post("/v1/no-such-model", json={"prompt": "a"}),
+            405: client.get(f"/v1/{MODEL}"),
+        }
+        for status, answer in answers.items():
+            assert answer.status_code == status
+            assert answer.headers["x-imagegen-engine"] == "sandbox"
+        assert answers[406].json() == {"error": "Invalid content type"}
+        assert answers[405].text.startswith("<html>")
+        assert (
+            client.post(f"/v2/{MODEL}", content=b"[1]", headers={"content-type": "application/json"}).status_code == 400
+        )
+        accepted = client.post(f"/v2/{MODEL}", json={"prompt": 7}).json()
+        assert accepted["status"] == "QUEUED"
+        failed = finished(client, accepted["request_id"])
+        assert failed.status_code == 422
+        assert failed.json()["error"] == "Prompt is Mandatory and must be string"
+        assert client.get("/v2/requests/unknown").json() == {"error": "Request unknown not found"}
+
+
+def test_money() -> None:
+    """A price is reserved, charged on success only, told in headers and metrics, and 406 when it is not there."""
+    with gateway(credits=0.1, price_usd=0.04) as (running, client):
+        answer = client.post(f"/v1/{MODEL}", json={"prompt": "a"})
+        assert (answer.headers["x-cost"], answer.headers["x-remaining-credits"]) == ("0.04", "0.06")
+        assert client.post(f"/v1/{MODEL}", json={"prompt": ""}).status_code == 400
+        done = client.post(f"/v2/{MODEL}", json={"prompt": "b"}).json()
+        metrics = finished(client, done["request_id"]).json()["metrics"]
+        assert (metrics["cost"], metrics["remaining_credits"]) == (0.04, 0.02)
+        refused = client.post(f"/v2/{MODEL}", json={"prompt": "c"})
+        assert refused.status_code == 406
+        assert refused.json()["error"].startswith("Insufficient credits")
+        assert client.get("/v1/get-user-credits").json() == {"credits": 0.02, "free-credits": 0.0}
+        assert running.books.statistics()["charged_usd"] == 0.08
+
+
+def test_rate_limit_and_queue() -> None:
+    """Over the requests per minute, and over the queue, the answer is 429 with the reset time and no Retry-After."""
+    clock = Clock()
+    with gateway(requests_per_minute=2, clock=clock) as (_, client):
+        codes = [client.post(f"/v2/{MODEL}", json={"prompt": "a"}).status_code for _ in range(3)]
+        assert codes == [200, 200, 429]
+        limited = client.post(f"/v2/{MODEL}", json={"prompt": "a"})
+        assert limited.json()["error"] == "rate_limit_exceeded"
+        assert limited.headers["x-rate-limit-reset-at-utc"] == "2027-01-15 08:01:00"
+        assert "retry-after" not in limited.headers
+        clock.now += 61
+        assert client.post(f"/v2/{MODEL}", json={"prompt": "a"}).status_code == 200
+    with gateway(workers=1, queue_limit=2, latency_s=30.0) as (_, client):
+        codes = [client.post(f"/v2/{MODEL}", json={"prompt": "a"}).status_code for _ in range(5)]
+        assert codes[0] == 200
+        assert codes[-1] == 429
+
+
+def test_retention_and_history() -> None:
+    """Records die after an hour, outputs after seven days, the history knows all, after its lag, a page at a time."""
+    clock = Clock()
+    with gateway(clock=clock, history_lag_s=10.0) as (_, client):
+        ids = []
+        for number in range(5):
+            body = {"prompt": f"p{number}", "seed": number, "image_format": "jpeg"}
+            ids.append(client.post(f"/v2/{MODEL}", json=body).json()["request_id"])
+            finished(client, ids[-1])
+        history = "/inference-request/request-history"
+        assert client.get(history).json()["data"] == []
+        assert client.get(f"{history}/{ids[0]}").status_code == 404
+        clock.now += 11
+        rows = client.get(history, params={"per_page": 2, "page": 2}).json()["data"]
+        assert [row["request_id"] for row in rows] == [ids[2], ids[1]]
+        assert rows[0]["request_body"] == "{'prompt': 'p2', 'seed': 2, 'image_format': 'jpeg'}"
+        assert client.get(history, params={"model_name": "4b"}).json()["data"] == []
+        assert client.get(history, params={"status": "FAILED"}).json()["data"] == []
+        assert client.get(history, params={"sort_order": "asc"}).json()["data"][0]["request_id"] == ids[0]
+        assert client.get(history, params={"from_date": "2027-01-16"}).json()["data"] == []
+        assert client.get(history, params={"from_date": "2027-01-01", "to_date": "2027-03-01"}).status_code == 400
+        output = client.get(f"/v2/requests/{ids[0]}").json()["output"]
+        assert httpx.get(output).headers["content-type"] == "image/jpeg"
+        clock.now += 3600
+        assert client.get(f"/v2/requests/{ids[0]}").status_code == 404
+        assert client.get(f"{history}/{ids[0]}").json()["data"]["generation_url"] == output
+        assert httpx.get(output).status_code == 200
+        clock.now += 7 * 86400
+        assert httpx.get(output).status_code == 404
+
+
+def test_pictures_are_deterministic_and_distinct() -> None:
+    """Same parameters, same bytes; another prompt or seed, another picture; sizes follow the aspect ratio."""
+    with gateway() as (_, client):
+
+        def drawn(**body: Any) -> bytes:
+            return client.post(f"/v1/{MODEL}", json={"prompt": "a cup", "seed": 1, **body}).content
+
+        assert drawn() == drawn()
+        assert len({drawn(), drawn(seed=2), drawn(prompt="a hat")}) == 3
+        for ratio in ("1:1", "9:16", "21:9"):
+            assert decode(drawn(aspect_ratio=ratio)).width == ASPECT_SIZES[ratio][0]
+        for image_format in ("png", "jpeg", "webp"):
+            assert decode(drawn(image_format=image_format)).format == image_format
+        assert len(drawn(image_format="jpeg", quality=20)) < len(drawn(image_format="jpeg", quality=95))
+        # Anything can be a prompt.
+        for prompt in ("🦊🎨", "שלום עולם", "日本語", "x" * 100_000, "a\nb\tc", "\u202e"):
+            assert decode(drawn(prompt=prompt)).format == "png"
+
+
+def test_minus_one_draws_a_seed() -> None:
+    """Seed -1 is drawn and told; no seed is always the same one, as at the API."""
+    with gateway() as (_, client):
+        seeds = {
+            client.post(f"/v1/{MODEL}", json={"prompt": "a", "seed": -1}).headers["x-seed-value"] for _ in range(3)
+        }
+        assert len(seeds) == 3
+        assert client.post(f"/v1/{MODEL}", json={"prompt": "a"}).headers["x-seed-value"] == "3425234"
+
+
+def test_a_client_that_hangs_up_is_billed() -> None:
+    """v1 work goes on, and is billed, when nobody waits for it any more."""
+    with gateway(latency_s=0.5) as (running, client):
+        with pytest.raises(httpx.ReadTimeout):
+            client.post(f"/v1/{MODEL}", json={"prompt": "a"}, timeout=0.2)
+
+        async def until_billed() -> None:
+            for _ in range(500):
+                if running.books.billed:
+                    return
+                await asyncio.sleep(0.01)
+
+        asyncio.run(until_billed())
+        assert len(running.books.billed) == 1
+
+
+def test_references_of_strangers() -> None:
+    """A standing gateway refuses references at loopback addresses; an embedded one may fetch them."""
+    sink = io.BytesIO()
+    Image.new("RGB", (64, 64), "teal").save(sink, "PNG")
+    import base64  # noqa: PLC0415 - for this test alone
+
+    for allowed in (True, False):
+        with gateway(allow_loopback=allowed) as (running, client):
+            data = "data:image/png;base64," + base64.b64encode(sink.getvalue()).decode()
+            (url,) = client.post("/upload-asset", json={"data_urls": [data]}).json()["file_urls"]
+            answer = client.post(f"/v1/{MODEL}", json={"prompt": "a", "image_urls": [url]})
+            assert answer.status_code == (200 if allowed else 400)
+            assert len(running.books.billed) == (1 if allowed else 0)
+            assert client.post("/upload-asset", json={"data_urls": ["nonsense"]}).status_code == 400
+
+
+@pytest.mark.parametrize(("image_format", "size"), [("jpeg", 130_000), ("png", 1_000_000), ("webp", 60_000)])
+def test_the_static_engine(image_format: str, size: int) -> None:
+    """The engine `static` gives bytes of about the chosen size, distinct for each request, that decode in full."""
+    engine = ENGINES["static"](static_format=image_format, static_bytes=size)
+    found = [
+        engine.draw(Picture(MODEL, "a", 1, 64, 64, image_format, 90, request_id=f"id-{number}")).data
+        for number in range(3)
+    ]
+    assert len(set(found)) == 3
+    for data in found:
+        assert decode(data).format == image_format
+        assert abs(len(data) - size) < 0.15 * size
+
+
+def test_a_gateway_for_strangers_needs_a_key() -> None:
+    """Any address but loopback is refused without a key, and an unknown engine always."""
+    for host in ("127.0.0.1", "::1", "localhost"):
+        check_host(GatewaySettings(), host)
+    check_host(GatewaySettings(api_key=SecretStr("k")), "0.0.0.0")
+    for host in ("0.0.0.0", "::", "example.org", "192.168.1.5"):
+        with pytest.raises(RefusedError, match="PREFECT_IMAGEGEN_API_KEY"):
+            check_host(GatewaySettings(), host)
+    with pytest.raises(RefusedError, match="sandbox"):
+        check_host(GatewaySettings(engine="oil"), "127.0.0.1")
