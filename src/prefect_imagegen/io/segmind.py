@@ -7,10 +7,8 @@ base URL and the request id.
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 from urllib.parse import quote, urlsplit
 
@@ -19,21 +17,19 @@ from pydantic import SecretStr
 
 from prefect_imagegen.core import answers
 from prefect_imagegen.core.errors import BackendError
-from prefect_imagegen.core.outcomes import classify_answer, classify_failure
+from prefect_imagegen.core.outcomes import classify_failure
 from prefect_imagegen.core.redact import redact
 from prefect_imagegen.core.request import GenerationRequest
-from prefect_imagegen.core.retry import next_poll, pause_seconds
+from prefect_imagegen.core.retry import next_poll
 from prefect_imagegen.io.segmind_history import SegmindHistory
-from prefect_imagegen.net.client import TRANSPORT_ERRORS, make_client, never_sent
+from prefect_imagegen.io.segmind_http import GET_TRIES, UNREADABLE, SegmindHttp, plain_name, read_body
+from prefect_imagegen.net.client import TRANSPORT_ERRORS, never_sent
 from prefect_imagegen.ports import Balance, Delivery, RateLimiter, Submission
 
 SEGMIND_URL = "https://api.segmind.com"
 SEGMIND_HISTORY_URL = "https://api.spotprod.segmind.com"
 ENGINE_HEADER = "x-imagegen-engine"
 SANDBOX_ENGINES = frozenset({"sandbox", "static"})
-MAX_BODY_BYTES = 256 * 1024 * 1024
-_GET_TRIES = 6
-_UNREADABLE = (*TRANSPORT_ERRORS, ValueError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,22 +67,18 @@ class SegmindBackend:
         self._base = endpoints.base
         self._v1 = api_version == "v1"
         self.ambiguous_5xx = not self._v1
-        self._key = api_key.get_secret_value() if api_key else ""
         self._deadline = deadline
         self._limiter = limiter
         self._polls_limited = False
         self._average: float | None = None
         self._sandbox: bool | None = None
-        # One connection per call in flight, and some for the calls that fetch their results meanwhile.
-        self._client = make_client(
-            max_connections=2 * max_in_flight + 8, connect_timeout=connect_timeout, read_timeout=60.0
-        )
-        self._history = SegmindHistory(endpoints.history, self._get_json)
+        self._http = SegmindHttp(api_key, limiter=limiter, max_in_flight=max_in_flight, connect_timeout=connect_timeout)
+        self._history = SegmindHistory(endpoints.history, self._http.get_json)
 
     async def check(self) -> Balance:
         """Read the balance: proves address and key, costs nothing. One more try after a failed connection."""
         try:
-            answer = await self._get_json(f"{self._base}/v1/get-user-credits", tries=2)
+            answer = await self._http.get_json(f"{self._base}/v1/get-user-credits", tries=2)
         except BackendError as error:
             if error.status == 404:  # "No credits found for the user": an account without a balance record
                 return Balance(None)
@@ -99,35 +91,35 @@ class SegmindBackend:
     async def submit(self, request: GenerationRequest) -> Submission:
         """POST once. Returns with the request_id (v2), or with the opened answer (v1)."""
         version = "v1" if self._v1 else "v2"
-        call = self._client.build_request(
+        call = self._http.client.build_request(
             "POST",
             f"{self._base}/{version}/{quote(request.model, safe='')}",
             json=request.body([reference.uri for reference in request.references]),
-            headers=self._headers(),
+            headers=self._http.headers(),
             timeout=httpx.Timeout(self._deadline if self._v1 else 60.0, connect=10.0),
         )
         try:
-            response = await self._client.send(call, stream=True)
+            response = await self._http.client.send(call, stream=True)
         except TRANSPORT_ERRORS as error:
             if never_sent(error):
-                raise BackendError("unsent", f"{self.endpoint} could not be reached: {_name(error)}") from error
+                raise BackendError("unsent", f"{self.endpoint} could not be reached: {plain_name(error)}") from error
             raise BackendError(
-                "unknown", f"{self.endpoint} took the call and gave no answer: {_name(error)}"
+                "unknown", f"{self.endpoint} took the call and gave no answer: {plain_name(error)}"
             ) from error
         request_id = response.headers.get("x-request-id")
         if self._v1 and response.status_code == 200:
             self._check_engine(response)
             return Submission(request, request_id, response)
         try:
-            body = await _read(response)
-        except _UNREADABLE as error:
+            body = await read_body(response)
+        except UNREADABLE as error:
             if response.status_code == 200:
                 raise BackendError(
-                    "unknown", f"the answer to the call broke off: {_name(error)}", status=200
+                    "unknown", f"the answer to the call broke off: {plain_name(error)}", status=200
                 ) from error
             body = b""
         if response.status_code >= 300:
-            raise self._refusal(response, body)
+            raise self._http.refusal(response, body)
         self._check_engine(response)
         return Submission(request, _request_id_of(body, response.status_code))
 
@@ -151,19 +143,19 @@ class SegmindBackend:
 
     async def aclose(self) -> None:
         """Close the connections."""
-        await self._client.aclose()
+        await self._http.aclose()
 
     async def engine(self) -> str | None:
         """The engine that a gateway names in /health; None for any other service. BackendError if out of reach."""
         for last_try in (False, True):
             try:
-                async with self._get(f"{self._base}/health", with_key=False) as response:
-                    await _read(response)
+                async with self._http.get(f"{self._base}/health", with_key=False) as response:
+                    await read_body(response)
                     name: str | None = response.headers.get(ENGINE_HEADER)
                     return name
-            except _UNREADABLE as error:
+            except UNREADABLE as error:
                 if last_try:
-                    raise BackendError("unsent", f"{self.endpoint} gave no answer: {_name(error)}") from error
+                    raise BackendError("unsent", f"{self.endpoint} gave no answer: {plain_name(error)}") from error
         return None
 
     def expect(self, *, sandbox: bool) -> None:
@@ -173,10 +165,10 @@ class SegmindBackend:
 
     async def _read_v1(self, submission: Submission, response: httpx.Response) -> Delivery:
         try:
-            body = await _read(response)
-        except _UNREADABLE as error:
+            body = await read_body(response)
+        except UNREADABLE as error:
             raise BackendError(
-                "bad_output", f"the answer broke off: {_name(error)}", request_id=submission.request_id, status=200
+                "bad_output", f"the answer broke off: {plain_name(error)}", request_id=submission.request_id, status=200
             ) from error
         output = answers.image_of_body(body)
         headers = response.headers
@@ -188,7 +180,7 @@ class SegmindBackend:
             "applied": _applied(headers.get("x-seed-value")),
         }
         if output.url:
-            data, content_type = await self._download(output.url, submission.request_id)
+            data, content_type = await self._http.download(output.url, submission.request_id)
             return Delivery(data, content_type, **facts)
         if output.data is None:
             raise BackendError(
@@ -211,7 +203,7 @@ class SegmindBackend:
         if output.data is not None:
             data, content_type = output.data, None
         elif output.url is not None:
-            data, content_type = await self._download(output.url, request_id)
+            data, content_type = await self._http.download(output.url, request_id)
         else:
             raise BackendError("bad_output", redact(output.error or ""), request_id=request_id, status=200)
         return Delivery(
@@ -239,12 +231,12 @@ class SegmindBackend:
     async def _job(self, url: str, request_id: str) -> answers.JobAnswer | None:
         """One poll; None if the record has expired. Only a body that is a job's counts, whatever its HTTP status."""
         last = ""
-        for failures in range(_GET_TRIES):
+        for failures in range(GET_TRIES):
             if self._polls_limited:
                 await self._limiter.acquire()
             try:
-                async with self._get(url) as response:
-                    body = await _read(response)
+                async with self._http.get(url) as response:
+                    body = await read_body(response)
                     status = response.status_code
                     job = answers.job_of(answers.parse_json(body))
                     if job is not None:
@@ -252,15 +244,15 @@ class SegmindBackend:
                     if status == 404:
                         return None
                     if status in (401, 402, 403):
-                        raise self._refusal(response, body, request_id)
+                        raise self._http.refusal(response, body, request_id)
                     if status == 429:
                         self._polls_limited = True
-                        self._limiter.pause(self._pause(response) or 5.0)
+                        self._limiter.pause(self._http.pause(response) or 5.0)
                     last = f"status {status}"
-            except _UNREADABLE as error:
-                last = _name(error)
+            except UNREADABLE as error:
+                last = plain_name(error)
             await asyncio.sleep(min(5.0, 0.2 * 2**failures))
-        raise BackendError("submitted", f"polling failed {_GET_TRIES} times: {last}", request_id=request_id)
+        raise BackendError("submitted", f"polling failed {GET_TRIES} times: {last}", request_id=request_id)
 
     async def _from_history(self, request_id: str) -> Delivery:
         """The result through the request history: where the record has expired, or a v1 answer was bad."""
@@ -281,63 +273,8 @@ class SegmindBackend:
             raise BackendError(classify_failure(text), redact(text), request_id=request_id)
         if not record.generation_url:
             raise BackendError("output_lost", "the history names no output", request_id=request_id)
-        data, content_type = await self._download(record.generation_url, request_id)
+        data, content_type = await self._http.download(record.generation_url, request_id)
         return Delivery(data, content_type, request_id, record.cost_usd, http_status=200)
-
-    async def _download(self, url: str, request_id: str | None) -> tuple[bytes, str | None]:
-        """Fetch an output, without the key; tried again, never submitted again."""
-        if urlsplit(url).scheme not in ("http", "https"):
-            raise BackendError("bad_output", "the output URL is no http URL", request_id=request_id)
-        last, kind = "", "submitted"
-        for failures in range(_GET_TRIES):
-            try:
-                async with self._get(url, with_key=False) as response:
-                    body = await _read(response)
-                    if response.status_code == 200:
-                        return body, response.headers.get("content-type")
-                    last, kind = f"status {response.status_code}", "submitted"
-                    if response.status_code in (404, 410):
-                        kind = "output_lost"
-            except _UNREADABLE as error:
-                last, kind = _name(error), "submitted"
-            await asyncio.sleep(min(5.0, 0.2 * 2**failures))
-        raise BackendError(kind, f"the output could not be downloaded: {last}", request_id=request_id)
-
-    async def _get_json(self, url: str, params: dict[str, str] | None = None, tries: int = _GET_TRIES) -> Any:
-        """A GET with the key, for balance and history; raises BackendError."""
-        failure = BackendError("unsent", f"{urlsplit(url).hostname} could not be reached")
-        for failures in range(tries):
-            if failures:
-                await asyncio.sleep(min(5.0, 0.2 * 2**failures))
-            try:
-                async with self._get(url, params=params) as response:
-                    body = await _read(response)
-            except _UNREADABLE as error:
-                failure = BackendError("unsent", f"{urlsplit(url).hostname} gave no answer: {_name(error)}")
-                continue
-            if response.status_code == 200:
-                value = answers.parse_json(body)
-                if value is None:
-                    raise BackendError("protocol", f"{urlsplit(url).hostname} answered with no JSON", status=200)
-                return value
-            failure = self._refusal(response, body)
-            if response.status_code == 429:
-                self._limiter.pause(failure.retry_after or 5.0)
-            elif response.status_code < 500:
-                break
-        raise failure
-
-    @asynccontextmanager
-    async def _get(
-        self, url: str, *, with_key: bool = True, params: dict[str, str] | None = None
-    ) -> AsyncIterator[httpx.Response]:
-        async with self._client.stream(
-            "GET", url, params=params, headers=self._headers() if with_key else None
-        ) as found:
-            yield found
-
-    def _headers(self) -> dict[str, str]:
-        return {"x-api-key": self._key} if self._key else {}
 
     def _check_engine(self, response: httpx.Response) -> None:
         if self._sandbox is None:
@@ -346,41 +283,6 @@ class SegmindBackend:
         if (engine in SANDBOX_ENGINES) != self._sandbox:
             what = f"engine {engine!r}" if engine else "no sandbox"
             raise BackendError("sandbox_mismatch", f"{self.endpoint} changed during the run: it is now {what}")
-
-    def _refusal(self, response: httpx.Response, body: bytes, request_id: str | None = None) -> BackendError:
-        text = answers.error_text(body)
-        return BackendError(
-            classify_answer(response.status_code, text),
-            redact(f"{response.status_code}: {text}"),
-            status=response.status_code,
-            retry_after=self._pause(response),
-            request_id=request_id,
-        )
-
-    @staticmethod
-    def _pause(response: httpx.Response) -> float | None:
-        return pause_seconds(
-            reset=response.headers.get("x-rate-limit-reset-at-utc"),
-            retry_after=response.headers.get("retry-after"),
-            now=datetime.now(UTC),
-        )
-
-
-async def _read(response: httpx.Response) -> bytes:
-    """The whole body, streamed and bounded. ValueError if it is larger than any image or not its own length."""
-    try:
-        chunks, size = [], 0
-        async for chunk in response.aiter_bytes():
-            size += len(chunk)
-            if size > MAX_BODY_BYTES:
-                raise ValueError(f"the answer is larger than {MAX_BODY_BYTES} bytes")
-            chunks.append(chunk)
-    finally:
-        await response.aclose()
-    length = response.headers.get("content-length")
-    if length and "content-encoding" not in response.headers and length.isdigit() and int(length) != size:
-        raise ValueError(f"the answer has {size} of {length} bytes")
-    return b"".join(chunks)
 
 
 def _request_id_of(body: bytes, status: int) -> str:
@@ -397,7 +299,3 @@ def _request_id_of(body: bytes, status: int) -> str:
 def _applied(seed: Any) -> dict[str, Any]:
     found = answers.number(seed)
     return {} if found is None else {"seed": int(found)}
-
-
-def _name(error: Exception) -> str:
-    return redact(f"{type(error).__name__} {error}".strip())

@@ -1,0 +1,144 @@
+"""HTTP for the Segmind backend: bounded bodies, GETs that may be tried again, and answers as BackendErrors.
+
+The key goes to the URLs that ask for it only: the endpoint's own hosts.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx
+from pydantic import SecretStr
+
+from prefect_imagegen.core import answers
+from prefect_imagegen.core.errors import BackendError
+from prefect_imagegen.core.outcomes import classify_answer
+from prefect_imagegen.core.redact import redact
+from prefect_imagegen.core.retry import pause_seconds
+from prefect_imagegen.net.client import TRANSPORT_ERRORS, make_client
+from prefect_imagegen.ports import RateLimiter
+
+MAX_BODY_BYTES = 256 * 1024 * 1024
+GET_TRIES = 6
+UNREADABLE = (*TRANSPORT_ERRORS, ValueError)
+"""What reading an answer may raise."""
+
+
+class SegmindHttp:
+    """One HTTP client with one key. Close it with `aclose`."""
+
+    def __init__(
+        self, api_key: SecretStr | None, *, limiter: RateLimiter, max_in_flight: int, connect_timeout: float
+    ) -> None:
+        self.client = make_client(
+            # One connection per call in flight, and some for the calls that fetch their results meanwhile.
+            max_connections=2 * max_in_flight + 8,
+            connect_timeout=connect_timeout,
+            read_timeout=60.0,
+        )
+        self._key = api_key.get_secret_value() if api_key else ""
+        self._limiter = limiter
+
+    async def aclose(self) -> None:
+        """Close the connections."""
+        await self.client.aclose()
+
+    async def download(self, url: str, request_id: str | None) -> tuple[bytes, str | None]:
+        """Fetch an output, without the key; tried again, never submitted again."""
+        if urlsplit(url).scheme not in ("http", "https"):
+            raise BackendError("bad_output", "the output URL is no http URL", request_id=request_id)
+        last, kind = "", "submitted"
+        for failures in range(GET_TRIES):
+            try:
+                async with self.get(url, with_key=False) as response:
+                    body = await read_body(response)
+                    if response.status_code == 200:
+                        return body, response.headers.get("content-type")
+                    last, kind = f"status {response.status_code}", "submitted"
+                    if response.status_code in (404, 410):
+                        kind = "output_lost"
+            except UNREADABLE as error:
+                last, kind = plain_name(error), "submitted"
+            await asyncio.sleep(min(5.0, 0.2 * 2**failures))
+        raise BackendError(kind, f"the output could not be downloaded: {last}", request_id=request_id)
+
+    async def get_json(self, url: str, params: dict[str, str] | None = None, tries: int = GET_TRIES) -> Any:
+        """A GET with the key, for balance and history; raises BackendError."""
+        failure = BackendError("unsent", f"{urlsplit(url).hostname} could not be reached")
+        for failures in range(tries):
+            if failures:
+                await asyncio.sleep(min(5.0, 0.2 * 2**failures))
+            try:
+                async with self.get(url, params=params) as response:
+                    body = await read_body(response)
+            except UNREADABLE as error:
+                failure = BackendError("unsent", f"{urlsplit(url).hostname} gave no answer: {plain_name(error)}")
+                continue
+            if response.status_code == 200:
+                value = answers.parse_json(body)
+                if value is None:
+                    raise BackendError("protocol", f"{urlsplit(url).hostname} answered with no JSON", status=200)
+                return value
+            failure = self.refusal(response, body)
+            if response.status_code == 429:
+                self._limiter.pause(failure.retry_after or 5.0)
+            elif response.status_code < 500:
+                break
+        raise failure
+
+    @asynccontextmanager
+    async def get(
+        self, url: str, *, with_key: bool = True, params: dict[str, str] | None = None
+    ) -> AsyncIterator[httpx.Response]:
+        """Open a GET; the body is still to be read."""
+        async with self.client.stream("GET", url, params=params, headers=self.headers() if with_key else None) as found:
+            yield found
+
+    def headers(self) -> dict[str, str]:
+        """The key, as the API wants it."""
+        return {"x-api-key": self._key} if self._key else {}
+
+    def refusal(self, response: httpx.Response, body: bytes, request_id: str | None = None) -> BackendError:
+        """What an answer other than success means."""
+        text = answers.error_text(body)
+        return BackendError(
+            classify_answer(response.status_code, text),
+            redact(f"{response.status_code}: {text}"),
+            status=response.status_code,
+            retry_after=self.pause(response),
+            request_id=request_id,
+        )
+
+    @staticmethod
+    def pause(response: httpx.Response) -> float | None:
+        """Seconds to wait, where the answer asks for it."""
+        return pause_seconds(
+            reset=response.headers.get("x-rate-limit-reset-at-utc"),
+            retry_after=response.headers.get("retry-after"),
+            now=datetime.now(UTC),
+        )
+
+
+async def read_body(response: httpx.Response) -> bytes:
+    """The whole body, streamed and bounded. ValueError if it is larger than any image or not its own length."""
+    try:
+        chunks, size = [], 0
+        async for chunk in response.aiter_bytes():
+            size += len(chunk)
+            if size > MAX_BODY_BYTES:
+                raise ValueError(f"the answer is larger than {MAX_BODY_BYTES} bytes")
+            chunks.append(chunk)
+    finally:
+        await response.aclose()
+    length = response.headers.get("content-length")
+    if length and "content-encoding" not in response.headers and length.isdigit() and int(length) != size:
+        raise ValueError(f"the answer has {size} of {length} bytes")
+    return b"".join(chunks)
+
+
+def plain_name(error: Exception) -> str:
+    """An exception in words, without secrets."""
+    return redact(f"{type(error).__name__} {error}".strip())
