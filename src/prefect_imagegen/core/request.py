@@ -15,6 +15,7 @@ from typing import Any, Literal
 from prefect_imagegen.core.models import MAX_SEED, MODELS
 
 CANONICAL_VERSION = 1
+_CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 KEY_BYTES = 16
 
 
@@ -106,8 +107,7 @@ def key_of(form: bytes) -> bytes:
 
 def canonical_json(value: Any) -> bytes:
     """Compact, key-sorted UTF-8 JSON. Raises UnicodeEncodeError on a lone surrogate, ValueError on NaN."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-    return text.encode()
+    return _CANONICAL.encode(value).encode()
 
 
 def plain_number(value: Any) -> Any:

@@ -56,7 +56,7 @@ class RowValidator:
     plan: ColumnPlan
     warnings: Counter[str] = field(default_factory=Counter)
     models: Counter[str] = field(default_factory=Counter)
-    _readers: dict[str, list["_Reader"]] = field(default_factory=dict)
+    _readers: dict[str, tuple[dict[str, Any], list["_Reader"]]] = field(default_factory=dict)
 
     def validate(self, index: int, row: Mapping[str, Any]) -> ValidRow | list[RowError]:
         """The request of a row, or every error in it."""
@@ -72,7 +72,7 @@ class RowValidator:
 
         model = attempt("model", lambda value: _model(value, self.options.model))
         prompt = attempt("prompt", _prompt)
-        references = attempt("image_urls", _references) or ()
+        references = (attempt("image_urls", _references) or ()) if self._is_fed("image_urls") else ()
         seed = attempt("seed", _seed)
         row_id = None
         if self.options.id_column:
@@ -82,7 +82,9 @@ class RowValidator:
         params: dict[str, Any] = {"prompt": prompt}
         if model is not None:
             self.models[model] += 1
-            for reader in self._readers_of(model):
+            defaults, readers = self._readers_of(model)
+            params |= defaults
+            for reader in readers:
                 value = attempt(reader.name, reader.read)
                 if value is not None:
                     params[reader.name] = value
@@ -102,11 +104,20 @@ class RowValidator:
             return self.options.values.get(name)
         return value
 
-    def _readers_of(self, model: str) -> list["_Reader"]:
+    def _is_fed(self, name: str) -> bool:
+        """Whether any row can hold a value for the field."""
+        return name in self.plan.sources or name in self.options.values
+
+    def _readers_of(self, model: str) -> tuple[dict[str, Any], list["_Reader"]]:
+        """The defaults of a model's fields that nothing feeds, and the readers of all others."""
         if model not in self._readers:
             spec = MODELS.get(model)
             names = spec.fields if spec else sorted(self.plan.named - set(COMMON_FIELDS))
-            self._readers[model] = [_Reader(name, spec.fields[name] if spec else None) for name in names]
+            readers = [_Reader(name, spec.fields[name] if spec else None) for name in names if self._is_fed(name)]
+            defaults = (
+                {name: one.default for name, one in spec.fields.items() if not self._is_fed(name)} if spec else {}
+            )
+            self._readers[model] = (defaults, readers)
         return self._readers[model]
 
     def _warn(self, model: str, params: Mapping[str, Any], references: tuple[Reference, ...]) -> None:
