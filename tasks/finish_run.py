@@ -11,6 +11,4 @@ from prefect_imagegen.app.result import RunResult
 @task(name="finish", retries=0, cache_policy=NO_CACHE, persist_result=False)
 async def finish_run(run_id: str, seconds: float) -> RunResult:
     """Write the metadata, the failures and the report of a run; its figures."""
-    session = registry.sessions[run_id]
-    await session.ledger.flush()
-    return await finish(session, seconds)
+    return await finish(registry.sessions[run_id], seconds)

@@ -130,7 +130,7 @@ def test_no_answer_is_held_not_bought_again(version: str, tmp_path: Path) -> Non
         assert (first.generated, first.held, first.failures) == (5, 1, {"unknown": 1})
         assert first.exit_code == 1
         again = generate(gateway, path, store, api_version=version)
-        assert (again.reused, again.held, again.calls) == (5, 1, 0)
+        assert (again.reused, again.failures, again.calls) == (5, {"unknown": 1}, 0)
         assert len(gateway.books.records) == 6
 
 
@@ -300,3 +300,53 @@ def test_two_runs_at_once(tmp_path: Path) -> None:
         again = generate(gateway, path, str(store))
         assert (again.reused, again.calls) == (8, 0)
         assert len(gateway.books.billed) == 8
+
+
+def test_a_store_that_gives_way_stops_the_run(tmp_path: Path) -> None:
+    """If images cannot be stored the run stops, resumable; what was delivered is fetched again, not bought again."""
+    store, path = tmp_path / "store", manifest(tmp_path, prompt=prompts(6))
+    store.mkdir()
+    (store / "images").write_text("in the way")
+    with EmbeddedGateway(GatewaySettings()) as gateway:
+        first = generate(gateway, path, str(store), max_in_flight=2)
+        assert (first.stop_reason, first.exit_code, first.generated) == ("store", 3, 0)
+        assert first.held >= 1
+        assert first.held + first.not_run == 6
+        (store / "images").unlink()
+        again = generate(gateway, path, str(store))
+        assert again.generated == 6
+        assert len(gateway.books.billed) == 6
+
+
+def test_a_report_that_cannot_be_written(tmp_path: Path) -> None:
+    """If only the metadata cannot be written, the run ends stopped, with its figures, and the next one has it all."""
+    store, path = tmp_path / "store", manifest(tmp_path, prompt=prompts(3))
+    settings = GatewaySettings()
+    with EmbeddedGateway(settings) as gateway:
+        ticks = iter(range(10**9))
+
+        def clock() -> float:
+            # Called for every request, so the obstacle is there before the run is finished.
+            for run in store.glob("runs/*"):
+                if not (run / "metadata").exists():
+                    (run / "metadata").write_text("in the way")
+            return 1_800_000_000.0 + next(ticks)
+
+        settings.clock = clock
+        first = generate(gateway, path, str(store))
+        assert (first.stop_reason, first.generated, first.calls) == ("store", 3, 3)
+        settings.clock = time.time
+        again = generate(gateway, path, str(store))
+        assert (again.reused, again.calls) == (3, 0)
+
+
+def test_held_rows_are_fetched_by_the_next_run_of_the_same_process(tmp_path: Path) -> None:
+    """A run that has ended is not taken for a living one: its sent rows are fetched by their ids, at no cost."""
+    store, path = str(tmp_path / "store"), manifest(tmp_path, prompt=prompts(3))
+    with EmbeddedGateway(GatewaySettings(latency_s=1.5)) as gateway:
+        first = generate(gateway, path, store, deadline=0.5)
+        assert first.failures == {"submitted": 3}
+        again = generate(gateway, path, store)
+        assert (again.generated, again.calls) == (3, 0)
+        assert again.cost_usd > 0
+        assert len(gateway.books.billed) == 3

@@ -53,5 +53,4 @@ async def execute(prepared: Prepared) -> RunResult:
     async with open_session(prepared) as session:
         with session.stopping_on_signals():
             await session.for_each_shard(session.run_shard)
-        await session.ledger.flush()
         return await finish(session, time.monotonic() - started)

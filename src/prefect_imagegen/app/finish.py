@@ -15,6 +15,7 @@ from prefect_imagegen.app.plan import request_from_json
 from prefect_imagegen.app.result import STATES, STOP_REASONS, RunResult
 from prefect_imagegen.app.session import Session
 from prefect_imagegen.core import layout
+from prefect_imagegen.core.errors import StoreError
 from prefect_imagegen.core.ledger import image_facts
 from prefect_imagegen.core.metadata import METADATA_SCHEMA
 from prefect_imagegen.core.outcomes import OUTCOMES
@@ -26,7 +27,37 @@ _WITH_IMAGE = frozenset({"generated", "reused"})
 
 
 async def finish(session: Session, seconds: float) -> RunResult:
-    """Write `metadata/`, `failures/`, `report.json` and `report.md`; the run in figures. Streams part by part."""
+    """Write `metadata/`, `failures/`, `report.json` and `report.md`; the run in figures.
+
+    Streams part by part. Where the store cannot be written any more, the run counts as stopped for that reason, with
+    the figures that this process knows of.
+    """
+    try:
+        await session.ledger.flush()
+        return await _write(session, seconds)
+    except StoreError as error:
+        session.control.stop("store", str(error))
+        return _unwritten(session, seconds)
+
+
+def _unwritten(session: Session, seconds: float) -> RunResult:
+    counts, done = session.prepared.summary.counts, session.stats.statuses
+    result = RunResult(session.prepared.run_id, session.plan.store.url, rows=session.plan.rows, seconds=seconds)
+    result.stop_reason, result.stop_message = session.control.stop_reason, session.control.stop_message
+    result.generated, result.held, result.reused = done["generated"], done["held"], counts["done"]
+    result.failed, result.invalid = done["failed"] + counts["failed"], counts["invalid"]
+    settled = result.generated + result.held + result.reused + result.failed + result.invalid
+    result.not_run = result.rows - settled
+    result.calls, result.cost_usd, result.flagged = (
+        session.executor.calls,
+        session.stats.cost_usd,
+        session.stats.flagged,
+    )
+    result.failures = dict(session.stats.kinds)
+    return result
+
+
+async def _write(session: Session, seconds: float) -> RunResult:
     run_id = session.prepared.run_id
     result = RunResult(run_id, session.plan.store.url, seconds=seconds)
     result.stop_reason, result.stop_message = session.control.stop_reason, session.control.stop_message

@@ -149,7 +149,7 @@ class Session:
 
 @asynccontextmanager
 async def open_session(prepared: Prepared) -> AsyncIterator[Session]:
-    """Open everything that executing a run needs; at the end the ledger is flushed and all is closed.
+    """Open everything that executing a run needs; at the end the ledger is flushed, if it can be, and all is closed.
 
     Raises AlreadyStartedError if this run was begun before, StoreError or BackendError if something is out of reach.
     """
@@ -203,7 +203,12 @@ async def open_session(prepared: Prepared) -> AsyncIterator[Session]:
             for task in background:
                 task.cancel()
             await asyncio.gather(*background, return_exceptions=True)
-            await ledger.flush()
+            try:
+                await ledger.flush()
+                await heartbeat.beat(ended=True)
+            except StoreError as error:
+                # Claims, ids and images are in the store already: the next run finds out what the ledger lacks.
+                control.stop("store", str(error))
 
 
 def _note_failure(control: RunControl, task: asyncio.Task[None]) -> None:

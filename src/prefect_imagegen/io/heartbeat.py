@@ -2,7 +2,7 @@
 
 import json
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -16,12 +16,16 @@ _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 @dataclass(frozen=True, slots=True)
 class Process:
-    """Who writes: a nonce, the machine's boot, the process and its start (clock ticks since boot; None if unknown)."""
+    """Who writes: a nonce, the machine's boot, the process and its start (clock ticks since boot; None if unknown).
+
+    `ended` is set by the last beat of a run that came to its end, whatever that was.
+    """
 
     nonce: str
     boot_id: str
     pid: int
     started: int | None
+    ended: bool = False
 
     @classmethod
     def this(cls, nonce: str) -> "Process":
@@ -36,12 +40,13 @@ class Heartbeat:
     def __init__(self, store: ObjectStore, run_id: str, process: Process, clock: Clock) -> None:
         self._store = store
         self._path = layout.run(run_id, "heartbeat.json")
-        self._data = json.dumps(asdict(process)).encode()
+        self._process = process
         self._clock = clock
 
-    async def beat(self) -> None:
-        """Write it once."""
-        await self._store.put(self._path, self._data, "application/json")
+    async def beat(self, *, ended: bool = False) -> None:
+        """Write it once; with `ended`, for the last time."""
+        data = json.dumps(asdict(replace(self._process, ended=ended))).encode()
+        await self._store.put(self._path, data, "application/json")
 
     async def keep_beating(self) -> None:
         """Write it every 15 seconds, until cancelled."""
@@ -53,7 +58,7 @@ class Heartbeat:
 async def is_alive(store: ObjectStore, run_id: str, own_run_id: str, process: Process) -> bool:
     """Whether another run still works: by the store's own times of both heartbeats, so clocks do not matter.
 
-    Dead at once if it ran on this boot of this machine and its process is gone.
+    Dead at once if it has ended, or if it ran on this boot of this machine and its process is gone.
     """
     ours = await store.head(layout.run(own_run_id, "heartbeat.json"))
     return await beats_at(store, run_id, ours.modified if ours else None, process)
@@ -69,6 +74,8 @@ async def beats_at(store: ObjectStore, run_id: str, moment: datetime | None, pro
         other = Process(**json.loads(data))
     except (ValueError, TypeError):
         return True
+    if other.ended:
+        return False
     if other.boot_id and other.boot_id == process.boot_id and _start_of(other.pid) != other.started:
         return False
     return moment is None or theirs.modified is None or moment - theirs.modified <= DEAD_AFTER
