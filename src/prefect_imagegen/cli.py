@@ -7,25 +7,25 @@ import os
 import re
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn
 
 import click
-from pydantic import SecretStr, ValidationError
+from pydantic import SecretStr
 from rich.console import Console
 
 from prefect_imagegen.app import registry
 from prefect_imagegen.app.demo import contact_sheet, write_manifest
 from prefect_imagegen.app.options import GenerateOptions
 from prefect_imagegen.app.prepare import Job, Prepared, RowsRefusedError, plan_only, prepare
-from prefect_imagegen.app.result import EXIT_CODES, RunResult
+from prefect_imagegen.app.result import RunResult
 from prefect_imagegen.app.settings import BackendSettings, StoreSettings
 from prefect_imagegen.app.status import statuses
+from prefect_imagegen.arguments import generate_options, options_of, parse_storage_options, store_options
 from prefect_imagegen.console import show_plan, show_result, show_statuses, showing_progress
 from prefect_imagegen.core.errors import ImagegenError, RefusedError
-from prefect_imagegen.core.manifest import parse_value
 from prefect_imagegen.core.plan import PlanSummary
 from prefect_imagegen.core.redact import redact
 from prefect_imagegen.gateway.engines import ENGINES
@@ -33,8 +33,6 @@ from prefect_imagegen.gateway.faults import FaultScript, load_faults
 from prefect_imagegen.gateway.server import run_server
 from prefect_imagegen.gateway.settings import GatewaySettings
 
-T = TypeVar("T")
-_SECRET = re.compile(r"key|secret|token|password|connection_string", re.IGNORECASE)
 _BLOCK = re.compile(r"^(segmind|image-store)/[A-Za-z0-9-]+$")
 _PREFECT_DEFAULTS = {
     "PREFECT_LOGGING_LEVEL": "ERROR",
@@ -53,48 +51,6 @@ class _Ended(Exception):  # noqa: N818 - not an error: how a command ends with a
         self.result = result
 
 
-def _store_options(function: Callable[..., T]) -> Callable[..., T]:
-    function = click.option(
-        "--storage-option", "storage_options", multiple=True, metavar="K=V", help="Option of the store's file system."
-    )(function)
-    return click.option("--store", required=True, metavar="URL", help="URL or path of the store, or image-store/NAME.")(
-        function
-    )
-
-
-def _generate_options(function: Callable[..., T]) -> Callable[..., T]:
-    options = (
-        click.argument("manifest"),
-        click.option(
-            "--manifest-storage-option",
-            "manifest_storage_options",
-            multiple=True,
-            metavar="K=V",
-            help="Option of the manifest's file system.",
-        ),
-        click.option("--backend", default="segmind", show_default=True, help="segmind, sandbox, or segmind/NAME."),
-        click.option("--base-url", metavar="URL", help="Base URL of the API or gateway."),
-        click.option("--api-version", type=click.Choice(["v1", "v2"]), help="v2 submits and polls (default)."),
-        click.option("--model", metavar="SLUG", help="Model of rows that name none. [default: flux-2-klein-9b]"),
-        click.option("--column", "columns", multiple=True, metavar="FIELD=COLUMN", help="Which column feeds a field."),
-        click.option("--set", "values", multiple=True, metavar="FIELD=VALUE", help="Value where a row has none."),
-        click.option("--id-column", metavar="C", help="Column that identifies a row; unique."),
-        click.option("--max-in-flight", type=int, metavar="N", help="Calls at once. [default: 16]"),
-        click.option("--requests-per-minute", type=float, metavar="N", help="Submits a minute; 0 = no limit."),
-        click.option("--shard-size", type=int, metavar="N", help="Rows per Prefect task run. [default: 64]"),
-        click.option("--limit", type=int, metavar="N", help="Only the first N rows."),
-        click.option("--max-attempts", type=int, metavar="N", help="POSTs per row and run. [default: 5]"),
-        click.option("--deadline", type=float, metavar="S", help="Seconds for one generation. [default: 600]"),
-        click.option("--max-failure-rate", type=float, metavar="F", help="Stop above this share. [default: 0.5]"),
-        click.option("--on-invalid", type=click.Choice(["fail", "skip"]), help="What invalid rows do. [default: fail]"),
-        click.option("--json", "as_json", is_flag=True, help="End with one line of JSON on stdout."),
-        _store_options,
-    )
-    for option in reversed(options):
-        function = option(function)
-    return function
-
-
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(package_name="prefect-imagegen")
 def cli() -> None:
@@ -102,7 +58,7 @@ def cli() -> None:
 
 
 @cli.command()
-@_generate_options
+@generate_options
 @click.option("--dry-run", is_flag=True, help="Only plan: nothing is called or written.")
 def generate(dry_run: bool, as_json: bool, **given: Any) -> None:
     """Make the image of every row of MANIFEST and write images and metadata to the store."""
@@ -116,7 +72,7 @@ def generate(dry_run: bool, as_json: bool, **given: Any) -> None:
 
 
 @cli.command()
-@_generate_options
+@generate_options
 def plan(as_json: bool, **given: Any) -> None:
     """Show what `generate` would do; calls nothing, writes nothing, needs no key."""
     console = Console(stderr=as_json)
@@ -184,7 +140,7 @@ def serve(
 
 
 @cli.command()
-@_store_options
+@store_options
 @click.argument("run", required=False)
 def status(store: str, storage_options: Sequence[str], run: str | None) -> None:
     """List the runs of a store, or show the report of one RUN."""
@@ -198,7 +154,7 @@ def status(store: str, storage_options: Sequence[str], run: str | None) -> None:
 
 
 def main() -> NoReturn:
-    """Run the command line; the process ends with one of `EXIT_CODES`."""
+    """Run the command line; the process ends with one of `app.result.EXIT_CODES`."""
     try:
         cli.main(standalone_mode=False)
     except _Ended as ended:
@@ -215,69 +171,8 @@ def main() -> NoReturn:
     sys.exit(0)
 
 
-def parse_storage_options(pairs: Sequence[str], option: str = "--storage-option") -> dict[str, Any]:
-    """The options of `K=V` pairs: `env:NAME` is taken from the environment, JSON is parsed, else it is text.
-
-    Raises RefusedError for a secret in clear, or a variable that is not set.
-    """
-    found: dict[str, Any] = {}
-    for name, text in _pairs(pairs, option).items():
-        if text.startswith("env:"):
-            variable = text[len("env:") :]
-            if variable not in os.environ:
-                raise RefusedError("bad_option", f"{option} {name}: {variable} is not set.", remedy="Export it.")
-            found[name] = os.environ[variable]
-        elif _SECRET.search(name) and name != "client_kwargs":
-            raise RefusedError(
-                "secret_in_clear",
-                f"{option} {name} looks like a secret, which every user of this machine could read.",
-                remedy=f"Put it into the environment and write {name}=env:NAME.",
-            )
-        else:
-            try:
-                found[name] = json.loads(text)
-            except ValueError:
-                found[name] = text
-    return found
-
-
-def _pairs(pairs: Sequence[str], option: str) -> dict[str, str]:
-    found = {}
-    for pair in pairs:
-        name, sign, value = pair.partition("=")
-        if not sign or not name:
-            raise RefusedError("bad_option", f"{option} {name}: not of the form NAME=VALUE.", remedy="Correct it.")
-        found[name] = value
-    return found
-
-
-def _options(given: Mapping[str, Any]) -> GenerateOptions:
-    columns: dict[str, list[str]] = {}
-    for pair in given["columns"]:
-        for name, column in _pairs([pair], "--column").items():
-            columns.setdefault(name, []).append(column)
-    plain = (
-        *("base_url", "api_version", "model", "id_column", "max_in_flight", "requests_per_minute", "shard_size"),
-        *("limit", "max_attempts", "deadline", "max_failure_rate", "on_invalid"),
-    )
-    values = {name: parse_value(name, text) for name, text in _pairs(given["values"], "--set").items()}
-    try:
-        return GenerateOptions(
-            columns=columns,
-            values=values,
-            manifest_storage_options=parse_storage_options(
-                given["manifest_storage_options"], "--manifest-storage-option"
-            ),
-            **{name: given[name] for name in plain if given[name] is not None},
-        )
-    except ValidationError as error:
-        first = error.errors()[0]
-        name = str(first["loc"][0]).replace("_", "-")
-        raise RefusedError("bad_option", f"--{name}: {first['msg']}.", remedy="Correct it.") from error
-
-
 def _job(given: Mapping[str, Any]) -> Job:
-    options = _options(given)
+    options = options_of(given)
     store = _resolve_store(given["store"], parse_storage_options(given["storage_options"]))
     return Job(given["manifest"], store, _resolve_backend(given["backend"]), options)
 
@@ -421,8 +316,6 @@ def _print_json(result: RunResult) -> None:
     sys.stdout.write(json.dumps(result.as_dict(), ensure_ascii=False) + "\n")
     sys.stdout.flush()
 
-
-__all__ = ["EXIT_CODES", "cli", "main", "parse_storage_options"]
 
 if __name__ == "__main__":
     main()

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, TypeVar
 
+from prefect_imagegen.control import RunControl
 from prefect_imagegen.core import layout
-from prefect_imagegen.core.breaker import Breaker
 from prefect_imagegen.core.errors import BackendError, StoreError
 from prefect_imagegen.core.events import Claim, ClaimRecord, Event, EventType, ImageFacts
 from prefect_imagegen.core.image import BadImageError, Decoded, decode
@@ -31,63 +31,6 @@ COLLECT_TRIES = 3
 ID_TRIES = 5
 SUBMIT_GRACE_S = 5.0
 """How long an interrupted run waits for the answers to POSTs under way, so that their ids become durable."""
-
-
-class RunControl:
-    """How a run stops, shared by all its shards: first reason wins; an interruption also lets go of what was sent."""
-
-    def __init__(self, clock: Clock, *, deadline: float, max_failure_rate: float) -> None:
-        self.stop_reason: str | None = None
-        self.stop_message: str | None = None
-        self.dead_models: dict[str, str] = {}
-        self.interrupted = asyncio.Event()
-        self._stopped = asyncio.Event()
-        self._clock = clock
-        self._deadline = deadline
-        self._breaker = Breaker(max_failure_rate)
-        self._progress = clock.monotonic()
-
-    @property
-    def stopped(self) -> bool:
-        """Whether no new call may be sent."""
-        return self._stopped.is_set()
-
-    def stop(self, reason: str, message: str) -> None:
-        """Send nothing more; what was sent is still fetched."""
-        if self.stop_reason is None:
-            self.stop_reason, self.stop_message = reason, message
-        self._stopped.set()
-
-    def interrupt(self, reason: str, message: str) -> None:
-        """Stop, and leave what was sent as held: its request ids are durable, the next run fetches it."""
-        self.stop(reason, message)
-        self.interrupted.set()
-
-    async def sleep(self, seconds: float) -> None:
-        """Wait, but not longer than until the run stops."""
-        waiting = asyncio.ensure_future(self._stopped.wait())
-        sleeping = asyncio.ensure_future(self._clock.sleep(seconds))
-        try:
-            await asyncio.wait((waiting, sleeping), return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            waiting.cancel()
-            sleeping.cancel()
-
-    def progressed(self) -> None:
-        """Note that a call was accepted or an image came."""
-        self._progress = self._clock.monotonic()
-
-    def check_progress(self, why: str) -> None:
-        """Stop if nothing has moved for so long as the deadline allows."""
-        if self._clock.monotonic() - self._progress > self._deadline:
-            self.stop("deadline", f"no progress for {self._deadline:.0f} s: {why}")
-
-    def finished(self, result: RequestResult) -> None:
-        """Take a finished request into the circuit breaker's account."""
-        if result.status in ("generated", "failed", "held") and self._breaker.record(
-            failed=result.status != "generated"
-        ):
-            self.stop("too_many_failures", f"too many rows failed, the last with: {result.error_message}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,13 +10,14 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from prefect_imagegen.control import RunControl
 from prefect_imagegen.core import layout
 from prefect_imagegen.core.errors import BackendError, StoreError
 from prefect_imagegen.core.events import Claim
 from prefect_imagegen.core.ledger import LedgerView
 from prefect_imagegen.core.request import GenerationRequest
 from prefect_imagegen.core.results import RequestResult
-from prefect_imagegen.executor import Executor, Policy, RunControl
+from prefect_imagegen.executor import Executor, Policy
 from prefect_imagegen.io.ledger import StoreLedger, load_ledger
 from prefect_imagegen.io.limits import RateGate
 from prefect_imagegen.io.object_store import FsspecObjectStore, open_object_store

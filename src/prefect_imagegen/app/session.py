@@ -21,11 +21,12 @@ from prefect_imagegen.app.adapters import make_backend, resolve_backend
 from prefect_imagegen.app.plan import WrittenPlan
 from prefect_imagegen.app.prepare import Prepared
 from prefect_imagegen.app.settings import BackendSettings
+from prefect_imagegen.control import RunControl
 from prefect_imagegen.core import layout
 from prefect_imagegen.core.errors import ImagegenError, StoreError
 from prefect_imagegen.core.image import Decoded
 from prefect_imagegen.core.results import RequestResult, results_table
-from prefect_imagegen.executor import Executor, Policy, RunControl
+from prefect_imagegen.executor import Executor, Policy
 from prefect_imagegen.gateway.server import EmbeddedGateway
 from prefect_imagegen.gateway.settings import GatewaySettings
 from prefect_imagegen.io.heartbeat import Heartbeat, Process, is_alive

@@ -1,0 +1,123 @@
+"""The options of the commands, and how their texts become settings. Secrets come from the environment only."""
+
+import json
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import click
+from pydantic import ValidationError
+
+from prefect_imagegen.app.options import GenerateOptions
+from prefect_imagegen.core.errors import RefusedError
+from prefect_imagegen.core.manifest import parse_value
+
+T = TypeVar("T")
+_SECRET = re.compile(r"key|secret|token|password|connection_string", re.IGNORECASE)
+
+
+def store_options(function: Callable[..., T]) -> Callable[..., T]:
+    """Add --store and --storage-option to a command."""
+    function = click.option(
+        "--storage-option", "storage_options", multiple=True, metavar="K=V", help="Option of the store's file system."
+    )(function)
+    return click.option("--store", required=True, metavar="URL", help="URL or path of the store, or image-store/NAME.")(
+        function
+    )
+
+
+def generate_options(function: Callable[..., T]) -> Callable[..., T]:
+    """Add everything that `generate` and `plan` take."""
+    options = (
+        click.argument("manifest"),
+        click.option(
+            "--manifest-storage-option",
+            "manifest_storage_options",
+            multiple=True,
+            metavar="K=V",
+            help="Option of the manifest's file system.",
+        ),
+        click.option("--backend", default="segmind", show_default=True, help="segmind, sandbox, or segmind/NAME."),
+        click.option("--base-url", metavar="URL", help="Base URL of the API or gateway."),
+        click.option("--api-version", type=click.Choice(["v1", "v2"]), help="v2 submits and polls (default)."),
+        click.option("--model", metavar="SLUG", help="Model of rows that name none. [default: flux-2-klein-9b]"),
+        click.option("--column", "columns", multiple=True, metavar="FIELD=COLUMN", help="Which column feeds a field."),
+        click.option("--set", "values", multiple=True, metavar="FIELD=VALUE", help="Value where a row has none."),
+        click.option("--id-column", metavar="C", help="Column that identifies a row; unique."),
+        click.option("--max-in-flight", type=int, metavar="N", help="Calls at once. [default: 16]"),
+        click.option("--requests-per-minute", type=float, metavar="N", help="Submits a minute; 0 = no limit."),
+        click.option("--shard-size", type=int, metavar="N", help="Rows per Prefect task run. [default: 64]"),
+        click.option("--limit", type=int, metavar="N", help="Only the first N rows."),
+        click.option("--max-attempts", type=int, metavar="N", help="POSTs per row and run. [default: 5]"),
+        click.option("--deadline", type=float, metavar="S", help="Seconds for one generation. [default: 600]"),
+        click.option("--max-failure-rate", type=float, metavar="F", help="Stop above this share. [default: 0.5]"),
+        click.option("--on-invalid", type=click.Choice(["fail", "skip"]), help="What invalid rows do. [default: fail]"),
+        click.option("--json", "as_json", is_flag=True, help="End with one line of JSON on stdout."),
+        store_options,
+    )
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
+def parse_storage_options(pairs: Sequence[str], option: str = "--storage-option") -> dict[str, Any]:
+    """The options of `K=V` pairs: `env:NAME` is taken from the environment, JSON is parsed, else it is text.
+
+    Raises RefusedError for a secret in clear, or a variable that is not set.
+    """
+    found: dict[str, Any] = {}
+    for name, text in _pairs(pairs, option).items():
+        if text.startswith("env:"):
+            variable = text[len("env:") :]
+            if variable not in os.environ:
+                raise RefusedError("bad_option", f"{option} {name}: {variable} is not set.", remedy="Export it.")
+            found[name] = os.environ[variable]
+        elif _SECRET.search(name) and name != "client_kwargs":
+            raise RefusedError(
+                "secret_in_clear",
+                f"{option} {name} looks like a secret, which every user of this machine could read.",
+                remedy=f"Put it into the environment and write {name}=env:NAME.",
+            )
+        else:
+            try:
+                found[name] = json.loads(text)
+            except ValueError:
+                found[name] = text
+    return found
+
+
+def _pairs(pairs: Sequence[str], option: str) -> dict[str, str]:
+    found = {}
+    for pair in pairs:
+        name, sign, value = pair.partition("=")
+        if not sign or not name:
+            raise RefusedError("bad_option", f"{option} {name}: not of the form NAME=VALUE.", remedy="Correct it.")
+        found[name] = value
+    return found
+
+
+def options_of(given: Mapping[str, Any]) -> GenerateOptions:
+    """The options of a parsed command line. Raises RefusedError that names the option."""
+    columns: dict[str, list[str]] = {}
+    for pair in given["columns"]:
+        for name, column in _pairs([pair], "--column").items():
+            columns.setdefault(name, []).append(column)
+    plain = (
+        *("base_url", "api_version", "model", "id_column", "max_in_flight", "requests_per_minute", "shard_size"),
+        *("limit", "max_attempts", "deadline", "max_failure_rate", "on_invalid"),
+    )
+    values = {name: parse_value(name, text) for name, text in _pairs(given["values"], "--set").items()}
+    try:
+        return GenerateOptions(
+            columns=columns,
+            values=values,
+            manifest_storage_options=parse_storage_options(
+                given["manifest_storage_options"], "--manifest-storage-option"
+            ),
+            **{name: given[name] for name in plain if given[name] is not None},
+        )
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = str(first["loc"][0]).replace("_", "-")
+        raise RefusedError("bad_option", f"--{name}: {first['msg']}.", remedy="Correct it.") from error
