@@ -53,7 +53,8 @@ async def publish_summary(result: RunResult) -> None:
             for kind, count in sorted(result.failures.items(), key=lambda item: -item[1])
         ]
         await _quietly(acreate_table_artifact(rows, key="imagegen-failures", description="Rows without an image"))
-    await _quietly(acreate_markdown_artifact(report_markdown(result), key="imagegen-summary"))
+    text = f"{result.generated} generated, {result.reused} reused of {result.rows} rows; {result.cost_usd:.4f} USD"
+    await _quietly(acreate_markdown_artifact(report_markdown(result), key="imagegen-summary", description=text))
 
 
 async def _follow(session: Session, artifact: UUID) -> None:

@@ -6,7 +6,7 @@ import uuid
 from functools import partial
 from typing import Annotated, Any
 
-from prefect import flow, get_client
+from prefect import flow, get_client, get_run_logger
 from prefect.client.schemas import State
 from prefect.exceptions import ObjectNotFound
 from prefect.states import Completed, Failed
@@ -112,6 +112,12 @@ async def _plan(
 
 
 async def _execute(prepared: Prepared, started: float, limit_name: str | None, limit: int | None) -> RunResult:
+    logger = get_run_logger()
+    summary = prepared.summary
+    counts = ", ".join(f"{count} {state}" for state, count in summary.counts.items() if count)
+    logger.info("Run %s of %s rows: %s", prepared.run_id, summary.rows, counts)
+    for warning, rows in summary.warnings.items():
+        logger.warning("%s (%s rows)", warning, rows)
     async with open_session(prepared) as session:
         registry.sessions[prepared.run_id] = session
         try:

@@ -73,17 +73,19 @@ def parse_storage_options(pairs: Sequence[str], option: str = "--storage-option"
             if variable not in os.environ:
                 raise RefusedError("bad_option", f"{option} {name}: {variable} is not set.", remedy="Export it.")
             found[name] = os.environ[variable]
-        elif _SECRET.search(name) and name != "client_kwargs":
+            continue
+        try:
+            value = json.loads(text)
+        except ValueError:
+            value = text
+        inner = value if isinstance(value, dict) else {}
+        if any(_SECRET.search(one) for one in (name, *inner)):
             raise RefusedError(
                 "secret_in_clear",
                 f"{option} {name} looks like a secret, which every user of this machine could read.",
                 remedy=f"Put it into the environment and write {name}=env:NAME.",
             )
-        else:
-            try:
-                found[name] = json.loads(text)
-            except ValueError:
-                found[name] = text
+        found[name] = value
     return found
 
 

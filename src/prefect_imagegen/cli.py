@@ -35,7 +35,8 @@ from prefect_imagegen.gateway.settings import GatewaySettings
 
 _BLOCK = re.compile(r"^(segmind|image-store)/[A-Za-z0-9-]+$")
 _PREFECT_DEFAULTS = {
-    "PREFECT_LOGGING_LEVEL": "ERROR",
+    # The terminal has the progress bar; the server gets all logs.
+    "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "ERROR",
     "PREFECT_SERVER_LOGGING_LEVEL": "CRITICAL",
     # The ephemeral server migrates its database at its first start, which outlasts the default of 20 s.
     "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
