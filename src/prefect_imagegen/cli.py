@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import re
+import signal
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -214,6 +215,7 @@ def _run_flow(console: Console, prepared: Prepared, store: str, backend: str) ->
 
     registry.prepared[prepared.run_id] = prepared
     with showing_progress(console, prepared.run_id, prepared.summary.to_make):
+        _reach_prefect()
         state: Any = generate_images(
             prepared.job.manifest,
             store,
@@ -231,6 +233,24 @@ def _run_flow(console: Console, prepared: Prepared, store: str, backend: str) ->
     show_result(console, result)
     console.print(f"[dim]metadata: {result.store.rstrip('/')}/runs/{result.run_id}/metadata/[/]", soft_wrap=True)
     raise _Ended(result.exit_code, result)
+
+
+def _reach_prefect() -> None:
+    """Reach Prefect's API; where it needs an ephemeral server, that is started deaf to Ctrl-C.
+
+    A terminal sends SIGINT to the whole group of processes: the server would die first, and the flow that is being
+    stopped in good order would wait for it for ever. A child inherits the signals that its parent blocks.
+    """
+    from prefect import get_client  # noqa: PLC0415 - loads Prefect, late
+
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        with get_client(sync_client=True) as client:
+            failure = client.api_healthcheck()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    if failure is not None:
+        raise RuntimeError(f"Prefect's API cannot be reached: {failure}")
 
 
 def _show_demo(console: Console, store: Path) -> None:

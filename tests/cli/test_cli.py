@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -104,8 +105,9 @@ def test_failed_rows_exit_1(tmp_path: Path) -> None:
 
 @pytest.mark.prefect
 @pytest.mark.timeout(400)
-def test_a_signal_stops_and_the_same_command_resumes(tmp_path: Path) -> None:
-    """SIGTERM ends a run with exit code 3; sent rows are held; the same command finishes without paying twice."""
+@pytest.mark.parametrize("ctrl_c", [True, False])
+def test_a_signal_stops_and_the_same_command_resumes(ctrl_c: bool, tmp_path: Path) -> None:
+    """SIGTERM, or Ctrl-C to the process group, exits 3 with sent rows held; the same command does the rest."""
     path = manifest(tmp_path, prompt=[f"p{number}" for number in range(40)])
     with EmbeddedGateway(GatewaySettings(latency_s=1.0)) as gateway:
         words = ["generate", path, "--store", "out", "--base-url", gateway.url, "--json", "--max-in-flight", "8"]
@@ -118,13 +120,17 @@ def test_a_signal_stops_and_the_same_command_resumes(tmp_path: Path) -> None:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            start_new_session=True,
         )
         end = time.monotonic() + 120
         while gateway.books.calls["submit"] < 12:
             assert process.poll() is None, process.communicate()
             assert time.monotonic() < end
             time.sleep(0.02)
-        process.terminate()
+        if ctrl_c:
+            os.killpg(process.pid, signal.SIGINT)
+        else:
+            process.terminate()
         stdout, stderr = process.communicate(timeout=60)
         assert process.returncode == 3, stderr
         figures = json.loads(stdout.splitlines()[-1])

@@ -1,9 +1,16 @@
 """The gateway's contract: routes, bodies, states, errors, money and retention, on a real socket."""
 
 import asyncio
+import base64
 import io
+import os
+import signal
+import subprocess
+import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -203,8 +210,6 @@ def test_references_of_strangers() -> None:
     """A standing gateway refuses references at loopback addresses; an embedded one may fetch them."""
     sink = io.BytesIO()
     Image.new("RGB", (64, 64), "teal").save(sink, "PNG")
-    import base64  # noqa: PLC0415 - for this test alone
-
     for allowed in (True, False):
         with gateway(allow_loopback=allowed) as (running, client):
             data = "data:image/png;base64," + base64.b64encode(sink.getvalue()).decode()
@@ -226,7 +231,7 @@ def test_the_static_engine(image_format: str, size: int) -> None:
     assert len(set(found)) == 3
     for data in found:
         assert decode(data).format == image_format
-        assert abs(len(data) - size) < 0.15 * size
+        assert abs(len(data) - size) < 0.1 * size
 
 
 def test_a_gateway_for_strangers_needs_a_key() -> None:
@@ -239,3 +244,86 @@ def test_a_gateway_for_strangers_needs_a_key() -> None:
             check_host(GatewaySettings(), host)
     with pytest.raises(RefusedError, match="sandbox"):
         check_host(GatewaySettings(engine="oil"), "127.0.0.1")
+
+
+def test_what_cannot_be_drawn_ends() -> None:
+    """A reference that only looks like an image, and a full disk, end the job: nobody waits for ever, or is billed."""
+    broken = "data:image/png;base64," + base64.b64encode(b"\x89PNG\r\n\x1a\n" + bytes(100)).decode()
+    with gateway(allow_loopback=True) as (running, client):
+        (url,) = client.post("/upload-asset", json={"data_urls": [broken]}).json()["file_urls"]
+        body = {"prompt": "a", "image_urls": [url]}
+        answer = client.post(f"/v1/{MODEL}", json=body)
+        assert (answer.status_code, "image 1" in answer.json()["error"]) == (400, True)
+        assert finished(client, client.post(f"/v2/{MODEL}", json=body).json()["request_id"]).status_code == 422
+        running.books.folder /= "gone"
+        answer = client.post(f"/v1/{MODEL}", json={"prompt": "a"})
+        assert (answer.status_code, answer.json()["error"]) == (500, "Internal error: FileNotFoundError")
+        assert finished(client, client.post(f"/v2/{MODEL}", json={"prompt": "a"}).json()["request_id"]).is_error
+        assert not running.books.billed
+        assert running.books.reserved == 0
+
+
+def test_odd_input_is_400() -> None:
+    """Queries and bodies that no parser takes are 400 with the API's form of an error."""
+    with gateway() as (_, client):
+        answer = client.get("/inference-request/request-history", params={"per_page": "many"})
+        assert (answer.status_code, answer.json()["error"][:9]) == (400, "per_page:")
+        for content in (b"[" * 100_000, b"{", b"", b"\xff", b"null"):
+            answer = client.post(f"/v1/{MODEL}", content=content, headers={"content-type": "application/json"})
+            assert (answer.status_code, list(answer.json())) == (400, ["error"])
+
+
+def test_a_key_revoked_and_credits_gone() -> None:
+    """What the account loses in the middle of a run, the next call meets; jobs under way go on."""
+    with gateway(credits=1.0) as (running, client):
+        request_id = client.post(f"/v2/{MODEL}", json={"prompt": "a"}).json()["request_id"]
+        running.books.settings.credits = 0.0
+        assert client.post(f"/v2/{MODEL}", json={"prompt": "b"}).status_code == 406
+        assert finished(client, request_id).json()["status"] == "COMPLETED"
+        running.books.revoked = True
+        assert client.get(f"/v2/requests/{request_id}").status_code == 401
+
+
+def test_stats_count_what_was_paid_twice() -> None:
+    """The statistics count calls, and images that were paid again for the same body."""
+    with gateway() as (_, client):
+        for prompt in ("a", "a", "b"):
+            client.post(f"/v1/{MODEL}", json={"prompt": prompt})
+        found = client.get("/_gateway/stats").json()
+        assert (found["calls"], found["billed"], found["billed_twice"]) == ({"run": 3}, 3, 1)
+        assert found["in_flight"] == 0
+
+
+def test_a_stopped_gateway_leaves_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Stopping ends every thread and removes the temporary files, also while work is under way."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    before = set(threading.enumerate())
+    with gateway(latency_s=60.0) as (_, client):
+        client.post(f"/v2/{MODEL}", json={"prompt": "a"})
+    with gateway() as (_, client):
+        client.post(f"/v1/{MODEL}", json={"prompt": "a"})
+        assert list(tmp_path.iterdir())
+    assert set(threading.enumerate()) <= before
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_standing_gateway_stops_on_sigterm(tmp_path: Path) -> None:
+    """SIGTERM ends a standing gateway in order: exit status 0, and no temporary files left."""
+    code = (
+        "from prefect_imagegen.gateway.server import run_server\n"
+        "from prefect_imagegen.gateway.settings import GatewaySettings\n"
+        "run_server(GatewaySettings(), '127.0.0.1', 0)\n"
+    )
+    environment = os.environ | {"TMPDIR": str(tmp_path)}
+    with subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True, env=environment) as process:
+        assert process.stderr is not None
+        try:
+            for line in process.stderr:
+                if "running on" in line:
+                    break
+            assert list(tmp_path.iterdir())
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(30) == 0
+        finally:
+            process.kill()
+    assert not list(tmp_path.iterdir())

@@ -88,3 +88,14 @@ def test_upload_and_use_as_reference(client: segmind.SegmindClient, tmp_path) ->
     (url,) = client.files.upload(str(path))["file_urls"]
     answer = client.run_sync(MODEL, prompt="a cup", image_urls=[url], aspect_ratio="match_input_image")
     assert size_of(answer.content) == (320, 192)
+
+
+def test_a_wrong_key_and_the_history(gateway: EmbeddedGateway, client: segmind.SegmindClient) -> None:
+    """A revoked key raises the SDK's error; the history names what was drawn and what it cost."""
+    client.run_sync(MODEL, prompt="a cup", seed=5)
+    rows = client.generations.history()["data"]
+    assert [(row["model_name"], row["model_status"]) for row in rows] == [(MODEL, "COMPLETED")]
+    assert rows[0]["credits_deduction"] > 0
+    gateway.books.revoked = True
+    with pytest.raises(SegmindError, match="Unauthorized"):
+        client.run_sync(MODEL, prompt="a cup", seed=6)

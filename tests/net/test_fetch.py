@@ -1,6 +1,7 @@
 """A stranger's URL cannot make this machine talk to itself or its neighbours."""
 
 import io
+import socket
 
 import pytest
 from aiohttp import web
@@ -34,6 +35,22 @@ async def test_hostile_urls_are_refused(url: str) -> None:
             await fetcher.fetch(url)
     assert caught.value.kind == "reference_forbidden"
     assert "pw" not in str(caught.value)
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "10.0.0.5", "169.254.169.254", "::1", "fd00::1"])
+async def test_names_of_private_addresses(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A public name that resolves to a private address is refused, whatever it resolved to before."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    place = (address, 80, 0, 0) if ":" in address else (address, 80)
+
+    def resolve(*args: object, **kwargs: object) -> list[object]:
+        return [(family, socket.SOCK_STREAM, 6, "", place)]
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolve)
+    async with ReferenceFetcher(FetchPolicy()) as fetcher:
+        with pytest.raises(FetchError, match="public") as caught:
+            await fetcher.fetch("http://images.example.com/a.png")
+    assert caught.value.kind == "reference_forbidden"
 
 
 async def test_what_a_loopback_server_gives() -> None:

@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, Response
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp
@@ -44,6 +45,11 @@ def create_app(books: Books) -> ASGIApp:
         if error.status_code == 405:  # the one answer of the API that is no JSON
             return HTMLResponse("<html><body><h1>405 Method Not Allowed</h1></body></html>", 405)
         return JSONResponse({"error": str(error.detail)}, error.status_code)
+
+    @app.exception_handler(RequestValidationError)
+    async def bad_query(_: Request, error: RequestValidationError) -> Response:
+        first = error.errors()[0]
+        return JSONResponse({"error": f"{first['loc'][-1]}: {first['msg']}"}, 400)
 
     @app.get("/health")
     async def health() -> dict[str, Any]:

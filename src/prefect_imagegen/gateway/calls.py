@@ -58,7 +58,7 @@ async def json_body(request: Request) -> dict[str, Any]:
         raise error_answer(406, "Invalid content type")
     try:
         body = await request.json()
-    except ValueError:
+    except (ValueError, RecursionError):  # the latter for very deep nesting
         body = None
     if not isinstance(body, dict):
         raise error_answer(400, "The body must be a JSON object")

@@ -5,6 +5,7 @@ A script is JSON: `{"faults": [RULE, ...]}`. A rule names its `fault` and where 
 - `fault`: `status` (with `status`: 401, 402, 403, 404, 410, 429, 500, 502, 503, 504, ...), `disconnect`, `hang`,
   `slow_body`, `truncated_body`, `html`, `json_error`, `wrong_content_type`, `redirect`; or about the job itself:
   `black_image`, `failed`, `unknown_state`, `expired_record`.
+  A `failed` job answers with 422, or with `status` 200 where that is given.
 - `on`: the calls that it strikes: `submit` (POST v2), `run` (POST v1), `status`, `result`, `download`, `history`,
   `credits`, `upload`. Default: `["submit", "run"]`.
 - `when`: `before` (default) or `after` the work was accepted (v2) or done (v1), for `status`, `disconnect`, `hang`.
@@ -50,7 +51,7 @@ class Fault(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     fault: FaultName
-    status: int = Field(503, ge=300, le=599)
+    status: int = Field(503, ge=200, le=599)
     on: list[Call] = ["submit", "run"]
     when: Literal["before", "after"] = "before"
     model: str | None = None

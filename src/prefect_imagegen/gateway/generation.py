@@ -36,7 +36,7 @@ async def run(model: str, request: Request, books: BooksOf) -> Response:
     await asyncio.shield(studio.start(record))
     await strike(fault, "after", request)
     if record.status == "FAILED":
-        raise error_answer(400, record.error or "")
+        raise error_answer(500 if record.broken else 400, record.error or "")
     path = books.output_of(record)
     data = b"" if path is None else await asyncio.to_thread(path.read_bytes)
     headers = {

@@ -24,6 +24,8 @@ class Record:
     seed: int = 0
     status: str = "QUEUED"
     error: str | None = None
+    broken: bool = False
+    """It failed by the gateway's own fault."""
     cost: float = 0.0
     started: float | None = None
     finished: float | None = None

@@ -3,7 +3,9 @@
 import asyncio
 import contextlib
 import ipaddress
+import signal
 import socket
+import sys
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -43,7 +45,7 @@ class EmbeddedGateway:
         listener = _listen("127.0.0.1", 0)
         self._exit.callback(listener.close)
         self.url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-        self._server = uvicorn.Server(_config(self.books))
+        self._server = uvicorn.Server(_config(self.books, grace_s=0))
         self._thread = threading.Thread(
             target=lambda: asyncio.run(self._server.serve([listener])), name="gateway", daemon=True
         )
@@ -62,7 +64,6 @@ class EmbeddedGateway:
     def stop(self) -> None:
         """Stop serving and remove the temporary files."""
         self._server.should_exit = True
-        self._server.force_exit = True
         self._thread.join(_START_S)
         self._exit.close()
 
@@ -79,6 +80,10 @@ class EmbeddedGateway:
 def run_server(settings: GatewaySettings, host: str, port: int) -> None:
     """Serve until SIGINT or SIGTERM. Raises RefusedError for an open host without a key, or a port in use."""
     check_host(settings, host)
+    if threading.current_thread() is threading.main_thread():
+        # uvicorn stops on SIGTERM and then raises it once more: its default would end the process right there,
+        # and leave the temporary files behind.
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     with _folder(settings) as folder, contextlib.closing(_listen(host, port)) as listener:
         config = _config(Books(settings, folder), log_level="info")
         uvicorn.Server(config).run([listener])
@@ -105,14 +110,14 @@ def _is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def _config(books: Books, log_level: str = "critical") -> uvicorn.Config:
+def _config(books: Books, *, log_level: str = "critical", grace_s: int = 5) -> uvicorn.Config:
     return uvicorn.Config(
         create_app(books),
         log_level=log_level,
         access_log=False,
         lifespan="on",
         timeout_keep_alive=_KEEPALIVE_S,
-        timeout_graceful_shutdown=5,
+        timeout_graceful_shutdown=grace_s,
         ws="none",
     )
 

@@ -3,6 +3,7 @@
 import asyncio
 import io
 import json
+import logging
 import os
 import secrets
 import uuid
@@ -12,13 +13,14 @@ from typing import Any
 
 from PIL import Image
 
-from prefect_imagegen.core.image import CONTENT_TYPES
+from prefect_imagegen.core.image import CONTENT_TYPES, BadImageError, decode
 from prefect_imagegen.core.models import ASPECT_SIZES, MATCH_INPUT_IMAGE, MAX_SEED, MODELS, FieldSpec
 from prefect_imagegen.gateway.engines import ENGINES, Picture
 from prefect_imagegen.gateway.faults import Fault
 from prefect_imagegen.gateway.records import Books, Record
 from prefect_imagegen.net.fetch import FetchError, FetchPolicy, ReferenceFetcher
 
+_logger = logging.getLogger(__name__)
 DEFAULT_SEED = 3425234
 """What the API's page shows as the default: a fixed number, so that two calls without a seed are alike."""
 _MEGAPIXEL = 1024 * 1024
@@ -71,7 +73,7 @@ class Studio:
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        await asyncio.to_thread(self._threads.shutdown, wait=True, cancel_futures=True)
 
     async def _work(self, record: Record) -> None:
         books = self._books
@@ -90,6 +92,10 @@ class Studio:
                 record.status = "COMPLETED"
             except (BadRequestError, FetchError) as error:
                 record.status, record.error = "FAILED", str(error)
+            except Exception as error:  # whatever it is, the job must end: who polls would wait for ever
+                _logger.exception("request %s failed", record.request_id)
+                record.status, record.broken = "FAILED", True
+                record.error = f"Internal error: {type(error).__name__}"
             finally:
                 books.in_flight -= 1
                 books.reserved -= books.price(record.model)
@@ -121,7 +127,13 @@ class Studio:
         if not urls:
             return []
         async with ReferenceFetcher(self._policy) as fetcher:
-            return list(await asyncio.gather(*map(fetcher.fetch, urls)))
+            found = await asyncio.gather(*map(fetcher.fetch, urls))
+        for position, data in enumerate(found, 1):
+            try:
+                await asyncio.to_thread(decode, data)
+            except BadImageError:
+                raise BadRequestError(f"image {position} of image_urls cannot be decoded") from None
+        return list(found)
 
 
 def checked(model: str, body: Mapping[str, Any]) -> dict[str, Any]:
