@@ -17,6 +17,7 @@ from pydantic import SecretStr
 import prefect_imagegen
 from prefect_imagegen.app.result import RunResult
 from prefect_imagegen.app.settings import BackendSettings, StoreSettings
+from prefect_imagegen.app.status import statuses
 from prefect_imagegen.core.errors import RefusedError
 from prefect_imagegen.core.metadata import METADATA_SCHEMA
 from prefect_imagegen.gateway.faults import Fault, FaultScript
@@ -269,6 +270,8 @@ def test_kill_in_mid_run(version: str, tmp_path: Path) -> None:
             time.sleep(0.02)
         process.send_signal(signal.SIGKILL)
         process.wait()
+        (died,) = asyncio.run(statuses(StoreSettings(str(store))))
+        assert died.state == "abandoned"
         result = generate(gateway, path, str(store), api_version=version)
         statistics = gateway.books.statistics()
     assert statistics["billed_twice"] == 0

@@ -1,17 +1,23 @@
 """The flow, on a real Prefect server."""
 
 import asyncio
+import json
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from prefect import flow
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId, ArtifactFilterKey
 from pydantic import SecretStr
 
+from prefect_imagegen.app import registry
 from prefect_imagegen.app.options import GenerateOptions
+from prefect_imagegen.app.prepare import Job, prepare
+from prefect_imagegen.app.settings import BackendSettings, StoreSettings
 from prefect_imagegen.blocks import ImageStore, Segmind
 from prefect_imagegen.core.errors import ImagegenError, RefusedError
 from prefect_imagegen.flows import agenerate_images, generate_images
@@ -157,3 +163,33 @@ def test_parameters_hold_no_secret(tmp_path: Path, s3) -> None:
             return run.model_dump_json()
 
     assert "writer-secret" not in asyncio.run(stored())
+
+
+def test_a_run_is_executed_once(tmp_path: Path) -> None:
+    """A flow run that finds its run begun, or planned by a process that is gone, plans anew and names its parent."""
+    path, store = manifest(tmp_path, ["a", "b"]), tmp_path / "store"
+    job = Job(path, StoreSettings(str(store)), BackendSettings("sandbox"))
+    prepared = asyncio.run(prepare(job))
+    figures = []
+    for _ in range(2):
+        registry.prepared[prepared.run_id] = prepared
+        figures.append(generate_images(path, str(store), "sandbox", run_id=prepared.run_id))
+    figures.append(generate_images(path, str(store), "sandbox", run_id="of-another-process"))
+    assert figures[0]["run_id"] == prepared.run_id
+    assert [one["calls"] for one in figures] == [2, 0, 0]
+    parents = [
+        json.loads((store / "runs" / one["run_id"] / "run.json").read_text())["parent_run_id"] for one in figures
+    ]
+    assert parents == [None, prepared.run_id, "of-another-process"]
+
+
+@flow
+def nightly(path: str, store: str) -> dict[str, Any]:
+    """A user's own sync flow around ours."""
+    return generate_images(path, store, "sandbox")
+
+
+def test_as_a_subflow(tmp_path: Path) -> None:
+    """A user's own sync flow can call ours."""
+    figures = nightly(manifest(tmp_path, ["a"]), str(tmp_path / "store"))
+    assert figures["generated"] == 1
