@@ -140,7 +140,7 @@ _ROWS = (
         "unknown",
         "unknown",
         "the call was sent and no answer came; the API may have taken it",
-        "The row is held rather than bought again; later runs look for its result.",
+        "Held rather than bought again; look for the call in your account's request history.",
     ),
     Outcome(
         "submitted",
