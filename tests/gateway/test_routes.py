@@ -319,7 +319,7 @@ def test_a_standing_gateway_stops_on_sigterm(tmp_path: Path) -> None:
         assert process.stderr is not None
         try:
             for line in process.stderr:
-                if "running on" in line:
+                if "startup complete" in line:
                     break
             assert list(tmp_path.iterdir())
             process.send_signal(signal.SIGTERM)
