@@ -365,6 +365,7 @@ class Executor:
             self._policy.run_id,
             self._clock.now(),
             model=row.request.model,
+            cost_class=row.request.cost_class,
             seed=row.request.seed,
             backend=self._backend.name,
             endpoint=self._backend.endpoint,

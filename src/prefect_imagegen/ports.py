@@ -52,6 +52,10 @@ class ObjectStore(Protocol):
         """Write or replace, atomically."""
         ...
 
+    async def delete(self, path: str) -> None:
+        """Remove an object; one that is not there is no error."""
+        ...
+
     async def head(self, path: str) -> ObjectInfo | None:
         """Size and time of an object; None if there is none."""
         ...

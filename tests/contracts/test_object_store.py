@@ -99,6 +99,16 @@ async def test_a_create_sees_what_was_put(store, twin) -> None:
     assert await store.get("x/y") == b"1"
 
 
+async def test_delete_removes(store, twin) -> None:
+    """A removed object is gone for every reader, and can be created again; removing it twice is no error."""
+    await store.create("images/aa/x.png", b"first")
+    await store.delete("images/aa/x.png")
+    assert await twin.get("images/aa/x.png") is None
+    assert list(await twin.list("images")) == []
+    await store.delete("images/aa/x.png")
+    assert await twin.create("images/aa/x.png", b"second") is True
+
+
 async def test_absent_things_are_answers(store) -> None:
     """An object that is not there is None, a folder that is not there is empty; neither is an error."""
     for _ in range(2):

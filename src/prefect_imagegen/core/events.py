@@ -42,6 +42,8 @@ class Event:
     latency_s: float | None = None
     image: ImageFacts | None = None
     model: str | None = None
+    cost_class: str | None = None
+    """What the price depends on: see `GenerationRequest.cost_class`."""
     seed: int | None = None
     backend: str | None = None
     endpoint: str | None = None

@@ -41,6 +41,7 @@ EVENT_SCHEMA = pa.schema(
         ("cost_usd", pa.float64()),
         ("latency_s", pa.float64()),
         ("model", pa.string()),
+        ("cost_class", pa.string()),
         ("seed", pa.int64()),
         ("backend", pa.string()),
         ("endpoint", pa.string()),

@@ -67,6 +67,12 @@ class GenerationRequest:
         extension = str(self.params.get("image_format") or "png").lower()
         return extension if re.fullmatch("[a-z0-9]{1,8}", extension) else "bin"
 
+    @property
+    def cost_class(self) -> str:
+        """What the price of an image depends on: model, steps, sampler and number of references, as one text."""
+        steps, sampler = plain_number(self.params.get("steps", "-")), self.params.get("sampler", "-")
+        return f"{self.model} steps={steps} sampler={sampler} references={len(self.references)}"
+
     def canonical(self) -> bytes:
         """The bytes whose SHA-256 is the identity of the request (form version 1)."""
         spec = MODELS.get(self.model)

@@ -3,7 +3,7 @@
 import asyncio
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import asdict, fields
 from datetime import datetime
 
@@ -113,20 +113,28 @@ async def load_ledger(store: ObjectStore) -> LedgerView:
 
     Raises StoreError that names a damaged file.
     """
+    tables = [table async for table in event_tables(store)]
+    return await asyncio.to_thread(fold, tables)
+
+
+async def event_tables(store: ObjectStore) -> AsyncIterator[pa.Table]:
+    """All events of the ledger, as tables of `EVENT_SCHEMA` in no particular order; few are in memory at once.
+
+    Raises StoreError that names a damaged file.
+    """
     files, absorbed = await _newest_generation(store)
     segments = [info.path for info in await store.list(layout.SEGMENTS) if info.path.endswith(".parquet")]
     files += [path for path in segments if path.rsplit("/", 1)[1] not in absorbed]
-    gate = asyncio.Semaphore(_READERS)
 
     async def read(path: str) -> pa.Table:
-        async with gate:
-            data = await store.get(path)
-            if data is None:
-                raise StoreError("store_damaged", f"{path} is missing from {store.url}.", remedy="Restore it.")
-            return await asyncio.to_thread(_from_parquet, path, data)
+        data = await store.get(path)
+        if data is None:
+            raise StoreError("store_damaged", f"{path} is missing from {store.url}.", remedy="Restore it.")
+        return await asyncio.to_thread(_from_parquet, path, data)
 
-    tables = await asyncio.gather(*map(read, files))
-    return await asyncio.to_thread(fold, tables)
+    for start in range(0, len(files), _READERS):
+        for table in await asyncio.gather(*map(read, files[start : start + _READERS])):
+            yield table
 
 
 async def _newest_generation(store: ObjectStore) -> tuple[list[str], frozenset[str]]:

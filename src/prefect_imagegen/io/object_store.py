@@ -84,6 +84,10 @@ class FsspecObjectStore:
         """Write or replace, atomically."""
         await self._run(path, lambda: self._put(path, data, content_type), writing=True)
 
+    async def delete(self, path: str) -> None:
+        """Remove an object; one that is not there is no error."""
+        await self._run(path, lambda: _none_if_absent(lambda: self._fs.rm_file(self._full(path))), writing=True)
+
     async def head(self, path: str) -> ObjectInfo | None:
         """Size and time of an object; None if there is none."""
         return await self._run(path, lambda: self._head(path))
