@@ -39,7 +39,7 @@ def serve(port: int, latency: float, image_format: str) -> None:
     settings = GatewaySettings(
         engine="static", latency_s=latency, static_format=image_format, static_bytes=IMAGES[image_format]
     )
-    run_server(settings, "127.0.0.1", port)
+    run_server(settings, "127.0.0.1", port, on_listening=lambda _: None)
 
 
 def ours(url: str, rows: int, image_format: str, api_version: str) -> dict[str, float]:

@@ -137,8 +137,14 @@ def serve(
             data_dir=data,
             api_key=SecretStr(key) if key else None,
         )
-        console.print(f"engine [bold]{engine}[/], http://{host}:{port}, key: {'yours' if key else 'any non-empty one'}")
-        run_server(settings, host, port)
+
+        def show(url: str) -> None:
+            console.print(f"engine [bold]{engine}[/], {url}, key: {'yours' if key else 'any non-empty one'}")
+
+        try:
+            run_server(settings, host, port, on_listening=show)
+        except KeyboardInterrupt:  # Ctrl-C is how it is meant to end
+            console.print("stopped")
 
 
 @cli.command()

@@ -245,6 +245,22 @@ def test_stores_are_checked_first(inputs: Path, tmp_path: Path, s3) -> None:
         last_line(found)
 
 
+def test_a_store_without_create_only_puts_is_refused(tmp_path: Path, blind_s3) -> None:
+    """A service that overwrites what was to be created once is refused by name, with the remedy, before any call."""
+    with EmbeddedGateway(GatewaySettings()) as gateway:
+        store = ("--store", "s3://images/a", "--storage-option", f"endpoint_url={blind_s3.url}")
+        secrets = ("--storage-option", "key=env:S3", "--storage-option", "secret=env:S3")
+        command = ("generate", manifest(tmp_path), "--base-url", gateway.url, "--json", *store, *secrets)
+        found = call(*command, folder=tmp_path, S3="x", SEGMIND_API_KEY="k")
+        assert found.returncode == 2, found.stderr
+        said = " ".join(found.stderr.split())
+        assert "s3://images/a overwrites objects that were to be created only once" in said
+        assert "conditional puts" in said
+        assert last_line(found)["calls"] == 0
+        assert gateway.books.calls["submit"] == 0
+        assert set(blind_s3.objects) == {"a/store.json"}
+
+
 def test_plan_writes_nothing_and_needs_no_key(inputs: Path, tmp_path: Path) -> None:
     """`plan` counts what is to do, without key, store or Prefect; invalid rows make it exit 2."""
     found = call("plan", manifest(tmp_path), "--store", "out", "--json", folder=tmp_path)

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import s3fs
+from fsspec import AbstractFileSystem
 
 from prefect_imagegen.core import layout
 from prefect_imagegen.core.errors import RefusedError, StoreError
@@ -307,6 +308,30 @@ async def test_an_unreachable_store_is_said_soon(opened) -> None:
             assert error.kind == "store_unreachable"
             assert "s3://bucket/prefix" in error.message
             assert "endpoint_url" in error.remedy
+
+
+class RemoteFileSystem(AbstractFileSystem):
+    """An empty file system that says which service it talks to, as those of GCS and Azure do."""
+
+    def __init__(self, base: str) -> None:
+        super().__init__()
+        self.base = base
+
+    def cat_file(self, path: str, **_: object) -> bytes:
+        raise FileNotFoundError(path)
+
+
+async def test_a_service_out_of_reach_is_said_soon(opened, monkeypatch) -> None:
+    """Clients that would try for minutes are not even asked: a service out of reach is said after one retry."""
+    monkeypatch.delenv("http_proxy", raising=False)
+    monkeypatch.delenv("HTTP_PROXY", raising=False)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        address = f"http://127.0.0.1:{listener.getsockname()[1]}/storage"
+        opened.append(FsspecObjectStore(RemoteFileSystem(address), "/bucket", "gs://bucket"))
+        assert await opened[-1].get("x") is None
+    opened.append(FsspecObjectStore(RemoteFileSystem(address), "/bucket", "gs://bucket"))
+    error = await failure(opened[-1].get("x"))
+    assert (error.kind, "gs://bucket" in error.message) == ("store_unreachable", True)
 
 
 @pytest.fixture

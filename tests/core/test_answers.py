@@ -301,11 +301,13 @@ def test_no_inputs_raise(text) -> None:
 
 @pytest.mark.parametrize("opening", ['{"error":', "[", '{"detail":[', '{"output":', '{"images":['])
 @pytest.mark.parametrize("depth", [300, 900, 100_000])
-def test_deep_nesting_does_not_raise(opening, depth) -> None:
+def test_deep_nesting_is_understood(opening, depth) -> None:
     """A body nested without end costs no stack."""
     closing = {"{": "}", "[": "]"}
     end = "".join(closing[one] for one in reversed(opening) if one in closing)
     data = (opening * depth + '"x"' + end * depth).encode()
-    answers.error_text(data)
-    answers.image_of_body(data)
-    answers.job_of({"status": "FAILED", "error": answers.parse_json(data)})
+    assert answers.error_text(data)
+    assert answers.image_of_body(data).data is None
+    job = answers.job_of({"status": "FAILED", "error": answers.parse_json(data)})
+    assert job is not None
+    assert (job.state, bool(job.error)) == ("FAILED", True)

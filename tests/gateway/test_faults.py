@@ -64,9 +64,10 @@ async def test_hang_outlasts_the_client() -> None:
 
 
 async def test_bodies_that_lie() -> None:
-    """Truncated bodies break off; HTML, JSON errors and wrong content types come with status 200."""
-    (error,), _ = await posted("v1", {"fault": "truncated_body"})
-    assert isinstance(error, Exception)
+    """Bodies end before their announced length; HTML, JSON errors and wrong content types come with status 200."""
+    for name in ("truncated_body", "wrong_length"):
+        (error,), _ = await posted("v1", {"fault": name})
+        assert isinstance(error, Exception)
     (html,), _ = await posted("v2", {"fault": "html"})
     assert (html.status_code, html.text[:6]) == (200, "<html>")
     (wrong,), _ = await posted("v1", {"fault": "json_error"})

@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import hashlib
 import io
 import os
 import signal
@@ -20,7 +21,7 @@ from pydantic import SecretStr
 
 from prefect_imagegen.core.errors import RefusedError
 from prefect_imagegen.core.image import decode
-from prefect_imagegen.core.models import ASPECT_SIZES
+from prefect_imagegen.core.models import ASPECT_SIZES, MODELS
 from prefect_imagegen.gateway.engines import ENGINES, Picture
 from prefect_imagegen.gateway.server import EmbeddedGateway, check_host
 from prefect_imagegen.gateway.settings import GatewaySettings
@@ -162,14 +163,18 @@ def test_retention_and_history() -> None:
 
 
 def test_pictures_are_deterministic_and_distinct() -> None:
-    """Same parameters, same bytes; another prompt or seed, another picture; sizes follow the aspect ratio."""
+    """Same parameters, same bytes; any other parameter, another picture; sizes follow the aspect ratio."""
     with gateway() as (_, client):
 
         def drawn(**body: Any) -> bytes:
             return client.post(f"/v1/{MODEL}", json={"prompt": "a cup", "seed": 1, **body}).content
 
         assert drawn() == drawn()
-        assert len({drawn(), drawn(seed=2), drawn(prompt="a hat")}) == 3
+        others = ({"seed": 2}, {"prompt": "a hat"}, {"steps": 5}, {"cfg": 2}, {"negative_prompt": "fog"})
+        samplers = MODELS[MODEL].fields["sampler"].choices
+        pixels = {hashlib.sha256(Image.open(io.BytesIO(drawn(**one))).tobytes()).digest() for one in ({}, *others)}
+        pixels |= {hashlib.sha256(Image.open(io.BytesIO(drawn(sampler=one))).tobytes()).digest() for one in samplers}
+        assert len(pixels) == len(others) + len(samplers)
         for ratio in ("1:1", "9:16", "21:9"):
             assert decode(drawn(aspect_ratio=ratio)).width == ASPECT_SIZES[ratio][0]
         for image_format in ("png", "jpeg", "webp"):
@@ -312,7 +317,7 @@ def test_a_standing_gateway_stops_on_sigterm(tmp_path: Path) -> None:
     code = (
         "from prefect_imagegen.gateway.server import run_server\n"
         "from prefect_imagegen.gateway.settings import GatewaySettings\n"
-        "run_server(GatewaySettings(), '127.0.0.1', 0)\n"
+        "run_server(GatewaySettings(), '127.0.0.1', 0, print)\n"
     )
     environment = os.environ | {"TMPDIR": str(tmp_path)}
     with subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True, env=environment) as process:

@@ -65,7 +65,14 @@ async def test_a_run_that_stops_is_let_go() -> None:
     async def woken(_: float) -> None:
         await asyncio.sleep(0)
 
-    gate = RateGate(1, time.monotonic, woken)
+    waits: list[float] = []
+
+    async def counted(seconds: float) -> None:
+        waits.append(seconds)
+        await woken(seconds)
+
+    gate = RateGate(1, time.monotonic, counted)
     gate.pause(1000)
-    await asyncio.wait_for(gate.acquire(), 5)
-    await asyncio.wait_for(gate.acquire(), 5)
+    await asyncio.wait_for(asyncio.gather(gate.acquire(), gate.acquire()), 5)
+    assert max(waits) == 1000
+    assert time.now == 100.0

@@ -39,6 +39,24 @@ def refusal(url, **options) -> RefusedError:
     return error
 
 
+@pytest.mark.parametrize("name", ["m.parquet", "m.csv", "m.jsonl"])
+def test_a_file_of_no_bytes_is_said_to_be_empty(tmp_path, name) -> None:
+    """A file of no bytes is said to be empty, whatever its format."""
+    (tmp_path / name).write_bytes(b"")
+    error = refusal(tmp_path / name)
+    assert error.kind == "manifest_empty"
+    assert name in error.message
+
+
+def test_text_that_looks_like_a_date_is_text(tmp_path) -> None:
+    """Prompts and ids of JSON lines that look like dates stay text; other columns keep what they are read as."""
+    path = tmp_path / "m.jsonl"
+    path.write_text('{"prompt": "2024-01-01", "day": "2024-01-01"}\n{"prompt": "a cup", "day": "2024-01-02"}\n')
+    table = read(path, text=["prompt", "id"])
+    assert table["prompt"].to_pylist() == ["2024-01-01", "a cup"]
+    assert pa.types.is_timestamp(table["day"].type)
+
+
 # Parquet
 
 

@@ -302,3 +302,31 @@ def test_no_answer_is_without_a_meaning(status: int, body: bytes, version: str) 
                 assert set(kinds) <= set(OUTCOMES)
 
     asyncio.run(go())
+
+
+async def test_a_poll_refused_with_429_is_tried_again_at_the_rate_of_submits() -> None:
+    """After a 429 on a poll the polls go through the rate gate, and the result still comes."""
+    clock = SystemClock()
+    gate = RateGate(None, clock.monotonic, clock.sleep)
+    acquired = 0
+    acquire = gate.acquire
+
+    async def counted() -> None:
+        nonlocal acquired
+        acquired += 1
+        await acquire()
+
+    gate.acquire = counted  # type: ignore[method-assign]
+    async with server() as script:
+        script.on(SUBMIT, (200, {"request_id": "r1", "status": "QUEUED"}))
+        script.on(STATUS, (200, {"status": "QUEUED"}), (429, {}, {"Retry-After": "1"}), (200, {"status": "COMPLETED"}))
+        data = "data:image/png;base64," + base64.b64encode(PNG).decode()
+        script.on(RESULT, (200, {"status": "COMPLETED", "output": data}))
+        client = SegmindBackend(Endpoints.of(script.url, None), SecretStr(KEY), limiter=gate)
+        try:
+            assert (await client.collect(await client.submit(REQUEST))).data == PNG
+        finally:
+            await client.aclose()
+        # The poll after the 429, and the fetch of the result.
+        assert acquired == 2
+        assert script.calls(SUBMIT) == 1

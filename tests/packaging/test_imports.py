@@ -32,7 +32,7 @@ def test_imports_are_absolute() -> None:
 )
 def test_below_blocks_nothing_needs_prefect(module: str) -> None:
     """A GPU worker, and `prefect_imagegen.generate`, never load Prefect."""
-    run(
+    printed = run(
         "import importlib, sys\n"
         "class Blocker:\n"
         "    def find_spec(self, name, path=None, target=None):\n"
@@ -40,8 +40,10 @@ def test_below_blocks_nothing_needs_prefect(module: str) -> None:
         "            raise ImportError('prefect is blocked')\n"
         "sys.meta_path.insert(0, Blocker())\n"
         f"module = importlib.import_module({module!r})\n"
-        "import prefect_imagegen; prefect_imagegen.generate; prefect_imagegen.RunResult\n"
+        "import prefect_imagegen\n"
+        "print(prefect_imagegen.generate.__name__, prefect_imagegen.RunResult.__name__, 'prefect' in sys.modules)\n"
     )
+    assert printed.split() == ["generate", "RunResult", "False"]
 
 
 def test_the_blocks_are_light() -> None:

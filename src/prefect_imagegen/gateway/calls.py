@@ -12,7 +12,7 @@ from prefect_imagegen.core.models import MODELS
 from prefect_imagegen.gateway.faults import Call, Fault
 from prefect_imagegen.gateway.records import Books, Record, reset_header
 from prefect_imagegen.gateway.studio import Studio
-from prefect_imagegen.gateway.wire import Dropped, Slow, Truncated
+from prefect_imagegen.gateway.wire import Dropped, Short, Slow
 
 _HANG_S = 3600.0
 _MISSING_KEY = "Missing Authorization or x-api-key in header"
@@ -118,7 +118,9 @@ def answer_body(data: bytes, media: str, fault: Fault | None, headers: dict[str,
     """The answer with this body, as its fault would have it."""
     name = fault.fault if fault else None
     if name == "truncated_body":
-        return Truncated(data, media, headers)
+        return Short(data[: len(data) // 2], media, headers, announced=len(data))
+    if name == "wrong_length":
+        return Short(data, media, headers, announced=len(data) + 1)
     if name == "slow_body" and fault:
         return Slow(data, media, headers, 1.0 if fault.seconds is None else fault.seconds)
     return Response(data, media_type="text/plain" if name == "wrong_content_type" else media, headers=headers)

@@ -3,7 +3,8 @@
 A script is JSON: `{"faults": [RULE, ...]}`. A rule names its `fault` and where it strikes:
 
 - `fault`: `status` (with `status`: 401, 402, 403, 404, 410, 429, 500, 502, 503, 504, ...), `disconnect`, `hang`,
-  `slow_body`, `truncated_body`, `html`, `json_error`, `wrong_content_type`, `redirect`; or about the job itself:
+  `slow_body`, `truncated_body`, `wrong_length` (announces more than comes), `html`, `json_error`,
+  `wrong_content_type`, `redirect`; or about the job itself:
   `black_image`, `failed`, `unknown_state`, `expired_record`.
   A `failed` job answers with 422, or with `status` 200 where that is given.
 - `on`: the calls that it strikes: `submit` (POST v2), `run` (POST v1), `status`, `result`, `download`, `history`,
@@ -33,6 +34,7 @@ FaultName = Literal[
     "hang",
     "slow_body",
     "truncated_body",
+    "wrong_length",
     "html",
     "json_error",
     "wrong_content_type",

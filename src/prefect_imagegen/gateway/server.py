@@ -8,7 +8,7 @@ import socket
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Self
@@ -77,14 +77,19 @@ class EmbeddedGateway:
         self.stop()
 
 
-def run_server(settings: GatewaySettings, host: str, port: int) -> None:
-    """Serve until SIGINT or SIGTERM. Raises RefusedError for an open host without a key, or a port in use."""
+def run_server(settings: GatewaySettings, host: str, port: int, on_listening: Callable[[str], None]) -> None:
+    """Serve until SIGINT or SIGTERM; `on_listening` gets the URL. Port 0 takes a free one.
+
+    Raises RefusedError for an open host without a key, or a port in use.
+    """
     check_host(settings, host)
     if threading.current_thread() is threading.main_thread():
         # uvicorn stops on SIGTERM and then raises it once more: its default would end the process right there,
         # and leave the temporary files behind.
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     with _folder(settings) as folder, contextlib.closing(_listen(host, port)) as listener:
+        shown = f"[{host}]" if ":" in host else host
+        on_listening(f"http://{shown}:{listener.getsockname()[1]}")
         config = _config(Books(settings, folder), log_level="info")
         uvicorn.Server(config).run([listener])
 

@@ -15,6 +15,7 @@ from PIL import Image
 
 from prefect_imagegen.core.image import CONTENT_TYPES, BadImageError, decode
 from prefect_imagegen.core.models import ASPECT_SIZES, MATCH_INPUT_IMAGE, MAX_SEED, MODELS, FieldSpec
+from prefect_imagegen.core.request import canonical_json
 from prefect_imagegen.gateway.engines import ENGINES, Picture
 from prefect_imagegen.gateway.faults import Fault
 from prefect_imagegen.gateway.records import Books, Record
@@ -115,6 +116,7 @@ class Studio:
             image_format=params["image_format"],
             quality=params["quality"],
             request_id=record.request_id,
+            identity=canonical_json({"model": record.model} | params | {"seed": record.seed}),
             references=references,
         )
         loop = asyncio.get_running_loop()

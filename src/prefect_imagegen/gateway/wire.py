@@ -45,17 +45,16 @@ class Dropped(Response):
         await receive()
 
 
-class Truncated(Response):
-    """The head of a whole answer, half of its body, and then the end of the connection."""
+class Short(Response):
+    """A head that announces more bytes than come before the end of the connection."""
 
-    def __init__(self, data: bytes, media_type: str, headers: Mapping[str, str]) -> None:
-        super().__init__(data, media_type=media_type, headers=headers)
+    def __init__(self, data: bytes, media_type: str, headers: Mapping[str, str], announced: int) -> None:
+        super().__init__(data, media_type=media_type, headers={**headers, "content-length": str(announced)})
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send the half, then cut."""
+        """Send what there is, then cut."""
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        half = bytes(self.body)[: len(self.body) // 2]
-        await send({"type": "http.response.body", "body": half, "more_body": True})
+        await send({"type": "http.response.body", "body": self.body, "more_body": True})
         transport: asyncio.Transport | None = scope.get(_TRANSPORT)
         if transport is not None:
             transport.close()

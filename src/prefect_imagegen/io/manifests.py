@@ -46,7 +46,7 @@ class Manifest:
             raise self._not_found(f"cannot be read: {redact(f'{type(error).__name__} {error}')}") from error
 
     def windows(self, text_columns: Sequence[str] = (), limit: int | None = None) -> Iterator[pa.RecordBatch]:
-        """All rows in order, at most `WINDOW_ROWS` a batch; `text_columns` are read as text from CSV.
+        """All rows in order, at most `WINDOW_ROWS` a batch; `text_columns` are read as text from CSV and JSONL.
 
         Raises RefusedError: `manifest_unreadable` naming the file, `manifest_schema` where files disagree,
         `manifest_empty` if there is no row at all.
@@ -100,6 +100,12 @@ class Manifest:
         kind = _TEXT_SUFFIXES.get(Path(file).suffix.lower(), "parquet")
         try:
             with self._fs.open(file, "rb") as source:
+                if self._fs.size(file) == 0:
+                    raise RefusedError(
+                        "manifest_empty",
+                        f"The manifest file {redact(file)} is empty (0 bytes).",
+                        remedy="Write it again.",
+                    )
                 if kind == "parquet":
                     reader = pq.ParquetFile(source, pre_buffer=False)
                     yield from reader.iter_batches(WINDOW_ROWS)
@@ -135,6 +141,11 @@ class Manifest:
 def _text_batches(source: Any, kind: str, text_columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
     if kind == "jsonl":
         reader = pa.json.open_json(source)
+        dates = [one.name for one in reader.schema if one.name in text_columns and pa.types.is_timestamp(one.type)]
+        if dates:  # text that looks like a date is text
+            source.seek(0)
+            texts = pa.schema([(name, pa.string()) for name in dates])
+            reader = pa.json.open_json(source, parse_options=pa.json.ParseOptions(explicit_schema=texts))
     else:
         # An empty cell means "not given", a quoted empty one means empty text; prompts and ids are text, also
         # where they look like numbers.

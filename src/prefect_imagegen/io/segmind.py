@@ -21,6 +21,7 @@ from prefect_imagegen.core.outcomes import classify_failure
 from prefect_imagegen.core.redact import redact
 from prefect_imagegen.core.request import GenerationRequest
 from prefect_imagegen.core.retry import next_poll
+from prefect_imagegen.io.polls import Polls
 from prefect_imagegen.io.segmind_history import SegmindHistory
 from prefect_imagegen.io.segmind_http import GET_TRIES, UNREADABLE, SegmindHttp, plain_name, read_body
 from prefect_imagegen.net.client import TRANSPORT_ERRORS, never_sent
@@ -68,9 +69,7 @@ class SegmindBackend:
         self._v1 = api_version == "v1"
         self.ambiguous_5xx = not self._v1
         self._deadline = deadline
-        self._limiter = limiter
-        self._polls_limited = False
-        self._average: float | None = None
+        self._polls = Polls(limiter)
         self._sandbox: bool | None = None
         self._http = SegmindHttp(api_key, limiter=limiter, max_in_flight=max_in_flight, connect_timeout=connect_timeout)
         self._history = SegmindHistory(endpoints.history, self._http.get_json)
@@ -220,11 +219,10 @@ class SegmindBackend:
         """Poll until the job has ended; None if its record has expired."""
         started = time.monotonic()
         while (elapsed := time.monotonic() - started) < self._deadline:
-            await asyncio.sleep(next_poll(elapsed, self._average))
+            await self._polls.wait(elapsed)
             job = await self._job(f"{url}/status", request_id)
             if job is None or job.state != "PENDING":
-                elapsed = time.monotonic() - started
-                self._average = elapsed if self._average is None else 0.9 * self._average + 0.1 * elapsed
+                self._polls.ended(time.monotonic() - started)
                 return job
         raise BackendError("submitted", f"no result after {self._deadline:.0f} s (--deadline)", request_id=request_id)
 
@@ -232,8 +230,7 @@ class SegmindBackend:
         """One poll; None if the record has expired. Only a body that is a job's counts, whatever its HTTP status."""
         last = ""
         for failures in range(GET_TRIES):
-            if self._polls_limited:
-                await self._limiter.acquire()
+            await self._polls.turn()
             try:
                 async with self._http.get(url) as response:
                     body = await read_body(response)
@@ -246,8 +243,7 @@ class SegmindBackend:
                     if status in (401, 402, 403):
                         raise self._http.refusal(response, body, request_id)
                     if status == 429:
-                        self._polls_limited = True
-                        self._limiter.pause(self._http.pause(response) or 5.0)
+                        self._polls.refused(self._http.pause(response))
                     last = f"status {status}"
             except UNREADABLE as error:
                 last = plain_name(error)

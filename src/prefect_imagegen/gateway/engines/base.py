@@ -7,7 +7,10 @@ from typing import Protocol
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """One picture to draw: every parameter resolved; `references` are image bytes, in order. Sizes in pixels."""
+    """One picture to draw: every parameter resolved; `references` are image bytes, in order. Sizes in pixels.
+
+    `identity` stands for the whole request: what differs in any parameter differs in it.
+    """
 
     model: str
     prompt: str
@@ -17,6 +20,7 @@ class Picture:
     image_format: str
     quality: int
     request_id: str
+    identity: bytes = b""
     references: Sequence[bytes] = ()
 
 

@@ -1,6 +1,5 @@
 """Placeholder pictures, drawn with Pillow: no model, deterministic, and visibly marked as sandbox."""
 
-import hashlib
 import io
 import random
 import textwrap
@@ -27,10 +26,9 @@ class SandboxEngine:
         del static_format, static_bytes  # another engine's settings
 
     def draw(self, picture: Picture) -> Drawn:
-        """The same picture for the same prompt, seed, model, size and references; about 40 ms at one megapixel."""
+        """The same picture for the same request, another for any other; about 40 ms at one megapixel."""
         size = (picture.width, picture.height)
-        digest = hashlib.sha256(f"{picture.seed}\0{picture.prompt}\0{picture.model}\0{size}".encode("utf-8", "replace"))
-        image = _gradient(random.Random(digest.digest()), size)  # noqa: S311 - colours, no secrets
+        image = _gradient(random.Random(picture.identity), size)  # noqa: S311 - colours, no secrets
         if picture.references:
             _compose(image, picture.references)
         _write(image, picture)
