@@ -52,6 +52,14 @@ def generate_options(function: Callable[..., T]) -> Callable[..., T]:
         click.option("--max-attempts", type=int, metavar="N", help="POSTs per row and run. [default: 5]"),
         click.option("--deadline", type=float, metavar="S", help="Seconds for one generation. [default: 600]"),
         click.option("--max-failure-rate", type=float, metavar="F", help="Stop above this share. [default: 0.5]"),
+        click.option("--max-cost-usd", type=float, metavar="X", help="Hard cap on what the run spends."),
+        click.option(
+            "--on-unknown",
+            type=click.Choice(["reconcile", "retry-once", "hold"]),
+            help="What calls without an answer do. [default: reconcile]",
+        ),
+        click.option("--history-lag", type=float, metavar="S", help="Lag of the request history. [default: 7200]"),
+        click.option("--drain-seconds", type=float, metavar="S", help="Wait for v1 calls at a stop. [default: 20]"),
         click.option("--on-invalid", type=click.Choice(["fail", "skip"]), help="What invalid rows do. [default: fail]"),
         click.option("--json", "as_json", is_flag=True, help="End with one line of JSON on stdout."),
         store_options,
@@ -108,6 +116,7 @@ def options_of(given: Mapping[str, Any]) -> GenerateOptions:
     plain = (
         *("base_url", "api_version", "model", "id_column", "max_in_flight", "requests_per_minute", "shard_size"),
         *("limit", "max_attempts", "deadline", "max_failure_rate", "on_invalid"),
+        *("max_cost_usd", "on_unknown", "history_lag", "drain_seconds"),
     )
     values = {name: parse_value(name, text) for name, text in _pairs(given["values"], "--set").items()}
     try:

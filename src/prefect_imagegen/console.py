@@ -11,6 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from prefect_imagegen.app import registry
+from prefect_imagegen.app.finish import money_text
 from prefect_imagegen.app.result import STATES, STOP_REASONS, RunResult
 from prefect_imagegen.app.session import Stats
 from prefect_imagegen.app.status import RunStatus
@@ -66,11 +67,13 @@ def show_result(console: Console, result: RunResult) -> None:
         if getattr(result, state):
             table.add_row(f"{getattr(result, state):,}", state)
     console.print(table)
-    console.print(f"{result.calls:,} calls, {result.cost_usd:,.4f} USD, {result.seconds:.1f} s")
+    console.print(f"{money_text(result)}; {result.calls:,} calls, {result.seconds:.1f} s", highlight=False)
     if result.flagged:
         console.print(f"[yellow]{result.flagged:,} images are flagged[/] (column flags)")
-    if result.maybe_paid:
-        console.print(f"[yellow]{result.maybe_paid:,} calls were sent again after a 5xx answer[/]: possibly paid twice")
+    if result.overshoot_usd:
+        console.print(
+            f"[yellow]{result.overshoot_usd:.4f} USD above --max-cost-usd[/]: calls cost more than any before"
+        )
     for kind, count in sorted(result.failures.items(), key=lambda item: -item[1]):
         example = escape(result.examples.get(kind, ""))
         remedy = OUTCOMES[kind].remedy if kind in OUTCOMES else ""

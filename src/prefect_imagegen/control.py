@@ -1,6 +1,8 @@
 """How a run stops: shared by all its shards, and by whatever listens to signals."""
 
 import asyncio
+from collections.abc import Coroutine
+from typing import Any
 
 from prefect_imagegen.core.breaker import Breaker
 from prefect_imagegen.core.results import RequestResult
@@ -39,13 +41,16 @@ class RunControl:
 
     async def sleep(self, seconds: float) -> None:
         """Wait, but not longer than until the run stops."""
-        waiting = asyncio.ensure_future(self._stopped.wait())
-        sleeping = asyncio.ensure_future(self._clock.sleep(seconds))
+        await self.unless_stopped(self._clock.sleep(seconds))
+
+    async def unless_stopped(self, waiting: Coroutine[Any, Any, object]) -> None:
+        """Wait for something, but not longer than until the run stops."""
+        both = (asyncio.ensure_future(waiting), asyncio.ensure_future(self._stopped.wait()))
         try:
-            await asyncio.wait((waiting, sleeping), return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            waiting.cancel()
-            sleeping.cancel()
+            for one in both:
+                one.cancel()
 
     def progressed(self) -> None:
         """Note that a call was accepted or an image came."""
@@ -57,8 +62,7 @@ class RunControl:
             self.stop("deadline", f"no progress for {self._deadline:.0f} s: {why}")
 
     def finished(self, result: RequestResult) -> None:
-        """Take a finished request into the circuit breaker's account."""
-        if result.status in ("generated", "failed", "held") and self._breaker.record(
-            failed=result.status != "generated"
-        ):
+        """Take a finished request into the circuit breaker's account; one that waits for others says nothing."""
+        telling = result.status in ("generated", "failed", "held") and result.error_kind != "other_run"
+        if telling and self._breaker.record(failed=result.status != "generated"):
             self.stop("too_many_failures", f"too many rows failed, the last with: {result.error_message}")

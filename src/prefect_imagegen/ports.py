@@ -1,9 +1,9 @@
 """What the executor and the app need of the outside world, as Protocols. Adapters live in `io`."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from prefect_imagegen.core.events import Claim, ClaimRecord, Event
 from prefect_imagegen.core.request import GenerationRequest
@@ -92,6 +92,30 @@ class Ledger(Protocol):
         """Whether the ledger knows the attempt to have ended (failed, delivered or quarantined)."""
         ...
 
+    def request_ids(self, key: bytes) -> frozenset[str]:
+        """The request ids that the ledger knows of a key that has no image."""
+        ...
+
+    async def refresh(self) -> None:
+        """Read what other runs have written meanwhile. Cheap if it was done a moment ago."""
+        ...
+
+
+Life = Literal["live", "silent", "gone"]
+"""`live`: shows signs of life. `silent`: none for 90 s. `gone`: has ended for certain."""
+
+
+class Neighbours(Protocol):
+    """Other runs on the same store, and the store's clock, which is the one that all runs share."""
+
+    async def life(self, run_id: str) -> Life:
+        """Whether another run still works."""
+        ...
+
+    def store_now(self) -> datetime:
+        """The present time by the store's clock, never later than it really is there."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
@@ -140,6 +164,7 @@ class HistoryRecord:
     body: dict[str, Any] | None = None
     generation_url: str | None = None
     error: str | None = None
+    created: datetime | None = None
 
 
 class Backend(Protocol):
@@ -149,8 +174,9 @@ class Backend(Protocol):
     """`segmind`, or `sandbox` for a gateway that draws placeholders."""
     endpoint: str
     """The base URL, without credentials."""
-    ambiguous_5xx: bool
-    """Whether an answered 5xx may hide accepted work (Segmind v2 queues); else only a 200 is billed (v1)."""
+    queues: bool
+    """Whether a POST only queues the work (v2), so that an answered 5xx may hide accepted work and a job outlives the
+    connection; else the answer is the image, and only a 200 is billed (v1)."""
 
     async def check(self) -> Balance:
         """Reach the endpoint, prove the key and read the balance, before anything is spent."""
@@ -164,8 +190,18 @@ class Backend(Protocol):
         """Wait for the result and fetch its bytes; never submits. Called again, it fetches afresh."""
         ...
 
-    async def find(self, request: GenerationRequest, since: datetime, known_ids: frozenset[str]) -> Submission | None:
-        """Look once in the history for an accepted call of this very body, made since then and not known yet."""
+    async def find(
+        self, model: str, claimed: Mapping[str, Any], since: datetime, known_ids: frozenset[str]
+    ) -> str | None:
+        """Look once in the history for an accepted call with the body of a claim; its request_id, None if absent.
+
+        `since` is when the claim was made; `known_ids` are calls that belong to other claims. Raises BackendError
+        where the look proves nothing.
+        """
+        ...
+
+    async def record(self, request_id: str) -> HistoryRecord | None:
+        """One call as the history tells it; None where it does not (yet) know it."""
         ...
 
     async def aclose(self) -> None:

@@ -2,7 +2,7 @@
 
 import asyncio
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -12,16 +12,19 @@ from PIL import Image
 
 from prefect_imagegen.control import RunControl
 from prefect_imagegen.core import layout
+from prefect_imagegen.core.budget import Budget
+from prefect_imagegen.core.concurrency import AdaptiveLimit
 from prefect_imagegen.core.errors import BackendError, StoreError
 from prefect_imagegen.core.events import Claim
 from prefect_imagegen.core.ledger import LedgerView
-from prefect_imagegen.core.request import GenerationRequest
+from prefect_imagegen.core.request import GenerationRequest, Reference
 from prefect_imagegen.core.results import RequestResult
-from prefect_imagegen.executor import Executor, Policy
+from prefect_imagegen.executor import Executor, Kit, Policy
+from prefect_imagegen.executor import calls as calls_module
 from prefect_imagegen.io.ledger import StoreLedger, load_ledger
 from prefect_imagegen.io.limits import RateGate
 from prefect_imagegen.io.object_store import FsspecObjectStore, open_object_store
-from prefect_imagegen.ports import Balance, Delivery, Submission
+from prefect_imagegen.ports import Balance, Delivery, HistoryRecord, Life, Submission
 
 pytestmark = pytest.mark.anyio
 REQUEST = GenerationRequest("flux-2-klein-9b", {"prompt": "a cup", "seed": 7})
@@ -35,10 +38,11 @@ def png() -> bytes:
 
 
 class FakeClock:
-    """Time passes only when somebody sleeps."""
+    """Time passes only when somebody sleeps, and stands still at the horizon: who sleeps longer does not wake."""
 
     def __init__(self) -> None:
         self.time = datetime(2026, 11, 1, tzinfo=UTC)
+        self.horizon = self.time + timedelta(days=30)
 
     def now(self) -> datetime:
         return self.time
@@ -48,18 +52,25 @@ class FakeClock:
 
     async def sleep(self, seconds: float) -> None:
         self.time += timedelta(seconds=seconds)
+        if self.time > self.horizon:
+            self.time = self.horizon
+            await asyncio.Event().wait()
         await asyncio.sleep(0)
+
+    def ends_in(self, seconds: float) -> None:
+        self.horizon = self.time + timedelta(seconds=seconds)
 
 
 class FakeBackend:
     """A backend that does what was enqueued, and remembers what it was asked for."""
 
-    name, endpoint, ambiguous_5xx = "segmind", "http://fake", True
+    name, endpoint, queues = "segmind", "http://fake", True
 
     def __init__(self) -> None:
         self.submits: list[Any] = []
         self.collects: list[Any] = []
-        self.found: Submission | None = None
+        self.found: str | None = None
+        self.claimed: list[Mapping[str, Any]] = []
         self.history: list[str] = []
         self.watch: Callable[[str], None] = lambda _: None
         self.in_flight = self.most_in_flight = 0
@@ -85,9 +96,15 @@ class FakeBackend:
             raise step
         return Delivery(step, "image/png", submission.request_id, cost_usd=0.04, http_status=200)
 
-    async def find(self, request: GenerationRequest, since: datetime, known_ids: frozenset[str]) -> Submission | None:
+    async def find(
+        self, model: str, claimed: Mapping[str, Any], since: datetime, known_ids: frozenset[str]
+    ) -> str | None:
         self._note("find")
-        return self.found
+        self.claimed.append(claimed)
+        return None if self.found in known_ids else self.found
+
+    async def record(self, request_id: str) -> HistoryRecord | None:
+        return HistoryRecord(request_id, REQUEST.model, "COMPLETED", cost_usd=0.07)
 
     async def aclose(self) -> None:
         pass
@@ -106,27 +123,37 @@ class Bench:
         self.backend = FakeBackend()
         self.store: FsspecObjectStore = more.get("store") or open_object_store(str(folder))
         self.alive: set[str] = set()
+        self.dead: Life = "gone"
+        self.store_ahead = datetime.now(UTC) - self.clock.time
         self.control = RunControl(self.clock, deadline=600.0, max_failure_rate=1.0)
         self.ledger = StoreLedger(self.store, view, run_id=run_id, nonce=nonce, clock=self.clock)
-        self.executor = Executor(
+        self.kit = Kit(
             backend=self.backend,
             store=self.store,
             ledger=self.ledger,
             limiter=RateGate(None, self.clock.monotonic, self.control.sleep),
-            max_in_flight=more.get("max_in_flight", 4),
             control=self.control,
-            policy=Policy(run_id, nonce),
+            policy=Policy(run_id, nonce, **more.get("policy", {})),
             clock=self.clock,
+            neighbours=self,
             draw=lambda: 1.0,
-            is_alive=self._is_alive,
             decoder=self._decode,
+            concurrency=AdaptiveLimit(more.get("max_in_flight", 4)),
+            budget=more.get("budget") or Budget(),
         )
+        self.executor = Executor(self.kit)
 
     async def make(self, request: GenerationRequest = REQUEST) -> RequestResult:
-        return await self.executor.make(request, request.key)
+        """What becomes of a request, also if it has to wait for others first."""
+        result = await self.executor.make(request, request.key)
+        late = {one.key: one for one in await self.executor.settle()}
+        return late.get(request.key, result)
 
-    async def _is_alive(self, run_id: str) -> bool:
-        return run_id in self.alive
+    async def life(self, run_id: str) -> Life:
+        return "live" if run_id in self.alive else self.dead
+
+    def store_now(self) -> datetime:
+        return self.clock.now() + self.store_ahead
 
     @staticmethod
     async def _decode(function: Callable[[bytes], Any], data: bytes) -> Any:
@@ -174,7 +201,7 @@ async def test_each_post_has_a_claim_of_its_own(bench: Bench) -> None:
 async def test_work_hidden_behind_a_5xx_is_taken_over(bench: Bench) -> None:
     """An answered 5xx whose call is in the history is fetched, not sent again."""
     bench.backend.submits = [error("unavailable", status=503)]
-    bench.backend.found = Submission(REQUEST, "hidden")
+    bench.backend.found = "hidden"
     result = await bench.make()
     assert (result.status, result.attempts, result.maybe_paid, result.request_id) == ("generated", 1, 0, "hidden")
 
@@ -185,11 +212,10 @@ async def test_work_hidden_behind_a_5xx_is_taken_over(bench: Bench) -> None:
         ("unavailable", 5, "failed"),
         ("server_error", 3, "failed"),
         ("invalid_request", 1, "failed"),
-        ("unknown", 1, "held"),
     ],
 )
 async def test_how_often_a_row_is_sent(bench: Bench, kind: str, posts: int, ends: str) -> None:
-    """502 to 504 are sent five times, 500 three times, permanent and unknown ones once."""
+    """502 to 504 are sent five times, 500 three times, permanent ones once."""
     bench.backend.submits = [error(kind) for _ in range(9)]
     result = await bench.make()
     assert (result.status, result.error_kind, result.attempts) == (ends, kind, posts)
@@ -223,6 +249,15 @@ async def test_an_image_without_a_ledger_entry_is_adopted(bench: Bench) -> None:
     assert bench.backend.history == []
 
 
+async def test_the_cost_of_an_adopted_image(bench: Bench) -> None:
+    """An image whose claim has an id is adopted with the cost that the history tells."""
+    await other_claim(bench, "theirs")
+    await bench.store.create(layout.image(HEX, REQUEST.extension), png())
+    result = await bench.make()
+    assert (result.status, result.attempts, result.cost_usd) == ("generated", 0, 0.07)
+    assert bench.backend.history == []
+
+
 async def other_claim(bench: Bench, request_id: str | None) -> None:
     claim = Claim("run0", "n0", f"{HEX}-1", bench.clock.now(), {})
     assert await bench.ledger.claim(REQUEST.key, 1, claim)
@@ -234,14 +269,149 @@ async def test_claims_of_others(bench: Bench) -> None:
     """A living run keeps its row; a dead one's call is fetched by its id, and held if it left none."""
     await other_claim(bench, None)
     bench.alive = {"run0"}
+    bench.clock.ends_in(100)
     assert (await bench.make()).error_kind == "other_run"
     bench.alive = set()
+    bench.clock.ends_in(100)
     held = await bench.make()
     assert (held.status, held.error_kind) == ("held", "unknown")
+    assert set(bench.backend.history) == {"find"}
     await bench.ledger.record_request_id(REQUEST.key, 1, "theirs")
     result = await bench.make()
     assert (result.status, result.request_id, result.attempts) == ("generated", "theirs", 0)
-    assert bench.backend.history == ["collect"]
+    assert bench.backend.history[-1] == "collect"
+
+
+async def test_a_living_run_is_watched(bench: Bench) -> None:
+    """A row that a living run works on is reused when its image appears, and taken over when that run ends."""
+    await other_claim(bench, "theirs")
+    bench.alive = {"run0"}
+    asleep = bench.clock.sleep
+
+    async def sleep(seconds: float) -> None:
+        await bench.store.create(layout.image(HEX, REQUEST.extension), png())
+        await asleep(seconds)
+
+    bench.clock.sleep = sleep  # type: ignore[method-assign]
+    result = await bench.make()
+    assert (result.status, result.cost_usd, result.attempts) == ("reused", 0.0, 0)
+    assert result.image is not None
+    assert bench.backend.history == []
+
+
+async def test_a_run_that_dies_while_it_is_watched(bench: Bench) -> None:
+    """When a watched run ends, its call is fetched by its id, and paid for once."""
+    await other_claim(bench, "theirs")
+    bench.alive = {"run0"}
+    asleep = bench.clock.sleep
+
+    async def sleep(seconds: float) -> None:
+        bench.alive = set()
+        await asleep(seconds)
+
+    bench.clock.sleep = sleep  # type: ignore[method-assign]
+    result = await bench.make()
+    assert (result.status, result.request_id, result.attempts) == ("generated", "theirs", 0)
+
+
+async def test_looks_and_their_times(bench: Bench) -> None:
+    """An unknown outcome is looked up at 30 s, 2 min and at the lag; only then it is sent again, as attempt 2."""
+    bench.backend.submits = [error("unknown"), "r2"]
+    looks: list[float] = []
+    start = bench.clock.time
+    bench.backend.watch = lambda call: looks.append((bench.clock.time - start).total_seconds())
+    result = await bench.make()
+    assert (result.status, result.attempts, result.maybe_paid, result.request_id) == ("generated", 2, 0, "r2")
+    assert bench.backend.history == ["submit", "find", "find", "find", "submit", "collect"]
+    assert looks[:4] == [0.0, 30.0, 120.0, 7200.0]
+    await bench.ledger.flush()
+    view = await load_ledger(bench.store)
+    assert view.is_closed(f"{HEX}-1")
+
+
+async def test_an_unknown_outcome_found_is_fetched(bench: Bench) -> None:
+    """A call that the history knows is fetched, not sent again; the whole body is compared, addresses hashed."""
+    request = GenerationRequest(
+        "flux-2-klein-9b", {"prompt": "a cup", "seed": 7}, (Reference("url", "http://a/b", "http://a/b?sig=x"),)
+    )
+    bench.backend.submits = [error("unknown")]
+    bench.backend.found = "hidden"
+    result = await bench.make(request)
+    assert (result.status, result.attempts, result.request_id) == ("generated", 1, "hidden")
+    (claimed,) = bench.backend.claimed
+    assert claimed["prompt"] == "a cup"
+    assert "sig=x" not in str(claimed)
+    claims = await bench.ledger.claims(request.key)
+    assert [(claim.n, claim.request_id) for claim in claims] == [(1, "hidden")]
+
+
+async def test_a_run_does_not_stay_open_for_unknown_outcomes(bench: Bench) -> None:
+    """After the look at 30 s the row ends held; the next run goes on where this one ended."""
+    bench.backend.submits = [error("unknown")]
+    bench.clock.ends_in(100)
+    result = await bench.make()
+    assert (result.status, result.error_kind, result.attempts) == ("held", "unknown", 1)
+    assert bench.backend.history == ["submit", "find"]
+
+
+@pytest.mark.parametrize("policy", ["hold", "retry-once"])
+async def test_on_unknown(policy: str, tmp_path: Path) -> None:
+    """`hold` asks nothing and sends nothing; `retry-once` looks once and sends once more, counted, then holds."""
+    bench = Bench(tmp_path, LedgerView.empty(), policy={"on_unknown": policy})
+    bench.backend.submits = [error("unknown"), error("unknown"), "r3"]
+    result = await bench.make()
+    assert (result.status, result.error_kind) == ("held", "unknown")
+    once = policy == "retry-once"
+    assert bench.backend.history == (["submit", "find", "submit", "find"] if once else ["submit"])
+    assert (result.attempts, result.maybe_paid) == ((2, 1) if once else (1, 0))
+
+
+async def test_hold_covers_an_answered_5xx(tmp_path: Path) -> None:
+    """With `hold` even the documented guess is not made."""
+    bench = Bench(tmp_path, LedgerView.empty(), policy={"on_unknown": "hold"})
+    bench.backend.submits = [error("unavailable", status=503)]
+    result = await bench.make()
+    assert (result.status, result.error_kind, result.attempts) == ("held", "unknown", 1)
+
+
+async def test_a_look_that_fails_proves_nothing(bench: Bench) -> None:
+    """While the history cannot be read, however late it is, nothing is sent again."""
+    bench.backend.submits = [error("unknown")]
+    bench.clock.ends_in(20_000)
+
+    def refuse(call: str) -> None:
+        if call == "find":
+            raise error("unsent")
+
+    bench.backend.watch = refuse
+    result = await bench.make()
+    assert (result.status, result.attempts) == ("held", 1)
+    assert bench.backend.history.count("find") > 10
+
+
+async def test_nobody_sends_over_a_young_claim(tmp_path: Path) -> None:
+    """The claim of a run that is silent, not gone, is left alone for 120 s, by the store's clock."""
+    for dead, first in (("silent", 120.0), ("gone", 0.0)):
+        bench = Bench(tmp_path / dead, LedgerView.empty(), policy={"history_lag": 0.0})
+        bench.dead = dead
+        await other_claim(bench, None)
+        sent: list[datetime] = []
+        start = bench.clock.time
+        bench.backend.watch = lambda call, sent=sent, bench=bench: (
+            sent.append(bench.clock.time) if call == "submit" else None
+        )
+        result = await bench.make()
+        assert (result.status, result.attempts) == ("generated", 1)
+        assert (sent[0] - start).total_seconds() == pytest.approx(first, abs=2)
+
+
+async def test_a_late_claim_needs_one_look(bench: Bench) -> None:
+    """A claim older than the lag is looked up once and then sent again."""
+    await other_claim(bench, None)
+    bench.clock.time += timedelta(hours=3)
+    result = await bench.make()
+    assert (result.status, result.attempts) == ("generated", 1)
+    assert bench.backend.history == ["find", "submit", "collect"]
 
 
 async def test_a_sleeper_does_not_send(bench: Bench) -> None:
@@ -249,6 +419,8 @@ async def test_a_sleeper_does_not_send(bench: Bench) -> None:
     head = bench.store.head
 
     async def slow_head(path: str) -> Any:
+        bench.store.head = head  # type: ignore[method-assign]
+        bench.clock.ends_in(500)
         bench.clock.time += timedelta(minutes=5)
         later = Claim("run2", "n2", f"{HEX}-2", bench.clock.now(), {})
         await bench.ledger.claim(REQUEST.key, 2, later)
@@ -256,7 +428,7 @@ async def test_a_sleeper_does_not_send(bench: Bench) -> None:
 
     bench.store.head = slow_head  # type: ignore[method-assign]
     result = await bench.make()
-    assert (result.status, result.error_kind) == ("held", "other_run")
+    assert (result.status, result.error_kind) == ("held", "unknown")
     assert "submit" not in bench.backend.history
 
 
@@ -307,7 +479,7 @@ async def test_slots(tmp_path: Path) -> None:
         nonlocal sleeping
         sleeping += 1
         await asyncio.sleep(0.03)
-        busy.append(sleeping + bench.executor.in_flight)
+        busy.append(sleeping + bench.executor.slots.used)
         sleeping -= 1
 
     bench.clock.sleep = watched  # type: ignore[method-assign]
@@ -316,3 +488,95 @@ async def test_slots(tmp_path: Path) -> None:
     assert {result.status for result in results} == {"generated"}
     assert bench.backend.most_in_flight == 3
     assert max(busy) > 3, "rows that wait must not keep others from running"
+
+
+async def test_a_cap_is_never_exceeded_and_wholly_used(tmp_path: Path) -> None:
+    """Calls are sent while the worst known cost still fits; then the run stops, resumable; nothing is overshot."""
+    bench = Bench(tmp_path, LedgerView.empty(), max_in_flight=8, budget=Budget(cap=0.41))
+    requests = [GenerationRequest("flux-2-klein-9b", {"prompt": f"p{n}", "seed": n}) for n in range(30)]
+    results = await asyncio.gather(*map(bench.make, requests))
+    made = [result for result in results if result.status == "generated"]
+    assert len(made) == 10
+    assert {result.status for result in results} == {"generated", "not_run"}
+    assert bench.control.stop_reason == "budget"
+    assert bench.kit.budget.spent == pytest.approx(0.4)
+    assert (bench.kit.budget.reserved, bench.kit.budget.overshoot) == (pytest.approx(0.0), 0.0)
+
+
+async def test_an_unmeasured_class_goes_two_at_a_time(tmp_path: Path) -> None:
+    """Until five costs of a class are measured at most two of it are in flight, then all slots are used."""
+    bench = Bench(tmp_path, LedgerView.empty(), max_in_flight=8, budget=Budget(cap=100.0))
+    seen: list[tuple[int, int]] = []
+    bench.backend.watch = lambda _: seen.append((bench.kit.budget.measured.total(), bench.executor.slots.used))
+    requests = [GenerationRequest("flux-2-klein-9b", {"prompt": f"p{n}", "seed": n}) for n in range(30)]
+    await asyncio.gather(*map(bench.make, requests))
+    assert max(used for measured, used in seen if measured < 5) == 2
+    assert max(used for _, used in seen) == 8
+
+
+async def test_unknown_outcomes_stay_reserved(tmp_path: Path) -> None:
+    """What may have been billed is not spent again: its price stays reserved, and the run stops at the cap."""
+    bench = Bench(tmp_path, LedgerView.empty(), budget=Budget(cap=0.09), policy={"on_unknown": "hold"})
+    bench.backend.submits = [error("unknown"), error("unknown")]
+    requests = [GenerationRequest("flux-2-klein-9b", {"prompt": f"p{n}", "seed": n}) for n in range(3)]
+    results = [await bench.make(request) for request in requests]
+    assert [result.status for result in results] == ["held", "held", "not_run"]
+    assert bench.kit.budget.reserved == pytest.approx(2 * 0.04019)
+
+
+async def test_stuck_jobs_give_their_slots_away(tmp_path: Path) -> None:
+    """A job far slower than the others is polled without a slot; at the end of the run it is held, with its id."""
+    bench = Bench(tmp_path, LedgerView.empty(), max_in_flight=1, policy={"straggler_seconds": 0.0})
+    for _ in range(40):
+        bench.kit.totals.add(0.001)
+    collect = bench.backend.collect
+
+    async def stuck(submission: Submission) -> Delivery:
+        if submission.request.prompt == "stuck":
+            await asyncio.Event().wait()
+        return await collect(submission)
+
+    bench.backend.collect = stuck  # type: ignore[method-assign]
+    calls_module.STUCK_AT_LEAST_S, before = 0.05, calls_module.STUCK_AT_LEAST_S
+    try:
+        requests = [GenerationRequest("flux-2-klein-9b", {"prompt": p, "seed": 1}) for p in ("stuck", "a", "b")]
+        results = [await bench.executor.make(request, request.key) for request in requests]
+    finally:
+        calls_module.STUCK_AT_LEAST_S = before
+    assert [result.status for result in results] == ["held", "generated", "generated"]
+    bench.clock.time += timedelta(minutes=1)
+    (late,) = await bench.executor.settle()
+    assert (late.status, late.error_kind, late.request_id) == ("held", "submitted", "r1")
+
+
+async def test_a_hung_submit_is_cut_and_looked_up(tmp_path: Path) -> None:
+    """A POST that is not answered in ten times the usual time is an unknown outcome: looked up, not sent again."""
+    bench = Bench(tmp_path, LedgerView.empty())
+    for _ in range(40):
+        bench.kit.submits.add(0.001)
+
+    async def hang(request: GenerationRequest) -> Submission:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    bench.backend.submit = hang  # type: ignore[method-assign]
+    bench.backend.found = "hidden"
+    calls_module.SUBMIT_AT_LEAST_S, before = 0.05, calls_module.SUBMIT_AT_LEAST_S
+    try:
+        result = await bench.make()
+    finally:
+        calls_module.SUBMIT_AT_LEAST_S = before
+    assert (result.status, result.attempts, result.request_id) == ("generated", 1, "hidden")
+
+
+async def test_refusals_lower_the_concurrency(tmp_path: Path) -> None:
+    """A burst of 429 halves the calls in flight once; successes raise them again."""
+    bench = Bench(tmp_path, LedgerView.empty(), max_in_flight=16)
+    bench.backend.submits = [error("rate_limited", status=429, retry_after=1.0) for _ in range(16)]
+    requests = [GenerationRequest("flux-2-klein-9b", {"prompt": f"p{n}", "seed": n}) for n in range(200)]
+    lowest = [16]
+    bench.backend.watch = lambda _: lowest.append(bench.kit.concurrency.now)
+    results = await asyncio.gather(*map(bench.make, requests))
+    assert {result.status for result in results} == {"generated"}
+    assert bench.kit.concurrency.cuts in (1, 2)
+    assert (min(lowest) <= 8, bench.kit.concurrency.now) == (True, 16)

@@ -19,6 +19,7 @@ from prefect_imagegen.core.errors import StoreError
 from prefect_imagegen.core.ledger import image_facts
 from prefect_imagegen.core.metadata import METADATA_SCHEMA
 from prefect_imagegen.core.outcomes import OUTCOMES
+from prefect_imagegen.core.plan import WORKED
 from prefect_imagegen.core.redact import redact
 from prefect_imagegen.core.results import RequestResult, results_of
 
@@ -61,9 +62,10 @@ async def _write(session: Session, seconds: float) -> RunResult:
     run_id = session.prepared.run_id
     result = RunResult(run_id, session.plan.store.url, seconds=seconds)
     result.stop_reason, result.stop_message = session.control.stop_reason, session.control.stop_message
-    result.calls = session.executor.calls
+    result.calls, result.overshoot_usd = session.executor.calls, session.budget.overshoot
+    late = await _late_results(session)
     async for index, part in session.plan.parts():
-        results = await _results(session, part)
+        results = await _results(session, part, late)
         table = await asyncio.to_thread(_metadata, session, part, results, result)
         await _put_table(session, layout.part(run_id, "metadata", index), table)
         lacking = table.filter(pc.invert(pc.is_in(table["status"], pa.array(sorted(_WITH_IMAGE)))))
@@ -75,6 +77,8 @@ async def _write(session: Session, seconds: float) -> RunResult:
         "stop_message": result.stop_message,
         "plan": session.prepared.summary.as_dict(),
         "options": session.prepared.job.options.model_dump(exclude={"manifest_storage_options"}),
+        "paid": result.paid,
+        "overshoot_usd": result.overshoot_usd,
         "endpoint": session.endpoint,
         "kind": session.prepared.kind,
     }
@@ -90,11 +94,11 @@ def report_markdown(result: RunResult) -> str:
     lines = [f"# Run {result.run_id}", "", f"Store: `{result.store}`", "", "| | rows |", "|---|---|"]
     lines += [f"| {state} | {getattr(result, state)} |" for state in STATES]
     lines += [f"| **all** | **{result.rows}** |", ""]
-    lines += [f"{result.calls} calls, {result.cost_usd:.4f} USD, {result.seconds:.1f} s."]
+    lines += [f"{money_text(result)}; {result.calls} calls, {result.seconds:.1f} s."]
     if result.flagged:
         lines += ["", f"{result.flagged} images are flagged (see `flags` in the metadata)."]
-    if result.maybe_paid:
-        lines += ["", f"{result.maybe_paid} calls were sent again after an answered 5xx and may have been paid twice."]
+    if result.overshoot_usd:
+        lines += ["", f"The budget was overshot by {result.overshoot_usd:.4f} USD: calls cost more than any before."]
     if result.stop_reason:
         lines += [
             "",
@@ -110,8 +114,14 @@ def report_markdown(result: RunResult) -> str:
     return "\n".join(lines) + "\n"
 
 
-async def _results(session: Session, part: pa.Table) -> dict[bytes, RequestResult]:
-    """The results of all shards that this part's rows belong to."""
+def money_text(result: RunResult) -> str:
+    """What the run delivered, what of it was billed, and what may have been billed twice."""
+    text = f"{result.generated} delivered / {result.paid} billed / {result.maybe_paid} possibly billed twice"
+    return f"{text}, {result.cost_usd:.4f} USD"
+
+
+async def _results(session: Session, part: pa.Table, late: Mapping[bytes, RequestResult]) -> dict[bytes, RequestResult]:
+    """The results of all shards that this part's rows belong to; `late` ones replace them."""
     shards = [shard for shard in pc.unique(part["shard"]).to_pylist() if shard is not None]
     gate = asyncio.Semaphore(_READERS)
 
@@ -123,18 +133,23 @@ async def _results(session: Session, part: pa.Table) -> dict[bytes, RequestResul
     found: dict[bytes, RequestResult] = {}
     for results in await asyncio.gather(*map(read, shards)):
         found |= results
-    return found
+    return found | {key: late[key] for key in found.keys() & late.keys()}
+
+
+async def _late_results(session: Session) -> dict[bytes, RequestResult]:
+    data = await session.plan.store.get(layout.late_results(session.prepared.run_id))
+    return {} if data is None else results_of(pq.read_table(pa.BufferReader(data)))
 
 
 def _metadata(session: Session, part: pa.Table, results: Mapping[bytes, RequestResult], result: RunResult) -> pa.Table:
     """One part of the metadata; its rows are added to the figures of `result`."""
-    facts = session.ledger.view.facts(part.filter(pc.equal(part["state"], "done"))["request_key"].combine_chunks())
+    facts = session.view.facts(part.filter(pc.equal(part["state"], "done"))["request_key"].combine_chunks())
     own = [name for name in part.column_names if not name.startswith("c_")]
     rows = []
     for planned in part.select(own).to_pylist():
         row = _row(session, planned, results, facts)
         rows.append(row)
-        _count(result, row, results.get(planned["request_key"]))
+        _count(result, row, results.get(planned["request_key"]) if planned["state"] in WORKED else None)
     table = pa.Table.from_pylist(rows, schema=METADATA_SCHEMA)
     for position, name in enumerate(session.plan.carried.values()):
         table = table.append_column(name, part[f"c_{position}"])
@@ -182,7 +197,7 @@ def _row(
         }
     if state == "identical":
         return row | {"status": "reused"} if found.status == "generated" else row
-    return row | {"attempts": found.attempts, "cost_usd": found.cost_usd if found.image else 0.0}
+    return row | {"attempts": found.attempts, "cost_usd": found.cost_usd if found.status == "generated" else 0.0}
 
 
 def _from_ledger(event: Mapping[str, Any]) -> dict[str, Any]:
@@ -218,8 +233,9 @@ def _count(result: RunResult, row: Mapping[str, Any], made: RequestResult | None
     setattr(result, status, getattr(result, status) + 1)
     result.flagged += bool(row.get("flags"))
     result.cost_usd += row["cost_usd"] or 0.0
-    if made is not None and row["attempts"]:
+    if made is not None:
         result.maybe_paid += made.maybe_paid
+        result.paid += made.paid
     if status not in _WITH_IMAGE:
         kind = row["error_kind"] or status
         result.failures[kind] = result.failures.get(kind, 0) + 1

@@ -6,6 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from prefect_imagegen.core.manifest import ManifestOptions
 from prefect_imagegen.core.models import DEFAULT_MODEL
+from prefect_imagegen.core.reconcile import DEFAULT_LAG_S, OnUnknown
 
 
 class GenerateOptions(BaseModel):
@@ -60,6 +61,30 @@ class GenerateOptions(BaseModel):
     )
     max_failure_rate: float = Field(
         0.5, ge=0, le=1, title="Max failure rate", description="Stop if more of the last 100 rows failed (at least 20)."
+    )
+    max_cost_usd: float | None = Field(
+        None,
+        gt=0,
+        title="Max cost (USD)",
+        description="A hard cap on what the run spends: a call is sent only if the worst known cost still fits.",
+    )
+    on_unknown: OnUnknown = Field(
+        "reconcile",
+        title="On unknown",
+        description="A call that was sent and not answered: look it up in the request history (reconcile), send it "
+        "again once after one look (retry-once, may pay twice), or leave it held (hold).",
+    )
+    history_lag: float = Field(
+        DEFAULT_LAG_S,
+        ge=0,
+        title="History lag",
+        description="Seconds after which a call that the request history does not know was not accepted.",
+    )
+    drain_seconds: float = Field(
+        20.0,
+        ge=0,
+        title="Drain seconds",
+        description="How long a stopped run waits for blocking (v1) calls; Prefect kills a cancelled run after 30 s.",
     )
     on_invalid: Literal["fail", "skip"] = Field(
         "fail",

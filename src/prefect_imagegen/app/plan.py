@@ -90,6 +90,8 @@ class Planner:
                 cells |= self._settle(key, in_ledger, first_shard)
                 if cells["state"] in WORKED:
                     here[key] = cells["shard"]
+                    if cells["state"] == "unsettled" and cells["shard"] not in self.summary.unsettled_shards[-1:]:
+                        self.summary.unsettled_shards.append(cells["shard"])
                     self.summary.to_make_by_model[valid_row.request.model] += 1
                 cells |= _describe(valid_row, key)
             else:
@@ -187,6 +189,7 @@ class WrittenPlan:
         self.content = content
         self.shards: int = content["shards"]
         self.rows: int = content["rows"]
+        self.unsettled_shards: list[int] = content["unsettled_shards"]
         self.carried: dict[str, str] = content["carried"]
         self.store = store
         self._cached: tuple[str, pa.Table] | None = None

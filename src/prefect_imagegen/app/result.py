@@ -14,6 +14,7 @@ EXIT_CODES: dict[int, str] = {
 STOP_REASONS: dict[str, str] = {
     "auth": "the API key was rejected during the run",
     "credits": "the balance or a spending limit was reached",
+    "budget": "one more image could exceed --max-cost-usd",
     "too_many_failures": "more rows failed than --max-failure-rate allows",
     "deadline": "nothing moved for --deadline seconds",
     "store": "the store could not be written",
@@ -47,6 +48,9 @@ class RunResult:
     examples: dict[str, str] = field(default_factory=dict)
     """One message for each error kind."""
     stop_message: str | None = None
+    paid: int = 0
+    """Images billed in this run, those of earlier calls that it settled included."""
+    overshoot_usd: float = 0.0
 
     @property
     def exit_code(self) -> int:

@@ -23,14 +23,17 @@ from prefect_imagegen.app.prepare import Prepared
 from prefect_imagegen.app.settings import BackendSettings
 from prefect_imagegen.control import RunControl
 from prefect_imagegen.core import layout
+from prefect_imagegen.core.budget import Budget
+from prefect_imagegen.core.concurrency import AdaptiveLimit
 from prefect_imagegen.core.errors import ImagegenError, StoreError
 from prefect_imagegen.core.image import Decoded
+from prefect_imagegen.core.ledger import LedgerView
 from prefect_imagegen.core.results import RequestResult, results_table
-from prefect_imagegen.executor import Executor, Policy
+from prefect_imagegen.executor import Executor, Kit, Policy
 from prefect_imagegen.gateway.server import EmbeddedGateway
 from prefect_imagegen.gateway.settings import GatewaySettings
-from prefect_imagegen.io.heartbeat import Heartbeat, Process, is_alive
-from prefect_imagegen.io.ledger import StoreLedger, load_ledger
+from prefect_imagegen.io.heartbeat import Heartbeat, Process, StoreNeighbours
+from prefect_imagegen.io.ledger import StoreLedger, load_ledger, segments
 from prefect_imagegen.io.limits import RateGate, SystemClock
 from prefect_imagegen.io.object_store import open_object_store
 
@@ -52,29 +55,38 @@ class Stats:
 
     def take(self, result: RequestResult) -> None:
         """Count one finished request."""
-        self.done += 1
-        self.statuses[result.status] += 1
+        self._count(result, 1)
+
+    def replace(self, before: RequestResult, result: RequestResult) -> None:
+        """A request that was held for the time being has come to its end."""
+        self._count(before, -1)
+        self._count(result, 1)
+
+    def _count(self, result: RequestResult, times: int) -> None:
+        self.done += times
+        self.statuses[result.status] += times
         if result.error_kind:
-            self.kinds[result.error_kind] += 1
-        self.flagged += bool(result.image and result.image.flags)
-        self.cost_usd += result.cost_usd or 0.0
+            self.kinds[result.error_kind] += times
+        self.flagged += times * bool(result.image and result.image.flags)
+        self.cost_usd += times * (result.cost_usd or 0.0)
 
 
 class Session:
     """One prepared run, open for execution. Get one from `open_session`."""
 
-    def __init__(
-        self, prepared: Prepared, plan: WrittenPlan, executor: Executor, control: RunControl, ledger: StoreLedger
-    ) -> None:
+    def __init__(self, prepared: Prepared, plan: WrittenPlan, executor: Executor, kit: Kit, view: LedgerView) -> None:
         self.prepared = prepared
         self.plan = plan
         self.executor = executor
-        self.control = control
-        self.ledger = ledger
+        self.control = kit.control
+        self.ledger = kit.ledger
+        self.budget = kit.budget
+        self.view = view
         self.stats = Stats(total=prepared.summary.to_make)
         self.endpoint = ""
         self.backend_name = "segmind"
         self.max_in_flight = 1
+        self._held: dict[bytes, RequestResult] = {}
 
     @property
     def open_shards(self) -> int:
@@ -91,23 +103,39 @@ class Session:
             async with gate:
                 result = await self.executor.make(one.request, one.key)
             self.stats.take(result)
+            if result.status == "held":
+                self._held[result.key] = result
             return result
 
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(make(position)) for position in range(len(planned))]
         results = [task.result() for task in tasks]
+        await self._write_results(layout.part(self.prepared.run_id, "results", index), results)
+        return Counter(result.status for result in results)
+
+    async def _settle(self) -> None:
+        """Wait for what the shards left parked, and write down what became of it."""
+        results = await self.executor.settle()
+        for result in results:
+            self.stats.replace(self._held[result.key], result)
+        if results:
+            await self._write_results(layout.late_results(self.prepared.run_id), results)
+
+    async def _write_results(self, path: str, results: list[RequestResult]) -> None:
         sink = io.BytesIO()
         pq.write_table(results_table(results), sink, compression="zstd")
         try:
-            path = layout.part(self.prepared.run_id, "results", index)
             await self.plan.store.put(path, sink.getvalue())
         except StoreError as error:
             self.control.stop("store", str(error))
-        return Counter(result.status for result in results)
 
     async def for_each_shard(self, run_one: Callable[[int], Awaitable[object]]) -> None:
-        """Run all shards, in order, so many at once as keep the pipe full. Raises what a shard raises."""
-        numbers = iter(range(self.plan.shards))
+        """Run all shards, so many at once as keep the pipe full, then wait for parked rows. Raises what a shard raises.
+
+        Shards with rows that an earlier run left unsettled come first.
+        """
+        first = self.plan.unsettled_shards
+        numbers = iter([*first, *sorted(set(range(self.plan.shards)) - set(first))])
 
         async def work() -> None:
             for index in numbers:
@@ -118,6 +146,7 @@ class Session:
         async with asyncio.TaskGroup() as group:
             for _ in range(min(self.open_shards, self.plan.shards)):
                 group.create_task(work())
+        await self._settle()
 
     @contextmanager
     def stopping_on_signals(self) -> Iterator[None]:
@@ -166,7 +195,9 @@ async def open_session(prepared: Prepared) -> AsyncIterator[Session]:
         plan = await WrittenPlan.load(store, run_id)
         heartbeat = Heartbeat(store, run_id, process, clock)
         await heartbeat.beat()
-        ledger = StoreLedger(store, await load_ledger(store), run_id=run_id, nonce=process.nonce, clock=clock)
+        seen = await segments(store)
+        view = await load_ledger(store)
+        ledger = StoreLedger(store, view, run_id=run_id, nonce=process.nonce, clock=clock, seen=seen)
         settings = await _with_gateway(resolve_backend(prepared.job.backend, options), stack)
         control = RunControl(clock, deadline=options.deadline, max_failure_rate=options.max_failure_rate)
         gate = RateGate(settings.requests_per_minute, clock.monotonic, control.sleep)
@@ -179,20 +210,28 @@ async def open_session(prepared: Prepared) -> AsyncIterator[Session]:
         async def decoder(function: Callable[[bytes], Decoded], data: bytes) -> Decoded:
             return await asyncio.get_running_loop().run_in_executor(threads, function, data)
 
-        executor = Executor(
+        kit = Kit(
             backend=backend,
             store=store,
             ledger=ledger,
             limiter=gate,
-            max_in_flight=settings.max_in_flight or 1,
             control=control,
-            policy=Policy(run_id, process.nonce, options.max_attempts),
+            policy=Policy(
+                run_id,
+                process.nonce,
+                options.max_attempts,
+                options.on_unknown,
+                options.history_lag,
+                options.drain_seconds,
+            ),
             clock=clock,
+            neighbours=StoreNeighbours(store, heartbeat, process, clock),
             draw=random.random,
-            is_alive=lambda other: is_alive(store, other, run_id, process),
             decoder=decoder,
+            concurrency=AdaptiveLimit(settings.max_in_flight or 1),
+            budget=Budget.of(options.max_cost_usd, view.costs()),
         )
-        session = Session(prepared, plan, executor, control, ledger)
+        session = Session(prepared, plan, Executor(kit), kit, view)
         session.endpoint, session.backend_name = backend.endpoint, backend.name
         session.max_in_flight = settings.max_in_flight or 1
         background = [asyncio.create_task(heartbeat.keep_beating()), asyncio.create_task(ledger.keep_flushing())]

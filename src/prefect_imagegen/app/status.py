@@ -8,7 +8,7 @@ from typing import Any
 from prefect_imagegen.app.settings import StoreSettings
 from prefect_imagegen.core import layout
 from prefect_imagegen.core.errors import RefusedError, StoreError
-from prefect_imagegen.io.heartbeat import Process, beats_at
+from prefect_imagegen.io.heartbeat import Process, life_of
 from prefect_imagegen.io.object_store import FsspecObjectStore, open_object_store
 
 
@@ -52,7 +52,7 @@ async def _status(store: FsspecObjectStore, run_id: str) -> RunStatus:
         return RunStatus(run_id, state, about.get("manifest", ""), report, (text or b"").decode())
     if await store.head(layout.run(run_id, "started.json")) is None:
         return RunStatus(run_id, "planned", about.get("manifest", ""), {})
-    alive = await beats_at(store, run_id, datetime.now(UTC), Process.this(""))
+    alive = await life_of(store, run_id, datetime.now(UTC), Process.this("")) == "live"
     return RunStatus(run_id, "running" if alive else "abandoned", about.get("manifest", ""), {})
 
 

@@ -64,8 +64,9 @@ class Claim:
 
 @dataclass(frozen=True, slots=True)
 class ClaimRecord:
-    """A claim as found in the store: its number, who made it, and the request_id if it got one."""
+    """A claim as found in the store: its number, who made it, the request_id if it got one, the store's own time."""
 
     n: int
     claim: Claim
     request_id: str | None
+    stored: datetime | None = None

@@ -18,9 +18,14 @@ def claims_of(key: str) -> str:
     return f"{CLAIMS}/{key[:2]}/{key}"
 
 
+def claim_name(n: int) -> str:
+    """The last part of the path of claim number n (from 1)."""
+    return f"{n}.json"
+
+
 def claim(key: str, n: int) -> str:
     """Claim number n (from 1) of a request key (hex)."""
-    return f"{claims_of(key)}/{n}.json"
+    return f"{claims_of(key)}/{claim_name(n)}"
 
 
 def claim_id(key: str, n: int) -> str:
@@ -36,6 +41,11 @@ def segment(name: str) -> str:
 def run(run_id: str, *names: str) -> str:
     """A file or folder of one run."""
     return "/".join((RUNS, run_id, *names))
+
+
+def late_results(run_id: str) -> str:
+    """The results of requests that were held when their shard ended, and settled later in the same run."""
+    return run(run_id, "results", "late.parquet")
 
 
 def part(run_id: str, family: str, index: int) -> str:

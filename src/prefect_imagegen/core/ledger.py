@@ -5,6 +5,7 @@ A key is delivered if any attempt is, else open if any attempt is open, else fai
 """
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -74,6 +75,17 @@ def image_facts(row: dict[str, Any]) -> ImageFacts | None:
     return ImageFacts(path=row["image_path"], flags=tuple(row["flags"] or ()), **facts)
 
 
+@dataclass(frozen=True, slots=True)
+class CostStats:
+    """Measured costs of one class, in US dollars, and the backend's own mean latency in seconds, where it told one."""
+
+    count: int
+    low: float
+    high: float
+    mean: float
+    latency_s: float | None
+
+
 class LedgerView:
     """What the ledger said when it was read: the state of every key, and the facts of every image."""
 
@@ -94,6 +106,8 @@ class LedgerView:
         self._failures = failures.select(["key", "error_kind", "error_message", "http_status", "attempt_id"])
         settled = not_delivered.filter(pc.invert(pc.is_in(not_delivered["key"], self._open_keys)))
         self._failed_keys = _distinct(settled["key"])
+        calls = events.filter(pc.is_valid(events["request_id"])).select(["key", "request_id"])
+        self._calls = calls.filter(pc.invert(pc.is_in(calls["key"], self.delivered_keys)))
         facts = events.filter(pc.equal(events["type"], "delivered"))
         quarantined = self._attempts.filter(pc.equal(top, RANK["quarantined"]))["attempt_id"].combine_chunks()
         facts = facts.filter(pc.invert(pc.is_in(facts["attempt_id"], quarantined)))
@@ -119,10 +133,31 @@ class LedgerView:
         """Kind and message of the last failure of a key."""
         return self._last_failures.get(key, ("unknown", "the ledger gives no reason"))
 
+    def request_ids(self, key: bytes) -> frozenset[str]:
+        """The request ids known of a key that has no image."""
+        return self._request_ids.get(key, frozenset())
+
     def facts(self, keys: pa.Array) -> dict[bytes, dict[str, Any]]:
         """The (first) delivered event of each key that has one, as a row of `EVENT_SCHEMA`."""
         rows = self._facts.filter(pc.is_in(self._facts["key"], keys)).sort_by(_ORDER).to_pylist()
         return {row["key"]: row for row in reversed(rows)}
+
+    def costs(self) -> dict[str, CostStats]:
+        """What the answers said of cost and latency so far, by cost class."""
+        known = self._facts.filter(
+            pc.and_(pc.is_valid(self._facts["cost_usd"]), pc.is_valid(self._facts["cost_class"]))
+        )
+        table = known.group_by("cost_class").aggregate(
+            [
+                ("cost_usd", "count"),
+                ("cost_usd", "min"),
+                ("cost_usd", "max"),
+                ("cost_usd", "mean"),
+                ("latency_s", "mean"),
+            ]
+        )
+        rows = zip(*(table[name].to_pylist() for name in table.column_names), strict=True)
+        return {name: CostStats(*figures) for name, *figures in rows}
 
     def is_closed(self, attempt_id: str) -> bool:
         """Whether the attempt is known to have ended."""
@@ -132,6 +167,13 @@ class LedgerView:
     def _last_failures(self) -> dict[bytes, tuple[str, str]]:
         rows = self._failures.filter(pc.is_in(self._failures["key"], self._failed_keys)).to_pylist()
         return {row["key"]: (row["error_kind"] or "unknown", row["error_message"] or "") for row in rows}
+
+    @cached_property
+    def _request_ids(self) -> dict[bytes, frozenset[str]]:
+        found: dict[bytes, set[str]] = {}
+        for row in self._calls.to_pylist():
+            found.setdefault(row["key"], set()).add(row["request_id"])
+        return {key: frozenset(ids) for key, ids in found.items()}
 
     @cached_property
     def _closed(self) -> frozenset[str]:

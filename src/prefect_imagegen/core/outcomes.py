@@ -9,21 +9,24 @@ from typing import Literal
 
 Phase = Literal["submit", "result"]
 Accepted = Literal["no", "answered_5xx", "unknown", "yes"]
+Billed = Literal["no", "maybe", "yes"]
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """One kind of failure, and what follows from it.
 
-    `accepted`: whether the backend may have taken the work (and so may bill it). `retryable`: whether the same row
-    may be asked for again. `scope`: what the failure ends. `max_posts`: how many POSTs of one row and run may end
-    so. `counted`: whether the POST counts against that and against --max-attempts. `slows`: everybody pauses.
+    `accepted`: whether the backend may have taken the work. `billed`: whether the attempt costs money.
+    `retryable`: whether the same row may be asked for again. `scope`: what the failure ends. `max_posts`: how many
+    POSTs of one row and run may end so. `counted`: whether the POST counts against that and against --max-attempts.
+    `slows`: everybody pauses.
     """
 
     kind: str
     accepted: Accepted
     meaning: str
     remedy: str
+    billed: Billed = "no"
     retryable: bool = False
     scope: Literal["row", "model", "run"] = "row"
     max_posts: int = 5
@@ -56,6 +59,7 @@ _ROWS = (
         "Tried at most 3 times; the next run tries once more. Look at the row's parameters.",
         retryable=True,
         max_posts=3,
+        billed="maybe",
     ),
     Outcome(
         "unavailable",
@@ -63,6 +67,7 @@ _ROWS = (
         "502, 503 or 504: the API is temporarily unavailable",
         "Run the same command again later.",
         retryable=True,
+        billed="maybe",
     ),
     Outcome(
         "generation_failed",
@@ -94,12 +99,14 @@ _ROWS = (
         "yes",
         "what was delivered is empty, truncated or no image, also when fetched again",
         "The call was paid; ask Segmind's support with the request_id.",
+        billed="yes",
     ),
     Outcome(
         "output_lost",
         "yes",
         "the record and the history no longer give the result",
         "Ask Segmind's support with the request_id; outputs live for 7 days.",
+        billed="yes",
     ),
     Outcome(
         "model_unavailable",
@@ -140,13 +147,38 @@ _ROWS = (
         "unknown",
         "unknown",
         "the call was sent and no answer came; the API may have taken it",
-        "Held rather than bought again; look for the call in your account's request history.",
+        "Run the same command again: it asks the request history; after --history-lag it knows.",
+        billed="maybe",
+    ),
+    Outcome(
+        "not_accepted",
+        "no",
+        "no answer came, and after its lag the request history does not know the call: it was not accepted",
+        "Sent again by itself.",
+        retryable=True,
+    ),
+    Outcome(
+        "sent_again",
+        "unknown",
+        "no answer came, and --on-unknown retry-once had the call sent again",
+        "It may have been paid twice: `prefect-imagegen reconcile` tells.",
+        billed="maybe",
+        retryable=True,
+    ),
+    Outcome(
+        "retry_asked",
+        "unknown",
+        "`prefect-imagegen retry` gave the row free again",
+        "Run the same command again.",
+        billed="maybe",
+        retryable=True,
     ),
     Outcome(
         "submitted",
         "yes",
         "the call was accepted and its result was not fetched yet",
         "Run the same command again: it fetches the result without paying again.",
+        billed="yes",
     ),
     Outcome(
         "other_run",

@@ -69,6 +69,8 @@ class PlanSummary:
     errors: list[RowError] = field(default_factory=list)
     reasons: Counter[str] = field(default_factory=Counter)
     carried: dict[str, str] = field(default_factory=dict)
+    unsettled_shards: list[int] = field(default_factory=list)
+    """Shards with rows that an earlier run left unsettled: they come first."""
 
     @property
     def to_make(self) -> int:
@@ -87,6 +89,7 @@ class PlanSummary:
             "rows": self.rows,
             "counts": {state: self.counts[state] for state in STATES},
             "shards": self.shards,
+            "unsettled_shards": self.unsettled_shards,
             "models": dict(self.models),
             "expected_cost_usd": round(expected_cost(self.to_make_by_model), 4),
             "warnings": dict(self.warnings),

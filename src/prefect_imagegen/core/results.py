@@ -15,7 +15,8 @@ from prefect_imagegen.core.ledger import KEY_TYPE, image_facts
 class RequestResult:
     """The end of one request: its status (as in metadata), the image or the reason, and what it took.
 
-    `attempts` is the number of POSTs sent in this run; `maybe_paid` counts those re-sent after an answered 5xx;
+    `attempts` is the number of POSTs sent in this run; `maybe_paid` counts those re-sent on a guess, `paid` the
+    images billed in this run, whether they were stored or not;
     `cost_usd` is None where no answer named it.
     """
 
@@ -27,6 +28,7 @@ class RequestResult:
     cost_usd: float | None = None
     attempts: int = 0
     maybe_paid: int = 0
+    paid: int = 0
     latency_s: float | None = None
     request_id: str | None = None
     http_status: int | None = None
@@ -43,6 +45,7 @@ RESULT_SCHEMA = pa.schema(
         ("cost_usd", pa.float64()),
         ("attempts", pa.int32()),
         ("maybe_paid", pa.int32()),
+        ("paid", pa.int32()),
         ("latency_s", pa.float64()),
         ("request_id", pa.string()),
         ("http_status", pa.int32()),

@@ -7,10 +7,11 @@ from datetime import datetime, timedelta
 from pathlib import Path
 
 from prefect_imagegen.core import layout
-from prefect_imagegen.ports import Clock, ObjectStore
+from prefect_imagegen.ports import Clock, Life, ObjectStore
 
 PERIOD_S = 15.0
 DEAD_AFTER = timedelta(seconds=90)
+_KNOWN_FOR_S = 5.0
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
@@ -35,18 +36,23 @@ class Process:
 
 
 class Heartbeat:
-    """Writes one run's sign of life."""
+    """Writes one run's sign of life, and tells the store's time by it."""
 
     def __init__(self, store: ObjectStore, run_id: str, process: Process, clock: Clock) -> None:
         self._store = store
         self._path = layout.run(run_id, "heartbeat.json")
         self._process = process
         self._clock = clock
+        self._written: tuple[datetime, float] | None = None
 
     async def beat(self, *, ended: bool = False) -> None:
         """Write it once; with `ended`, for the last time."""
         data = json.dumps(asdict(replace(self._process, ended=ended))).encode()
         await self._store.put(self._path, data, "application/json")
+        found = await self._store.head(self._path)
+        if found is not None and found.modified is not None:
+            # Taken after the put: what is told later is never ahead of the store.
+            self._written = (found.modified, self._clock.monotonic())
 
     async def keep_beating(self) -> None:
         """Write it every 15 seconds, until cancelled."""
@@ -54,31 +60,56 @@ class Heartbeat:
             await self._clock.sleep(PERIOD_S)
             await self.beat()
 
+    def store_now(self) -> datetime:
+        """The present time by the store's clock; the machine's own where the store tells no times."""
+        if self._written is None:
+            return self._clock.now()
+        moment, at = self._written
+        return moment + timedelta(seconds=self._clock.monotonic() - at)
 
-async def is_alive(store: ObjectStore, run_id: str, own_run_id: str, process: Process) -> bool:
-    """Whether another run still works: by the store's own times of both heartbeats, so clocks do not matter.
 
-    Dead at once if it has ended, or if it ran on this boot of this machine and its process is gone.
+class StoreNeighbours:
+    """A `ports.Neighbours`: other runs by their heartbeats, asked for at most every 5 seconds each."""
+
+    def __init__(self, store: ObjectStore, heartbeat: Heartbeat, process: Process, clock: Clock) -> None:
+        self._store = store
+        self._heartbeat = heartbeat
+        self._process = process
+        self._clock = clock
+        self._known: dict[str, tuple[float, Life]] = {}
+
+    async def life(self, run_id: str) -> Life:
+        """Whether another run still works: by the store's own times of both heartbeats, so clocks do not matter."""
+        now = self._clock.monotonic()
+        asked, found = self._known.get(run_id, (0.0, None))
+        if found is None or (found != "gone" and now - asked > _KNOWN_FOR_S):
+            found = await life_of(self._store, run_id, self._heartbeat.store_now(), self._process)
+            self._known[run_id] = (now, found)
+        return found
+
+    def store_now(self) -> datetime:
+        """The present time by the store's clock."""
+        return self._heartbeat.store_now()
+
+
+async def life_of(store: ObjectStore, run_id: str, moment: datetime, process: Process) -> Life:
+    """The state of a run at a moment of the store's time. Doubt counts as life.
+
+    Gone at once if it has ended, or if it ran on this boot of this machine and its process is no more.
     """
-    ours = await store.head(layout.run(own_run_id, "heartbeat.json"))
-    return await beats_at(store, run_id, ours.modified if ours else None, process)
-
-
-async def beats_at(store: ObjectStore, run_id: str, moment: datetime | None, process: Process) -> bool:
-    """Whether a run works at a moment of the store's time (None: unknown, so doubt counts as life)."""
     path = layout.run(run_id, "heartbeat.json")
     theirs, data = await store.head(path), await store.get(path)
     if theirs is None or data is None:
-        return False
+        return "silent"
     try:
         other = Process(**json.loads(data))
     except (ValueError, TypeError):
-        return True
+        return "live"
     if other.ended:
-        return False
+        return "gone"
     if other.boot_id and other.boot_id == process.boot_id and _start_of(other.pid) != other.started:
-        return False
-    return moment is None or theirs.modified is None or moment - theirs.modified <= DEAD_AFTER
+        return "gone"
+    return "live" if theirs.modified is None or moment - theirs.modified <= DEAD_AFTER else "silent"
 
 
 def _start_of(pid: int) -> int | None:

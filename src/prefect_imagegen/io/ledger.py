@@ -3,11 +3,12 @@
 import asyncio
 import io
 import json
-from collections.abc import AsyncIterator, Sequence
-from dataclasses import asdict, fields
+from collections.abc import AsyncIterator, Iterable, Sequence
+from dataclasses import asdict, fields, replace
 from datetime import datetime
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from prefect_imagegen.core import layout
@@ -18,15 +19,28 @@ from prefect_imagegen.ports import Clock, ObjectStore
 
 FLUSH_EVENTS = 2_000
 FLUSH_SECONDS = 15.0
+REFRESH_SECONDS = 5.0
 _READERS = 16
 _CLOSING = frozenset({"failed", "delivered", "quarantined"})
 
 
 class StoreLedger:
-    """A `ports.Ledger` over one store, for one process of one run."""
+    """A `ports.Ledger` over one store, for one process of one run. `seen` are the segments that `view` holds."""
 
-    def __init__(self, store: ObjectStore, view: LedgerView, *, run_id: str, nonce: str, clock: Clock) -> None:
+    def __init__(
+        self,
+        store: ObjectStore,
+        view: LedgerView,
+        *,
+        run_id: str,
+        nonce: str,
+        clock: Clock,
+        seen: Iterable[str] = (),
+    ) -> None:
         self.view = view
+        self._seen = set(seen)
+        self._refreshing = asyncio.Lock()
+        self._refreshed = float("-inf")
         self._store = store
         self._run_id = run_id
         self._nonce = nonce
@@ -39,9 +53,12 @@ class StoreLedger:
     async def claims(self, key: bytes) -> Sequence[ClaimRecord]:
         """All claims of a key, by number, each with its request_id if it got one."""
         folder = layout.claims_of(key.hex())
-        names = {info.path.rsplit("/", 1)[1] for info in await self._store.list(folder)}
-        numbers = sorted(int(name[: -len(".json")]) for name in names if name[: -len(".json")].isdigit())
-        return [await self._read_claim(key, n, has_id=f"{n}.id.json" in names) for n in numbers]
+        found = {info.path.rsplit("/", 1)[1]: info.modified for info in await self._store.list(folder)}
+        numbers = sorted(int(name[: -len(".json")]) for name in found if name[: -len(".json")].isdigit())
+        return [
+            replace(await self._read_claim(key, n, has_id=f"{n}.id.json" in found), stored=found[layout.claim_name(n)])
+            for n in numbers
+        ]
 
     async def claim(self, key: bytes, n: int, claim: Claim) -> bool:
         """Create claim number n: True if it is ours (an own put re-sent by a client library included)."""
@@ -93,6 +110,27 @@ class StoreLedger:
         """Whether the ledger knows the attempt to have ended."""
         return attempt_id in self._closed or self.view.is_closed(attempt_id)
 
+    def request_ids(self, key: bytes) -> frozenset[str]:
+        """The request ids that the ledger knows of a key that has no image."""
+        return self.view.request_ids(key)
+
+    async def refresh(self) -> None:
+        """Read the segments that other runs have written since; at most every 5 seconds."""
+        async with self._refreshing:
+            now = self._clock.monotonic()
+            if now - self._refreshed < REFRESH_SECONDS:
+                return
+            for path in await segments(self._store):
+                if path in self._seen or self._nonce in path:
+                    continue
+                data = await self._store.get(path)
+                if data is not None:
+                    table = await asyncio.to_thread(_from_parquet, path, data)
+                    closing = table.filter(pc.is_in(table["type"], pa.array(sorted(_CLOSING))))
+                    self._closed.update(closing["attempt_id"].to_pylist())
+                self._seen.add(path)
+            self._refreshed = self._clock.monotonic()
+
     async def _read_claim(self, key: bytes, n: int, *, has_id: bool) -> ClaimRecord:
         path = layout.claim(key.hex(), n)
         try:
@@ -106,6 +144,11 @@ class StoreLedger:
         except (KeyError, ValueError) as error:
             raise _damaged(path) from error
         return ClaimRecord(n, claim, request_id)
+
+
+async def segments(store: ObjectStore) -> list[str]:
+    """The paths of all segments, sorted."""
+    return [info.path for info in await store.list(layout.SEGMENTS) if info.path.endswith(".parquet")]
 
 
 async def load_ledger(store: ObjectStore) -> LedgerView:
@@ -123,8 +166,7 @@ async def event_tables(store: ObjectStore) -> AsyncIterator[pa.Table]:
     Raises StoreError that names a damaged file.
     """
     files, absorbed = await _newest_generation(store)
-    segments = [info.path for info in await store.list(layout.SEGMENTS) if info.path.endswith(".parquet")]
-    files += [path for path in segments if path.rsplit("/", 1)[1] not in absorbed]
+    files += [path for path in await segments(store) if path.rsplit("/", 1)[1] not in absorbed]
 
     async def read(path: str) -> pa.Table:
         data = await store.get(path)

@@ -7,8 +7,9 @@ base URL and the request id.
 
 import asyncio
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import date, datetime
 from typing import Any
 from urllib.parse import quote, urlsplit
 
@@ -25,7 +26,7 @@ from prefect_imagegen.io.polls import Polls
 from prefect_imagegen.io.segmind_history import SegmindHistory
 from prefect_imagegen.io.segmind_http import GET_TRIES, UNREADABLE, SegmindHttp, plain_name, read_body
 from prefect_imagegen.net.client import TRANSPORT_ERRORS, never_sent
-from prefect_imagegen.ports import Balance, Delivery, RateLimiter, Submission
+from prefect_imagegen.ports import Balance, Delivery, HistoryRecord, RateLimiter, Submission
 
 SEGMIND_URL = "https://api.segmind.com"
 SEGMIND_HISTORY_URL = "https://api.spotprod.segmind.com"
@@ -67,7 +68,7 @@ class SegmindBackend:
         self.name = "segmind"
         self._base = endpoints.base
         self._v1 = api_version == "v1"
-        self.ambiguous_5xx = not self._v1
+        self.queues = not self._v1
         self._deadline = deadline
         self._polls = Polls(limiter)
         self._sandbox: bool | None = None
@@ -95,7 +96,7 @@ class SegmindBackend:
             f"{self._base}/{version}/{quote(request.model, safe='')}",
             json=request.body([reference.uri for reference in request.references]),
             headers=self._http.headers(),
-            timeout=httpx.Timeout(self._deadline if self._v1 else 60.0, connect=10.0),
+            timeout=httpx.Timeout(self._deadline if self._v1 else 60.0, connect=4.0),
         )
         try:
             response = await self._http.client.send(call, stream=True)
@@ -130,15 +131,22 @@ class SegmindBackend:
             return await self._read_v1(submission, response)
         if submission.request_id is None:
             raise BackendError("unknown", "the answer broke off and named no request_id")
-        if self._v1:
-            return await self._from_history(submission.request_id)
+        # The records of v1 calls are not served: those are found in the history.
         return await self._await_v2(submission)
 
-    async def find(self, request: GenerationRequest, since: datetime, known_ids: frozenset[str]) -> Submission | None:
-        """Look once in the history for a call of this very body that nobody knows of yet."""
-        body = request.body([reference.uri for reference in request.references])
-        request_id = await self._history.find(request.model, body, since, known_ids)
-        return Submission(request, request_id) if request_id else None
+    async def find(
+        self, model: str, claimed: Mapping[str, Any], since: datetime, known_ids: frozenset[str]
+    ) -> str | None:
+        """Look once in the history for a call with the body of a claim that nobody knows of yet."""
+        return await self._history.find(model, claimed, since, known_ids)
+
+    async def record(self, request_id: str) -> HistoryRecord | None:
+        """One call as the history tells it."""
+        return await self._history.detail(request_id)
+
+    async def records(self, start: date, end: date) -> list[HistoryRecord]:
+        """All own calls between two days, at most 31 apart."""
+        return await self._history.records("", start, end)
 
     async def aclose(self) -> None:
         """Close the connections."""

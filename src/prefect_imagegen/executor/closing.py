@@ -1,0 +1,87 @@
+"""The end of an attempt that led to no image: recorded, and what follows from it by the table of outcomes."""
+
+from prefect_imagegen.core.errors import BackendError
+from prefect_imagegen.core.outcomes import OUTCOMES, Outcome
+from prefect_imagegen.core.results import RequestResult
+from prefect_imagegen.core.retry import backoff
+from prefect_imagegen.executor.kit import Kit
+from prefect_imagegen.executor.rows import Again, Row
+
+
+class Closing:
+    """Ends attempts. Every retry of the product is decided in `close`."""
+
+    def __init__(self, kit: Kit) -> None:
+        self._kit = kit
+
+    async def close(self, row: Row, error: BackendError) -> RequestResult | Again:
+        """End the attempt as failed; then try again, or end the row, its model or the run."""
+        kit, outcome = self._kit, OUTCOMES[error.kind]
+        row.failures += 1
+        row.counted += outcome.counted
+        row.by_kind[error.kind] += 1
+        again = (
+            outcome.retryable
+            and row.counted < kit.policy.max_attempts
+            and row.by_kind[error.kind] < (outcome.max_posts if outcome.counted else row.failures + 1)
+        )
+        await kit.record(
+            row,
+            "failed",
+            error_kind=error.kind,
+            error_message=error.message,
+            http_status=error.status,
+            request_id=error.request_id,
+        )
+        self._settle(row, outcome)
+        row.n += 1
+        row.claimed_at = row.stored_at = row.sent_at = None
+        row.id_kept = False
+        if outcome.scope == "run":
+            kit.control.stop(error.kind, error.message)
+            return self.not_run(row, error.kind, error.message)
+        if outcome.scope == "model":
+            kit.control.dead_models[row.request.model] = error.message
+        if not again:
+            return row.failed(error)
+        if self._maybe_billed(outcome):
+            row.maybe_paid += 1
+        seconds = backoff(row.failures, kit.draw()) if error.retry_after is None else error.retry_after
+        if outcome.slows or (error.status == 503 and error.retry_after is not None):
+            kit.limiter.pause(max(seconds, 1.0))
+        if not outcome.counted:
+            kit.control.check_progress(error.message)
+        return Again(seconds)
+
+    def not_run(self, row: Row, kind: str | None = None, message: str | None = None) -> RequestResult:
+        """Not sent, since the run stopped."""
+        control = self._kit.control
+        return RequestResult(row.key, "not_run", kind or control.stop_reason, message or control.stop_message)
+
+    def delivered(self, row: Row, cost: float | None) -> None:
+        """Settle the money of a row that has its image."""
+        budget = self._kit.budget
+        if row.reservation is not None:
+            budget.settle(row.reservation, cost)
+        else:
+            budget.spent += cost or 0.0
+        row.paid += 1
+        row.reservation = None
+
+    def _maybe_billed(self, outcome: Outcome) -> bool:
+        # v1 answers only when the work is done, and bills nothing but a 200; v2 may have queued what it refused.
+        return outcome.billed == "maybe" and (self._kit.backend.queues or outcome.accepted == "unknown")
+
+    def _settle(self, row: Row, outcome: Outcome) -> None:
+        """Settle the money of an attempt without an image."""
+        budget, reservation = self._kit.budget, row.reservation
+        row.paid += outcome.billed == "yes"
+        row.reservation = None
+        if reservation is None:
+            return
+        if outcome.billed == "yes":
+            budget.settle(reservation, None)
+        elif self._maybe_billed(outcome):
+            budget.strand(reservation)
+        else:
+            budget.release(reservation)

@@ -1,0 +1,137 @@
+"""What all parts of the executor share: the ports, the policy of the run, and what was measured so far."""
+
+import asyncio
+import json
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from prefect_imagegen.control import RunControl
+from prefect_imagegen.core.budget import Budget
+from prefect_imagegen.core.concurrency import AdaptiveLimit
+from prefect_imagegen.core.errors import BackendError, StoreError
+from prefect_imagegen.core.events import Event, EventType, ImageFacts
+from prefect_imagegen.core.image import BadImageError, Decoded, decode
+from prefect_imagegen.core.latency import Latencies
+from prefect_imagegen.core.reconcile import DEFAULT_LAG_S, OnUnknown
+from prefect_imagegen.core.results import RequestResult
+from prefect_imagegen.executor.rows import Row
+from prefect_imagegen.ports import Backend, Clock, Delivery, Ledger, Neighbours, ObjectStore, RateLimiter
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """Limits of one run, and who asks. Times in seconds."""
+
+    run_id: str
+    nonce: str
+    max_attempts: int = 5
+    on_unknown: OnUnknown = "reconcile"
+    history_lag: float = DEFAULT_LAG_S
+    drain_seconds: float = 20.0
+    straggler_seconds: float = 30.0
+
+
+@dataclass(slots=True)
+class Kit:
+    """The ports of one run, its policy, and its measurements."""
+
+    backend: Backend
+    store: ObjectStore
+    ledger: Ledger
+    limiter: RateLimiter
+    control: RunControl
+    policy: Policy
+    clock: Clock
+    neighbours: Neighbours
+    draw: Callable[[], float]
+    decoder: Callable[[Callable[[bytes], Decoded], bytes], Coroutine[Any, Any, Decoded]]
+    concurrency: AdaptiveLimit
+    budget: Budget = field(default_factory=Budget)
+    submits: Latencies = field(default_factory=Latencies)
+    """From POST to its answer."""
+    totals: Latencies = field(default_factory=Latencies)
+    """From POST to the image's bytes."""
+
+    @property
+    def straggler_limit(self) -> float:
+        """Seconds after which a call that has not ended is no reason for the run to stay open."""
+        least = self.policy.straggler_seconds
+        return self.totals.limit(at_least=least, unmeasured=least)
+
+    async def record(self, row: Row, kind: EventType, **facts: Any) -> None:
+        """Write one event of the row's present attempt."""
+        event = Event(
+            kind,
+            row.key,
+            row.attempt_id,
+            self.policy.run_id,
+            self.clock.now(),
+            model=row.request.model,
+            cost_class=row.request.cost_class,
+            seed=row.request.seed,
+            backend=self.backend.name,
+            endpoint=self.backend.endpoint,
+            **facts,
+        )
+        await self.ledger.record(event)
+
+    async def delivered(self, row: Row, facts: ImageFacts, delivery: Delivery) -> RequestResult:
+        """The row has its image: recorded, and as a result."""
+        result = RequestResult(
+            row.key,
+            "generated",
+            image=facts,
+            cost_usd=delivery.cost_usd,
+            latency_s=delivery.latency_s,
+            request_id=delivery.request_id,
+            http_status=delivery.http_status,
+            applied=delivery.applied | {"width": facts.width, "height": facts.height, "format": facts.format},
+            created_at=self.clock.now(),
+        )
+        await self.record(
+            row,
+            "delivered",
+            image=facts,
+            cost_usd=delivery.cost_usd,
+            latency_s=delivery.latency_s,
+            request_id=delivery.request_id,
+            http_status=delivery.http_status,
+            applied=json.dumps(result.applied, ensure_ascii=False, sort_keys=True),
+        )
+        return result
+
+    async def stored_facts(self, path: str) -> ImageFacts:
+        """The facts of an image that is there already: what is there counts, not what was received."""
+        data = await self.store.get(path) or b""
+        try:
+            decoded = await self.decoder(decode, data)
+        except BadImageError as error:
+            raise StoreError(
+                "store_damaged", f"{path}: {error}", remedy="Run `prefect-imagegen verify --repair` on the store."
+            ) from error
+        return facts_of(path, decoded, len(data))
+
+    async def unless_interrupted(self, call: Coroutine[Any, Any, T], kind: str, grace: float) -> T:
+        """Await a call; an interruption of the run ends it, after some grace, with the outcome `kind`."""
+        working = asyncio.ensure_future(call)
+        interrupted = asyncio.ensure_future(self.control.interrupted.wait())
+        try:
+            await asyncio.wait((working, interrupted), return_when=asyncio.FIRST_COMPLETED)
+            if not working.done() and grace:
+                await asyncio.wait((working,), timeout=grace)
+            if working.done():
+                return working.result()
+            raise BackendError(kind, "the run was stopped before the answer came")
+        finally:
+            interrupted.cancel()
+            if not working.done():
+                working.cancel()
+                await asyncio.wait((working,))
+
+
+def facts_of(path: str, decoded: Decoded, size: int) -> ImageFacts:
+    """The facts of an image of so many bytes."""
+    return ImageFacts(path, decoded.width, decoded.height, decoded.format, size, decoded.sha256, decoded.flags)

@@ -1,0 +1,69 @@
+"""The parking lot: rows that wait for something other than a slot, while their shards and the run go on."""
+
+import asyncio
+from dataclasses import dataclass
+
+from prefect_imagegen.core.results import RequestResult
+from prefect_imagegen.executor.kit import Kit
+from prefect_imagegen.executor.rows import Park, Row
+
+CAPACITY = 10_000
+"""More rows than this are held at once, so that memory stays bounded; the next run settles them."""
+_LOOK_GRACE_S = 2.0
+"""The look that is due just when the straggler limit is reached is still made."""
+_TICK_S = 0.25
+
+
+@dataclass(slots=True)
+class Parked:
+    """A row in the lot, since a time of the monotonic clock."""
+
+    row: Row
+    step: Park
+    since: float
+    task: "asyncio.Task[RequestResult]"
+
+
+class Lot:
+    """Parked rows of one run, by request key."""
+
+    def __init__(self, kit: Kit) -> None:
+        self._kit = kit
+        self._rows: dict[bytes, Parked] = {}
+
+    @property
+    def full(self) -> bool:
+        """Whether no further row can be parked."""
+        return len(self._rows) >= CAPACITY
+
+    def add(self, row: Row, step: Park, task: "asyncio.Task[RequestResult]") -> None:
+        """Park a row, which `task` brings to its end."""
+        since = self._kit.clock.monotonic() if row.sent_at is None else row.sent_at
+        self._rows[row.key] = Parked(row, step, since, task)
+
+    def again(self, row: Row, step: Park) -> None:
+        """The row goes on waiting, for something else."""
+        self._rows[row.key].step = step
+
+    async def empty(self) -> list[tuple[Row, RequestResult]]:
+        """Wait until only stragglers are left, give those up as held, and say what became of all rows."""
+        while waiting := [one for one in self._rows.values() if not one.task.done()]:
+            if self._kit.control.interrupted.is_set() or all(self._is_straggler(one) for one in waiting):
+                break
+            await asyncio.wait([one.task for one in waiting], timeout=_TICK_S, return_when=asyncio.FIRST_COMPLETED)
+        left = list(self._rows.values())
+        self._rows.clear()
+        for one in left:
+            one.task.cancel()
+        ends = await asyncio.gather(*(one.task for one in left), return_exceptions=True)
+        found = []
+        for one, end in zip(left, ends, strict=True):
+            if isinstance(end, Exception):
+                raise end
+            found.append((one.row, one.step.drop() if isinstance(end, BaseException) else end))
+        return found
+
+    def _is_straggler(self, one: Parked) -> bool:
+        limit = self._kit.straggler_limit
+        age = self._kit.clock.monotonic() - one.since
+        return not one.row.busy and age > limit + _LOOK_GRACE_S

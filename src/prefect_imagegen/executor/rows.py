@@ -1,0 +1,96 @@
+"""One request on its way, and the steps that lead on from one try to the next."""
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from prefect_imagegen.core.budget import Reservation
+from prefect_imagegen.core.errors import BackendError
+from prefect_imagegen.core.reconcile import claim_form
+from prefect_imagegen.core.request import GenerationRequest
+from prefect_imagegen.core.results import RequestResult
+from prefect_imagegen.ports import Submission
+
+
+@dataclass(slots=True)
+class Row:
+    """One request on its way. `claimed_at` is set while it has an open claim, ours or one that was taken over."""
+
+    request: GenerationRequest
+    key: bytes
+    n: int = 1
+    posts: int = 0
+    """POSTs sent in this run."""
+    counted: int = 0
+    """Those that count against the limits of trying again."""
+    failures: int = 0
+    maybe_paid: int = 0
+    paid: int = 0
+    """Images that this run had to pay for."""
+    by_kind: Counter[str] = field(default_factory=Counter)
+    claimed_at: datetime | None = None
+    """When the claim was made, by the clock of the machine that made it."""
+    stored_at: datetime | None = None
+    """When the claim was made, by the store's clock."""
+    claimant_gone: bool = True
+    """Whether nobody else can still be about to send under this claim."""
+    sent_at: float | None = None
+    """When the last POST went out, by our monotonic clock."""
+    accepted: Submission | None = None
+    """A call known to be accepted, whose result is still to be fetched."""
+    id_kept: bool = False
+    """Whether the store has the request_id of the present claim."""
+    reservation: Reservation | None = None
+    busy: bool = False
+    """It is just being looked for, or worked on: not the moment to give it up."""
+
+    @property
+    def attempt_id(self) -> str:
+        """The name of the present attempt."""
+        return f"{self.key.hex()}-{self.n}"
+
+    @property
+    def claim_body(self) -> dict[str, Any]:
+        """The body as the claim holds it."""
+        return claim_form(self.request.body([reference.uri for reference in self.request.references]))
+
+    def held(self, error: BackendError) -> RequestResult:
+        """Sent, or claimed by somebody, and not known to have ended."""
+        return RequestResult(
+            self.key, "held", error.kind, error.message, request_id=error.request_id, http_status=error.status
+        )
+
+    def failed(self, error: BackendError) -> RequestResult:
+        """Ended without an image."""
+        return RequestResult(
+            self.key, "failed", error.kind, error.message, request_id=error.request_id, http_status=error.status
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Again:
+    """The row needs a slot again, after so many seconds."""
+
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Park:
+    """The row waits for something other than a slot: `wait` leads on; `held` is what it ends as if it is given up."""
+
+    wait: Callable[[], Coroutine[Any, Any, "Step"]]
+    held: RequestResult
+    work: "asyncio.Task[Any] | None" = None
+    """What goes on meanwhile, to be cancelled if the row is given up."""
+
+    def drop(self) -> RequestResult:
+        """Give the row up."""
+        if self.work is not None:
+            self.work.cancel()
+        return self.held
+
+
+Step = RequestResult | Again | Park
