@@ -122,17 +122,53 @@ def test_mixed_faults_end_well(version: str, tmp_path: Path) -> None:
 
 @VERSIONS
 def test_no_answer_is_held_not_bought_again(version: str, tmp_path: Path) -> None:
-    """A call that was sent and got no answer is held, in this run and the next, and never sent again."""
+    """Told to hold, a call that got no answer is held; the next run finds it in the history, and pays nothing."""
     script = rules({"fault": "disconnect", "when": "after", "prompt_contains": "number 3"})
     store = str(tmp_path / "store")
     with EmbeddedGateway(GatewaySettings(faults=script)) as gateway:
         path = manifest(tmp_path, prompt=prompts(6))
-        first = generate(gateway, path, store, api_version=version)
+        first = generate(gateway, path, store, api_version=version, on_unknown="hold")
         assert (first.generated, first.held, first.failures) == (5, 1, {"unknown": 1})
         assert first.exit_code == 1
         again = generate(gateway, path, store, api_version=version)
-        assert (again.reused, again.failures, again.calls) == (5, {"unknown": 1}, 0)
+        assert (again.reused, again.generated, again.calls) == (5, 1, 0)
+        assert again.cost_usd == pytest.approx(0.04019)
         assert len(gateway.books.records) == 6
+
+
+@VERSIONS
+def test_a_lost_answer_is_found_in_the_same_run(version: str, tmp_path: Path) -> None:
+    """A call that was done, but whose answer was lost, is found in the history, once that knows it, not paid again."""
+    script = rules({"fault": "disconnect", "when": "after", "prompt_contains": "number 3"})
+    with EmbeddedGateway(GatewaySettings(faults=script, history_lag_s=0.5)) as gateway:
+        path = manifest(tmp_path, prompt=prompts(6))
+        result = generate(gateway, path, str(tmp_path / "store"), api_version=version, history_lag=1.5)
+        assert (result.generated, result.calls, result.maybe_paid) == (6, 6, 0)
+        assert gateway.books.statistics()["billed_twice"] == 0
+
+
+@VERSIONS
+def test_a_call_that_never_arrived_is_sent_again(version: str, tmp_path: Path) -> None:
+    """A call that the history does not know after its lag was not accepted: it is sent again, at no risk."""
+    script = rules({"fault": "disconnect", "when": "before", "first": 2})
+    with EmbeddedGateway(GatewaySettings(faults=script)) as gateway:
+        path = manifest(tmp_path, prompt=prompts(6))
+        result = generate(gateway, path, str(tmp_path / "store"), api_version=version, history_lag=0.5)
+        assert (result.generated, result.calls, result.maybe_paid) == (6, 8, 0)
+        assert len(gateway.books.billed) == 6
+
+
+def test_the_budget_is_a_hard_cap(tmp_path: Path) -> None:
+    """The run stops, resumable, when one more image could exceed the cap; the books agree to the cent."""
+    store, path = str(tmp_path / "store"), manifest(tmp_path, prompt=prompts(20))
+    with EmbeddedGateway(GatewaySettings(price_usd=0.1)) as gateway:
+        first = generate(gateway, path, store, max_cost_usd=0.75)
+        assert (first.generated, first.not_run, first.stop_reason, first.exit_code) == (7, 13, "budget", 3)
+        assert gateway.books.charged == pytest.approx(0.7)
+        assert first.overshoot_usd == 0.0
+        again = generate(gateway, path, store, max_cost_usd=5.0)
+        assert (again.reused, again.generated, again.paid) == (7, 13, 13)
+        assert len(gateway.books.billed) == 20
 
 
 def test_answered_5xx_after_the_work_is_found_in_the_history(tmp_path: Path) -> None:
@@ -284,7 +320,7 @@ def test_kill_in_mid_run(version: str, tmp_path: Path) -> None:
 
 
 def test_two_runs_at_once(tmp_path: Path) -> None:
-    """Rows that another living run has claimed are left to it, held as `other_run`; nothing is called twice."""
+    """Rows that another living run works on are left to it, and reused when it has made them; nothing is called."""
     store, path = tmp_path / "store", manifest(tmp_path, prompt=prompts(8))
     with EmbeddedGateway(GatewaySettings(latency_s=3.0)) as gateway:
         command = [sys.executable, "-c", CHILD, path, str(store), gateway.url, "v2"]
@@ -295,7 +331,8 @@ def test_two_runs_at_once(tmp_path: Path) -> None:
                 assert time.monotonic() < end
                 time.sleep(0.02)
             result = generate(gateway, path, str(store))
-            assert (result.calls, result.failures) == (0, {"other_run": 8})
+            assert (result.calls, result.failures, result.reused) == (0, {}, 8)
+            assert result.cost_usd == 0
             assert other.wait(60) == 0
         finally:
             other.kill()

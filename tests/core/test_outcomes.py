@@ -78,34 +78,37 @@ def test_a_wrong_content_type_is_no_policy() -> None:
     assert classify_refusal("Invalid Content Type") == "invalid_request"
 
 
-# kind: accepted, retryable, scope, max_posts, counted, permanent
+# kind: accepted, billed, retryable, scope, max_posts, counted, permanent
 TABLE = {
-    "unsent": ("no", True, "row", 5, False, False),
-    "rate_limited": ("no", True, "row", 5, False, False),
-    "server_error": ("answered_5xx", True, "row", 3, True, False),
-    "unavailable": ("answered_5xx", True, "row", 5, True, False),
-    "generation_failed": ("yes", False, "row", 5, True, True),
-    "generation_error": ("yes", True, "row", 5, True, False),
-    "content_policy": ("yes", False, "row", 5, True, True),
-    "invalid_request": ("no", False, "row", 5, True, True),
-    "bad_output": ("yes", False, "row", 5, True, True),
-    "output_lost": ("yes", False, "row", 5, True, True),
-    "model_unavailable": ("no", False, "model", 5, True, False),
-    "auth": ("no", False, "run", 5, True, False),
-    "credits": ("no", False, "run", 5, True, False),
-    "protocol": ("no", False, "run", 5, True, False),
-    "sandbox_mismatch": ("yes", False, "run", 5, True, False),
-    "unknown": ("unknown", False, "row", 5, True, False),
-    "submitted": ("yes", False, "row", 5, True, False),
-    "other_run": ("unknown", False, "row", 5, True, False),
-    "store": ("no", False, "run", 5, True, False),
+    "unsent": ("no", "no", True, "row", 5, False, False),
+    "rate_limited": ("no", "no", True, "row", 5, False, False),
+    "server_error": ("answered_5xx", "maybe", True, "row", 3, True, False),
+    "unavailable": ("answered_5xx", "maybe", True, "row", 5, True, False),
+    "generation_failed": ("yes", "no", False, "row", 5, True, True),
+    "generation_error": ("yes", "no", True, "row", 5, True, False),
+    "content_policy": ("yes", "no", False, "row", 5, True, True),
+    "invalid_request": ("no", "no", False, "row", 5, True, True),
+    "bad_output": ("yes", "yes", False, "row", 5, True, True),
+    "output_lost": ("yes", "yes", False, "row", 5, True, True),
+    "model_unavailable": ("no", "no", False, "model", 5, True, False),
+    "auth": ("no", "no", False, "run", 5, True, False),
+    "credits": ("no", "no", False, "run", 5, True, False),
+    "protocol": ("no", "no", False, "run", 5, True, False),
+    "sandbox_mismatch": ("yes", "maybe", False, "run", 5, True, False),
+    "unknown": ("unknown", "maybe", False, "row", 5, True, False),
+    "not_accepted": ("no", "no", True, "row", 5, True, False),
+    "sent_again": ("unknown", "maybe", True, "row", 5, True, False),
+    "retry_asked": ("unknown", "maybe", True, "row", 5, True, False),
+    "submitted": ("yes", "yes", False, "row", 5, True, False),
+    "other_run": ("unknown", "no", False, "row", 5, True, False),
+    "store": ("no", "no", False, "run", 5, True, False),
 }
 
 
 def test_the_table_is_this_one() -> None:
     """Each kind's money and retry rules are exactly these: a change of the table is a change of policy."""
     found = {
-        kind: (row.accepted, row.retryable, row.scope, row.max_posts, row.counted, is_permanent(kind))
+        kind: (row.accepted, row.billed, row.retryable, row.scope, row.max_posts, row.counted, is_permanent(kind))
         for kind, row in OUTCOMES.items()
     }
     assert found == TABLE
@@ -125,9 +128,9 @@ def test_only_429_slows_everybody() -> None:
 
 
 def test_what_may_be_paid_is_never_asked_again_by_guess() -> None:
-    """No kind whose work may have been taken is retryable, but the answered 5xx and a failure that is not billed."""
+    """What may have been taken is asked again only after an answered 5xx, a failure, or on the user's own decision."""
     retried = {kind for kind, row in OUTCOMES.items() if row.retryable and row.accepted != "no"}
-    assert retried == {"server_error", "unavailable", "generation_error"}
+    assert retried == {"server_error", "unavailable", "generation_error", "sent_again", "retry_asked"}
     assert not any(OUTCOMES[kind].retryable for kind in HELD_KINDS)
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from prefect_imagegen.core import layout
-from prefect_imagegen.io.heartbeat import Heartbeat, Process, is_alive
+from prefect_imagegen.io.heartbeat import Heartbeat, Process, StoreNeighbours
 from prefect_imagegen.io.object_store import open_object_store
 from prefect_imagegen.ports import ObjectInfo
 
@@ -88,6 +88,14 @@ async def beat(store, run_id, process) -> None:
     await Heartbeat(store, run_id, process, Ticks()).beat()
 
 
+async def life(store, run_id, process, *, beats: bool = True) -> str:
+    """The state of a run as run-2 sees it, having just given its own sign of life."""
+    heartbeat = Heartbeat(store, "run-2", process, Ticks())
+    if beats:
+        await heartbeat.beat()
+    return await StoreNeighbours(store, heartbeat, process, Ticks()).life(run_id)
+
+
 async def test_the_heartbeat_names_its_process(store) -> None:
     """The sign of life holds nonce, boot id, pid and the start of the process."""
     me = Process.this("n1")
@@ -112,8 +120,7 @@ async def test_a_run_of_this_very_process_is_alive(store) -> None:
     """Two runs of one living process see one another as alive."""
     me = Process.this("n1")
     await beat(store, "run-1", me)
-    await beat(store, "run-2", me)
-    assert await is_alive(store, "run-1", "run-2", me) is True
+    assert await life(store, "run-1", me) == "live"
 
 
 @pytest.fixture
@@ -131,27 +138,24 @@ async def test_a_killed_process_is_dead_at_once(store, child) -> None:
     process, started = child
     me = Process.this("n1")
     await beat(store, "run-1", dataclasses.replace(me, nonce="n2", pid=process.pid, started=started))
-    await beat(store, "run-2", me)
-    assert await is_alive(store, "run-1", "run-2", me) is True
+    assert await life(store, "run-1", me) == "live"
     process.kill()
     process.communicate()
-    assert await is_alive(store, "run-1", "run-2", me) is False
+    assert await life(store, "run-1", me) == "gone"
 
 
 async def test_a_pid_that_was_given_again_is_another_process(store) -> None:
     """A pid alone proves nothing: with another start time it is another process, and the run is dead."""
     me = Process.this("n1")
     await beat(store, "run-1", dataclasses.replace(me, nonce="n2", started=me.started - 1))
-    await beat(store, "run-2", me)
-    assert await is_alive(store, "run-1", "run-2", me) is False
+    assert await life(store, "run-1", me) == "gone"
 
 
 async def test_a_pid_of_another_machine_says_nothing(store) -> None:
     """On another boot or machine only the beat counts, whatever runs here under that pid."""
     me = Process.this("n1")
     await beat(store, "run-1", ELSEWHERE)
-    await beat(store, "run-2", me)
-    assert await is_alive(store, "run-1", "run-2", me) is True
+    assert await life(store, "run-1", me) == "live"
 
 
 @pytest.mark.parametrize(
@@ -162,30 +166,44 @@ async def test_a_stale_beat_is_told_by_the_store(behind, alive) -> None:
     store, me = DatedStore(), Process.this("n1")
     await beat(store, "run-1", ELSEWHERE)
     store.time += timedelta(seconds=behind)
-    await beat(store, "run-2", me)
-    assert await is_alive(store, "run-1", "run-2", me) is alive
+    assert await life(store, "run-1", me) == ("live" if alive else "silent")
 
 
 async def test_a_run_without_heartbeat_is_dead(store) -> None:
     """A run that never gave a sign of life does not hold anybody up."""
     me = Process.this("n1")
-    await beat(store, "run-2", me)
-    assert await is_alive(store, "run-1", "run-2", me) is False
+    assert await life(store, "run-1", me) == "silent"
 
 
 @pytest.mark.parametrize("data", [b"", b"{", b"[]", b'"x"', b"{}", b'{"nonce": "x"}', b"null", b"7"])
 async def test_an_unreadable_heartbeat_counts_as_alive(store, data) -> None:
     """A sign of life that cannot be read is taken for one: nobody submits over a claim on a guess."""
     await store.put(layout.run("run-1", "heartbeat.json"), data)
-    await beat(store, "run-2", Process.this("n1"))
-    assert await is_alive(store, "run-1", "run-2", Process.this("n1")) is True
+    assert await life(store, "run-1", Process.this("n1")) == "live"
 
 
 async def test_a_store_without_times_counts_as_alive() -> None:
     """Where the store tells no times, or we have not beaten yet, a run is not declared dead."""
     store, me = DatedStore(), Process.this("n1")
     await beat(store, "run-1", ELSEWHERE)
-    assert await is_alive(store, "run-1", "run-2", me) is True
+    assert await life(store, "run-1", me, beats=False) == "live"
     store.time = None
-    await beat(store, "run-2", me)
-    assert await is_alive(store, "run-1", "run-2", me) is True
+    await beat(store, "run-1", ELSEWHERE)
+    assert await life(store, "run-1", me) == "live"
+
+
+async def test_a_run_that_has_ended_is_gone(store) -> None:
+    """The last beat of a run says so: its rows are free at once, though its process lives."""
+    me = Process.this("n1")
+    await Heartbeat(store, "run-1", me, Ticks()).beat(ended=True)
+    assert await life(store, "run-1", me) == "gone"
+
+
+async def test_the_store_tells_the_time() -> None:
+    """Ages are told by the store's clock: its time at our last beat, and what has passed here since."""
+    store, clock = DatedStore(), Ticks()
+    heartbeat = Heartbeat(store, "run-2", Process.this("n1"), clock)
+    assert heartbeat.store_now() == clock.now()
+    await heartbeat.beat()
+    clock.monotonic = lambda: 40.0
+    assert heartbeat.store_now() == store.time + timedelta(seconds=40)

@@ -1,11 +1,12 @@
 """The Segmind backend against a server that answers as it is told: shapes, secrets, and what failures mean."""
 
+import asyncio
 import base64
 import io
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -17,7 +18,9 @@ from pydantic import SecretStr
 
 from prefect_imagegen.core.errors import BackendError
 from prefect_imagegen.core.outcomes import OUTCOMES
+from prefect_imagegen.core.reconcile import claim_form
 from prefect_imagegen.core.request import GenerationRequest
+from prefect_imagegen.io import segmind_history
 from prefect_imagegen.io.limits import RateGate, SystemClock
 from prefect_imagegen.io.segmind import Endpoints, SegmindBackend
 
@@ -253,10 +256,38 @@ async def test_the_history_is_searched_by_the_whole_body() -> None:
     ]
     async with server() as script, backend(script) as client:
         script.on(HISTORY, (200, {"data": rows}))
-        found = await client.find(REQUEST, datetime.now(UTC), frozenset({"known"}))
-        assert found is not None
-        assert found.request_id == "match"
-        assert await client.find(REQUEST, datetime.now(UTC), frozenset({"known", "match"})) is None
+        now, claimed = datetime.now(UTC), claim_form(body)
+        assert await client.find(REQUEST.model, claimed, now, frozenset({"known"})) == "match"
+        assert await client.find(REQUEST.model, claimed, now, frozenset({"known", "match"})) is None
+
+
+async def test_paging_of_the_history(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Paging stops at a page from before the claim; more pages than can be read prove nothing."""
+    now = datetime.now(UTC)
+
+    def page(age: timedelta) -> dict[str, Any]:
+        moment = (now - age).isoformat()
+        rows = [{"request_id": f"{age}-{n}", "model_name": REQUEST.model, "model_created": moment} for n in range(100)]
+        return {"data": rows}
+
+    async with server() as script, backend(script) as client:
+        script.on(HISTORY, (200, page(timedelta())), (200, page(timedelta(hours=5))), (500, {"error": "not asked for"}))
+        assert await client.find(REQUEST.model, {"prompt": "x"}, now, frozenset()) is None
+        assert script.calls(HISTORY) == 2
+    monkeypatch.setattr(segmind_history, "MAX_PAGES", 2)
+    async with server() as script, backend(script) as client:
+        script.on(HISTORY, (200, page(timedelta())))
+        with pytest.raises(BackendError, match="more than 200 requests"):
+            await client.find(REQUEST.model, {"prompt": "x"}, now, frozenset())
+
+
+async def test_looks_at_the_same_time_share_a_listing() -> None:
+    """A hundred rows that look at once cost two listings: one under way, one begun after the rest asked."""
+    async with server() as script, backend(script) as client:
+        script.on(HISTORY, (200, {"data": []}))
+        now = datetime.now(UTC)
+        await asyncio.gather(*(client.find(REQUEST.model, {"prompt": "x"}, now, frozenset()) for _ in range(100)))
+        assert script.calls(HISTORY) <= 2
 
 
 async def test_a_sandbox_cannot_answer_a_real_run() -> None:

@@ -142,6 +142,7 @@ _ROWS = (
         "a sandbox answered in a real run, or a real endpoint in a sandbox run",
         "Check --base-url and --store: sandbox images never enter a real store.",
         scope="run",
+        billed="maybe",
     ),
     Outcome(
         "unknown",

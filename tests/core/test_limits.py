@@ -1,0 +1,102 @@
+"""What calls teach: how long is too long, how many at once are too many, and when to look for a lost one."""
+
+import pytest
+
+from prefect_imagegen.core.concurrency import AdaptiveLimit
+from prefect_imagegen.core.latency import Latencies
+from prefect_imagegen.core.reconcile import claim_form, next_look, same_call
+
+
+def test_ten_times_the_usual() -> None:
+    """A call is stuck after ten times the 99th percentile; twenty must be known, and a floor holds."""
+    latencies = Latencies()
+    for _ in range(19):
+        latencies.add(2.0)
+    assert latencies.limit(at_least=5.0, unmeasured=60.0) == 60.0
+    latencies.add(2.0)
+    assert latencies.limit(at_least=5.0, unmeasured=60.0) == 20.0
+    assert latencies.limit(at_least=30.0, unmeasured=60.0) == 30.0
+
+
+def test_one_in_a_hundred_does_not_count() -> None:
+    """The slowest hundredth does not move the limit; only the newest thousand calls are kept."""
+    latencies = Latencies()
+    for number in range(1000):
+        latencies.add(500.0 if number % 101 == 0 else 1.0)
+    assert latencies.p99 == 1.0
+    for _ in range(1000):
+        latencies.add(3.0)
+    assert latencies.p99 == 3.0
+
+
+def test_one_cut_for_a_burst() -> None:
+    """Sixteen refusals of calls that were sent together cut the limit once, by half."""
+    limit = AdaptiveLimit(16)
+    for _ in range(16):
+        limit.answered(refused=True, sent=1.0, at=2.0)
+    assert (limit.now, limit.cuts) == (8, 1)
+    limit.answered(refused=True, sent=3.0, at=4.0)
+    assert (limit.now, limit.cuts) == (4, 2)
+
+
+def test_stray_refusals_cut_nothing() -> None:
+    """One refusal in ten is no burst: an API that fails now and then is not slowed down for it."""
+    limit = AdaptiveLimit(16)
+    for number in range(500):
+        limit.answered(refused=number % 10 == 9, sent=float(number), at=number + 0.5)
+    assert (limit.now, limit.cuts) == (16, 0)
+
+
+def test_it_comes_back() -> None:
+    """From its floor of an eighth the limit returns to the most within some rounds of successes; never above."""
+    limit = AdaptiveLimit(64)
+    for burst in range(20):
+        for _ in range(64):
+            limit.answered(refused=True, sent=burst * 2.0, at=burst * 2.0 + 1)
+    assert limit.now == 8
+    answers = 0
+    while limit.now < 64:
+        limit.answered(refused=False, sent=100.0, at=101.0)
+        answers += 1
+    assert answers < 8 * 64
+    limit.answered(refused=False, sent=100.0, at=101.0)
+    assert limit.now == 64
+
+
+def test_one_is_the_least() -> None:
+    """Somebody must go on asking."""
+    limit = AdaptiveLimit(1)
+    for second in range(50):
+        limit.answered(refused=True, sent=float(second), at=second + 0.5)
+    assert limit.now == 1
+
+
+@pytest.mark.parametrize(
+    ("lag", "looks"), [(7200.0, [30.0, 120.0, 7200.0]), (60.0, [30.0, 60.0]), (10.0, [10.0]), (0.0, [0.0])]
+)
+def test_when_to_look(lag: float, looks: list[float]) -> None:
+    """At 30 s, at 2 min and at the lag; looks later than the lag fall away."""
+    found, looked = [], None
+    while (due := next_look(looked, lag)) is not None:
+        found.append(due)
+        looked = due
+    assert found == looks
+
+
+def test_a_late_comer_looks_once() -> None:
+    """Who looks first after the lag need not look again."""
+    assert next_look(None, 7200.0) == 30.0
+    assert next_look(9000.0, 7200.0) is None
+    assert next_look(300.0, 7200.0) == 7200.0
+
+
+def test_the_form_of_a_claim() -> None:
+    """Addresses become digests, the rest stays; a call is the same if every field that was sent is."""
+    body = {"prompt": "p", "cfg": 5, "image_urls": ["https://host/a?sig=1"]}
+    form = claim_form(body)
+    assert form["image_urls"][0].startswith("sha256:")
+    assert "sig" not in str(form)
+    assert same_call(body | {"cfg": 5.0, "added_by_the_api": 1}, form)
+    assert not same_call(body | {"image_urls": []}, form)
+    assert not same_call({"prompt": "p"}, form)
+    assert same_call({"prompt": "p", "image_urls": None}, claim_form({"prompt": "p", "image_urls": []}))
