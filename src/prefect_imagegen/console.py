@@ -15,7 +15,7 @@ from prefect_imagegen.app.finish import money_text
 from prefect_imagegen.app.result import STATES, STOP_REASONS, RunResult
 from prefect_imagegen.app.session import Stats
 from prefect_imagegen.app.status import RunStatus
-from prefect_imagegen.core.models import expected_cost
+from prefect_imagegen.core.forecast import Forecast
 from prefect_imagegen.core.outcomes import OUTCOMES
 from prefect_imagegen.core.plan import PlanSummary
 
@@ -53,10 +53,24 @@ def show_plan(console: Console, summary: PlanSummary) -> None:
         for reason, count in summary.reasons.most_common(5):
             console.print(f"  {count:,} x {escape(reason)}")
     if summary.to_make:
-        cost = expected_cost(summary.to_make_by_model)
-        console.print(
-            f"{summary.to_make:,} images, about [bold]{cost:,.2f} USD[/] at Segmind's published average prices"
-        )
+        console.print(forecast_text(summary.forecast), highlight=False)
+
+
+def forecast_text(one: Forecast) -> str:
+    """What the images will cost, how long they will take, and how that is known."""
+    source = "as measured in this store" if one.measured else "by Segmind's published averages, halved and doubled"
+    if 0 < one.measured < one.images:
+        source = f"as measured in this store for {one.measured:,}, else by Segmind's published averages"
+    money = f"[bold]{one.low_usd:,.2f} to {one.high_usd:,.2f} USD[/]"
+    times = " to ".join(dict.fromkeys(_duration(seconds) for seconds in (one.low_seconds, one.high_seconds)))
+    return f"{one.images:,} images: {money} and {times} at Segmind, {source}"
+
+
+def _duration(seconds: float) -> str:
+    for limit, unit, name in ((90.0, 1.0, "s"), (5400.0, 60.0, "min"), (172_800.0, 3600.0, "h")):
+        if seconds < limit:
+            return f"{seconds / unit:,.0f} {name}"
+    return f"{seconds / 86400:,.0f} days"
 
 
 def show_result(console: Console, result: RunResult) -> None:

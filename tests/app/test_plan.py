@@ -110,7 +110,7 @@ def test_the_plan_does_not_depend_on_row_order(tmp_path) -> None:
 
 
 def test_the_summary_counts_what_it_will_cost(tmp_path) -> None:
-    """The summary counts rows by state and model, and expects the published price of what is to be made."""
+    """The summary counts rows by state and model, and images to be made by what their price depends on."""
     table = {
         "prompt": ["a", "b", "c", "a", "done"],
         "seed": [7] * 5,
@@ -120,7 +120,12 @@ def test_the_summary_counts_what_it_will_cost(tmp_path) -> None:
     content = summary.as_dict()
     assert content["counts"] == {"new": 3, "done": 1, "identical": 1, "invalid": 0, "failed": 0, "unsettled": 0}
     assert content["models"] == {MODEL: 3, "flux-2-klein-4b": 1, "x": 1}
-    assert content["expected_cost_usd"] == round(0.04019 + 0.03185 + 0.045, 4)
+    how = "steps=20 sampler=euler references=0"
+    assert summary.to_make_by_class == {
+        f"{MODEL} {how}": 1,
+        f"flux-2-klein-4b {how}": 1,
+        "x steps=- sampler=- references=0": 1,
+    }
 
 
 def test_row_errors_are_all_counted_and_some_shown(tmp_path) -> None:

@@ -15,6 +15,7 @@ import pytest
 from pydantic import SecretStr
 
 import prefect_imagegen
+from prefect_imagegen.app.prepare import Job, plan_only
 from prefect_imagegen.app.result import RunResult
 from prefect_imagegen.app.settings import BackendSettings, StoreSettings
 from prefect_imagegen.app.status import statuses
@@ -166,6 +167,10 @@ def test_the_budget_is_a_hard_cap(tmp_path: Path) -> None:
         assert (first.generated, first.not_run, first.stop_reason, first.exit_code) == (7, 13, "budget", 3)
         assert gateway.books.charged == pytest.approx(0.7)
         assert first.overshoot_usd == 0.0
+        settings = BackendSettings(base_url=gateway.url, max_in_flight=2)
+        summary = asyncio.run(plan_only(Job(path, StoreSettings(store), settings)))
+        assert (summary.forecast.images, summary.forecast.measured) == (13, 13)
+        assert summary.forecast.low_usd == summary.forecast.high_usd == pytest.approx(1.3)
         again = generate(gateway, path, store, max_cost_usd=5.0)
         assert (again.reused, again.generated, again.paid) == (7, 13, 13)
         assert len(gateway.books.billed) == 20

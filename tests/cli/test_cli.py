@@ -267,7 +267,7 @@ def test_plan_writes_nothing_and_needs_no_key(inputs: Path, tmp_path: Path) -> N
     assert found.returncode == 0, found.stderr
     figures = last_line(found)
     assert (figures["rows"], figures["not_run"], figures["run_id"]) == (3, 3, None)
-    assert "about 0.08 USD" in found.stderr
+    assert "2 images: 0.04 to 0.16 USD" in found.stderr
     assert call("plan", inputs / "null.parquet", "--store", "out", folder=tmp_path).returncode == 2
     assert not (tmp_path / "out").exists()
     assert not (tmp_path / "prefect-home").exists()

@@ -2,7 +2,7 @@
 
 import json
 import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from prefect_imagegen.core import layout
 from prefect_imagegen.core.errors import StoreError
-from prefect_imagegen.core.ledger import KEY_TYPE, LedgerView
+from prefect_imagegen.core.ledger import KEY_TYPE, CostStats, LedgerView
 from prefect_imagegen.core.manifest import ManifestOptions, check_fields, plan_columns, text_columns
 from prefect_imagegen.core.outcomes import OUTCOMES, is_permanent
 from prefect_imagegen.core.plan import PLAN_SCHEMA, WORKED, KeySeen, PlanSummary, Sharder
@@ -49,7 +49,7 @@ class Planner:
         self.summary = PlanSummary()
         self._manifest = manifest
         self._options = options
-        self._ledger = ledger
+        self.ledger = ledger
         self._limit = limit
         self._sharder = Sharder(shard_size)
         self._seen = KeySeen()
@@ -78,7 +78,7 @@ class Planner:
         forms = [row.request.canonical() for row in valid]
         keys = pa.array([key_of(form) for form in forms], KEY_TYPE)
         known = iter(
-            zip(valid, keys.to_pylist(), self._ledger.states(keys).to_pylist(), self._seen.numbers(keys), strict=True)
+            zip(valid, keys.to_pylist(), self.ledger.states(keys).to_pylist(), self._seen.numbers(keys), strict=True)
         )
         here: dict[bytes, int] = {}
         columns: dict[str, list[Any]] = {name: [] for name in PLAN_SCHEMA.names}
@@ -92,7 +92,7 @@ class Planner:
                     here[key] = cells["shard"]
                     if cells["state"] == "unsettled" and cells["shard"] not in self.summary.unsettled_shards[-1:]:
                         self.summary.unsettled_shards.append(cells["shard"])
-                    self.summary.to_make_by_model[valid_row.request.model] += 1
+                    self.summary.to_make_by_class[valid_row.request.cost_class] += 1
                 cells |= _describe(valid_row, key)
             else:
                 reason = "; ".join(f"{error.column}: {error.reason}" for error in row)
@@ -116,7 +116,7 @@ class Planner:
         if in_ledger == "delivered":
             return {"state": "done"}
         if in_ledger == "failed":
-            kind, message = self._ledger.failure(key)
+            kind, message = self.ledger.failure(key)
             if is_permanent(kind):
                 return {"state": "failed", "error_kind": kind, "error_message": message or OUTCOMES[kind].meaning}
         if first_shard is not None:
@@ -163,6 +163,10 @@ class PlanDraft:
                 first = self.summary.shards - shards
                 self._parts.append({"rows": len(table), "first_shard": first, "shards": shards})
         return self.summary
+
+    def costs(self) -> Mapping[str, CostStats]:
+        """What earlier runs on the store measured, by cost class."""
+        return self._planner.ledger.costs()
 
     async def upload(self, store: ObjectStore, run_id: str) -> None:
         """Write `runs/<run_id>/plan/`, `plan.json` last."""

@@ -9,12 +9,13 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import TypeVar
 
-from prefect_imagegen.app.adapters import make_backend, resolve_backend, store_kind
+from prefect_imagegen.app.adapters import DEFAULT_IN_FLIGHT, make_backend, resolve_backend, store_kind
 from prefect_imagegen.app.options import GenerateOptions
 from prefect_imagegen.app.plan import PlanDraft, Planner
 from prefect_imagegen.app.settings import BackendSettings, StoreSettings
 from prefect_imagegen.core import layout
 from prefect_imagegen.core.errors import BackendError, RefusedError, StoreError
+from prefect_imagegen.core.forecast import forecast
 from prefect_imagegen.core.plan import PlanSummary
 from prefect_imagegen.core.redact import redact
 from prefect_imagegen.io.ledger import load_ledger
@@ -57,7 +58,7 @@ async def plan_only(job: Job) -> PlanSummary:
             kind = None
         draft = await _draft(store, kind, job)
         try:
-            return await asyncio.to_thread(draft.make, keep=False)
+            return _with_forecast(await asyncio.to_thread(draft.make, keep=False), draft, job)
         finally:
             draft.close()
     finally:
@@ -84,7 +85,7 @@ async def prepare(job: Job, parent_run_id: str | None = None) -> Prepared:
             raise _unreachable(error) from error
         draft = await _draft(store, kind, job)
         try:
-            summary = await asyncio.to_thread(draft.make, keep=True)
+            summary = _with_forecast(await asyncio.to_thread(draft.make, keep=True), draft, job)
             if summary.counts["invalid"] and job.options.on_invalid == "fail":
                 raise RowsRefusedError(summary)
             if backend.kind != "sandbox":
@@ -143,6 +144,18 @@ async def _draft(store: FsspecObjectStore, kind: StoreKind | None, job: Job) -> 
         limit=job.options.limit,
     )
     return PlanDraft(planner)
+
+
+def _with_forecast(summary: PlanSummary, draft: PlanDraft, job: Job) -> PlanSummary:
+    backend = resolve_backend(job.backend, job.options)
+    summary.forecast = forecast(
+        summary.to_make_by_class,
+        # What is drawn for nothing says nothing of the real thing.
+        {name: stats for name, stats in draft.costs().items() if stats.high},
+        in_flight=backend.max_in_flight or DEFAULT_IN_FLIGHT,
+        per_minute=backend.requests_per_minute,
+    )
+    return summary
 
 
 async def _kind_of(settings: BackendSettings, options: GenerateOptions) -> StoreKind:

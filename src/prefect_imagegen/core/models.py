@@ -114,7 +114,7 @@ PUBLISHED_PRICES_USD: Mapping[str, float] = MappingProxyType({"flux-2-klein-9b":
 DEFAULT_PRICE_USD = 0.045
 """What to expect of a model without a published price."""
 
-
-def expected_cost(models: Mapping[str, int]) -> float:
-    """US dollars that so many images of each model cost at Segmind, by its published averages."""
-    return sum(PUBLISHED_PRICES_USD.get(slug, DEFAULT_PRICE_USD) * count for slug, count in models.items())
+PUBLISHED_LATENCIES_S: Mapping[str, float] = MappingProxyType({"flux-2-klein-9b": 15.4, "flux-2-klein-4b": 10.65})
+"""Average seconds that an image takes at Segmind (published in August 2026)."""
+DEFAULT_LATENCY_S = 20.0
+"""What to expect of a model without a published latency."""

@@ -7,8 +7,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from prefect_imagegen.core.forecast import Forecast
 from prefect_imagegen.core.ledger import KEY_TYPE
-from prefect_imagegen.core.models import expected_cost
 from prefect_imagegen.core.validate import RowError
 
 PLAN_SCHEMA = pa.schema(
@@ -64,7 +64,9 @@ class PlanSummary:
     counts: Counter[str] = field(default_factory=Counter)
     shards: int = 0
     models: Counter[str] = field(default_factory=Counter)
-    to_make_by_model: Counter[str] = field(default_factory=Counter)
+    to_make_by_class: Counter[str] = field(default_factory=Counter)
+    """Images to be called for, by cost class."""
+    forecast: Forecast = field(default_factory=Forecast)
     warnings: Counter[str] = field(default_factory=Counter)
     errors: list[RowError] = field(default_factory=list)
     reasons: Counter[str] = field(default_factory=Counter)
@@ -91,7 +93,7 @@ class PlanSummary:
             "shards": self.shards,
             "unsettled_shards": self.unsettled_shards,
             "models": dict(self.models),
-            "expected_cost_usd": round(expected_cost(self.to_make_by_model), 4),
+            "forecast": self.forecast.as_dict(),
             "warnings": dict(self.warnings),
             "errors": [str(error) for error in self.errors],
             "reasons": dict(self.reasons),

@@ -9,12 +9,11 @@ from fastapi import Depends, Request
 from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 
 from prefect_imagegen.core.models import MODELS
-from prefect_imagegen.gateway.faults import Call, Fault
+from prefect_imagegen.gateway.faults import HANG_S, Call, Fault
 from prefect_imagegen.gateway.records import Books, Record, reset_header
 from prefect_imagegen.gateway.studio import Studio
 from prefect_imagegen.gateway.wire import Dropped, Short, Slow
 
-_HANG_S = 3600.0
 _MISSING_KEY = "Missing Authorization or x-api-key in header"
 _BAD_KEY = "Unauthorized. API key is invalid or may have expired."
 _HTML = "<html><body><h1>Bad Gateway</h1></body></html>"
@@ -97,7 +96,7 @@ async def strike(fault: Fault | None, when: str, request: Request) -> None:
     if fault is None or fault.when != when:
         return
     if fault.fault == "hang":
-        await asyncio.sleep(_HANG_S if fault.seconds is None else fault.seconds)
+        await asyncio.sleep(HANG_S if fault.seconds is None else fault.seconds)
     elif fault.fault == "disconnect":
         raise AnswerError(Dropped())
     elif fault.fault == "redirect":

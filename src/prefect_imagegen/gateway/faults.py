@@ -9,7 +9,8 @@ A script is JSON: `{"faults": [RULE, ...]}`. A rule names its `fault` and where 
   A `failed` job answers with 422, or with `status` 200 where that is given.
 - `on`: the calls that it strikes: `submit` (POST v2), `run` (POST v1), `status`, `result`, `download`, `history`,
   `credits`, `upload`. Default: `["submit", "run"]`.
-- `when`: `before` (default) or `after` the work was accepted (v2) or done (v1), for `status`, `disconnect`, `hang`.
+- `when`: `before` (default) or `after` the work was accepted (v2) or done (v1), for `status`, `disconnect`, `hang`;
+  a `hang` may also be `during` the work: the call is accepted, and its job takes `seconds` longer.
 - `model`, `prompt_contains`: strike only such requests.
 - `first`: the first N matching calls; `every`: each Nth; `share`: this share of them, spread evenly by `seed`;
   `times`: at most so often. Without any of these, every matching call.
@@ -28,6 +29,7 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 
 from prefect_imagegen.core.errors import RefusedError
 
+HANG_S = 3600.0
 FaultName = Literal[
     "status",
     "disconnect",
@@ -55,7 +57,7 @@ class Fault(BaseModel):
     fault: FaultName
     status: int = Field(503, ge=200, le=599)
     on: list[Call] = ["submit", "run"]
-    when: Literal["before", "after"] = "before"
+    when: Literal["before", "during", "after"] = "before"
     model: str | None = None
     prompt_contains: str | None = None
     first: int | None = Field(None, ge=1)

@@ -104,7 +104,8 @@ class Books:
     def landed(self) -> list[Record]:
         """The requests that the history knows by now, newest first."""
         horizon = self.settings.clock() - self.settings.history_lag_s
-        return [record for record in reversed(self.records.values()) if record.submitted <= horizon]
+        seen = (record for record in reversed(self.records.values()) if record.submitted <= horizon)
+        return [record for record in seen if self.settings.history_pending or record.finished is not None]
 
     def statistics(self) -> dict[str, Any]:
         """The counters, as JSON."""

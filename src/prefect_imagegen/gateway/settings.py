@@ -22,6 +22,8 @@ class GatewaySettings:
     credits: float | None = None
     requests_per_minute: float | None = None
     history_lag_s: float = 0.0
+    history_pending: bool = True
+    """Whether the history shows requests that are still worked on; else they are absent until done."""
     faults: FaultScript = field(default_factory=FaultScript)
     data_dir: Path | None = None
     api_key: SecretStr | None = None

@@ -17,7 +17,7 @@ from prefect_imagegen.core.image import CONTENT_TYPES, BadImageError, decode
 from prefect_imagegen.core.models import ASPECT_SIZES, MATCH_INPUT_IMAGE, MAX_SEED, MODELS, FieldSpec
 from prefect_imagegen.core.request import canonical_json
 from prefect_imagegen.gateway.engines import ENGINES, Picture
-from prefect_imagegen.gateway.faults import Fault
+from prefect_imagegen.gateway.faults import HANG_S, Fault
 from prefect_imagegen.gateway.records import Books, Record
 from prefect_imagegen.net.fetch import FetchError, FetchPolicy, ReferenceFetcher
 
@@ -87,6 +87,8 @@ class Studio:
             try:
                 if self._settings.latency_s:
                     await asyncio.sleep(self._settings.latency_s)
+                if record.fault and (record.fault.fault, record.fault.when) == ("hang", "during"):
+                    await asyncio.sleep(HANG_S if record.fault.seconds is None else record.fault.seconds)
                 await self._draw(record)
                 record.cost = books.price(record.model)
                 books.charged += record.cost

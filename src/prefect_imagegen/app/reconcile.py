@@ -1,0 +1,179 @@
+"""Compare the ledger with the account's request history: every difference by name, in dollars."""
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, date, datetime, timedelta
+from typing import Any, Literal
+
+import pyarrow.compute as pc
+
+from prefect_imagegen.app.adapters import make_backend, resolve_backend
+from prefect_imagegen.app.options import GenerateOptions
+from prefect_imagegen.app.settings import BackendSettings, StoreSettings
+from prefect_imagegen.core import layout
+from prefect_imagegen.core.errors import BackendError, RefusedError, StoreError
+from prefect_imagegen.core.events import RANK
+from prefect_imagegen.core.reconcile import claim_form
+from prefect_imagegen.core.request import canonical_json
+from prefect_imagegen.io.ledger import event_tables
+from prefect_imagegen.io.limits import RateGate, SystemClock
+from prefect_imagegen.io.object_store import FsspecObjectStore, open_object_store
+from prefect_imagegen.ports import HistoryRecord
+
+MAX_DAYS = 31
+_CENT = 1e-6
+
+DifferenceKind = Literal["not_in_ledger", "paid_twice", "not_in_history", "cost_differs", "not_fetched", "failed_there"]
+MEANINGS: dict[DifferenceKind, str] = {
+    "not_in_ledger": "billed by the API, unknown to this store: another store or program on the account, or a lost call",
+    "paid_twice": "billed again for a body that this store already has a billed call for",
+    "not_in_history": "the ledger has a call that the history does not show (it lags by up to two hours)",
+    "cost_differs": "the ledger and the history name different costs",
+    "not_fetched": "billed, and its image is not in the store yet: run the same command again",
+    "failed_there": "the history says FAILED, the ledger has its image",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """One difference: `usd` is what it amounts to, positive where the account paid more than the ledger says."""
+
+    kind: DifferenceKind
+    request_id: str
+    usd: float
+    ledger_usd: float | None = None
+    history_usd: float | None = None
+
+
+@dataclass(slots=True)
+class Reconciled:
+    """The comparison of a window of days (inclusive). Money in US dollars."""
+
+    store: str
+    start: str
+    end: str
+    history_calls: int = 0
+    history_usd: float = 0.0
+    ledger_calls: int = 0
+    ledger_usd: float = 0.0
+    differences: list[Difference] = field(default_factory=list)
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+
+@dataclass(slots=True)
+class _Entry:
+    """What the ledger says of one call."""
+
+    rank: int = -1
+    cost: float | None = None
+    time: datetime | None = None
+
+
+async def reconcile(
+    store: StoreSettings, backend: BackendSettings, *, start: date | None = None, end: date | None = None
+) -> Reconciled:
+    """Compare all calls of some days (default: the last seven). Raises RefusedError."""
+    end = end or datetime.now(UTC).date()
+    start = start or end - timedelta(days=7)
+    if not 0 <= (end - start).days <= MAX_DAYS:
+        raise RefusedError(
+            "bad_option",
+            f"{start} to {end} is no window of up to {MAX_DAYS} days.",
+            remedy="Ask for a shorter one; the request history answers no longer ones.",
+        )
+    opened = open_object_store(store.url, store.storage_options)
+    try:
+        if await opened.get(layout.STORE_FILE) is None:
+            raise RefusedError("store_not_found", f"{opened.url} is no image store yet.", remedy="Check --store.")
+        ledger = await _ledger_calls(opened)
+    except StoreError as error:
+        raise RefusedError(error.kind, error.message, remedy=error.remedy) from error
+    finally:
+        opened.close()
+    found = Reconciled(opened.url, start.isoformat(), end.isoformat())
+    _compare(found, ledger, await _history(backend, start, end), start, end)
+    return found
+
+
+async def _history(backend: BackendSettings, start: date, end: date) -> list[HistoryRecord]:
+    options, clock = GenerateOptions(), SystemClock()
+    settings = resolve_backend(backend, options)
+    if settings.api_key is None:
+        raise RefusedError("no_key", "There is no API key.", remedy="Set SEGMIND_API_KEY, or use a Segmind block.")
+    gate = RateGate(settings.requests_per_minute, clock.monotonic, clock.sleep)
+    client = make_backend(settings, gate, options.deadline)
+    try:
+        return await client.records(start, end)
+    except BackendError as error:
+        raise RefusedError(
+            "history_unreadable",
+            f"The request history of {client.endpoint} cannot be read: {error.message}.",
+            remedy="Check the key and --base-url, or ask for a shorter window.",
+        ) from error
+    finally:
+        await client.aclose()
+
+
+async def _ledger_calls(store: FsspecObjectStore) -> dict[str, _Entry]:
+    """What the ledger says of every call that has a request_id."""
+    found: dict[str, _Entry] = {}
+    async for table in event_tables(store):
+        known = table.filter(pc.is_valid(table["request_id"]))
+        columns = ("type", "request_id", "cost_usd", "time")
+        for kind, request_id, cost, time in zip(*(known[name].to_pylist() for name in columns), strict=True):
+            entry = found.setdefault(request_id, _Entry())
+            entry.rank = max(entry.rank, RANK[kind])
+            entry.cost = cost if cost is not None else entry.cost
+            entry.time = min(time, entry.time) if entry.time else time
+    return found
+
+
+def _compare(
+    found: Reconciled, ledger: dict[str, _Entry], history: Iterable[HistoryRecord], start: date, end: date
+) -> None:
+    records = {record.request_id: record for record in history}
+    bodies: dict[bytes, str] = {}
+    for request_id in ledger:
+        record = records.get(request_id)
+        if record is not None and record.status == "COMPLETED" and record.body is not None:
+            bodies.setdefault(_body(record), request_id)
+    for record in records.values():
+        paid = record.cost_usd or 0.0 if record.status == "COMPLETED" else 0.0
+        found.history_calls += 1
+        found.history_usd += paid
+        _compare_one(found, record, paid, ledger.get(record.request_id), bodies)
+    for request_id, entry in ledger.items():
+        if entry.time is None or not start <= entry.time.date() <= end:
+            continue
+        found.ledger_calls += 1
+        found.ledger_usd += entry.cost or 0.0
+        if request_id not in records:
+            cost = entry.cost
+            found.differences.append(Difference("not_in_history", request_id, -(cost or 0.0), cost, None))
+    found.differences.sort(key=lambda one: (one.kind, -abs(one.usd)))
+
+
+def _compare_one(
+    found: Reconciled, record: HistoryRecord, paid: float, entry: _Entry | None, bodies: dict[bytes, str]
+) -> None:
+    add, name, theirs = found.differences.append, record.request_id, record.cost_usd
+    if entry is None:
+        if paid:
+            twice = record.body is not None and _body(record) in bodies
+            add(Difference("paid_twice" if twice else "not_in_ledger", name, paid, None, theirs))
+    elif record.status == "COMPLETED" and record.body is not None and bodies.get(_body(record), name) != name:
+        add(Difference("paid_twice", name, paid, entry.cost, theirs))
+    elif record.status == "COMPLETED" and entry.rank < RANK["delivered"]:
+        add(Difference("not_fetched", name, paid, entry.cost, theirs))
+    elif record.status == "FAILED" and entry.rank == RANK["delivered"]:
+        add(Difference("failed_there", name, -(entry.cost or 0.0), entry.cost, theirs))
+    elif record.status == "COMPLETED" and theirs is not None and abs(theirs - (entry.cost or 0.0)) > _CENT:
+        add(Difference("cost_differs", name, theirs - (entry.cost or 0.0), entry.cost, theirs))
+
+
+def _body(record: HistoryRecord) -> bytes:
+    return canonical_json({"model": record.model, "body": claim_form(json.loads(json.dumps(record.body)))})

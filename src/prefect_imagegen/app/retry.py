@@ -1,0 +1,103 @@
+"""The user's decision to have rows of a run asked for again, whatever that may cost."""
+
+import secrets
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from prefect_imagegen.app.settings import StoreSettings
+from prefect_imagegen.core import layout
+from prefect_imagegen.core.errors import RefusedError, StoreError
+from prefect_imagegen.core.events import Event
+from prefect_imagegen.core.models import DEFAULT_PRICE_USD, PUBLISHED_PRICES_USD
+from prefect_imagegen.core.outcomes import HELD_KINDS, OUTCOMES
+from prefect_imagegen.io.heartbeat import Heartbeat, Process, StoreNeighbours
+from prefect_imagegen.io.ledger import StoreLedger, load_ledger
+from prefect_imagegen.io.limits import SystemClock
+from prefect_imagegen.io.object_store import FsspecObjectStore, open_object_store
+
+CERTAIN = frozenset({"submitted", "other_run"})
+"""Kinds whose image is on its way: they are given free only if named."""
+
+
+@dataclass(slots=True)
+class Retried:
+    """What `retry` gave free. `risk_usd`: what may be paid a second time, at published prices."""
+
+    rows: int = 0
+    kinds: Counter[str] = field(default_factory=Counter)
+    risk_usd: float = 0.0
+    still_alive: int = 0
+    """Rows left alone, since a living run works on them."""
+
+
+async def retry(settings: StoreSettings, run_id: str, kinds: Sequence[str] = ()) -> Retried:
+    """Let the next run ask again for the held and failed rows of a run, of some kinds or of all but `CERTAIN`.
+
+    Attempts without an end are ended in the ledger, so that the next run sends attempt n+1. Nothing is called.
+    Raises RefusedError: `run_not_found`, `bad_option`.
+    """
+    unknown = sorted(set(kinds) - set(OUTCOMES))
+    if unknown:
+        known = ", ".join(sorted(OUTCOMES))
+        raise RefusedError("bad_option", f"--kind {unknown[0]}: there is no such kind.", remedy=f"Known are: {known}.")
+    store = open_object_store(settings.url, settings.storage_options)
+    try:
+        return await _retry(store, run_id, frozenset(kinds))
+    except StoreError as error:
+        raise RefusedError(error.kind, error.message, remedy=error.remedy) from error
+    finally:
+        store.close()
+
+
+async def _retry(store: FsspecObjectStore, run_id: str, kinds: frozenset[str]) -> Retried:
+    if await store.get(layout.run(run_id, "report.json")) is None:
+        raise RefusedError(
+            "run_not_found",
+            f"{store.url} has no finished run {run_id!r}.",
+            remedy="List the runs with `prefect-imagegen status`; one that died is gone on with by its own command.",
+        )
+    clock, process = SystemClock(), Process.this(secrets.token_hex(8))
+    view = await load_ledger(store)
+    ledger = StoreLedger(store, view, run_id=run_id, nonce=process.nonce, clock=clock)
+    neighbours = StoreNeighbours(store, Heartbeat(store, run_id, process, clock), process, clock)
+    found = Retried()
+    for part in await store.list(layout.run(run_id, "failures")):
+        table = pq.read_table(pa.BufferReader(await store.get(part.path) or b""))
+        wanted = kinds or frozenset(set(OUTCOMES) - CERTAIN)
+        table = table.filter(pc.is_in(table["error_kind"], pa.array(sorted(wanted))))
+        table = table.filter(pc.is_in(table["status"], pa.array(["failed", "held"])))
+        keys = pa.array([bytes.fromhex(key) for key in table["request_key"].to_pylist()], pa.binary(16))
+        states = dict(zip(keys.to_pylist(), view.states(keys).to_pylist(), strict=True))
+        for row in table.select(["request_key", "error_kind", "error_message", "model"]).to_pylist():
+            key, kind, model = bytes.fromhex(row["request_key"]), row["error_kind"], row["model"]
+            if states.pop(key, "delivered") == "delivered":
+                continue  # made meanwhile, or given free with an identical row
+            claims = await ledger.claims(key)
+            last = claims[-1] if claims else None
+            if last is not None and kind == "other_run" and await neighbours.life(last.claim.run_id) == "live":
+                found.still_alive += 1
+                continue
+            await ledger.record(
+                Event(
+                    "failed",
+                    key,
+                    last.claim.attempt_id if last else f"{key.hex()}-0",
+                    run_id,
+                    clock.now(),
+                    error_kind="retry_asked",
+                    error_message=f"was: {kind}: {row['error_message']}"[:500],
+                    request_id=last.request_id if last else None,
+                    model=model,
+                )
+            )
+            found.rows += 1
+            found.kinds[kind] += 1
+            if kind in HELD_KINDS or OUTCOMES[kind].billed != "no":
+                found.risk_usd += PUBLISHED_PRICES_USD.get(model, DEFAULT_PRICE_USD)
+    await ledger.flush()
+    return found
