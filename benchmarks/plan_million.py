@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from prefect_imagegen.app.plan import PlanDraft, Planner
-from prefect_imagegen.core.ledger import EVENT_SCHEMA, LedgerView
+from prefect_imagegen.core.ledger import EVENT_SCHEMA, LedgerView, fold
 from prefect_imagegen.core.manifest import ManifestOptions
 from prefect_imagegen.io.manifests import Manifest
 
@@ -72,10 +72,10 @@ def ledger_of(path: Path, share: float) -> LedgerView:
     columns = {
         "key": keys,
         "type": pa.array(["delivered"] * len(keys)),
-        "attempt_id": pa.array([f"{n}-1" for n in range(len(keys))]),
+        "attempt_id": pa.array([f"{key.hex()}-1" for key in keys.to_pylist()]),
     }
     arrays = [columns.get(field.name, pa.nulls(len(keys), field.type)) for field in EVENT_SCHEMA]
-    return LedgerView(pa.table(arrays, schema=EVENT_SCHEMA))
+    return fold([pa.table(arrays, schema=EVENT_SCHEMA)])
 
 
 def measure(case: str, path: Path) -> dict[str, float]:

@@ -5,6 +5,8 @@ STORE_FILE = "store.json"
 CLAIMS = "ledger/claims"
 SEGMENTS = "ledger/segments"
 GENERATIONS = "ledger/generations"
+LEDGER_TIME = "ledger/time"
+"""Written anew to learn what time it is for the store; its content means nothing."""
 RUNS = "runs"
 
 
@@ -16,6 +18,11 @@ def image(key: str, extension: str) -> str:
 def claims_of(key: str) -> str:
     """The folder of all claims of a request key (hex)."""
     return f"{CLAIMS}/{key[:2]}/{key}"
+
+
+def claims_below(first: int) -> str:
+    """The folder of all claims of the request keys with this first byte."""
+    return f"{CLAIMS}/{first:02x}"
 
 
 def claim_name(n: int) -> str:
@@ -36,6 +43,22 @@ def claim_id(key: str, n: int) -> str:
 def segment(name: str) -> str:
     """One immutable batch of ledger events."""
     return f"{SEGMENTS}/{name}.parquet"
+
+
+def generation(number: int) -> str:
+    """The manifest of a generation of the ledger."""
+    return f"{GENERATIONS}/{number}.json"
+
+
+def generation_file(number: int, name: str) -> str:
+    """One file of sorted events, of a generation."""
+    return f"{GENERATIONS}/{number}/{name}.parquet"
+
+
+def generation_of(path: str) -> int:
+    """The generation that a file of events was written for; 0 for other files."""
+    number, name = path.removeprefix(f"{GENERATIONS}/").partition("/")[::2]
+    return int(number) if number.isdigit() and name else 0
 
 
 def run(run_id: str, *names: str) -> str:

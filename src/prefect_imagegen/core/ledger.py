@@ -4,15 +4,17 @@ Inside one attempt the highest rank wins (quarantined > delivered > failed > sub
 A key is delivered if any attempt is, else open if any attempt is open, else failed.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from prefect_imagegen.core.attempts import Attempts, first_row
 from prefect_imagegen.core.events import RANK, Event, ImageFacts
+from prefect_imagegen.core.growing import GrowingTable
 from prefect_imagegen.core.request import KEY_BYTES
 
 KEY_TYPE = pa.binary(KEY_BYTES)
@@ -53,6 +55,12 @@ EVENT_SCHEMA = pa.schema(
 """One row per event: the columns of `core.events.Event`, the image's facts beside them."""
 _ORDER = [("time", "ascending"), ("attempt_id", "ascending")]
 """Which of several failures is the last: told alike whatever the order of segments."""
+_CALLS = pa.schema([EVENT_SCHEMA.field(name) for name in ("key", "request_id")])
+_FAILURES = pa.schema(
+    [EVENT_SCHEMA.field(name) for name in ("key", "time", "attempt_id", "error_kind", "error_message")]
+)
+"""What is remembered of failures, sorted by it: the last row of a key is its last failure."""
+_GATHERED_ROWS = 1 << 15
 _PLAIN = [name for name in EVENT_SCHEMA.names if name not in _FACTS.names]
 
 
@@ -86,107 +94,163 @@ class CostStats:
     latency_s: float | None
 
 
-class LedgerView:
-    """What the ledger said when it was read: the state of every key, and the facts of every image."""
+class Kept(Protocol):
+    """Where a fold puts the events that tell of an image or a call: written once through, then read at will."""
 
-    def __init__(self, events: pa.Table) -> None:
-        ranks = pa.array([RANK[name] for name in RANK], pa.int8())
-        rank = ranks.take(pc.index_in(events["type"], pa.array(list(RANK))).combine_chunks())
-        events = events.append_column("rank", rank)
-        self._attempts = (
-            events.select(["key", "attempt_id", "rank"]).group_by(["key", "attempt_id"]).aggregate([("rank", "max")])
-        )
-        top = self._attempts["rank_max"]
-        self.delivered_keys = _distinct(self._attempts.filter(pc.equal(top, RANK["delivered"]))["key"])
-        not_delivered = self._attempts.filter(pc.invert(pc.is_in(self._attempts["key"], self.delivered_keys)))
-        self._open_keys = _distinct(
-            not_delivered.filter(pc.less_equal(not_delivered["rank_max"], RANK["submitted"]))["key"]
-        )
-        failures = events.filter(pc.equal(events["type"], "failed")).sort_by(_ORDER)
-        self._failures = failures.select(["key", "error_kind", "error_message", "http_status", "attempt_id"])
-        settled = not_delivered.filter(pc.invert(pc.is_in(not_delivered["key"], self._open_keys)))
-        self._failed_keys = _distinct(settled["key"])
-        calls = events.filter(pc.is_valid(events["request_id"])).select(["key", "request_id"])
-        self._calls = calls.filter(pc.invert(pc.is_in(calls["key"], self.delivered_keys)))
-        facts = events.filter(pc.equal(events["type"], "delivered"))
-        quarantined = self._attempts.filter(pc.equal(top, RANK["quarantined"]))["attempt_id"].combine_chunks()
-        facts = facts.filter(pc.invert(pc.is_in(facts["attempt_id"], quarantined)))
-        self._facts = facts.drop_columns(["rank"])
+    def write(self, events: pa.Table) -> None:
+        """Take a table of `EVENT_SCHEMA`."""
+        ...
+
+    def __iter__(self) -> Iterator[pa.Table]:
+        """All that was written, in parts that fit into memory."""
+        ...
+
+
+class _InMemory(list[pa.Table]):
+    def write(self, events: pa.Table) -> None:
+        self.append(events)
+
+
+class LedgerView:
+    """What the ledger said when it was read: the state of every key, and the facts of every image.
+
+    Holds 21 bytes an attempt and the last failure of each failed key; what is asked for less often is read from `kept`
+    on demand.
+    """
+
+    def __init__(self, attempts: Attempts, failures: pa.Table, quarantined: pa.Array, kept: Iterable[pa.Table]) -> None:
+        self._attempts = attempts
+        self._failures = failures
+        self._quarantined = quarantined
+        self._kept = kept
 
     @classmethod
     def empty(cls) -> "LedgerView":
         """The view of a ledger without events."""
-        return cls(EVENT_SCHEMA.empty_table())
+        return fold([])
+
+    @property
+    def delivered_keys(self) -> pa.Array:
+        """The keys (binary(16), sorted) whose image was delivered."""
+        return self._attempts.delivered_keys
 
     def states(self, keys: pa.Array) -> pa.Array:
         """`delivered`, `open`, `failed` or null for each key (binary(16))."""
-        null = pa.scalar(None, pa.string())
-        return pc.if_else(
-            pc.is_in(keys, self.delivered_keys),
-            "delivered",
-            pc.if_else(
-                pc.is_in(keys, self._open_keys), "open", pc.if_else(pc.is_in(keys, self._failed_keys), "failed", null)
-            ),
-        )
+        return self._attempts.states(keys)
 
     def failure(self, key: bytes) -> tuple[str, str]:
         """Kind and message of the last failure of a key."""
-        return self._last_failures.get(key, ("unknown", "the ledger gives no reason"))
-
-    def request_ids(self, key: bytes) -> frozenset[str]:
-        """The request ids known of a key that has no image."""
-        return self._request_ids.get(key, frozenset())
+        row = first_row(self._failures["key"], key)
+        if row == len(self._failures) or self._failures["key"][row].as_py() != key:
+            return ("unknown", "the ledger gives no reason")
+        kind, message = (self._failures[name][row].as_py() for name in ("error_kind", "error_message"))
+        return (kind or "unknown", message or "")
 
     def facts(self, keys: pa.Array) -> dict[bytes, dict[str, Any]]:
         """The (first) delivered event of each key that has one, as a row of `EVENT_SCHEMA`."""
-        rows = self._facts.filter(pc.is_in(self._facts["key"], keys)).sort_by(_ORDER).to_pylist()
-        return {row["key"]: row for row in reversed(rows)}
+        wanted = (part.filter(pc.and_(_delivered(part), pc.is_in(part["key"], keys))) for part in self._kept)
+        events = pa.concat_tables([EVENT_SCHEMA.empty_table(), *wanted])
+        events = events.filter(pc.invert(pc.is_in(events["attempt_id"], self._quarantined)))
+        return {row["key"]: row for row in reversed(events.sort_by(_ORDER).to_pylist())}
+
+    def request_ids(self, key: bytes) -> frozenset[str]:
+        """The request ids known of a key that has no image."""
+        row, found = first_row(self._calls["key"], key), set()
+        while row < len(self._calls) and self._calls["key"][row].as_py() == key:
+            found.add(self._calls["request_id"][row].as_py())
+            row += 1
+        return frozenset(found)
 
     def costs(self) -> dict[str, CostStats]:
-        """What the answers said of cost and latency so far, by cost class."""
-        known = self._facts.filter(
-            pc.and_(pc.is_valid(self._facts["cost_usd"]), pc.is_valid(self._facts["cost_class"]))
-        )
-        table = known.group_by("cost_class").aggregate(
-            [
-                ("cost_usd", "count"),
-                ("cost_usd", "min"),
-                ("cost_usd", "max"),
-                ("cost_usd", "mean"),
-                ("latency_s", "mean"),
-            ]
-        )
-        rows = zip(*(table[name].to_pylist() for name in table.column_names), strict=True)
-        return {name: CostStats(*figures) for name, *figures in rows}
+        """What the answers said of cost and latency so far, by cost class, quarantined images included."""
+        columns = ["cost_class", "cost_usd", "latency_s"]
+        parts = (part.select(columns).filter(_measured(part)) for part in self._kept)
+        costs = pa.concat_tables([EVENT_SCHEMA.empty_table().select(columns), *parts])
+        figures = [("cost_usd", how) for how in ("count", "min", "max", "mean")] + [("latency_s", "mean")]
+        found = costs.group_by("cost_class").aggregate(figures)
+        names = [f"{name}_{how}" for name, how in figures]
+        return {row["cost_class"]: CostStats(*(row[name] for name in names)) for row in found.to_pylist()}
 
     def is_closed(self, attempt_id: str) -> bool:
         """Whether the attempt is known to have ended."""
-        return attempt_id in self._closed
+        return self._attempts.is_closed(attempt_id)
+
+    def next_attempt(self, key: bytes) -> int:
+        """The number of the claim to try first: the last attempt's if it is open, else the one after it.
+
+        Numbers are never used twice, also where compaction has removed the claims of the key.
+        """
+        ranks = self._attempts.ranks(key)
+        last = max(ranks, default=0)
+        return 1 if last < 1 else last + (ranks[last] >= RANK["failed"])
 
     @cached_property
-    def _last_failures(self) -> dict[bytes, tuple[str, str]]:
-        rows = self._failures.filter(pc.is_in(self._failures["key"], self._failed_keys)).to_pylist()
-        return {row["key"]: (row["error_kind"] or "unknown", row["error_message"] or "") for row in rows}
+    def _calls(self) -> pa.Table:
+        """The request ids of all keys without an image, sorted by key. Few runs ask for them."""
+        keys = self._attempts.undelivered_keys
+        wanted = (part.filter(pc.is_in(part["key"], keys)).select(_CALLS.names) for part in self._kept)
+        calls = pa.concat_tables([_CALLS.empty_table(), *wanted]).drop_null()
+        return calls.sort_by("key").combine_chunks()
 
-    @cached_property
-    def _request_ids(self) -> dict[bytes, frozenset[str]]:
-        found: dict[bytes, set[str]] = {}
-        for row in self._calls.to_pylist():
-            found.setdefault(row["key"], set()).add(row["request_id"])
-        return {key: frozenset(ids) for key, ids in found.items()}
 
-    @cached_property
-    def _closed(self) -> frozenset[str]:
-        closed = self._attempts.filter(pc.greater_equal(self._attempts["rank_max"], RANK["failed"]))
-        return frozenset(closed["attempt_id"].to_pylist())
+class LedgerFold:
+    """Folds events into a `LedgerView`, a table at a time."""
+
+    def __init__(self, kept: Kept) -> None:
+        self._kept = kept
+        self._attempts = Attempts()
+        self._failures = GrowingTable(_FAILURES, _last_of_each_key)
+        self._quarantined: list[pa.Array] = []
+        self._waiting: list[pa.Table] = []
+        self._waiting_rows = 0
+
+    def add(self, events: pa.Table) -> None:
+        """Take in a table of `EVENT_SCHEMA`. Small ones are gathered: every step has a price of its own."""
+        self._waiting.append(events)
+        self._waiting_rows += len(events)
+        if self._waiting_rows >= _GATHERED_ROWS:
+            self._take_in()
+
+    def view(self) -> LedgerView:
+        """What all of them say."""
+        self._take_in()
+        failures = self._failures.table()
+        failures = failures.filter(pc.invert(pc.is_in(failures["key"], self._attempts.delivered_keys)))
+        quarantined = pa.concat_arrays([pa.array([], pa.string()), *self._quarantined])
+        return LedgerView(self._attempts, failures.combine_chunks(), quarantined, self._kept)
+
+    def _take_in(self) -> None:
+        if not self._waiting:
+            return
+        events = pa.concat_tables(self._waiting).combine_chunks()
+        self._waiting, self._waiting_rows = [], 0
+        self._attempts.add(events)
+        self._kept.write(events.filter(pc.or_(_delivered(events), pc.is_valid(events["request_id"]))))
+        quarantined = events.filter(pc.equal(events["type"], "quarantined"))
+        self._quarantined.append(quarantined["attempt_id"].combine_chunks())
+        self._failures.add(events.filter(pc.equal(events["type"], "failed")).select(_FAILURES.names))
 
 
 def fold(tables: Iterable[pa.Table]) -> LedgerView:
-    """The view of all events of some tables."""
-    found = list(tables)
-    return LedgerView(pa.concat_tables([EVENT_SCHEMA.empty_table(), *found]).cast(EVENT_SCHEMA))
+    """The view of all events of some tables, held in memory."""
+    folding = LedgerFold(_InMemory())
+    for table in tables:
+        folding.add(table.cast(EVENT_SCHEMA))
+    return folding.view()
 
 
-def _distinct(keys: pa.ChunkedArray) -> pa.Array:
-    found = pc.unique(keys)
-    return found.combine_chunks() if isinstance(found, pa.ChunkedArray) else found
+def _last_of_each_key(failures: pa.Table) -> pa.Table:
+    if not len(failures):
+        return failures
+    ordered = failures.sort_by([(name, "ascending") for name in _FAILURES.names])
+    keys = ordered["key"].combine_chunks()
+    last = pa.concat_arrays([pc.not_equal(keys[1:], keys[:-1]), pa.array([True])])
+    return ordered.filter(last)
+
+
+def _delivered(events: pa.Table) -> pa.ChunkedArray:
+    return pc.equal(events["type"], "delivered")
+
+
+def _measured(events: pa.Table) -> pa.ChunkedArray:
+    return pc.and_(_delivered(events), pc.and_(pc.is_valid(events["cost_class"]), pc.is_valid(events["cost_usd"])))

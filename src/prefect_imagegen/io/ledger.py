@@ -1,26 +1,34 @@
 """The ledger in an object store: claims and request ids as single objects, events as immutable segments."""
 
 import asyncio
-import io
 import json
 from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import asdict, fields, replace
 from datetime import datetime
 
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from prefect_imagegen.core import layout
+from prefect_imagegen.core.attempts import Attempts
 from prefect_imagegen.core.errors import StoreError
 from prefect_imagegen.core.events import Claim, ClaimRecord, Event
-from prefect_imagegen.core.ledger import EVENT_SCHEMA, LedgerView, events_table, fold
+from prefect_imagegen.core.ledger import LedgerFold, LedgerView, events_table
+from prefect_imagegen.io.event_file import EventFile
+from prefect_imagegen.io.ledger_files import (
+    MissingFileError,
+    damaged,
+    from_parquet,
+    json_object,
+    ledger_files,
+    read_files,
+    to_parquet,
+)
 from prefect_imagegen.ports import Clock, ObjectStore
 
 FLUSH_EVENTS = 2_000
 FLUSH_SECONDS = 15.0
 REFRESH_SECONDS = 5.0
-_READERS = 16
+_TRIES = 3
 _CLOSING = frozenset({"failed", "delivered", "quarantined"})
 
 
@@ -47,6 +55,7 @@ class StoreLedger:
         self._clock = clock
         self._events: list[Event] = []
         self._closed: set[str] = set()
+        self._since = Attempts()  # what was flushed by us, or read of others, after `view`
         self._segments = 0
         self._flushing = asyncio.Lock()
 
@@ -92,13 +101,17 @@ class StoreLedger:
                 return
             stamp = self._clock.now().strftime("%Y%m%dT%H%M%S%f")
             path = layout.segment(f"{stamp}-{self._nonce}-{self._segments:06d}")
-            data = await asyncio.to_thread(_to_parquet, events_table(events))
+            table = events_table(events)
+            data = await asyncio.to_thread(to_parquet, table)
             if not await self._store.create(path, data) and await self._store.get(path) != data:
                 raise StoreError(
                     "store_conflict", f"{path} exists with other content.", remedy="Run the command again."
                 )
             self._segments += 1
             del self._events[: len(events)]
+            # Known in 21 bytes from here on, not by its name: a run may make millions.
+            self._since.add(table)
+            self._closed.difference_update(event.attempt_id for event in events if event.type in _CLOSING)
 
     async def keep_flushing(self) -> None:
         """Flush every 15 seconds, until cancelled."""
@@ -106,9 +119,14 @@ class StoreLedger:
             await self._clock.sleep(FLUSH_SECONDS)
             await self.flush()
 
+    def next_attempt(self, key: bytes) -> int:
+        """The number of the claim to try first, by what the ledger said when it was read."""
+        return self.view.next_attempt(key)
+
     def is_closed(self, key: bytes, attempt_id: str) -> bool:  # noqa: ARG002 - the port names the key for other ledgers
         """Whether the ledger knows the attempt to have ended."""
-        return attempt_id in self._closed or self.view.is_closed(attempt_id)
+        known = (self._since, self.view)
+        return attempt_id in self._closed or any(one.is_closed(attempt_id) for one in known)
 
     def request_ids(self, key: bytes) -> frozenset[str]:
         """The request ids that the ledger knows of a key that has no image."""
@@ -125,24 +143,22 @@ class StoreLedger:
                     continue
                 data = await self._store.get(path)
                 if data is not None:
-                    table = await asyncio.to_thread(_from_parquet, path, data)
-                    closing = table.filter(pc.is_in(table["type"], pa.array(sorted(_CLOSING))))
-                    self._closed.update(closing["attempt_id"].to_pylist())
+                    self._since.add(await asyncio.to_thread(from_parquet, path, data))
                 self._seen.add(path)
             self._refreshed = self._clock.monotonic()
 
     async def _read_claim(self, key: bytes, n: int, *, has_id: bool) -> ClaimRecord:
         path = layout.claim(key.hex(), n)
         try:
-            body = _json(path, await self._store.get(path))
+            body = json_object(path, await self._store.get(path))
             body["time"] = datetime.fromisoformat(str(body["time"]))
             claim = Claim(**{one.name: body[one.name] for one in fields(Claim)})  # type: ignore[arg-type]
             request_id = None
             if has_id:
                 path = layout.claim_id(key.hex(), n)
-                request_id = str(_json(path, await self._store.get(path))["request_id"])
+                request_id = str(json_object(path, await self._store.get(path))["request_id"])
         except (KeyError, ValueError) as error:
-            raise _damaged(path) from error
+            raise damaged(path) from error
         return ClaimRecord(n, claim, request_id)
 
 
@@ -154,76 +170,28 @@ async def segments(store: ObjectStore) -> list[str]:
 async def load_ledger(store: ObjectStore) -> LedgerView:
     """Read the newest generation and every segment that it has not absorbed, and fold them.
 
-    Raises StoreError that names a damaged file.
+    Memory holds some bytes for each attempt; the facts of images wait in a temporary file. Raises StoreError that
+    names a damaged file.
     """
-    tables = [table async for table in event_tables(store)]
-    return await asyncio.to_thread(fold, tables)
+    with EventFile() as kept:
+        folding = LedgerFold(kept)
+        async for table in event_tables(store):
+            await asyncio.to_thread(folding.add, table)
+        return await asyncio.to_thread(folding.view)
 
 
 async def event_tables(store: ObjectStore) -> AsyncIterator[pa.Table]:
     """All events of the ledger, as tables of `EVENT_SCHEMA` in no particular order; few are in memory at once.
 
-    Raises StoreError that names a damaged file.
+    Where a compaction took files away under a reader that slept for a day, it begins anew, and events come twice: the
+    fold does not mind. Raises StoreError that names a missing or damaged file.
     """
-    files, absorbed = await _newest_generation(store)
-    files += [path for path in await segments(store) if path.rsplit("/", 1)[1] not in absorbed]
-
-    async def read(path: str) -> pa.Table:
-        data = await store.get(path)
-        if data is None:
-            raise StoreError("store_damaged", f"{path} is missing from {store.url}.", remedy="Restore it.")
-        return await asyncio.to_thread(_from_parquet, path, data)
-
-    for start in range(0, len(files), _READERS):
-        for table in await asyncio.gather(*map(read, files[start : start + _READERS])):
-            yield table
-
-
-async def _newest_generation(store: ObjectStore) -> tuple[list[str], frozenset[str]]:
-    """Files and absorbed segment names of the newest generation; nothing if there is none."""
-    manifests = {
-        int(name[: -len(".json")]): info.path
-        for info in await store.list(layout.GENERATIONS)
-        if (name := info.path[len(layout.GENERATIONS) + 1 :]).endswith(".json") and name[: -len(".json")].isdigit()
-    }
-    if not manifests:
-        return [], frozenset()
-    path = manifests[max(manifests)]
-    manifest = _json(path, await store.get(path))
-    files, absorbed = manifest.get("files"), manifest.get("absorbed")
-    if not isinstance(files, list) or not isinstance(absorbed, list):
-        raise _damaged(path)
-    return files, frozenset(absorbed)
-
-
-def _to_parquet(table: pa.Table) -> bytes:
-    sink = io.BytesIO()
-    pq.write_table(table, sink, compression="zstd")
-    return sink.getvalue()
-
-
-def _from_parquet(path: str, data: bytes) -> pa.Table:
-    try:
-        table = pq.read_table(pa.BufferReader(data))
-        missing = [name for name in EVENT_SCHEMA.names if name not in table.column_names]
-        for name in missing:
-            table = table.append_column(name, pa.nulls(len(table), EVENT_SCHEMA.field(name).type))
-        return table.select(EVENT_SCHEMA.names).cast(EVENT_SCHEMA)
-    except (pa.ArrowException, OSError) as error:
-        raise StoreError(
-            "store_damaged", f"The ledger file {path} is damaged: {error}.", remedy="Restore it from a backup."
-        ) from error
-
-
-def _json(path: str, data: bytes | None) -> dict[str, object]:
-    try:
-        value = json.loads(data or b"")
-    except ValueError as error:
-        raise _damaged(path) from error
-    if not isinstance(value, dict):
-        raise _damaged(path)
-    return value
-
-
-def _damaged(path: str) -> StoreError:
-    return StoreError("store_damaged", f"{path} is missing or damaged.", remedy="Restore it from a backup.")
+    for tries_left in reversed(range(_TRIES)):
+        try:
+            async for table in read_files(store, await ledger_files(store)):
+                yield table
+        except MissingFileError as error:
+            if not tries_left or error.path in (await ledger_files(store)).paths:
+                raise
+        else:
+            return

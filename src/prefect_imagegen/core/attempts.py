@@ -1,0 +1,117 @@
+"""The rank of every attempt in 21 bytes: request key, number, highest rank seen. Pure, in any order of events."""
+
+import re
+from bisect import bisect_left
+from collections.abc import Mapping
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from prefect_imagegen.core.events import RANK
+from prefect_imagegen.core.growing import GrowingTable
+from prefect_imagegen.core.request import KEY_BYTES
+
+_SCHEMA = pa.schema([("key", pa.binary(KEY_BYTES)), ("n", pa.int32()), ("rank", pa.int8())])
+_TYPES = pa.array(list(RANK))
+_RANKS = pa.array(list(RANK.values()), pa.int8())
+_NUMBER = "[1-9][0-9]{0,8}"
+_ATTEMPT_ID = re.compile(f"([0-9a-f]{{{2 * KEY_BYTES}}})-({_NUMBER})")
+_STATES = pa.array(["failed", "open", "delivered"])
+_STATE_OF_RANK = pa.array([1, 1, 0, 2, 0], pa.int8())
+"""By rank: claimed and submitted are open, failed and quarantined are failed. The highest state of a key counts."""
+
+
+class Attempts:
+    """Takes events in, table by table, and knows the rank of every attempt and the state of every key.
+
+    An attempt id is `<key in hex>-<n>`; any other text is an attempt too, remembered as text.
+    """
+
+    def __init__(self) -> None:
+        self._ranked = GrowingTable(_SCHEMA, _highest)
+        self._odd: dict[str, int] = {}
+
+    def add(self, events: pa.Table) -> None:
+        """Take in the events of a table (columns `type`, `key`, `attempt_id`); unknown types count for nothing."""
+        ranks = _RANKS.take(pc.index_in(events["type"].combine_chunks(), _TYPES))
+        known = pc.and_(pc.is_valid(ranks), pc.is_valid(events["key"].combine_chunks()))
+        keys, attempt_ids = (events[name].combine_chunks().filter(known) for name in ("key", "attempt_id"))
+        ranked = pa.table([keys, self._numbers(keys, attempt_ids), ranks.filter(known)], schema=_SCHEMA)
+        self._ranked.add(_highest(ranked))
+
+    @property
+    def delivered_keys(self) -> pa.Array:
+        """The keys (binary(16), sorted) with a delivered attempt."""
+        table = self._ranked.table()
+        return _distinct(table.filter(pc.equal(table["rank"], RANK["delivered"]))["key"])
+
+    @property
+    def undelivered_keys(self) -> pa.Array:
+        """The keys (binary(16), sorted) without a delivered attempt."""
+        keys = self._ranked.table()["key"]
+        return _distinct(keys.filter(pc.invert(pc.is_in(keys, self.delivered_keys))))
+
+    def states(self, keys: pa.Array) -> pa.Array:
+        """`delivered`, `open`, `failed` or null for each key (binary(16))."""
+        table = self._ranked.table()
+        # The few keys that are asked for are hashed, not the many that are known.
+        found = table.filter(pc.is_in(table["key"], keys))
+        found = found.set_column(2, "state", _STATE_OF_RANK.take(found["rank"].combine_chunks()))
+        top = found.group_by("key").aggregate([("state", "max")])
+        rows = pc.index_in(keys, top["key"].combine_chunks())
+        return _STATES.take(top["state_max"].combine_chunks().take(rows))
+
+    def ranks(self, key: bytes) -> Mapping[int, int]:
+        """The rank of each attempt of a key by its number; attempts with other ids have numbers below zero."""
+        table = self._ranked.table()
+        row, found = first_row(table["key"], key), {}
+        while row < len(table) and table["key"][row].as_py() == key:
+            found[table["n"][row].as_py()] = table["rank"][row].as_py()
+            row += 1
+        return found
+
+    def is_closed(self, attempt_id: str) -> bool:
+        """Whether the attempt is known to have ended."""
+        match = _ATTEMPT_ID.fullmatch(attempt_id)
+        rank = self.ranks(bytes.fromhex(match[1])).get(int(match[2]), -1) if match else -1
+        if attempt_id in self._odd:
+            table = self._ranked.table()
+            odd = table.filter(pc.equal(table["n"], self._odd[attempt_id]))
+            rank = max(rank, pc.max(odd["rank"]).as_py())
+        return rank >= RANK["failed"]
+
+    def _numbers(self, keys: pa.Array, attempt_ids: pa.Array) -> pa.Array:
+        """The n of every `<key in hex>-<n>`; a number below zero, the same for the same text, for any other id."""
+        tails = pc.utf8_slice_codeunits(attempt_ids, 2 * KEY_BYTES + 1)
+        plain = pc.and_(
+            pc.equal(attempt_ids, pc.binary_join_element_wise(_hex(keys), tails, "-")),
+            pc.match_substring_regex(tails, f"^{_NUMBER}$"),
+        ).fill_null(False)
+        numbers = pc.if_else(plain, tails, "0").cast(pa.int32())
+        if pc.all(plain).as_py() is False:
+            others = attempt_ids.filter(pc.invert(plain)).to_pylist()
+            codes = [self._odd.setdefault(str(one), -1 - len(self._odd)) for one in others]
+            numbers = pc.replace_with_mask(numbers, pc.invert(plain), pa.array(codes, pa.int32()))
+        return numbers
+
+
+def first_row(keys: pa.ChunkedArray, key: bytes) -> int:
+    """The first row of a sorted column of keys that is not below `key`."""
+    return bisect_left(range(len(keys)), key, key=lambda row: keys[row].as_py())
+
+
+def _distinct(keys: pa.ChunkedArray) -> pa.Array:
+    return pc.unique(keys.combine_chunks())
+
+
+def _highest(ranked: pa.Table) -> pa.Table:
+    found = ranked.group_by(["key", "n"]).aggregate([("rank", "max")])
+    return found.rename_columns(_SCHEMA.names).sort_by([("key", "ascending"), ("n", "ascending")])
+
+
+def _hex(keys: pa.Array) -> pa.Array:
+    """Every key (binary(16), none null) in hex."""
+    width = KEY_BYTES
+    raw = memoryview(keys.buffers()[1] or b"")[keys.offset * width : (keys.offset + len(keys)) * width]
+    texts = pa.Array.from_buffers(pa.binary(2 * width), len(keys), [None, pa.py_buffer(raw.hex().encode())])
+    return texts.cast(pa.binary()).cast(pa.string())

@@ -1,0 +1,185 @@
+"""Compaction: many small segments become a few sorted files, so that reading the ledger stays quick.
+
+Generation g+1 is one create-only manifest: who writes it has compacted, everybody else who tried has lost and changed
+nothing. What it replaces goes a day later by the store's own time, when no reader can still be at it.
+"""
+
+import asyncio
+import secrets
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Sequence
+from datetime import datetime, timedelta
+from itertools import groupby
+
+import pyarrow as pa
+
+from prefect_imagegen.core import layout
+from prefect_imagegen.core.attempts import Attempts
+from prefect_imagegen.core.events import RANK
+from prefect_imagegen.core.request import KEY_BYTES
+from prefect_imagegen.crashpoints import reached
+from prefect_imagegen.io.event_file import EventFile
+from prefect_imagegen.io.ledger_files import (
+    Generation,
+    LedgerFiles,
+    MissingFileError,
+    ledger_files,
+    manifest_bytes,
+    name_of,
+    parse_generation,
+    read_files,
+    to_parquet,
+)
+from prefect_imagegen.ports import Clock, ObjectInfo, ObjectStore
+
+KEPT = timedelta(hours=24)
+"""How long what was replaced stays for readers that had listed it before."""
+_RUN_ROWS = 1 << 16
+_FILE_ROWS = 50_000
+"""Events sorted at once, and events in a file (about: keys are hashes, so equal ranges of them hold about as many)."""
+_NO_KEY = 1 << 8 * KEY_BYTES
+"""An event without a key is carried along behind the highest one."""
+_AT_ONCE = 16
+_ORDER = [(name, "ascending") for name in ("key", "time", "attempt_id", "type")]
+
+
+async def compact(store: ObjectStore, clock: Clock, *, more_than: int = 500) -> bool:
+    """Absorb all segments into a new generation if more than so many are open; True if that was done.
+
+    Removes what earlier compactions replaced more than a day ago, in any case. Bounded memory: a run of sorted events,
+    one file to be written, and 21 bytes for each attempt; all events wait in a temporary file. Raises StoreError; the
+    ledger is whole then too.
+    """
+    files = await ledger_files(store)
+    attempts = None
+    if len(files.open_segments) > more_than:
+        try:
+            attempts = await _absorb(store, clock, files)
+        except MissingFileError:
+            if (await ledger_files(store)).number == files.number:
+                raise
+    files = await ledger_files(store)
+    now = await _store_time(store) if files.manifests else None
+    if now is not None:
+        await _tidy(store, files, now - KEPT)
+        if attempts is not None:
+            await _drop_claims(store, attempts, now - KEPT)
+    return attempts is not None
+
+
+async def _absorb(store: ObjectStore, clock: Clock, files: LedgerFiles) -> Attempts | None:
+    """Write the next generation: what its events say of every attempt; None if somebody else was first."""
+    with EventFile() as runs:
+        waiting: list[pa.Table] = []
+        async for table in read_files(store, files):
+            waiting.append(table)
+            if sum(map(len, waiting)) >= _RUN_ROWS:
+                await asyncio.to_thread(_write_run, runs, waiting)
+        await asyncio.to_thread(_write_run, runs, waiting)
+    attempts = Attempts()
+    number = files.number + 1
+    stamp = f"{clock.now():%Y%m%dT%H%M%S}-{secrets.token_hex(6)}"
+    written: list[str] = []
+    merged = _merged(runs)
+    while (table := await asyncio.to_thread(next, merged, None)) is not None:
+        attempts.add(table)
+        path = layout.generation_file(number, f"{stamp}-{len(written):05d}")
+        await store.create(path, await asyncio.to_thread(to_parquet, table))
+        written.append(path)
+    reached("compaction")
+    absorbed = files.generation.absorbed | set(map(name_of, files.open_segments))
+    # Names of segments that are gone need no remembering.
+    absorbed &= {name_of(info.path) for info in files.segments}
+    manifest = layout.generation(number)
+    data = manifest_bytes(Generation(tuple(written), absorbed))
+    if await store.create(manifest, data, "application/json") or await store.get(manifest) == data:
+        return attempts
+    await _delete(store, written)
+    return None
+
+
+def _write_run(runs: EventFile, tables: list[pa.Table]) -> None:
+    """Write the tables as one sorted part, and forget them."""
+    if tables:
+        runs.write(pa.concat_tables(tables).sort_by(_ORDER))
+        tables.clear()
+
+
+def _merged(runs: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    """All events, sorted by key, one range of keys after the other."""
+    ranges = max(1, round(sum(map(len, runs)) / _FILE_ROWS))
+    step = _NO_KEY // ranges + 1
+    for low in range(0, _NO_KEY, step):
+        table = pa.concat_tables([_between(run, low, low + step) for run in runs]).sort_by(_ORDER)
+        if len(table):
+            yield table
+
+
+def _between(run: pa.Table, low: int, high: int) -> pa.Table:
+    """The rows of a sorted table whose keys, read as numbers, are in [low, high)."""
+    keys = run["key"]
+
+    def number(row: int) -> int:
+        key = keys[row].as_py()
+        return _NO_KEY if key is None else int.from_bytes(key, "big")
+
+    start = bisect_left(range(len(run)), low, key=number)
+    return run.slice(start, bisect_left(range(len(run)), high, key=number) - start)
+
+
+async def _store_time(store: ObjectStore) -> datetime | None:
+    """What the store's clock says now; None where it does not tell. Clocks of machines do not matter."""
+    await store.put(layout.LEDGER_TIME, b"")
+    info = await store.head(layout.LEDGER_TIME)
+    return info.modified if info else None
+
+
+async def _tidy(store: ObjectStore, files: LedgerFiles, before: datetime) -> None:
+    """Remove what a generation from before that moment replaced: segments, older generations, files of lost races."""
+    settled = max((number for number, info in files.manifests.items() if _is_before(info, before)), default=0)
+    data = await store.get(layout.generation(settled)) if settled else None
+    if data is None:
+        return
+    generation = parse_generation(layout.generation(settled), data)
+    await _delete(store, [info.path for info in files.segments if name_of(info.path) in generation.absorbed])
+    needed = {*generation.files, *files.generation.files}
+    older = [info.path for info in files.parts if 0 < layout.generation_of(info.path) < settled]
+    await _delete(store, [path for path in older if path not in needed])
+    # Manifests go last, so that a crash in between leaves no file without one.
+    await _delete(store, [files.manifests[number].path for number in files.manifests if number < settled])
+
+
+async def _drop_claims(store: ObjectStore, attempts: Attempts, before: datetime) -> None:
+    """Remove the claims from before that moment of keys that are delivered and have no open attempt.
+
+    A failed key keeps its claims: it may be asked for again, and the numbers have to go on from there.
+    """
+    for start in range(0, 256, _AT_ONCE):
+        folders = (layout.claims_below(first) for first in range(start, start + _AT_ONCE))
+        for infos in await asyncio.gather(*map(store.list, folders)):
+            await _delete(store, await asyncio.to_thread(_needless, infos, attempts, before))
+
+
+def _needless(claims: Sequence[ObjectInfo], attempts: Attempts, before: datetime) -> list[str]:
+    """Of claims and their ids, sorted by path, those that nobody will ask for."""
+    found: list[str] = []
+    for folder, group in groupby(claims, lambda info: info.path.rsplit("/", 1)[0]):
+        infos = list(group)
+        ranks = attempts.ranks(bytes.fromhex(name_of(folder)))
+        closed = {str(n) for n, rank in ranks.items() if rank >= RANK["failed"]}
+        if (
+            RANK["delivered"] in ranks.values()
+            and len(closed) == len(ranks)
+            and all(name_of(info.path).split(".")[0] in closed and _is_before(info, before) for info in infos)
+        ):
+            found += [info.path for info in infos]
+    return found
+
+
+def _is_before(info: ObjectInfo, moment: datetime) -> bool:
+    return info.modified is not None and info.modified < moment
+
+
+async def _delete(store: ObjectStore, paths: Sequence[str]) -> None:
+    for start in range(0, len(paths), _AT_ONCE):
+        await asyncio.gather(*map(store.delete, paths[start : start + _AT_ONCE]))
