@@ -7,8 +7,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from prefect_imagegen.core import growing, ledger
 from prefect_imagegen.core.events import RANK, Event, ImageFacts
-from prefect_imagegen.core.ledger import EVENT_SCHEMA, KEY_TYPE, LedgerView, events_table, fold, image_facts
+from prefect_imagegen.core.ledger import (
+    EVENT_SCHEMA,
+    KEY_TYPE,
+    CostStats,
+    LedgerFold,
+    LedgerView,
+    events_table,
+    fold,
+    image_facts,
+)
 
 START = datetime(2026, 8, 1, tzinfo=UTC)
 KEY, OTHER, THIRD = bytes(16), b"\x01" * 16, b"\x02" * 16
@@ -125,6 +135,120 @@ def test_an_event_type_of_the_future_changes_nothing() -> None:
     known = events_table([event("delivered")])
     odd = known.set_column(0, "type", pa.array(["reviewed"]))
     assert fold([known, odd]).states(pa.array([KEY], KEY_TYPE)).to_pylist() == ["delivered"]
+    assert fold([odd]).states(pa.array([KEY], KEY_TYPE)).to_pylist() == [None]
+
+
+def attempt(key: bytes, n: object) -> str:
+    return f"{key.hex()}-{n}"
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        "",
+        "a",
+        "1",
+        f"{KEY.hex()}-0",
+        f"{KEY.hex()}-01",
+        f"{KEY.hex()}-",
+        f"{KEY.hex()}-1x",
+        f"{OTHER.hex()}-1",
+        "ä" * 40,
+    ],
+)
+def test_attempts_with_any_name_are_told_apart(odd) -> None:
+    """An attempt is its name: one that is no `<key>-<n>` is another attempt than all others of its key."""
+    view = fold([events_table([event("claimed", odd), event("failed", attempt(KEY, 1))])])
+    assert view.states(pa.array([KEY], KEY_TYPE)).to_pylist() == ["open"]
+    assert (view.is_closed(odd), view.is_closed(attempt(KEY, 1)), view.is_closed(attempt(KEY, 2))) == (
+        False,
+        True,
+        False,
+    )
+    closed = fold([events_table([event("claimed", attempt(KEY, 1))]), events_table([event("quarantined", odd)])])
+    assert (closed.is_closed(odd), closed.is_closed(attempt(KEY, 1))) == (True, False)
+
+
+@pytest.mark.parametrize(
+    ("kinds", "expected"),
+    [
+        ([], 1),
+        (["claimed"], 1),
+        (["failed"], 2),
+        (["delivered"], 2),
+        (["failed", "claimed"], 2),
+        (["failed", "failed", "quarantined"], 4),
+    ],
+)
+def test_numbers_of_attempts_go_on(kinds, expected) -> None:
+    """The next claim has the number of the last attempt while that is open, else the one after it."""
+    steps = [event(kind, attempt(KEY, n)) for n, kind in enumerate(kinds, 1)]
+    view = fold([events_table([*steps, event("failed", "odd"), event("failed", attempt(OTHER, 7), OTHER)])])
+    assert view.next_attempt(KEY) == expected
+
+
+def test_calls_of_keys_without_an_image_are_known() -> None:
+    """Every request id of a key without an image is told, by any of its events; keys with one need none."""
+    view = fold(
+        [
+            events_table([event("submitted", "a", request_id="id-1"), event("failed", "a", request_id="id-1")]),
+            events_table([event("claimed", "b"), event("submitted", "c", request_id="id-2")]),
+            events_table([event("delivered", "d", OTHER, request_id="id-3")]),
+            events_table([event("delivered", "e", THIRD, request_id="id-4"), event("quarantined", "e", THIRD)]),
+        ]
+    )
+    assert [view.request_ids(key) for key in (KEY, OTHER, THIRD)] == [{"id-1", "id-2"}, set(), {"id-4"}]
+
+
+def test_costs_are_counted_by_class() -> None:
+    """Of every cost class the measured costs and the mean latency are told; what nobody measured counts for nothing."""
+
+    def paid(name, cost, latency, cost_class="x"):
+        return event("delivered", name, cost_usd=cost, latency_s=latency, cost_class=cost_class)
+
+    tables = [
+        events_table([paid("a", 0.01, 2.0), paid("b", 0.04, None), paid("c", 0.25, None, "y"), paid("d", None, 9.0)]),
+        events_table(
+            [event("failed", "e", cost_usd=9.0, cost_class="x"), paid("f", 0.01, 4.0), paid("g", 1.0, 1.0, None)]
+        ),
+        events_table(
+            [event("submitted", "h", cost_usd=9.0, cost_class="x", request_id="id-1"), event("quarantined", "f")]
+        ),
+    ]
+    found = fold(tables).costs()
+    assert found == {"x": CostStats(3, 0.01, 0.04, pytest.approx(0.02), 3.0), "y": CostStats(1, 0.25, 0.25, 0.25, None)}
+    assert LedgerView.empty().costs() == {}
+
+
+class Nowhere(list):
+    """Keeps nothing of what is kept elsewhere."""
+
+    def write(self, events) -> None:
+        """Let it go."""
+
+
+def test_an_attempt_takes_few_bytes() -> None:
+    """A ledger of finished requests takes less than 40 bytes for each of them, whatever its events hold."""
+    before = pa.total_allocated_bytes()
+    folding, requests = LedgerFold(Nowhere()), 60_000
+    for start in range(0, requests, 2_000):
+        steps = []
+        for n in range(start, start + 2_000):
+            key = n.to_bytes(16, "little")
+            steps += [event(kind, attempt(key, 1), key, applied="x" * 200) for kind in ("claimed", "delivered")]
+        folding.add(events_table(steps))
+    view = folding.view()
+    del folding
+    assert len(view.delivered_keys) == requests
+    assert pa.total_allocated_bytes() - before < 40 * requests
+
+
+def test_many_attempts_fold_as_few_do(monkeypatch) -> None:
+    """Putting what came in in order now and then changes nothing of what is said."""
+    monkeypatch.setattr(growing, "_MIN_ROWS", 2)
+    monkeypatch.setattr(ledger, "_GATHERED_ROWS", 3)
+    steps = [event(TYPES[n % 5], "abc"[n % 3], (KEY, OTHER)[n % 2], n % 7, error_kind=f"{n % 7}") for n in range(60)]
+    assert summary(*(events_table([step]) for step in steps)) == summary(events_table(steps))
 
 
 def recorded(kind, attempt, key, minute) -> Event:
@@ -151,6 +275,8 @@ def summary(*tables):
         {key: view.failure(key) for key in (KEY, OTHER)},
         view.facts(keys),
         [view.is_closed(attempt) for attempt in "abc"],
+        [view.request_ids(key) for key in (KEY, OTHER)],
+        view.costs(),
     )
 
 

@@ -16,11 +16,14 @@ class EventFile:
     """Written inside its `with`, part by part; from then on those parts are read from the file, memory-mapped.
 
     The file has no name, so nothing is left behind, not even by a crash; its space is free when nobody reads any more.
-    Raises StoreError where the temporary folder is full.
+    Raises StoreError where the temporary folder is full or missing.
     """
 
     def __init__(self) -> None:
-        self._file = tempfile.TemporaryFile(prefix="imagegen-ledger-")  # noqa: SIM115 - closed by __exit__
+        try:
+            self._file = tempfile.TemporaryFile(prefix="imagegen-ledger-")  # noqa: SIM115 - closed by __exit__
+        except OSError as error:
+            raise _no_room(error) from error
         self._writer = pa.ipc.new_file(pa.PythonFile(self._file, "w"), EVENT_SCHEMA)
         self._mapped: mmap.mmap | None = None
 
@@ -59,6 +62,6 @@ class EventFile:
 def _no_room(error: OSError) -> StoreError:
     return StoreError(
         "temporary_folder",
-        f"The ledger cannot be unpacked in {tempfile.gettempdir()}: {error}.",
-        remedy="Free some space there, or name another folder in TMPDIR.",
+        f"The ledger cannot be unpacked in the temporary folder: {error}.",
+        remedy="Free some space there, or name another folder in the environment variable TMPDIR.",
     )
