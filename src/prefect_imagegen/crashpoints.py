@@ -14,7 +14,7 @@ _reached: Counter[str] = Counter()
 
 def reached(point: str) -> None:
     """Die here, if that is what the environment asks for."""
-    if point == _POINT:
+    if point and point == _POINT:
         _reached[point] += 1
         if _reached[point] >= int(_TIMES or 1):
             os.kill(os.getpid(), signal.SIGKILL)

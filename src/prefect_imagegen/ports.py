@@ -92,6 +92,10 @@ class Ledger(Protocol):
         """Whether the ledger knows the attempt to have ended (failed, delivered or quarantined)."""
         ...
 
+    def next_attempt(self, key: bytes) -> int:
+        """The number of the claim to try first: numbers are never used twice, whatever became of older claims."""
+        ...
+
     def request_ids(self, key: bytes) -> frozenset[str]:
         """The request ids that the ledger knows of a key that has no image."""
         ...

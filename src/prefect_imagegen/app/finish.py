@@ -22,6 +22,7 @@ from prefect_imagegen.core.outcomes import OUTCOMES
 from prefect_imagegen.core.plan import WORKED
 from prefect_imagegen.core.redact import redact
 from prefect_imagegen.core.results import RequestResult, results_of
+from prefect_imagegen.crashpoints import reached
 
 _READERS = 16
 _WITH_IMAGE = frozenset({"generated", "reused"})
@@ -35,6 +36,7 @@ async def finish(session: Session, seconds: float) -> RunResult:
     """
     try:
         await session.ledger.flush()
+        reached("finish")
         return await _write(session, seconds)
     except StoreError as error:
         session.control.stop("store", str(error))

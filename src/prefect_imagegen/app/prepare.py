@@ -18,6 +18,7 @@ from prefect_imagegen.core.errors import BackendError, RefusedError, StoreError
 from prefect_imagegen.core.forecast import forecast
 from prefect_imagegen.core.plan import PlanSummary
 from prefect_imagegen.core.redact import redact
+from prefect_imagegen.crashpoints import reached
 from prefect_imagegen.io.ledger import load_ledger
 from prefect_imagegen.io.limits import RateGate
 from prefect_imagegen.io.manifests import Manifest
@@ -104,6 +105,7 @@ async def prepare(job: Job, parent_run_id: str | None = None) -> Prepared:
             data = json.dumps(content, indent=1).encode()
             await _refusing(store.put(layout.run(run_id, "run.json"), data, "application/json"))
             await _refusing(draft.upload(store, run_id))
+            reached("plan")
         finally:
             draft.close()
     finally:

@@ -26,7 +26,7 @@ _CENT = 1e-6
 
 DifferenceKind = Literal["not_in_ledger", "paid_twice", "not_in_history", "cost_differs", "not_fetched", "failed_there"]
 MEANINGS: dict[DifferenceKind, str] = {
-    "not_in_ledger": "billed by the API, unknown to this store: another store or program on the account, or a lost call",
+    "not_in_ledger": "billed, and unknown to this store: another store or program on the account, or a lost call",
     "paid_twice": "billed again for a body that this store already has a billed call for",
     "not_in_history": "the ledger has a call that the history does not show (it lags by up to two hours)",
     "cost_differs": "the ledger and the history name different costs",

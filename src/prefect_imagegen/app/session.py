@@ -32,6 +32,7 @@ from prefect_imagegen.core.results import RequestResult, results_table
 from prefect_imagegen.executor import Executor, Kit, Policy
 from prefect_imagegen.gateway.server import EmbeddedGateway
 from prefect_imagegen.gateway.settings import GatewaySettings
+from prefect_imagegen.io.compaction import compact
 from prefect_imagegen.io.heartbeat import Heartbeat, Process, StoreNeighbours
 from prefect_imagegen.io.ledger import StoreLedger, load_ledger, segments
 from prefect_imagegen.io.limits import RateGate, SystemClock
@@ -245,6 +246,8 @@ async def open_session(prepared: Prepared) -> AsyncIterator[Session]:
             await asyncio.gather(*background, return_exceptions=True)
             try:
                 await ledger.flush()
+                if not control.stopped:
+                    await compact(store, clock)
                 await heartbeat.beat(ended=True)
             except StoreError as error:
                 # Claims, ids and images are in the store already: the next run finds out what the ledger lacks.

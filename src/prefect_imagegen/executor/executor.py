@@ -42,7 +42,7 @@ class Executor:
 
         `settle` says what became of parked ones. Raises on bugs only.
         """
-        row = Row(request, key)
+        row = Row(request, key, self._kit.ledger.next_attempt(key))
         step = await self._until_it_waits(row, Again())
         if isinstance(step, RequestResult):
             return self._finished(row, step)

@@ -21,7 +21,8 @@ class Row:
 
     request: GenerationRequest
     key: bytes
-    n: int = 1
+    n: int
+    """The number of the present claim."""
     posts: int = 0
     """POSTs sent in this run."""
     counted: int = 0

@@ -13,6 +13,7 @@ from prefect_imagegen.core.attempts import Attempts
 from prefect_imagegen.core.errors import StoreError
 from prefect_imagegen.core.events import Claim, ClaimRecord, Event
 from prefect_imagegen.core.ledger import LedgerFold, LedgerView, events_table
+from prefect_imagegen.crashpoints import reached
 from prefect_imagegen.io.event_file import EventFile
 from prefect_imagegen.io.ledger_files import (
     MissingFileError,
@@ -107,6 +108,7 @@ class StoreLedger:
                 raise StoreError(
                     "store_conflict", f"{path} exists with other content.", remedy="Run the command again."
                 )
+            reached("segment")
             self._segments += 1
             del self._events[: len(events)]
             # Known in 21 bytes from here on, not by its name: a run may make millions.

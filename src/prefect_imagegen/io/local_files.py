@@ -4,12 +4,15 @@ import os
 import tempfile
 from pathlib import Path
 
+from prefect_imagegen.crashpoints import reached
 
-def create_file(target: Path, data: bytes) -> bool:
+
+def create_file(target: Path, data: bytes, crash_point: str = "") -> bool:
     """Temporary file, fsync, hard link: the name appears with its whole content, or not at all."""
     if target.exists():
         return False
     temporary = _write_temporary(target, data)
+    reached(crash_point)
     try:
         target.hardlink_to(temporary)
     except FileExistsError:

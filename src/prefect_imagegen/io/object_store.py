@@ -24,6 +24,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from prefect_imagegen.core.errors import RefusedError, StoreError
 from prefect_imagegen.core.redact import redact
+from prefect_imagegen.crashpoints import reached
 from prefect_imagegen.io.local_files import create_file, replace_file
 from prefect_imagegen.ports import ObjectInfo
 
@@ -123,15 +124,16 @@ class FsspecObjectStore:
             raise self._error(path, error, writing=writing) from error
 
     def _create(self, path: str, data: bytes, content_type: str) -> bool:
-        full = self._full(path)
+        full, crash_point = self._full(path), f"put-{path.partition('/')[0]}"
         if self._local:
-            return create_file(Path(full), data)
+            return create_file(Path(full), data, crash_point)
         if self._memory:
             with _memory_lock:
                 if self._fs.exists(full):
                     return False
                 self._fs.pipe_file(full, data)
                 return True
+        reached(crash_point)
         try:
             self._fs.pipe_file(full, data, mode="create", **self._s3_arguments(content_type))
         except FileExistsError:

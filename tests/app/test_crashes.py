@@ -1,0 +1,135 @@
+"""The crash matrix: kill -9 at every step of a run, then the same command again. The gateway's books are the judge."""
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from pydantic import SecretStr
+
+import prefect_imagegen
+from prefect_imagegen.app.result import RunResult
+from prefect_imagegen.app.settings import BackendSettings, StoreSettings
+from prefect_imagegen.core import layout
+from prefect_imagegen.core.events import Event
+from prefect_imagegen.core.ledger import events_table
+from prefect_imagegen.gateway.faults import Fault, FaultScript
+from prefect_imagegen.gateway.server import EmbeddedGateway
+from prefect_imagegen.gateway.settings import GatewaySettings
+from prefect_imagegen.io.ledger_files import to_parquet
+from prefect_imagegen.io.object_store import open_object_store
+
+ROWS = 6
+CHILD = """
+import json, sys
+import prefect_imagegen
+from prefect_imagegen.app.settings import BackendSettings, StoreSettings
+from pydantic import SecretStr
+
+manifest, url, storage, base_url, version, lag = sys.argv[1:]
+prefect_imagegen.generate(
+    manifest, StoreSettings(url, json.loads(storage)), api_version=version, max_in_flight=3, history_lag=float(lag),
+    backend=BackendSettings(base_url=base_url, api_key=SecretStr("k")),
+)
+"""
+POINTS = (
+    *("plan", "claim:2", "answer", "request_id:2", "bytes:2", "put-images:2", "image:2"),
+    *("segment", "compaction", "finish"),
+)
+"""`answer`: after the POST and before its answer, which the gateway holds back; the others are named in the product."""
+
+
+@pytest.fixture(params=["local", "s3"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> StoreSettings:
+    """A store, on disk and in an object store."""
+    if request.param == "local":
+        return StoreSettings(str(tmp_path / "store"))
+    s3 = request.getfixturevalue("s3")
+    return StoreSettings(s3.url(), s3.options)
+
+
+def manifest(folder: Path) -> str:
+    path = folder / "prompts.parquet"
+    pq.write_table(pa.table({"prompt": [f"prompt number {number}" for number in range(ROWS)]}), path)
+    return str(path)
+
+
+def crash(point: str, gateway: EmbeddedGateway, arguments: list[str]) -> None:
+    """Run the child until it dies at the point; at `answer` until the gateway has billed a call it does not answer."""
+    environment = os.environ | {"PYTHONWARNINGS": "ignore", "PREFECT_IMAGEGEN_CRASH_AT": point}
+    child = subprocess.Popen([sys.executable, "-c", CHILD, *arguments], env=environment)
+    try:
+        if point == "answer":
+            end = time.monotonic() + 60
+            while not any(record.fault and record.status == "COMPLETED" for record in gateway.books.billed):
+                assert time.monotonic() < end
+                assert child.poll() is None
+                time.sleep(0.01)
+            child.send_signal(signal.SIGKILL)
+        assert child.wait(60) == -signal.SIGKILL
+    finally:
+        child.kill()
+        child.wait()
+
+
+def again(gateway: EmbeddedGateway, path: str, place: StoreSettings, version: str, lag: float) -> RunResult:
+    settings = BackendSettings(base_url=gateway.url, api_key=SecretStr("k"))
+    return prefect_imagegen.generate(path, place, backend=settings, api_version=version, history_lag=lag)
+
+
+async def fill_segments(place: StoreSettings) -> None:
+    """Enough segments that the run compacts them at its end: failures of a key that no row has."""
+    store = open_object_store(place.url, place.storage_options)
+    event = Event("failed", bytes(16), "0" * 32 + "-1", "old", datetime(2026, 1, 1, tzinfo=UTC), error_kind="unsent")
+    data = to_parquet(events_table([event]))
+    try:
+        for start in range(0, 520, 20):
+            await asyncio.gather(
+                *(store.create(layout.segment(f"old-{n:04d}"), data) for n in range(start, start + 20))
+            )
+    finally:
+        store.close()
+
+
+def assert_whole(place: StoreSettings, result: RunResult) -> None:
+    """Every row that has an image has the very bytes that its metadata name."""
+
+    async def check() -> None:
+        store = open_object_store(place.url, place.storage_options)
+        try:
+            assert await store.list(layout.run(str(result.run_id), "metadata"))
+            images = {info.path for info in await store.list("images") if ".tmp-" not in info.path}
+            assert len(images) == result.generated + result.reused
+        finally:
+            store.close()
+
+    asyncio.run(check())
+
+
+@pytest.mark.parametrize("version", ["v1", "v2"])
+@pytest.mark.parametrize("point", POINTS)
+def test_killed_at_every_step(point: str, version: str, place: StoreSettings, tmp_path: Path) -> None:
+    """Wherever a run is killed, the same command delivers every row, and nothing is billed twice."""
+    script = FaultScript(faults=[Fault(fault="hang", when="after", times=1)] if point == "answer" else [])
+    path = manifest(tmp_path)
+    with EmbeddedGateway(GatewaySettings(faults=script, latency_s=0.02)) as gateway:
+        if point == "compaction":
+            asyncio.run(fill_segments(place))
+        crash(point, gateway, [path, place.url, json.dumps(dict(place.storage_options)), gateway.url, version, "0"])
+        before = len(gateway.books.billed)
+        result = again(gateway, path, place, version, 0.0)
+        assert gateway.books.statistics()["billed_twice"] == 0
+        assert len(gateway.books.billed) == ROWS
+        assert (result.generated + result.reused, result.maybe_paid) == (ROWS, 0)
+        assert before < ROWS or result.calls == 0
+        assert_whole(place, result)
+        settled = again(gateway, path, place, version, 0.0)
+        assert (settled.reused, settled.calls) == (ROWS, 0)
