@@ -133,3 +133,19 @@ def test_killed_at_every_step(point: str, version: str, place: StoreSettings, tm
         assert_whole(place, result)
         settled = again(gateway, path, place, version, 0.0)
         assert (settled.reused, settled.calls) == (ROWS, 0)
+
+
+@pytest.mark.parametrize(("point", "version"), [("answer", "v2"), ("claim:2", "v1")])
+def test_killed_with_a_history_that_lags(point: str, version: str, tmp_path: Path) -> None:
+    """With a history that shows calls late, and only when they are done, rows wait for it: found, or sent once more."""
+    script = FaultScript(faults=[Fault(fault="hang", when="after", times=1)] if point == "answer" else [])
+    place, path = StoreSettings(str(tmp_path / "store")), manifest(tmp_path)
+    settings = GatewaySettings(faults=script, latency_s=0.02, history_lag_s=30.0, history_pending=False)
+    with EmbeddedGateway(settings) as gateway:
+        crash(point, gateway, [path, place.url, "{}", gateway.url, version, "31"])
+        first = again(gateway, path, place, version, 31.0)
+        result = first if first.exit_code == 0 else again(gateway, path, place, version, 31.0)
+        assert gateway.books.statistics()["billed_twice"] == 0
+        assert len(gateway.books.billed) == ROWS
+        assert (result.generated + result.reused, result.maybe_paid) == (ROWS, 0)
+        assert_whole(place, result)
