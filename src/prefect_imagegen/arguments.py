@@ -1,5 +1,6 @@
 """The options of the commands, and how their texts become settings. Secrets come from the environment only."""
 
+import asyncio
 import json
 import os
 import re
@@ -10,10 +11,13 @@ import click
 from pydantic import ValidationError
 
 from prefect_imagegen.app.options import GenerateOptions
+from prefect_imagegen.app.settings import BackendSettings, StoreSettings
+from prefect_imagegen.console import quiet_prefect
 from prefect_imagegen.core.errors import RefusedError
 from prefect_imagegen.core.manifest import parse_value
 
 T = TypeVar("T")
+_BLOCK = re.compile(r"^(segmind|image-store)/[A-Za-z0-9-]+$")
 _SECRET = re.compile(r"key|secret|token|password|connection_string", re.IGNORECASE)
 
 
@@ -27,6 +31,19 @@ def store_options(function: Callable[..., T]) -> Callable[..., T]:
     )
 
 
+def backend_options(function: Callable[..., T]) -> Callable[..., T]:
+    """Add --backend and --base-url to a command."""
+    function = click.option("--base-url", metavar="URL", help="Base URL of the API or gateway.")(function)
+    return click.option("--backend", default="segmind", show_default=True, help="segmind, sandbox, or segmind/NAME.")(
+        function
+    )
+
+
+def json_option(function: Callable[..., T]) -> Callable[..., T]:
+    """Add --json to a command."""
+    return click.option("--json", "as_json", is_flag=True, help="End with one line of JSON on stdout.")(function)
+
+
 def generate_options(function: Callable[..., T]) -> Callable[..., T]:
     """Add everything that `generate` and `plan` take."""
     options = (
@@ -38,8 +55,7 @@ def generate_options(function: Callable[..., T]) -> Callable[..., T]:
             metavar="K=V",
             help="Option of the manifest's file system.",
         ),
-        click.option("--backend", default="segmind", show_default=True, help="segmind, sandbox, or segmind/NAME."),
-        click.option("--base-url", metavar="URL", help="Base URL of the API or gateway."),
+        backend_options,
         click.option("--api-version", type=click.Choice(["v1", "v2"]), help="v2 submits and polls (default)."),
         click.option("--model", metavar="SLUG", help="Model of rows that name none. [default: flux-2-klein-9b]"),
         click.option("--column", "columns", multiple=True, metavar="FIELD=COLUMN", help="Which column feeds a field."),
@@ -61,12 +77,33 @@ def generate_options(function: Callable[..., T]) -> Callable[..., T]:
         click.option("--history-lag", type=float, metavar="S", help="Lag of the request history. [default: 7200]"),
         click.option("--drain-seconds", type=float, metavar="S", help="Wait for v1 calls at a stop. [default: 20]"),
         click.option("--on-invalid", type=click.Choice(["fail", "skip"]), help="What invalid rows do. [default: fail]"),
-        click.option("--json", "as_json", is_flag=True, help="End with one line of JSON on stdout."),
+        json_option,
         store_options,
     )
     for option in reversed(options):
         function = option(function)
     return function
+
+
+def store_of(given: Mapping[str, Any]) -> StoreSettings:
+    """The store that --store and --storage-option name. Only a block loads Prefect. Raises RefusedError."""
+    store, options = given["store"], parse_storage_options(given["storage_options"])
+    if not _BLOCK.match(store):
+        return StoreSettings(store, options)
+    quiet_prefect()
+    from prefect_imagegen.blocks.resolve import resolve_store  # noqa: PLC0415 - loads Prefect, for blocks alone
+
+    return asyncio.run(resolve_store(store, options))
+
+
+def backend_of(given: Mapping[str, Any]) -> BackendSettings:
+    """The backend that --backend names. Only a block loads Prefect. Raises RefusedError."""
+    if not _BLOCK.match(given["backend"]):
+        return BackendSettings(given["backend"])
+    quiet_prefect()
+    from prefect_imagegen.blocks.resolve import resolve_backend  # noqa: PLC0415 - loads Prefect, for blocks alone
+
+    return asyncio.run(resolve_backend(given["backend"]))
 
 
 def parse_storage_options(pairs: Sequence[str], option: str = "--storage-option") -> dict[str, Any]:

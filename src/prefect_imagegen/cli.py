@@ -1,15 +1,11 @@
 """The command line: parses, plans, calls the flow, prints. See README for options and exit codes."""
 
 import asyncio
-import json
-import logging
 import os
-import re
 import signal
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -20,37 +16,19 @@ from rich.console import Console
 from prefect_imagegen.app import registry
 from prefect_imagegen.app.demo import contact_sheet, write_manifest
 from prefect_imagegen.app.options import GenerateOptions
-from prefect_imagegen.app.prepare import Job, Prepared, RowsRefusedError, plan_only, prepare
+from prefect_imagegen.app.prepare import Job, Prepared, plan_only, prepare
 from prefect_imagegen.app.result import RunResult
 from prefect_imagegen.app.settings import BackendSettings, StoreSettings
 from prefect_imagegen.app.status import statuses
-from prefect_imagegen.arguments import generate_options, options_of, parse_storage_options, store_options
-from prefect_imagegen.console import show_plan, show_result, show_statuses, showing_progress
-from prefect_imagegen.core.errors import ImagegenError, RefusedError
-from prefect_imagegen.core.plan import PlanSummary
-from prefect_imagegen.core.redact import redact
+from prefect_imagegen.arguments import backend_of, generate_options, options_of, store_of, store_options
+from prefect_imagegen.console import quiet_prefect, show_plan, show_result, show_statuses, showing_progress
+from prefect_imagegen.core.errors import RefusedError
+from prefect_imagegen.ending import Ended, planned, print_json, telling
 from prefect_imagegen.gateway.engines import ENGINES
 from prefect_imagegen.gateway.faults import FaultScript, load_faults
 from prefect_imagegen.gateway.server import run_server
 from prefect_imagegen.gateway.settings import GatewaySettings
-
-_BLOCK = re.compile(r"^(segmind|image-store)/[A-Za-z0-9-]+$")
-_PREFECT_DEFAULTS = {
-    # The terminal has the progress bar; the server gets all logs.
-    "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "ERROR",
-    "PREFECT_SERVER_LOGGING_LEVEL": "CRITICAL",
-    # The ephemeral server migrates its database at its first start, which outlasts the default of 20 s.
-    "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
-    # Its telemetry fights the migration for SQLite's lock, and loses with a traceback.
-    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-}
-
-
-class _Ended(Exception):  # noqa: N818 - not an error: how a command ends with an exit code
-    def __init__(self, code: int, result: RunResult) -> None:
-        super().__init__(code)
-        self.code = code
-        self.result = result
+from prefect_imagegen.maintenance import COMMANDS
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -65,7 +43,7 @@ def cli() -> None:
 def generate(dry_run: bool, as_json: bool, **given: Any) -> None:
     """Make the image of every row of MANIFEST and write images and metadata to the store."""
     console = Console(stderr=as_json)
-    with _telling(given["store"], as_json=as_json):
+    with telling(given["store"], as_json=as_json):
         if dry_run:
             _plan(console, given)
         prepared, store, backend = _prepared(given)
@@ -78,7 +56,7 @@ def generate(dry_run: bool, as_json: bool, **given: Any) -> None:
 def plan(as_json: bool, **given: Any) -> None:
     """Show what `generate` would do; calls nothing, writes nothing, needs no key."""
     console = Console(stderr=as_json)
-    with _telling(given["store"], as_json=as_json):
+    with telling(given["store"], as_json=as_json):
         _plan(console, given)
 
 
@@ -87,7 +65,7 @@ def plan(as_json: bool, **given: Any) -> None:
 def demo(folder: str) -> None:
     """Make twelve pictures without an account: a sample manifest, the embedded sandbox gateway, a local store."""
     console = Console()
-    with _telling(folder, as_json=False), tempfile.TemporaryDirectory(prefix="imagegen-demo-") as home:
+    with telling(folder, as_json=False), tempfile.TemporaryDirectory(prefix="imagegen-demo-") as home:
         _use_own_prefect(home)
         manifest = Path(folder) / "prompts.parquet"
         write_manifest(manifest)
@@ -97,7 +75,7 @@ def demo(folder: str) -> None:
         console.print("[dim]The sandbox draws placeholders and costs nothing. Starting Prefect …[/]")
         try:
             _run_flow(console, prepared, folder, "sandbox")
-        except _Ended:
+        except Ended:
             _show_demo(console, Path(folder))
             raise
 
@@ -125,7 +103,7 @@ def serve(
 ) -> None:
     """Serve the Segmind API yourself: for tests, for development, without an account."""
     console = Console(stderr=True)
-    with _telling("", as_json=False):
+    with telling("", as_json=False):
         key = os.environ.get("PREFECT_IMAGEGEN_API_KEY")
         settings = GatewaySettings(
             engine=engine,
@@ -150,29 +128,32 @@ def serve(
 @cli.command()
 @store_options
 @click.argument("run", required=False)
-def status(store: str, storage_options: Sequence[str], run: str | None) -> None:
+def status(run: str | None, **given: Any) -> None:
     """List the runs of a store, or show the report of one RUN."""
     console = Console()
-    with _telling(store, as_json=False):
-        settings = _resolve_store(store, parse_storage_options(storage_options))
-        found = asyncio.run(statuses(settings, run))
+    with telling(given["store"], as_json=False):
+        found = asyncio.run(statuses(store_of(given), run))
         show_statuses(console, found)
         if run and found[0].report_text:
             console.print("\n" + found[0].report_text, markup=False)
+
+
+for command in COMMANDS:
+    cli.add_command(command)
 
 
 def main() -> NoReturn:
     """Run the command line; the process ends with one of `app.result.EXIT_CODES`."""
     try:
         cli.main(standalone_mode=False)
-    except _Ended as ended:
+    except Ended as ended:
         sys.exit(ended.code)
     except click.exceptions.Exit as error:
         sys.exit(error.exit_code)
     except click.ClickException as error:
         error.show()
         if "--json" in sys.argv:
-            _print_json(RunResult(None, ""))
+            print_json(RunResult(None, "").as_dict())
         sys.exit(2)
     except (click.Abort, KeyboardInterrupt):
         sys.exit(3)
@@ -181,33 +162,14 @@ def main() -> NoReturn:
 
 def _job(given: Mapping[str, Any]) -> Job:
     options = options_of(given)
-    store = _resolve_store(given["store"], parse_storage_options(given["storage_options"]))
-    return Job(given["manifest"], store, _resolve_backend(given["backend"]), options)
-
-
-def _resolve_store(store: str, options: Mapping[str, Any]) -> StoreSettings:
-    if not _BLOCK.match(store):
-        return StoreSettings(store, options)
-    _quiet_prefect()
-    from prefect_imagegen.blocks.resolve import resolve_store  # noqa: PLC0415 - loads Prefect, for blocks alone
-
-    return asyncio.run(resolve_store(store, options))
-
-
-def _resolve_backend(backend: str) -> BackendSettings:
-    if not _BLOCK.match(backend):
-        return BackendSettings(backend)
-    _quiet_prefect()
-    from prefect_imagegen.blocks.resolve import resolve_backend  # noqa: PLC0415 - loads Prefect, for blocks alone
-
-    return asyncio.run(resolve_backend(backend))
+    return Job(given["manifest"], store_of(given), backend_of(given), options)
 
 
 def _plan(console: Console, given: Mapping[str, Any]) -> NoReturn:
     summary = asyncio.run(plan_only(_job(given)))
     show_plan(console, summary)
     refused = summary.counts["invalid"] and given["on_invalid"] != "skip"
-    raise _Ended(2 if refused else 0, _planned(given["store"], summary))
+    raise Ended(2 if refused else 0, planned(given["store"], summary))
 
 
 def _prepared(given: Mapping[str, Any]) -> tuple[Prepared, str, str]:
@@ -216,7 +178,7 @@ def _prepared(given: Mapping[str, Any]) -> tuple[Prepared, str, str]:
 
 def _run_flow(console: Console, prepared: Prepared, store: str, backend: str) -> NoReturn:
     """Call the flow on the prepared run; ends with its exit code."""
-    _quiet_prefect()
+    quiet_prefect()
     from prefect_imagegen.flows.generate_images import generate_images  # noqa: PLC0415 - loads Prefect, late
 
     registry.prepared[prepared.run_id] = prepared
@@ -238,7 +200,7 @@ def _run_flow(console: Console, prepared: Prepared, store: str, backend: str) ->
         raise RuntimeError(f"the flow ended as {state.name}: {state.message}")
     show_result(console, result)
     console.print(f"[dim]metadata: {result.store.rstrip('/')}/runs/{result.run_id}/metadata/[/]", soft_wrap=True)
-    raise _Ended(result.exit_code, result)
+    raise Ended(result.exit_code, result.as_dict())
 
 
 def _reach_prefect() -> None:
@@ -273,75 +235,11 @@ def _show_demo(console: Console, store: Path) -> None:
     )
 
 
-def _quiet_prefect() -> None:
-    # At the end it warns of the last event that is just being sent.
-    logging.getLogger("EventsWorker").setLevel(logging.ERROR)
-    for name, value in _PREFECT_DEFAULTS.items():
-        os.environ.setdefault(name, value)
-
-
 def _use_own_prefect(home: str) -> None:
     """An ephemeral server of its own, whatever the user's profile says."""
     for name in [name for name in os.environ if name.startswith("PREFECT_")]:
         del os.environ[name]
     os.environ |= {"PREFECT_HOME": home, "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "true", "DO_NOT_TRACK": "1"}
-
-
-def _planned(store: str, summary: PlanSummary) -> RunResult:
-    counts = summary.counts
-    return RunResult(
-        None,
-        redact(store),
-        rows=summary.rows,
-        reused=counts["done"],
-        invalid=counts["invalid"],
-        failed=counts["failed"],
-        not_run=counts["new"] + counts["unsettled"] + counts["identical"],
-    )
-
-
-@contextmanager
-def _telling(store: str, *, as_json: bool) -> Iterator[None]:
-    """Turn every end of a command into its message, its exit code and, if asked for, its last line of JSON."""
-    store = redact(store)
-    errors = Console(stderr=True)
-    try:
-        yield
-    except _Ended as ended:
-        result = ended.result
-        code = ended.code
-    except RowsRefusedError as error:
-        errors.print(f"[red bold]refused:[/] {error.message}", end="", highlight=False)
-        errors.print(error.remedy, highlight=False)
-        result, code = _planned(store, error.summary), 2
-        result.not_run += result.reused + result.failed
-        result.reused = result.failed = 0
-    except ImagegenError as error:
-        errors.print("[red bold]refused:[/]", end=" ")
-        errors.print(str(error), markup=False, highlight=False, soft_wrap=True)
-        result, code = RunResult(None, store), 2
-    except KeyboardInterrupt:
-        errors.print("interrupted before the first call")
-        result, code = RunResult(None, store, stop_reason="signal"), 3
-    except click.ClickException:
-        raise
-    except Exception as error:
-        if os.environ.get("PREFECT_IMAGEGEN_TRACEBACK"):
-            raise
-        errors.print(f"[red bold]internal error:[/] {type(error).__name__}:", end=" ")
-        errors.print(str(error), markup=False, highlight=False, soft_wrap=True)
-        errors.print("[dim]Set PREFECT_IMAGEGEN_TRACEBACK=1 to see where.[/]")
-        result, code = RunResult(None, store), 4
-    else:
-        return
-    if as_json:
-        _print_json(result)
-    raise _Ended(code, result)
-
-
-def _print_json(result: RunResult) -> None:
-    sys.stdout.write(json.dumps(result.as_dict(), ensure_ascii=False) + "\n")
-    sys.stdout.flush()
 
 
 if __name__ == "__main__":

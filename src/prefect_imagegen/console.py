@@ -1,5 +1,7 @@
 """What the command line shows: plans, progress and results, for people on a terminal and for log files."""
 
+import logging
+import os
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -29,6 +31,24 @@ _WORDS = {
     "failed": "failed for good before",
     "unsettled": "to settle from an earlier run",
 }
+
+_PREFECT_DEFAULTS = {
+    # The terminal has the progress bar; the server gets all logs.
+    "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "ERROR",
+    "PREFECT_SERVER_LOGGING_LEVEL": "CRITICAL",
+    # The ephemeral server migrates its database at its first start, which outlasts the default of 20 s.
+    "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
+    # Its telemetry fights the migration for SQLite's lock, and loses with a traceback.
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+}
+
+
+def quiet_prefect() -> None:
+    """Before Prefect is imported: keep its logs off the terminal, unless the environment says otherwise."""
+    # At the end it warns of the last event that is just being sent.
+    logging.getLogger("EventsWorker").setLevel(logging.ERROR)
+    for name, value in _PREFECT_DEFAULTS.items():
+        os.environ.setdefault(name, value)
 
 
 def show_plan(console: Console, summary: PlanSummary) -> None:

@@ -16,8 +16,10 @@ import pytest
 from pydantic import SecretStr
 
 import prefect_imagegen
+from prefect_imagegen.app.options import GenerateOptions
 from prefect_imagegen.app.result import RunResult
 from prefect_imagegen.app.settings import BackendSettings, StoreSettings
+from prefect_imagegen.app.verify import verify
 from prefect_imagegen.core import layout
 from prefect_imagegen.core.events import Event
 from prefect_imagegen.core.ledger import events_table
@@ -99,15 +101,16 @@ async def fill_segments(place: StoreSettings) -> None:
         store.close()
 
 
-def assert_whole(place: StoreSettings, result: RunResult) -> None:
-    """Every row that has an image has the very bytes that its metadata name."""
+def assert_whole(gateway: EmbeddedGateway, place: StoreSettings, result: RunResult) -> None:
+    """Every image is in the store and in the ledger, whole and unchanged, and the run has its metadata."""
+    backend = BackendSettings(base_url=gateway.url, api_key=SecretStr("k"))
 
     async def check() -> None:
+        found = await verify(place, backend, GenerateOptions())
+        assert (found.images, found.problems) == (ROWS, [])
         store = open_object_store(place.url, place.storage_options)
         try:
             assert await store.list(layout.run(str(result.run_id), "metadata"))
-            images = {info.path for info in await store.list("images") if ".tmp-" not in info.path}
-            assert len(images) == result.generated + result.reused
         finally:
             store.close()
 
@@ -130,7 +133,7 @@ def test_killed_at_every_step(point: str, version: str, place: StoreSettings, tm
         assert len(gateway.books.billed) == ROWS
         assert (result.generated + result.reused, result.maybe_paid) == (ROWS, 0)
         assert before < ROWS or result.calls == 0
-        assert_whole(place, result)
+        assert_whole(gateway, place, result)
         settled = again(gateway, path, place, version, 0.0)
         assert (settled.reused, settled.calls) == (ROWS, 0)
 
@@ -148,4 +151,4 @@ def test_killed_with_a_history_that_lags(point: str, version: str, tmp_path: Pat
         assert gateway.books.statistics()["billed_twice"] == 0
         assert len(gateway.books.billed) == ROWS
         assert (result.generated + result.reused, result.maybe_paid) == (ROWS, 0)
-        assert_whole(place, result)
+        assert_whole(gateway, place, result)

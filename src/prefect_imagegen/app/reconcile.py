@@ -8,17 +8,18 @@ from typing import Any, Literal
 
 import pyarrow.compute as pc
 
-from prefect_imagegen.app.adapters import make_backend, resolve_backend
+from prefect_imagegen.app.opened import account, existing_store
 from prefect_imagegen.app.options import GenerateOptions
 from prefect_imagegen.app.settings import BackendSettings, StoreSettings
 from prefect_imagegen.core import layout
-from prefect_imagegen.core.errors import BackendError, RefusedError, StoreError
+from prefect_imagegen.core.attempts import Attempts
+from prefect_imagegen.core.errors import BackendError, RefusedError
 from prefect_imagegen.core.events import RANK
 from prefect_imagegen.core.reconcile import claim_form
 from prefect_imagegen.core.request import canonical_json
 from prefect_imagegen.io.ledger import event_tables
-from prefect_imagegen.io.limits import RateGate, SystemClock
-from prefect_imagegen.io.object_store import FsspecObjectStore, open_object_store
+from prefect_imagegen.io.ledger_files import json_object
+from prefect_imagegen.io.object_store import FsspecObjectStore
 from prefect_imagegen.ports import HistoryRecord
 
 MAX_DAYS = 31
@@ -74,7 +75,12 @@ class _Entry:
 
 
 async def reconcile(
-    store: StoreSettings, backend: BackendSettings, *, start: date | None = None, end: date | None = None
+    store: StoreSettings,
+    backend: BackendSettings,
+    options: GenerateOptions,
+    *,
+    start: date | None = None,
+    end: date | None = None,
 ) -> Reconciled:
     """Compare all calls of some days (default: the last seven). Raises RefusedError."""
     end = end or datetime.now(UTC).date()
@@ -85,43 +91,35 @@ async def reconcile(
             f"{start} to {end} is no window of up to {MAX_DAYS} days.",
             remedy="Ask for a shorter one; the request history answers no longer ones.",
         )
-    opened = open_object_store(store.url, store.storage_options)
-    try:
-        if await opened.get(layout.STORE_FILE) is None:
-            raise RefusedError("store_not_found", f"{opened.url} is no image store yet.", remedy="Check --store.")
-        ledger = await _ledger_calls(opened)
-    except StoreError as error:
-        raise RefusedError(error.kind, error.message, remedy=error.remedy) from error
-    finally:
-        opened.close()
-    found = Reconciled(opened.url, start.isoformat(), end.isoformat())
-    _compare(found, ledger, await _history(backend, start, end), start, end)
+    async with existing_store(store) as opened:
+        attempts = Attempts()
+        ledger = await _ledger_calls(opened, attempts)
+        found = Reconciled(opened.url, start.isoformat(), end.isoformat())
+        history = await _history(backend, options, start, end)
+        if any(record.request_id not in ledger for record in history):
+            # The ledger learns of a call with the next segment; its id is in the store before that.
+            ledger = await _claimed_calls(opened, attempts) | ledger
+    _compare(found, ledger, history, start, end)
     return found
 
 
-async def _history(backend: BackendSettings, start: date, end: date) -> list[HistoryRecord]:
-    options, clock = GenerateOptions(), SystemClock()
-    settings = resolve_backend(backend, options)
-    if settings.api_key is None:
-        raise RefusedError("no_key", "There is no API key.", remedy="Set SEGMIND_API_KEY, or use a Segmind block.")
-    gate = RateGate(settings.requests_per_minute, clock.monotonic, clock.sleep)
-    client = make_backend(settings, gate, options.deadline)
-    try:
-        return await client.records(start, end)
-    except BackendError as error:
-        raise RefusedError(
-            "history_unreadable",
-            f"The request history of {client.endpoint} cannot be read: {error.message}.",
-            remedy="Check the key and --base-url, or ask for a shorter window.",
-        ) from error
-    finally:
-        await client.aclose()
+async def _history(settings: BackendSettings, options: GenerateOptions, start: date, end: date) -> list[HistoryRecord]:
+    async with account(settings, options) as backend:
+        try:
+            return await backend.records(start, end)
+        except BackendError as error:
+            raise RefusedError(
+                "history_unreadable",
+                f"The request history of {backend.endpoint} cannot be read: {error.message}.",
+                remedy="Check the key and --base-url, or ask for a shorter window.",
+            ) from error
 
 
-async def _ledger_calls(store: FsspecObjectStore) -> dict[str, _Entry]:
-    """What the ledger says of every call that has a request_id."""
+async def _ledger_calls(store: FsspecObjectStore, attempts: Attempts) -> dict[str, _Entry]:
+    """What the ledger says of every call that has a request_id; all its events go through `attempts`."""
     found: dict[str, _Entry] = {}
     async for table in event_tables(store):
+        attempts.add(table)
         known = table.filter(pc.is_valid(table["request_id"]))
         columns = ("type", "request_id", "cost_usd", "time")
         for kind, request_id, cost, time in zip(*(known[name].to_pylist() for name in columns), strict=True):
@@ -129,6 +127,18 @@ async def _ledger_calls(store: FsspecObjectStore) -> dict[str, _Entry]:
             entry.rank = max(entry.rank, RANK[kind])
             entry.cost = cost if cost is not None else entry.cost
             entry.time = min(time, entry.time) if entry.time else time
+    return found
+
+
+async def _claimed_calls(store: FsspecObjectStore, attempts: Attempts) -> dict[str, _Entry]:
+    """The calls that only a claim knows: their process died before the ledger did. Keys with an image are left out."""
+    delivered = set(attempts.delivered_keys.to_pylist())
+    found = {}
+    for info in await store.list(layout.CLAIMS):
+        key = info.path.rsplit("/", 2)[-2]
+        if info.path.endswith(".id.json") and bytes.fromhex(key) not in delivered:
+            request_id = str(json_object(info.path, await store.get(info.path)).get("request_id"))
+            found[request_id] = _Entry(RANK["submitted"], None, info.modified)
     return found
 
 

@@ -3,22 +3,24 @@
 import secrets
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from prefect_imagegen.app.opened import existing_store
 from prefect_imagegen.app.settings import StoreSettings
 from prefect_imagegen.core import layout
-from prefect_imagegen.core.errors import RefusedError, StoreError
+from prefect_imagegen.core.errors import RefusedError
 from prefect_imagegen.core.events import Event
 from prefect_imagegen.core.models import DEFAULT_PRICE_USD, PUBLISHED_PRICES_USD
 from prefect_imagegen.core.outcomes import HELD_KINDS, OUTCOMES
 from prefect_imagegen.io.heartbeat import Heartbeat, Process, StoreNeighbours
 from prefect_imagegen.io.ledger import StoreLedger, load_ledger
 from prefect_imagegen.io.limits import SystemClock
-from prefect_imagegen.io.object_store import FsspecObjectStore, open_object_store
+from prefect_imagegen.io.object_store import FsspecObjectStore
 
 CERTAIN = frozenset({"submitted", "other_run"})
 """Kinds whose image is on its way: they are given free only if named."""
@@ -34,6 +36,10 @@ class Retried:
     still_alive: int = 0
     """Rows left alone, since a living run works on them."""
 
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {one.name: getattr(self, one.name) for one in fields(self)}
+
 
 async def retry(settings: StoreSettings, run_id: str, kinds: Sequence[str] = ()) -> Retried:
     """Let the next run ask again for the held and failed rows of a run, of some kinds or of all but `CERTAIN`.
@@ -45,13 +51,8 @@ async def retry(settings: StoreSettings, run_id: str, kinds: Sequence[str] = ())
     if unknown:
         known = ", ".join(sorted(OUTCOMES))
         raise RefusedError("bad_option", f"--kind {unknown[0]}: there is no such kind.", remedy=f"Known are: {known}.")
-    store = open_object_store(settings.url, settings.storage_options)
-    try:
+    async with existing_store(settings) as store:
         return await _retry(store, run_id, frozenset(kinds))
-    except StoreError as error:
-        raise RefusedError(error.kind, error.message, remedy=error.remedy) from error
-    finally:
-        store.close()
 
 
 async def _retry(store: FsspecObjectStore, run_id: str, kinds: frozenset[str]) -> Retried:

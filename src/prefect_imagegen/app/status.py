@@ -5,11 +5,12 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+from prefect_imagegen.app.opened import existing_store
 from prefect_imagegen.app.settings import StoreSettings
 from prefect_imagegen.core import layout
-from prefect_imagegen.core.errors import RefusedError, StoreError
+from prefect_imagegen.core.errors import RefusedError
 from prefect_imagegen.io.heartbeat import Process, life_of
-from prefect_imagegen.io.object_store import FsspecObjectStore, open_object_store
+from prefect_imagegen.io.object_store import FsspecObjectStore
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,20 +26,13 @@ class RunStatus:
 
 async def statuses(settings: StoreSettings, run_id: str | None = None) -> list[RunStatus]:
     """All runs of a store, oldest first, or the one named. Raises RefusedError."""
-    store = open_object_store(settings.url, settings.storage_options)
-    try:
-        if await store.get(layout.STORE_FILE) is None:
-            raise RefusedError("store_not_found", f"{store.url} is no image store yet.", remedy="Check --store.")
+    async with existing_store(settings) as store:
         if run_id is None:
             files = [info.path.split("/") for info in await store.list(layout.RUNS)]
             names = sorted({parts[1] for parts in files if parts[-1] == "run.json"})
         else:
             names = [run_id]
         return [await _status(store, name) for name in names]
-    except StoreError as error:
-        raise RefusedError(error.kind, error.message, remedy=error.remedy) from error
-    finally:
-        store.close()
 
 
 async def _status(store: FsspecObjectStore, run_id: str) -> RunStatus:

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from PIL import Image, ImageStat
 
+from prefect_imagegen.core.events import ImageFacts
+
 MAX_PIXELS = 64 * 1024 * 1024
 """Refuse to decode more: no model delivers it, and a decompression bomb might. Below Pillow's own limit."""
 CONTENT_TYPES = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp"}
@@ -57,3 +59,8 @@ def decode(data: bytes) -> Decoded:
         start = data[:24].decode("latin-1")
         raise BadImageError(f"not a whole image ({len(data)} bytes beginning {start!r}): {error}") from error
     return Decoded(width, height, kind, hashlib.sha256(data).hexdigest(), ("blank",) if blank else ())
+
+
+def facts_of(path: str, decoded: Decoded, size: int) -> ImageFacts:
+    """The facts of an image of so many bytes."""
+    return ImageFacts(path, decoded.width, decoded.height, decoded.format, size, decoded.sha256, decoded.flags)

@@ -1,5 +1,7 @@
 """Where everything lies in a store: the one module that owns the names. All paths are root-relative, with `/`."""
 
+import re
+
 STORE_FORMAT = 1
 STORE_FILE = "store.json"
 CLAIMS = "ledger/claims"
@@ -10,9 +12,23 @@ LEDGER_TIME = "ledger/time"
 RUNS = "runs"
 
 
+IMAGE_PATH = re.compile(r"images/(?P<first>[0-9a-f]{2})/(?P<key>(?P=first)[0-9a-f]{30})\.[a-z]+")
+"""What `image` gives."""
+
+
 def image(key: str, extension: str) -> str:
     """The image of a request key (hex)."""
     return f"images/{key[:2]}/{key}.{extension}"
+
+
+def images_below(first: int) -> str:
+    """The folder of all images of the request keys with this first byte."""
+    return f"images/{first:02x}"
+
+
+def quarantined(path: str, sha256: str) -> str:
+    """Where bytes go that were found at an image's path and do not belong there."""
+    return f"quarantine/{path.removeprefix('images/')}.{sha256[:16]}"
 
 
 def claims_of(key: str) -> str:

@@ -5,12 +5,12 @@ import math
 
 from prefect_imagegen.core import layout
 from prefect_imagegen.core.errors import BackendError, StoreError
-from prefect_imagegen.core.image import BadImageError, Decoded, decode
+from prefect_imagegen.core.image import BadImageError, Decoded, decode, facts_of
 from prefect_imagegen.core.outcomes import HELD_KINDS, OUTCOMES
 from prefect_imagegen.crashpoints import reached
 from prefect_imagegen.executor.claims import Claims
 from prefect_imagegen.executor.closing import Closing
-from prefect_imagegen.executor.kit import Kit, facts_of
+from prefect_imagegen.executor.kit import Kit
 from prefect_imagegen.executor.rows import Again, Park, Row, Step
 from prefect_imagegen.ports import Delivery, Submission
 

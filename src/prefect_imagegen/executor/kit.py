@@ -11,7 +11,7 @@ from prefect_imagegen.core.budget import Budget
 from prefect_imagegen.core.concurrency import AdaptiveLimit
 from prefect_imagegen.core.errors import BackendError, StoreError
 from prefect_imagegen.core.events import Event, EventType, ImageFacts
-from prefect_imagegen.core.image import BadImageError, Decoded, decode
+from prefect_imagegen.core.image import BadImageError, Decoded, decode, facts_of
 from prefect_imagegen.core.latency import Latencies
 from prefect_imagegen.core.reconcile import DEFAULT_LAG_S, OnUnknown
 from prefect_imagegen.core.results import RequestResult
@@ -130,8 +130,3 @@ class Kit:
             if not working.done():
                 working.cancel()
                 await asyncio.wait((working,))
-
-
-def facts_of(path: str, decoded: Decoded, size: int) -> ImageFacts:
-    """The facts of an image of so many bytes."""
-    return ImageFacts(path, decoded.width, decoded.height, decoded.format, size, decoded.sha256, decoded.flags)

@@ -132,7 +132,7 @@ class SegmindBackend:
         if submission.request_id is None:
             raise BackendError("unknown", "the answer broke off and named no request_id")
         # The records of v1 calls are not served: those are found in the history.
-        return await self._await_v2(submission)
+        return await self.fetch(submission.request_id)
 
     async def find(
         self, model: str, claimed: Mapping[str, Any], since: datetime, known_ids: frozenset[str]
@@ -195,8 +195,8 @@ class SegmindBackend:
             )
         return Delivery(output.data, headers.get("content-type"), **facts)
 
-    async def _await_v2(self, submission: Submission) -> Delivery:
-        request_id = submission.request_id or ""
+    async def fetch(self, request_id: str) -> Delivery:
+        """The result of a call by its id, by its record or by the history. Outputs live for 7 days."""
         url = f"{self._base}/v2/requests/{quote(request_id, safe='')}"
         job = await self._await_terminal(url, request_id)
         if job is not None and job.state == "COMPLETED" and job.output is None:

@@ -1,0 +1,239 @@
+"""Does every image of the ledger lie in the store, with its bytes, and every image of the store in the ledger?"""
+
+import asyncio
+import hashlib
+import json
+import secrets
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import AsyncExitStack
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from typing import Any, Literal
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from prefect_imagegen.app.adapters import resolve_backend
+from prefect_imagegen.app.mending import Mending, Repair
+from prefect_imagegen.app.opened import account, existing_store
+from prefect_imagegen.app.options import GenerateOptions
+from prefect_imagegen.app.settings import BackendSettings, StoreSettings
+from prefect_imagegen.core import layout
+from prefect_imagegen.core.events import ImageFacts
+from prefect_imagegen.core.image import BadImageError, decode, facts_of
+from prefect_imagegen.core.ledger import KEY_TYPE, LedgerView, image_facts
+from prefect_imagegen.io.heartbeat import Heartbeat, Process, StoreNeighbours
+from prefect_imagegen.io.ledger import StoreLedger, load_ledger
+from prefect_imagegen.io.limits import SystemClock
+from prefect_imagegen.io.object_store import FsspecObjectStore
+
+AT_ONCE = 16
+"""Images in memory at the same time."""
+_SLICE_KEYS = 1 << 16
+
+ProblemKind = Literal["missing_image", "wrong_bytes", "undecodable", "unrecorded_image"]
+MEANINGS: dict[ProblemKind, str] = {
+    "missing_image": "the ledger has an image that is not in the store",
+    "wrong_bytes": "an image's bytes are not those that the ledger recorded",
+    "undecodable": "an image has the recorded bytes, and they are no whole image",
+    "unrecorded_image": "an image that the ledger does not know",
+}
+
+
+@dataclass(slots=True)
+class Problem:
+    """One thing that is wrong; `repair` says what was done about it, if anything."""
+
+    kind: ProblemKind
+    path: str
+    detail: str
+    repair: Repair | None = None
+
+
+@dataclass(slots=True)
+class Verified:
+    """What `verify` found. `in_progress`: images that a living run is just about to record."""
+
+    store: str
+    images: int = 0
+    in_progress: int = 0
+    problems: list[Problem] = field(default_factory=list)
+
+    @property
+    def sound(self) -> bool:
+        """Whether nothing is wrong, or all that was wrong is mended."""
+        return all(problem.repair in ("fetched_again", "adopted") for problem in self.problems)
+
+    @property
+    def kinds(self) -> Counter[str]:
+        """Problems by kind."""
+        return Counter(problem.kind for problem in self.problems)
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+
+async def verify(
+    settings: StoreSettings,
+    backend: BackendSettings,
+    options: GenerateOptions,
+    *,
+    repair: bool = False,
+    on_progress: Callable[[int], None] = lambda _: None,
+) -> Verified:
+    """Read and decode every image of a store, and compare them with the ledger; without `repair` nothing is written.
+
+    `repair` first asks the backend for lost images by their request ids, if there is a key: what was paid for is
+    fetched again, never bought. `on_progress` is told the number of images read. Raises RefusedError.
+    """
+    async with AsyncExitStack() as stack:
+        store = await stack.enter_async_context(existing_store(settings))
+        clock, process = SystemClock(), Process.this(secrets.token_hex(8))
+        run_id = f"{clock.now():%Y%m%dT%H%M%S}-verify-{process.nonce[:4]}"
+        view = await load_ledger(store)
+        ledger = StoreLedger(store, view, run_id=run_id, nonce=process.nonce, clock=clock)
+        mending = None
+        if repair:
+            asked = await _has_account(store, backend, options)
+            source = await stack.enter_async_context(account(backend, options)) if asked else None
+            mending = Mending(store, ledger, source, run_id, clock)
+        neighbours = StoreNeighbours(store, Heartbeat(store, run_id, process, clock), process, clock)
+        verification = _Verification(store, view, ledger, neighbours, mending, on_progress)
+        await verification.run()
+        await ledger.flush()
+        return verification.found
+
+
+class _Verification:
+    """One walk over ledger and images, in slices of keys that fit into memory."""
+
+    def __init__(
+        self,
+        store: FsspecObjectStore,
+        view: LedgerView,
+        ledger: StoreLedger,
+        neighbours: StoreNeighbours,
+        mending: Mending | None,
+        on_progress: Callable[[int], None],
+    ) -> None:
+        self.found = Verified(store.url)
+        self._store = store
+        self._view = view
+        self._ledger = ledger
+        self._neighbours = neighbours
+        self._mending = mending
+        self._on_progress = on_progress
+
+    async def run(self) -> None:
+        """Everything recorded, then everything that is not."""
+        unrecorded: list[str] = []
+        async for events, paths in self._slices():
+            unrecorded += sorted(paths - {event["image_path"] for event in events})
+            await _each(events, partial(self._check, frozenset(paths)))
+        if unrecorded:
+            await self._check_unrecorded(unrecorded)
+        self.found.problems.sort(key=lambda problem: (problem.kind, problem.path))
+
+    async def _slices(self) -> AsyncIterator[tuple[list[dict[str, Any]], set[str]]]:
+        """The delivered events and the image paths of some first bytes of the keys at a time."""
+        keys = self._view.delivered_keys
+        firsts = pc.binary_slice(keys, 0, 1).to_pylist()
+        size = Counter(first[0] for first in firsts)
+        group: list[int] = []
+        start = 0
+        for first in range(256):
+            group.append(first)
+            count = sum(size[one] for one in group)
+            if count < _SLICE_KEYS and first < 255:
+                continue
+            facts = await asyncio.to_thread(self._view.facts, keys.slice(start, count))
+            listings = await asyncio.gather(*(self._store.list(layout.images_below(one)) for one in group))
+            yield list(facts.values()), {info.path for listing in listings for info in listing}
+            start, group = start + count, []
+
+    async def _check(self, present: frozenset[str], event: dict[str, Any]) -> None:
+        facts = image_facts(event)
+        if facts is None:
+            return
+        data = await self._store.get(facts.path) if facts.path in present else None
+        problem: Problem | None = Problem("missing_image", facts.path, "not in the store")
+        if data is not None:
+            problem = await asyncio.to_thread(_compare, facts, data)
+        self.found.images += data is not None
+        self._on_progress(self.found.images)
+        if problem is not None:
+            self.found.problems.append(problem)
+            if self._mending is not None:
+                problem.repair = await self._mending.restore(event, facts, data)
+
+    async def _check_unrecorded(self, paths: list[str]) -> None:
+        # What a run has recorded since we read the ledger is no problem.
+        view = await load_ledger(self._store)
+        keys = {path: bytes.fromhex(match["key"]) for path in paths if (match := layout.IMAGE_PATH.fullmatch(path))}
+        facts = await asyncio.to_thread(view.facts, pa.array(set(keys.values()), KEY_TYPE))
+
+        async def check(path: str) -> None:
+            known = facts.get(keys.get(path, b""))
+            if known is None or known["image_path"] != path:
+                await self._check_one_unrecorded(path, None if known else keys.get(path))
+
+        await _each(paths, check)
+
+    async def _check_one_unrecorded(self, path: str, key: bytes | None) -> None:
+        """`key`: the request whose image it can be; None where it is out of place."""
+        claims = await self._ledger.claims(key) if key else ()
+        if claims and await self._neighbours.life(claims[-1].claim.run_id) == "live":
+            self.found.in_progress += 1
+            return
+        data = await self._store.get(path) or b""
+        facts: ImageFacts | None = None
+        try:
+            facts = facts_of(path, await asyncio.to_thread(decode, data), len(data))
+            detail = "whole" if key else "whole, but no request's image lies there"
+        except BadImageError as error:
+            detail = str(error)
+        self.found.images += 1
+        problem = Problem("unrecorded_image", path, detail)
+        self.found.problems.append(problem)
+        if self._mending is None:
+            return
+        if key is not None and facts is not None:
+            problem.repair = await self._mending.adopt(key, facts, claims[-1] if claims else None)
+        else:
+            problem.repair = await self._mending.move_away(path, data)
+
+
+async def _has_account(store: FsspecObjectStore, backend: BackendSettings, options: GenerateOptions) -> bool:
+    """Whether there is somebody to ask for lost images: a key, and no store of placeholders at the real API."""
+    about = json.loads(await store.get(layout.STORE_FILE) or b"{}")
+    resolved = resolve_backend(backend, options)
+    return resolved.api_key is not None and (about.get("kind") == "real" or resolved.base_url is not None)
+
+
+def _compare(facts: ImageFacts, data: bytes) -> Problem | None:
+    sha256 = hashlib.sha256(data).hexdigest()
+    if sha256 != facts.sha256:
+        detail = (
+            f"{len(data):,} bytes with SHA-256 {sha256[:12]}…, recorded {facts.size_bytes:,} with {facts.sha256[:12]}…"
+        )
+        return Problem("wrong_bytes", facts.path, detail)
+    try:
+        decode(data)
+    except BadImageError as error:
+        return Problem("undecodable", facts.path, str(error))
+    return None
+
+
+async def _each(items: Iterable[Any], work: Callable[[Any], Awaitable[None]]) -> None:
+    """Do it for all, a few at once."""
+    waiting = iter(items)
+
+    async def worker() -> None:
+        for item in waiting:
+            await work(item)
+
+    async with asyncio.TaskGroup() as group:
+        for _ in range(AT_ONCE):
+            group.create_task(worker())

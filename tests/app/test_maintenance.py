@@ -1,0 +1,358 @@
+"""Looking after a store: verify and mend it, reconcile it with the account, give rows free, and examine a place."""
+
+import asyncio
+import hashlib
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from datetime import UTC, date, datetime
+from pathlib import Path
+
+import httpx
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from pydantic import SecretStr
+
+import prefect_imagegen
+from prefect_imagegen.app.doctor import Check, examine
+from prefect_imagegen.app.options import GenerateOptions
+from prefect_imagegen.app.reconcile import Reconciled, reconcile
+from prefect_imagegen.app.result import RunResult
+from prefect_imagegen.app.retry import retry
+from prefect_imagegen.app.settings import BackendSettings, StoreSettings
+from prefect_imagegen.app.verify import Verified, verify
+from prefect_imagegen.core import layout
+from prefect_imagegen.core.errors import RefusedError, StoreError
+from prefect_imagegen.core.events import Event, ImageFacts
+from prefect_imagegen.core.ledger import events_table
+from prefect_imagegen.gateway.faults import Fault, FaultScript
+from prefect_imagegen.gateway.server import EmbeddedGateway
+from prefect_imagegen.gateway.settings import GatewaySettings
+from prefect_imagegen.io.heartbeat import Heartbeat, Process
+from prefect_imagegen.io.ledger_files import to_parquet
+from prefect_imagegen.io.limits import SystemClock
+from prefect_imagegen.io.object_store import FsspecObjectStore, open_object_store
+
+ROWS = 5
+PRICE = 0.01
+NOW = datetime(2026, 11, 23, tzinfo=UTC)
+
+
+@dataclass(frozen=True)
+class Place:
+    """A local store, its manifest and its account."""
+
+    folder: Path
+    gateway: EmbeddedGateway
+
+    @property
+    def store(self) -> StoreSettings:
+        return StoreSettings(str(self.folder / "store"))
+
+    @property
+    def account(self) -> BackendSettings:
+        return BackendSettings(base_url=self.gateway.url, api_key=SecretStr("k"))
+
+    def generate(self, rows: int = ROWS, **options: object) -> RunResult:
+        path = self.folder / "prompts.parquet"
+        pq.write_table(pa.table({"prompt": [f"prompt number {number}" for number in range(rows)]}), path)
+        return prefect_imagegen.generate(str(path), self.store, backend=self.account, **options)
+
+    def verify(self, *, repair: bool = False, account: BackendSettings | None = None) -> Verified:
+        backend = account or self.account
+        return asyncio.run(verify(self.store, backend, GenerateOptions(), repair=repair))
+
+    def reconcile(self) -> Reconciled:
+        return asyncio.run(reconcile(self.store, self.account, GenerateOptions()))
+
+    def images(self) -> list[Path]:
+        return sorted(path for path in (self.folder / "store" / "images").rglob("*") if path.is_file())
+
+    def files(self) -> dict[str, bytes]:
+        return {str(path): path.read_bytes() for path in self.folder.rglob("*") if path.is_file()}
+
+    def forget_the_ledger(self) -> None:
+        """As if the process had died before its first segment."""
+        for path in (self.folder / "store" / "ledger" / "segments").iterdir():
+            path.unlink()
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Iterator[Place]:
+    """An empty store and an account."""
+    with EmbeddedGateway(GatewaySettings(price_usd=PRICE)) as gateway:
+        yield Place(tmp_path, gateway)
+
+
+def kinds(found: Verified) -> list[tuple[str, str | None]]:
+    return [(problem.kind, problem.repair) for problem in found.problems]
+
+
+def test_a_whole_store_is_sound(place: Place) -> None:
+    """Every image is read; nothing is wrong, nothing is written."""
+    place.generate()
+    before = place.files()
+    found = place.verify()
+    assert (found.images, found.problems, found.sound) == (ROWS, [], True)
+    assert place.files() == before
+
+
+def test_every_damage_has_its_name(place: Place) -> None:
+    """A lost image, a changed one and strangers are told apart; without repair nothing is touched."""
+    place.generate()
+    lost, changed, whole, *_ = place.images()
+    lost.unlink()
+    changed.write_bytes(changed.read_bytes()[:-7])
+    (changed.parent / ("0" * 32 + ".png")).write_bytes(b"no image")
+    (changed.parent / "holiday.jpg").write_bytes(whole.read_bytes())
+    before = place.files()
+    found = place.verify()
+    assert found.kinds == {"missing_image": 1, "wrong_bytes": 1, "unrecorded_image": 2}
+    assert {problem.repair for problem in found.problems} == {None}
+    assert not found.sound
+    missing = next(problem for problem in found.problems if problem.kind == "missing_image")
+    assert missing.path.endswith(lost.name)
+    assert place.files() == before
+
+
+def test_recorded_bytes_that_are_no_image(place: Place) -> None:
+    """Bytes that are as recorded and no image are told, and quarantined with their event."""
+    place.generate(1)
+    key, data = bytes.fromhex("ab" * 16), b"\x89PNG but no more"
+    path = layout.image(key.hex(), "png")
+    facts = ImageFacts(path, 1, 1, "png", len(data), hashlib.sha256(data).hexdigest())
+    event = Event("delivered", key, f"{key.hex()}-1", "r", NOW, image=facts)
+
+    async def write() -> None:
+        store = open_object_store(place.store.url)
+        await store.create(path, data)
+        await store.create(layout.segment("s"), to_parquet(events_table([event])))
+        store.close()
+
+    asyncio.run(write())
+    assert kinds(place.verify()) == [("undecodable", None)]
+    assert kinds(place.verify(repair=True)) == [("undecodable", "quarantined")]
+    assert place.verify().sound
+
+
+def test_lost_images_are_fetched_again(place: Place) -> None:
+    """With a key, repair brings paid images back by their request ids: nothing is billed, nothing is made again."""
+    place.generate()
+    before = place.files()
+    lost, changed, *_ = place.images()
+    lost.unlink()
+    changed.write_bytes(b"bit rot")
+    found = place.verify(repair=True)
+    assert kinds(found) == [("missing_image", "fetched_again"), ("wrong_bytes", "fetched_again")]
+    assert found.sound
+    assert {name: data for name, data in place.files().items() if "quarantine" not in name} == before
+    assert place.verify().problems == []
+    assert place.generate().calls == 0
+    assert len(place.gateway.books.billed) == ROWS
+
+
+def test_what_cannot_be_fetched_is_kept_and_given_free(place: Place) -> None:
+    """Without a key, damaged bytes go to quarantine/, and the next run makes just these images anew."""
+    place.generate()
+    lost, changed, *_ = place.images()
+    lost.unlink()
+    changed.write_bytes(b"bit rot")
+    found = place.verify(repair=True, account=BackendSettings())
+    assert kinds(found) == [("missing_image", "quarantined"), ("wrong_bytes", "quarantined")]
+    assert not found.sound
+    kept = [path for path in (place.folder / "store" / "quarantine").rglob("*") if path.is_file()]
+    assert [path.read_bytes() for path in kept] == [b"bit rot"]
+    assert changed not in place.images()
+    assert place.verify().problems == []
+    again = place.generate()
+    assert (again.generated, again.reused, again.calls) == (2, ROWS - 2, 2)
+    assert place.verify().images == ROWS
+
+
+def test_unrecorded_images_are_adopted(place: Place) -> None:
+    """Images whose process died before the ledger learned of them are adopted, at the cost that the history names."""
+    place.generate()
+    place.forget_the_ledger()
+    assert place.verify().kinds == {"unrecorded_image": ROWS}
+    found = place.verify(repair=True)
+    assert kinds(found) == [("unrecorded_image", "adopted")] * ROWS
+    assert found.sound
+    again = place.generate()
+    assert (again.reused, again.calls) == (ROWS, 0)
+    assert place.reconcile().differences == []
+
+
+def test_strangers_are_moved_away(place: Place) -> None:
+    """What is no image of any request is moved to quarantine/, whole or not, and never deleted."""
+    place.generate()
+    folder = place.images()[0].parent
+    (folder / ("0" * 32 + ".png")).write_bytes(b"no image")
+    (folder / "holiday.jpg").write_bytes(place.images()[0].read_bytes())
+    assert kinds(place.verify(repair=True)) == [("unrecorded_image", "quarantined")] * 2
+    assert len(list((place.folder / "store" / "quarantine").rglob("*.*"))) == 2
+    assert place.verify().problems == []
+
+
+def test_a_living_run_is_left_alone(place: Place) -> None:
+    """An image that a living run has stored and not yet recorded is in progress, not a problem."""
+    run = place.generate()
+    place.forget_the_ledger()
+
+    async def revive() -> None:
+        store = open_object_store(place.store.url)
+        await Heartbeat(store, str(run.run_id), Process.this("n"), SystemClock()).beat()
+        store.close()
+
+    asyncio.run(revive())
+    found = place.verify(repair=True)
+    assert (found.in_progress, found.problems) == (ROWS, [])
+
+
+def test_no_store_is_refused(place: Place) -> None:
+    """A place that is no store is refused by name, and stays empty."""
+    for call in (place.verify, place.reconcile):
+        with pytest.raises(RefusedError) as refused:
+            call()
+        assert refused.value.kind == "store_not_found"
+    assert not (place.folder / "store").exists()
+
+
+def test_books_that_agree(place: Place) -> None:
+    """After an undisturbed run, ledger and history agree to the cent."""
+    place.generate()
+    found = place.reconcile()
+    assert (found.history_calls, found.ledger_calls, found.differences) == (ROWS, ROWS, [])
+    assert found.history_usd == found.ledger_usd == pytest.approx(ROWS * PRICE)
+
+
+def test_every_difference_is_named(place: Place) -> None:
+    """A foreign call, a call bought twice, one not fetched and one that the history lacks: each by name, in dollars."""
+    place.generate()
+    with httpx.Client(base_url=place.gateway.url, headers={"x-api-key": "k"}) as client:
+        foreign = client.post("/v1/flux-2-klein-9b", json={"prompt": "another program's"})
+        body = place.gateway.books.billed[0].body
+        twice = client.post("/v1/flux-2-klein-9b", json=body)
+    missing = Event(
+        "submitted", bytes(16), f"{bytes(16).hex()}-1", "r", datetime.now(UTC), request_id="gone", cost_usd=0.5
+    )
+
+    async def write() -> None:
+        store = open_object_store(place.store.url)
+        await store.create(layout.segment("s"), to_parquet(events_table([missing])))
+        store.close()
+
+    asyncio.run(write())
+    found = place.reconcile()
+    assert {(one.kind, one.request_id, one.usd) for one in found.differences} == {
+        ("not_in_ledger", foreign.headers["x-request-id"], PRICE),
+        ("paid_twice", twice.headers["x-request-id"], PRICE),
+        ("not_in_history", "gone", -0.5),
+    }
+    assert found.history_usd == pytest.approx((ROWS + 2) * PRICE)
+
+
+def test_calls_that_only_a_claim_knows(place: Place) -> None:
+    """A call whose process died right after it got its id is ours: it waits to be fetched."""
+    place.generate()
+    place.forget_the_ledger()
+    found = place.reconcile()
+    assert [one.kind for one in found.differences] == ["not_fetched"] * ROWS
+    place.generate()
+    assert place.reconcile().differences == []
+
+
+def test_a_window_too_wide_is_refused(place: Place) -> None:
+    """The history answers a month at most, and a window needs an end after its start."""
+    place.generate(1)
+    for start, end in ((date(2026, 1, 1), date(2026, 11, 1)), (date(2026, 11, 2), date(2026, 11, 1))):
+        with pytest.raises(RefusedError, match="no window of up to 31 days"):
+            asyncio.run(reconcile(place.store, place.account, GenerateOptions(), start=start, end=end))
+
+
+def test_held_rows_are_given_free(tmp_path: Path) -> None:
+    """`retry` names what may be paid again; the next run asks for the held rows anew, and for no others."""
+    script = FaultScript(faults=[Fault(fault="disconnect", when="after", times=2)])
+    with EmbeddedGateway(GatewaySettings(price_usd=PRICE, faults=script)) as gateway:
+        place = Place(tmp_path, gateway)
+        first = place.generate(on_unknown="hold")
+        assert (first.generated, first.held) == (ROWS - 2, 2)
+        again = place.generate(on_unknown="hold")
+        assert (again.held, again.calls) == (2, 0)
+        freed = asyncio.run(retry(place.store, str(again.run_id)))
+        assert (freed.rows, dict(freed.kinds)) == (2, {"unknown": 2})
+        assert freed.risk_usd > 0
+        third = place.generate(on_unknown="hold")
+        assert (third.generated, third.reused, third.calls) == (2, ROWS - 2, 2)
+        assert gateway.books.statistics()["billed_twice"] == 2
+        found = [one.kind for one in place.reconcile().differences]
+        assert found == ["paid_twice"] * 2
+
+
+def test_retry_by_kind(tmp_path: Path) -> None:
+    """Only rows of the kinds named are given free; a kind that does not exist and an unknown run are refused."""
+    script = FaultScript(faults=[Fault(fault="disconnect", when="after", times=1)])
+    with EmbeddedGateway(GatewaySettings(faults=script)) as gateway:
+        place = Place(tmp_path, gateway)
+        run_id = str(place.generate(on_unknown="hold").run_id)
+        assert asyncio.run(retry(place.store, run_id, ["content_policy"])).rows == 0
+        with pytest.raises(RefusedError, match="--kind nonsense"):
+            asyncio.run(retry(place.store, run_id, ["nonsense"]))
+        with pytest.raises(RefusedError, match="no finished run 'other'"):
+            asyncio.run(retry(place.store, "other"))
+        assert asyncio.run(retry(place.store, run_id, ["unknown"])).rows == 1
+
+
+def look(place: Place, **changes: object) -> dict[str, Check]:
+    async def all_checks() -> list[Check]:
+        backend = BackendSettings(**{**asdict(place.account), **changes})
+        return [check async for check in examine(place.store, backend, GenerateOptions())]
+
+    return {check.name: check for check in asyncio.run(all_checks())}
+
+
+def test_a_healthy_place(place: Place) -> None:
+    """Everything is ok, the balance is named, nothing is billed and no probe stays behind."""
+    found = look(place)
+    assert {check.state for check in found.values()} == {"ok"}, found
+    assert set(found) >= {"store", "create-only", "clock", "ledger", "endpoint", "kind", "key", "balance", "history"}
+    assert not place.gateway.books.billed
+    assert [path for path in place.folder.rglob("*") if path.is_file()] == []
+
+
+def test_a_wrong_key_and_a_wrong_place(tmp_path: Path) -> None:
+    """A rejected key, no key, an empty account, nobody listening: each fails with its remedy."""
+    with EmbeddedGateway(GatewaySettings(api_key=SecretStr("right"), credits=0.0)) as gateway:
+        place = Place(tmp_path, gateway)
+        wrong = look(place)["key"]
+        assert (wrong.state, wrong.remedy) == ("fail", "Set SEGMIND_API_KEY.")
+        assert look(place, api_key=None)["key"].state == "fail"
+        assert look(place, api_key=SecretStr("right"))["balance"].state == "fail"
+    nobody = look(place)
+    assert nobody["endpoint"].state == "fail"
+    assert "key" not in nobody
+
+
+def test_a_sandbox_where_a_real_store_is(place: Place) -> None:
+    """A backend that does not fit the store is told before a run is refused for it."""
+    place.generate(1)
+    (place.folder / "store" / "store.json").write_text('{"format": 1, "kind": "real"}')
+    assert look(place)["kind"].state == "fail"
+
+
+def test_a_store_that_cannot_be_written(tmp_path: Path, place: Place) -> None:
+    """A store that refuses writes is told with the remedy; the rest is still looked at."""
+    (tmp_path / "store").write_text("a file, no folder")
+    found = look(place)
+    assert found["store"].state == "fail"
+    assert found["store"].remedy
+    assert found["key"].state == "ok"
+
+
+def test_a_store_whose_objects_stay(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rights without deletion are a warning: runs work, compaction leaves its garbage."""
+
+    async def refuse(_: FsspecObjectStore, path: str) -> None:
+        raise StoreError("store_read_only", f"{path} cannot be removed.")
+
+    monkeypatch.setattr(FsspecObjectStore, "delete", refuse)
+    assert look(place)["delete"].state == "warn"

@@ -1,0 +1,137 @@
+"""The commands that look after a store, as a user meets them."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from pydantic import SecretStr
+
+import prefect_imagegen
+from prefect_imagegen.app.result import RunResult
+from prefect_imagegen.app.settings import BackendSettings
+from prefect_imagegen.gateway.faults import Fault, FaultScript
+from prefect_imagegen.gateway.server import EmbeddedGateway
+from prefect_imagegen.gateway.settings import GatewaySettings
+
+COMMANDS = ("verify", "doctor", "reconcile", "retry")
+
+
+class User:
+    """Somebody with a terminal in a folder, and an account."""
+
+    def __init__(self, folder: Path, gateway: EmbeddedGateway) -> None:
+        self.folder = folder
+        self.gateway = gateway
+        self.environment = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
+        self.environment |= {"SEGMIND_API_KEY": "SG_00112233", "SEGMIND_BASE_URL": gateway.url, "COLUMNS": "120"}
+        self.environment["PREFECT_HOME"] = str(folder / "prefect-home")
+
+    def run(self, command: str, *words: str) -> subprocess.CompletedProcess[str]:
+        found = subprocess.run(
+            [sys.executable, "-m", "prefect_imagegen.cli", command, "--store", "images", *words],
+            cwd=self.folder,
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+        assert "Traceback" not in found.stderr + found.stdout, found.stderr
+        assert "SG_00112233" not in found.stderr + found.stdout
+        return found
+
+    def make(self, **options: object) -> RunResult:
+        path = self.folder / "prompts.parquet"
+        pq.write_table(pa.table({"prompt": ["a cup", "a hat"]}), path)
+        backend = BackendSettings(base_url=self.gateway.url, api_key=SecretStr("SG_00112233"))
+        return prefect_imagegen.generate(str(path), str(self.folder / "images"), backend=backend, **options)
+
+
+@pytest.fixture
+def user(tmp_path: Path) -> Iterator[User]:
+    """A user whose account loses the answer to the first call."""
+    script = FaultScript(faults=[Fault(fault="disconnect", when="after", times=1)])
+    with EmbeddedGateway(GatewaySettings(price_usd=0.01, faults=script)) as gateway:
+        yield User(tmp_path, gateway)
+
+
+def figures(found: subprocess.CompletedProcess[str]) -> dict[str, object]:
+    answer: dict[str, object] = json.loads(found.stdout)
+    return answer
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_json_is_all_of_stdout(command: str, user: User) -> None:
+    """With --json stdout is one line of JSON, also where the command is refused; people read stderr."""
+    words = ["some-run"] if command == "retry" else []
+    if command != "doctor":
+        refused = user.run(command, *words, "--json")
+        assert (refused.returncode, figures(refused)) == (2, {"store": "images"})
+        assert "images is no image store yet" in refused.stderr
+    run_id = str(user.make(on_unknown="hold").run_id)
+    found = user.run(command, *([run_id] if words else []), "--json")
+    assert len(found.stdout.splitlines()) == 1
+    assert figures(found)
+    assert found.stderr
+
+
+def test_verify_and_repair(user: User) -> None:
+    """`verify` exits 0 on a sound store and 1 on a damaged one; `--repair` fetches the lost image again."""
+    user.make(history_lag=0.0)
+    sound = user.run("verify")
+    assert (sound.returncode, sound.stdout) == (0, "2 images read\nthe store is sound\n")
+    image = next(path for path in (user.folder / "images" / "images").rglob("*") if path.is_file())
+    image.unlink()
+    damaged = user.run("verify")
+    assert damaged.returncode == 1
+    assert f"images/{image.parent.name}/{image.name}: not in the store" in damaged.stdout
+    assert "--repair" in damaged.stdout
+    mended = user.run("verify", "--repair")
+    assert mended.returncode == 0
+    assert "fetched_again 1" in mended.stdout
+    assert image.exists()
+    assert len(user.gateway.books.billed) == 2
+
+
+def test_retry_then_reconcile(user: User) -> None:
+    """`retry` says what the decision may cost; `reconcile` then names what was paid twice, in dollars, and exits 1."""
+    run_id = str(user.make(on_unknown="hold").run_id)
+    freed = user.run("retry", run_id)
+    assert freed.returncode == 0
+    assert "1 rows are free" in freed.stdout
+    assert "may be paid a second time" in freed.stdout
+    assert user.make(on_unknown="hold").generated == 1
+    found = user.run("reconcile")
+    assert found.returncode == 1
+    assert "the history has 3 calls for 0.0300 USD, the ledger 2 for 0.0200 USD" in found.stdout
+    assert "paid_twice 1 calls, +0.0100 USD" in found.stdout
+    assert user.run("reconcile", "--from", "2026-01-01", "--to", "2026-11-01").returncode == 2
+
+
+def test_reconcile_agrees(user: User) -> None:
+    """`reconcile` exits 0 where ledger and history agree."""
+    user.make(history_lag=0.0)
+    found = user.run("reconcile")
+    assert (found.returncode, found.stdout.splitlines()[-1]) == (0, "they agree")
+
+
+def test_doctor(user: User) -> None:
+    """`doctor` exits 0 with a line for everything, and 1 with the remedy where something hinders a run."""
+    well = user.run("doctor")
+    assert well.returncode == 0, well.stdout
+    lines = [line.split(maxsplit=2)[:2] for line in well.stdout.splitlines()]
+    assert {state for state, _ in lines} <= {"ok", "warn"}
+    assert {name for _, name in lines} >= {"store", "create-only", "clock", "key", "balance", "history", "prefect"}
+    del user.environment["SEGMIND_API_KEY"]
+    ill = user.run("doctor")
+    assert ill.returncode == 1
+    assert "fail key" in ill.stdout
+    assert "Set SEGMIND_API_KEY" in ill.stdout
+    user.environment["PREFECT_API_URL"] = "http://127.0.0.1:9/api"
+    assert "fail prefect" in user.run("doctor", "--backend", "sandbox").stdout
