@@ -9,10 +9,12 @@ import sys
 import time
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from prefect.settings import PREFECT_API_URL
 from pydantic import SecretStr
 
 import prefect_imagegen
@@ -20,9 +22,11 @@ from prefect_imagegen.app.options import GenerateOptions
 from prefect_imagegen.app.result import RunResult
 from prefect_imagegen.app.settings import BackendSettings, StoreSettings
 from prefect_imagegen.app.verify import verify
+from prefect_imagegen.blocks import ImageStore
 from prefect_imagegen.core import layout
 from prefect_imagegen.core.events import Event
 from prefect_imagegen.core.ledger import events_table
+from prefect_imagegen.flows import generate_images
 from prefect_imagegen.gateway.faults import Fault, FaultScript
 from prefect_imagegen.gateway.server import EmbeddedGateway
 from prefect_imagegen.gateway.settings import GatewaySettings
@@ -41,6 +45,15 @@ prefect_imagegen.generate(
     manifest, StoreSettings(url, json.loads(storage)), api_version=version, max_in_flight=3, history_lag=float(lag),
     backend=BackendSettings(base_url=base_url, api_key=SecretStr("k")),
 )
+"""
+FLOW = """
+import sys
+from prefect_imagegen.app.options import GenerateOptions
+from prefect_imagegen.flows import generate_images
+
+manifest, store, version = sys.argv[1:]
+options = GenerateOptions(api_version=version, max_in_flight=3, history_lag=0.0)
+generate_images(manifest, store, "segmind", options)
 """
 POINTS = (
     *("plan", "claim:2", "answer", "request_id:2", "bytes:2", "put-images:2", "image:2"),
@@ -64,10 +77,10 @@ def manifest(folder: Path) -> str:
     return str(path)
 
 
-def crash(point: str, gateway: EmbeddedGateway, arguments: list[str]) -> None:
+def crash(point: str, gateway: EmbeddedGateway, arguments: list[str], program: str = CHILD, **environment: str) -> None:
     """Run the child until it dies at the point; at `answer` until the gateway has billed a call it does not answer."""
-    environment = os.environ | {"PYTHONWARNINGS": "ignore", "PREFECT_IMAGEGEN_CRASH_AT": point}
-    child = subprocess.Popen([sys.executable, "-c", CHILD, *arguments], env=environment)
+    settings = os.environ | {"PYTHONWARNINGS": "ignore", "PREFECT_IMAGEGEN_CRASH_AT": point} | environment
+    child = subprocess.Popen([sys.executable, "-c", program, *arguments], env=settings)
     try:
         if point == "answer":
             end = time.monotonic() + 60
@@ -136,6 +149,43 @@ def test_killed_at_every_step(point: str, version: str, place: StoreSettings, tm
         assert_whole(gateway, place, result)
         settled = again(gateway, path, place, version, 0.0)
         assert (settled.reused, settled.calls) == (ROWS, 0)
+
+
+@pytest.mark.prefect
+@pytest.mark.s3
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize(
+    ("point", "version"),
+    [
+        ("claim:2", "v2"),
+        ("answer", "v1"),
+        ("request_id:2", "v2"),
+        ("put-images:2", "v1"),
+        ("segment", "v2"),
+        ("finish", "v1"),
+    ],
+)
+@pytest.mark.usefixtures("prefect_server")
+def test_flows_killed_on_one_server(
+    point: str, version: str, s3: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same holds for flow runs that are killed while a Prefect server keeps running, with a store in S3."""
+    script = FaultScript(faults=[Fault(fault="hang", when="after", times=1)] if point == "answer" else [])
+    path, name = manifest(tmp_path), f"crash-{point.partition(':')[0].replace('_', '-')}-{version}"
+    place = StoreSettings(s3.url(), s3.options)
+    ImageStore(url=place.url, storage_options=dict(s3.options)).save(name)
+    with EmbeddedGateway(GatewaySettings(faults=script, latency_s=0.02)) as gateway:
+        account = {"SEGMIND_API_KEY": "k", "SEGMIND_BASE_URL": gateway.url}
+        url = str(PREFECT_API_URL.value())
+        crash(point, gateway, [path, f"image-store/{name}", version], FLOW, PREFECT_API_URL=url, **account)
+        for variable, value in account.items():
+            monkeypatch.setenv(variable, value)
+        options = GenerateOptions(api_version=version, history_lag=0.0)
+        result = RunResult(**generate_images(path, f"image-store/{name}", "segmind", options))
+        assert (result.generated + result.reused, result.maybe_paid) == (ROWS, 0)
+        assert gateway.books.statistics()["billed_twice"] == 0
+        assert len(gateway.books.billed) == ROWS
+        assert_whole(gateway, place, result)
 
 
 @pytest.mark.parametrize(("point", "version"), [("answer", "v2"), ("claim:2", "v1")])

@@ -38,6 +38,10 @@ from prefect_imagegen.io.ledger import StoreLedger, load_ledger, segments
 from prefect_imagegen.io.limits import RateGate, SystemClock
 from prefect_imagegen.io.object_store import open_object_store
 
+_IDLE_LOOK_S = 0.1
+_MOST_SHARDS = 8
+"""So many times the usual number of shards may be open while their rows wait to be tried again."""
+
 
 class AlreadyStartedError(ImagegenError):
     """Another execution of this run has begun: plan anew, with this run as the parent."""
@@ -88,15 +92,17 @@ class Session:
         self.backend_name = "segmind"
         self.max_in_flight = 1
         self._held: dict[bytes, RequestResult] = {}
+        self._opening = 0
 
     @property
     def open_shards(self) -> int:
-        """Shards to keep open, so that the tail of one never drains the pipe."""
+        """Shards to keep open at least, so that the tail of one does not drain the pipe."""
         return -(-self.max_in_flight // self.prepared.job.options.shard_size) + 1
 
     async def run_shard(self, index: int, width: int | None = None) -> Counter[str]:
         """Make the requests of one shard, at most `width` at once, and write their results; the statuses' counts."""
         planned = await self.plan.shard(index)
+        self._opening -= 1
         gate = asyncio.Semaphore(width or len(planned) or 1)
 
         async def make(position: int) -> RequestResult:
@@ -136,18 +142,23 @@ class Session:
         Shards with rows that an earlier run left unsettled come first.
         """
         first = self.plan.unsettled_shards
-        numbers = iter([*first, *sorted(set(range(self.plan.shards)) - set(first))])
-
-        async def work() -> None:
-            for index in numbers:
-                if self.control.stopped:
-                    return
-                await run_one(index)
-
+        running: set[asyncio.Future[object]] = set()
         async with asyncio.TaskGroup() as group:
-            for _ in range(min(self.open_shards, self.plan.shards)):
-                group.create_task(work())
+            for index in [*first, *sorted(set(range(self.plan.shards)) - set(first))]:
+                await self._room_for_a_shard(running)
+                if self.control.stopped:
+                    break
+                self._opening += 1
+                running.add(task := group.create_task(_awaited(run_one(index))))
+                task.add_done_callback(running.discard)
         await self._settle()
+
+    async def _room_for_a_shard(self, running: "set[asyncio.Future[object]]") -> None:
+        """Wait until another shard is wanted: too few are open, or the open ones sleep and leave slots idle."""
+        while len(running) >= self.open_shards and not self.control.stopped:
+            await asyncio.wait(running, timeout=_IDLE_LOOK_S, return_when=asyncio.FIRST_COMPLETED)
+            if self.executor.idle and not self._opening and len(running) < _MOST_SHARDS * self.open_shards:
+                return
 
     @contextmanager
     def stopping_on_signals(self) -> Iterator[None]:
@@ -252,6 +263,10 @@ async def open_session(prepared: Prepared) -> AsyncIterator[Session]:
             except StoreError as error:
                 # Claims, ids and images are in the store already: the next run finds out what the ledger lacks.
                 control.stop("store", str(error))
+
+
+async def _awaited(call: Awaitable[object]) -> object:
+    return await call
 
 
 def _note_failure(control: RunControl, task: asyncio.Task[None]) -> None:

@@ -37,6 +37,11 @@ class Executor:
         """POSTs sent."""
         return self._calls.sent
 
+    @property
+    def idle(self) -> bool:
+        """Whether a slot is free and nobody waits for it."""
+        return self.slots.used < self.slots.limit.now and not self._turn.locked()
+
     async def make(self, request: GenerationRequest, key: bytes) -> RequestResult:
         """Bring one request to its end, or to where it has to wait for others: then it is parked, and held so far.
 

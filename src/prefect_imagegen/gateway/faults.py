@@ -12,6 +12,7 @@ A script is JSON: `{"faults": [RULE, ...]}`. A rule names its `fault` and where 
 - `when`: `before` (default) or `after` the work was accepted (v2) or done (v1), for `status`, `disconnect`, `hang`;
   a `hang` may also be `during` the work: the call is accepted, and its job takes `seconds` longer.
 - `model`, `prompt_contains`: strike only such requests.
+- `window`: `[START, END]`, strike only so many seconds after the first call of all; an outage or a storm.
 - `first`: the first N matching calls; `every`: each Nth; `share`: this share of them, spread evenly by `seed`;
   `times`: at most so often. Without any of these, every matching call.
 - `seconds`: how long `hang` (default: 3600) and `slow_body` (default: 1) last; `text`: the error text.
@@ -21,6 +22,7 @@ The first rule that strikes wins.
 
 import json
 import random
+import time
 from collections import Counter
 from pathlib import Path
 from typing import Literal
@@ -60,6 +62,7 @@ class Fault(BaseModel):
     when: Literal["before", "during", "after"] = "before"
     model: str | None = None
     prompt_contains: str | None = None
+    window: tuple[float, float] | None = None
     first: int | None = Field(None, ge=1)
     every: int | None = Field(None, ge=1)
     share: float | None = Field(None, ge=0, le=1)
@@ -89,14 +92,19 @@ class FaultScript(BaseModel):
     faults: list[Fault] = []
     _asked: Counter[int] = PrivateAttr(default_factory=Counter)
     _struck: Counter[int] = PrivateAttr(default_factory=Counter)
+    _began: float | None = PrivateAttr(default=None)
 
     def pick(self, call: Call, model: str = "", prompt: str = "") -> Fault | None:
         """The fault that strikes this call, if any."""
         found = None
+        self._began = time.monotonic() if self._began is None else self._began
+        elapsed = time.monotonic() - self._began
         for number, rule in enumerate(self.faults):
             if call not in rule.on or (rule.model and rule.model != model):
                 continue
             if rule.prompt_contains and rule.prompt_contains not in prompt:
+                continue
+            if rule.window and not rule.window[0] <= elapsed < rule.window[1]:
                 continue
             self._asked[number] += 1
             if found is None and rule.strikes(self._asked[number], self._struck[number]):
