@@ -1,0 +1,63 @@
+"""Stopping in good order: what is under way when SIGTERM comes is waited for (v1), or left to be fetched (v2)."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from pydantic import SecretStr
+
+import prefect_imagegen
+from prefect_imagegen.app.settings import BackendSettings
+from prefect_imagegen.gateway.server import EmbeddedGateway
+from prefect_imagegen.gateway.settings import GatewaySettings
+
+ROWS, IN_FLIGHT = 12, 3
+CHILD = """
+import json, sys
+import prefect_imagegen
+from prefect_imagegen.app.settings import BackendSettings
+from pydantic import SecretStr
+
+manifest, store, base_url, version, drain = sys.argv[1:]
+result = prefect_imagegen.generate(
+    manifest, store, api_version=version, max_in_flight=3, drain_seconds=float(drain),
+    backend=BackendSettings(base_url=base_url, api_key=SecretStr("k")),
+)
+print(json.dumps(result.as_dict()))
+"""
+
+
+@pytest.mark.parametrize(("version", "drain", "delivered"), [("v1", 20.0, IN_FLIGHT), ("v1", 0.0, 0), ("v2", 20.0, 0)])
+def test_what_is_under_way(version: str, drain: float, delivered: int, tmp_path: Path) -> None:
+    """v1 calls under way are awaited for --drain-seconds, then held; v2 jobs are held at once. Nothing is lost."""
+    path, store = tmp_path / "prompts.parquet", str(tmp_path / "store")
+    pq.write_table(pa.table({"prompt": [f"scene {n}" for n in range(ROWS)]}), path)
+    with EmbeddedGateway(GatewaySettings(latency_s=4.0)) as gateway:
+        arguments = [str(path), store, gateway.url, version, str(drain)]
+        child = subprocess.Popen([sys.executable, "-c", CHILD, *arguments], stdout=subprocess.PIPE, text=True)
+        try:
+            end = time.monotonic() + 60
+            while len(gateway.books.records) < IN_FLIGHT:
+                assert child.poll() is None
+                assert time.monotonic() < end
+                time.sleep(0.01)
+            child.send_signal(signal.SIGTERM)
+            stopped = json.loads(child.communicate(timeout=60)[0])
+        finally:
+            child.kill()
+            child.wait()
+        assert stopped["stop_reason"] == "signal"
+        assert (stopped["generated"], stopped["held"]) == (delivered, IN_FLIGHT - delivered)
+        assert stopped["not_run"] == ROWS - IN_FLIGHT
+        assert len(gateway.books.records) == IN_FLIGHT
+        backend = BackendSettings(base_url=gateway.url, api_key=SecretStr("k"))
+        again = prefect_imagegen.generate(str(path), store, backend=backend, api_version=version, history_lag=0.0)
+        assert (again.generated + again.reused, again.maybe_paid) == (ROWS, 0)
+        assert len(gateway.books.billed) == ROWS
+        assert gateway.books.statistics()["billed_twice"] == 0
