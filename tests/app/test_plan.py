@@ -1,11 +1,14 @@
 """Plans: what is to be done for each row, in which shard, and what of it comes back from the store."""
 
+import json
 import secrets
 from datetime import UTC, date, datetime
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from prefect_imagegen.app.plan import PlanDraft, Planner, WrittenPlan, request_from_json, request_to_json
 from prefect_imagegen.core.errors import RefusedError, StoreError
@@ -393,3 +396,57 @@ def test_a_request_survives_its_text_form() -> None:
     found = request_from_json(request_to_json(request))
     assert found == request
     assert found.key == request.key
+
+
+CELLS = {
+    pa.string(): st.text(max_size=20),
+    pa.int64(): st.integers(-(2**63), 2**63 - 1),
+    pa.float64(): st.floats(),
+    pa.bool_(): st.booleans(),
+    pa.binary(): st.binary(max_size=8),
+    pa.date32(): st.dates(),
+    pa.timestamp("us"): st.datetimes(),
+    pa.list_(pa.string()): st.lists(st.none() | st.text(max_size=8), max_size=3),
+    pa.list_(pa.int64()): st.lists(st.integers(0, 9), max_size=3),
+    pa.struct([("a", pa.string())]): st.fixed_dictionaries({"a": st.text(max_size=4)}),
+    pa.decimal128(9, 2): st.decimals(-1000, 1000, places=2),
+}
+NAMES = st.sampled_from(
+    ["prompt", "model", "seed", "image_urls", "negative_prompt", "cfg", "steps", "go_fast", "quality", "aspect_ratio"]
+) | st.text(max_size=6)
+
+
+@st.composite
+def tables(draw) -> pa.Table:
+    """Any table: known and unknown columns of any type, with nulls, of no or some rows."""
+    count = draw(st.integers(0, 4))
+    columns = {}
+    for name in draw(st.lists(NAMES, min_size=1, max_size=5, unique=True)):
+        kind = draw(st.sampled_from(list(CELLS)))
+        values = draw(st.lists(st.none() | CELLS[kind], min_size=count, max_size=count))
+        columns[name] = pa.array(values, kind)
+    return pa.table(columns)
+
+
+@settings(max_examples=200)
+@given(tables(), st.sampled_from(["parquet", "jsonl", "csv"]), st.binary(max_size=4))
+def test_no_manifest_raises(tmp_path_factory, table, suffix, junk) -> None:
+    """Whatever a manifest holds, each of its rows is planned or told as invalid, or the file is refused by name."""
+    path = tmp_path_factory.mktemp("fuzz") / f"m.{suffix}"
+    if suffix == "parquet":
+        pq.write_table(table, path)
+    else:
+        rows = [json.dumps(row, default=str) for row in table.to_pylist()]
+        lines = rows if suffix == "jsonl" else [",".join(json.dumps(name) for name in table.column_names), *rows]
+        path.write_bytes("\n".join(lines).encode(errors="replace") + junk)
+    refusal = None
+    try:
+        rows, summary = plan(Manifest(str(path)))
+    except RefusedError as error:
+        refusal = str(error)
+    if refusal is not None:
+        assert str(path) in refusal or "column" in refusal
+        return
+    assert sum(summary.counts.values()) == summary.rows
+    assert len(rows) == summary.rows
+    assert len(summary.errors) == min(SHOWN_ERRORS, sum(summary.reasons.values()))

@@ -312,16 +312,26 @@ async def test_a_sandbox_cannot_answer_a_real_run() -> None:
         ),
         max_leaves=6,
     ).map(lambda value: json.dumps(value).encode()),
+    headers=st.dictionaries(
+        st.sampled_from(
+            [
+                *("x-request-id", "x-cost", "x-generation-time", "x-seed-value", "x-remaining-credits"),
+                *("x-rate-limit-reset-at-utc", "retry-after", "content-type", "location", "x-imagegen-engine"),
+            ]
+        ),
+        st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size=30)
+        | st.sampled_from(["nan", "-inf", "1e999", "0", "-1", "image/png", "9" * 30]),
+    ),
     version=st.sampled_from(["v1", "v2"]),
 )
-def test_no_answer_is_without_a_meaning(status: int, body: bytes, version: str) -> None:
+def test_no_answer_is_without_a_meaning(status: int, body: bytes, headers: dict[str, str], version: str) -> None:
     """Whatever a server answers ends in bytes or in a BackendError of a known kind, never in anything else."""
     import asyncio  # noqa: PLC0415 - hypothesis wants a plain function
 
     async def go() -> None:
         async with server() as script:
             for path in (SUBMIT, "/v1/flux-2-klein-9b", STATUS, RESULT):
-                script.on(path, (status, body))
+                script.on(path, (status, body, headers))
             async with backend(script, version, deadline=0.1) as client:
                 kinds: list[str] = []
                 try:
