@@ -30,8 +30,8 @@ from prefect_imagegen.gateway.faults import load_faults
 from prefect_imagegen.gateway.server import EmbeddedGateway
 from prefect_imagegen.gateway.settings import GatewaySettings
 
-IN_FLIGHT = 16
-LATENCY_S = 0.4
+IN_FLIGHT = 64
+LATENCY_S = 2.0
 CASES = {
     "no faults": [],
     "chaos": json.loads((Path(__file__).parent / "chaos.json").read_text())["faults"],

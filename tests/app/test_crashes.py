@@ -1,15 +1,19 @@
 """The crash matrix: kill -9 at every step of a run, then the same command again. The gateway's books are the judge."""
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -62,6 +66,49 @@ POINTS = (
 """`answer`: after the POST and before its answer, which the gateway holds back; the others are named in the product."""
 
 
+class DeadlyWire:
+    """Carries bytes to a server, and kills a process in the middle of the second image that it puts there."""
+
+    def __init__(self, endpoint: str) -> None:
+        self.victim = 0
+        self._server = urlsplit(endpoint)
+        self._images = 0
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+        threading.Thread(target=self._listen, daemon=True).start()
+
+    def close(self) -> None:
+        self._listener.close()
+
+    def _listen(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                near, _ = self._listener.accept()
+                far = socket.create_connection((self._server.hostname or "", self._server.port or 80))
+                threading.Thread(target=self._up, args=(near, far), daemon=True).start()
+                threading.Thread(target=self._down, args=(far, near), daemon=True).start()
+
+    def _up(self, near: socket.socket, far: socket.socket) -> None:
+        image = False
+        with near, far, contextlib.suppress(OSError):
+            while data := near.recv(1 << 16):
+                head, end, body = data.partition(b"\r\n\r\n") if data.startswith(b"PUT /") else (b"", b"", data)
+                if head:
+                    image = b"/images/" in head.partition(b" HTTP")[0].removeprefix(b"PUT /images/")
+                    self._images += image
+                if image and body and self._images >= 2:
+                    far.sendall(head + end + body[: len(body) // 2])
+                    os.kill(self.victim, signal.SIGKILL)
+                    return
+                far.sendall(data)
+
+    @staticmethod
+    def _down(far: socket.socket, near: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := far.recv(1 << 16):
+                near.sendall(data)
+
+
 @pytest.fixture(params=["local", "s3"])
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> StoreSettings:
     """A store, on disk and in an object store."""
@@ -77,10 +124,19 @@ def manifest(folder: Path) -> str:
     return str(path)
 
 
-def crash(point: str, gateway: EmbeddedGateway, arguments: list[str], program: str = CHILD, **environment: str) -> None:
+def crash(
+    point: str,
+    gateway: EmbeddedGateway,
+    arguments: list[str],
+    program: str = CHILD,
+    wire: DeadlyWire | None = None,
+    **environment: str,
+) -> None:
     """Run the child until it dies at the point; at `answer` until the gateway has billed a call it does not answer."""
     settings = os.environ | {"PYTHONWARNINGS": "ignore", "PREFECT_IMAGEGEN_CRASH_AT": point} | environment
     child = subprocess.Popen([sys.executable, "-c", program, *arguments], env=settings)
+    if wire is not None:
+        wire.victim = child.pid
     try:
         if point == "answer":
             end = time.monotonic() + 60
@@ -149,6 +205,22 @@ def test_killed_at_every_step(point: str, version: str, place: StoreSettings, tm
         assert_whole(gateway, place, result)
         settled = again(gateway, path, place, version, 0.0)
         assert (settled.reused, settled.calls) == (ROWS, 0)
+
+
+@pytest.mark.s3
+@pytest.mark.parametrize("version", ["v1", "v2"])
+def test_killed_while_an_image_is_on_the_wire(version: str, s3: Any, tmp_path: Path) -> None:
+    """Killed with half of an image sent to S3: there is no half image, and nothing is billed twice."""
+    place, path, wire = StoreSettings(s3.url(), s3.options), manifest(tmp_path), DeadlyWire(s3.options["endpoint_url"])
+    options = json.dumps(s3.options | {"endpoint_url": wire.url})
+    with contextlib.closing(wire), EmbeddedGateway(GatewaySettings(latency_s=0.02)) as gateway:
+        crash("none", gateway, [path, place.url, options, gateway.url, version, "0"], wire=wire)
+        assert len(gateway.books.billed) >= 1
+        result = again(gateway, path, place, version, 0.0)
+        assert (result.generated + result.reused, result.maybe_paid) == (ROWS, 0)
+        assert gateway.books.statistics()["billed_twice"] == 0
+        assert len(gateway.books.billed) == ROWS
+        assert_whole(gateway, place, result)
 
 
 @pytest.mark.prefect

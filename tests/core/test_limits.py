@@ -18,6 +18,15 @@ def test_ten_times_the_usual() -> None:
     assert latencies.limit(at_least=30.0, unmeasured=60.0) == 30.0
 
 
+def test_stuck_calls_do_not_make_others_patient() -> None:
+    """A slot is waited for five times the median, however long some calls were stuck."""
+    latencies = Latencies()
+    for number in range(100):
+        assert latencies.patience(at_least=5.0, unmeasured=60.0) == (60.0 if number < 20 else 5.0)
+        latencies.add(300.0 if number % 10 == 9 else 1.0)
+    assert latencies.patience(at_least=30.0, unmeasured=60.0) == 30.0
+
+
 def test_one_in_a_hundred_does_not_count() -> None:
     """The slowest hundredth does not move the limit; only the newest thousand calls are kept."""
     latencies = Latencies()

@@ -288,6 +288,7 @@ def test_an_empty_file_is_said(tmp_path, name) -> None:
         ("m.jsonl", b'{"prompt": "a"}\n{"prompt": \n'),
         ("m.jsonl", b'[{"prompt": "a"}]'),
         ("m.jsonl", b'{"prompt": "a"}\n{"prompt": 5}\n'),
+        ("m.jsonl", b'{"prompt": "a", "image_urls": [null, null]}\n'),
     ],
 )
 def test_a_broken_file_is_named(tmp_path, name, data) -> None:

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 WINDOW = 1000
 AT_LEAST = 20
 """Fewer measured calls than this say nothing of the 99th percentile."""
-FACTOR = 10.0
+LOST = 10.0
+STUCK = 5.0
 
 
 @dataclass(slots=True)
@@ -15,23 +16,34 @@ class Latencies:
     """The newest latencies of one kind of call."""
 
     _newest: deque[float] = field(default_factory=lambda: deque(maxlen=WINDOW))
-    _p99: float | None = None
+    _ordered: list[float] | None = None
 
     def add(self, seconds: float) -> None:
         """Take one in."""
         self._newest.append(seconds)
-        self._p99 = None
+        self._ordered = None
 
     @property
     def p99(self) -> float | None:
         """The 99th percentile; None until 20 are known."""
-        if len(self._newest) < AT_LEAST:
-            return None
-        if self._p99 is None:
-            ordered = sorted(self._newest)
-            self._p99 = ordered[math.ceil(0.99 * len(ordered)) - 1]
-        return self._p99
+        return self._quantile(0.99)
+
+    @property
+    def median(self) -> float | None:
+        """The 50th percentile, which a few stuck calls do not move; None until 20 are known."""
+        return self._quantile(0.5)
 
     def limit(self, *, at_least: float, unmeasured: float) -> float:
-        """How long a call may take before it counts as stuck: ten times the 99th percentile."""
-        return unmeasured if self.p99 is None else max(at_least, FACTOR * self.p99)
+        """How long a call may take before it counts as lost: ten times the 99th percentile."""
+        return unmeasured if self.p99 is None else max(at_least, LOST * self.p99)
+
+    def patience(self, *, at_least: float, unmeasured: float) -> float:
+        """How long others should wait for a call's slot: five times the median."""
+        return unmeasured if self.median is None else max(at_least, STUCK * self.median)
+
+    def _quantile(self, share: float) -> float | None:
+        if len(self._newest) < AT_LEAST:
+            return None
+        if self._ordered is None:
+            self._ordered = sorted(self._newest)
+        return self._ordered[math.ceil(share * len(self._ordered)) - 1]

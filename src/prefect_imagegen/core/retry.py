@@ -31,13 +31,13 @@ def pause_seconds(*, reset: str | None, retry_after: str | None, now: datetime) 
     return None if seconds is None else min(MAX_PAUSE_S, max(MIN_PAUSE_S, seconds))
 
 
-def next_poll(elapsed: float, average: float | None) -> float:
+def next_poll(elapsed: float, usual: float | None) -> float:
     """Seconds until the next poll of a job submitted `elapsed` seconds ago.
 
-    The first comes at 0.6 of the average latency, as soon as that is known; then every 3 % of the time that the
+    The first comes at 0.6 of the usual latency, as soon as that is known; then every 3 % of the time that the
     job has taken so far, at most 5 s: so a result is noticed within about 3 % of its latency, whatever that is.
     """
-    start = _FIRST_POLL * average if average else 0.0
+    start = _FIRST_POLL * usual if usual else 0.0
     if elapsed < start:
         return start - elapsed
     return min(_MAX_POLL_S, max(_MIN_POLL_S, _POLL_SHARE * elapsed))

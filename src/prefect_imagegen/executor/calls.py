@@ -105,7 +105,7 @@ class Calls:
 
     async def _wait_for(self, collecting: "asyncio.Task[Collected]", submission: Submission) -> float:
         """Wait for a result, but not longer than others should wait for the slot; the seconds."""
-        patience = self._kit.totals.limit(at_least=STUCK_AT_LEAST_S, unmeasured=STUCK_UNMEASURED_S)
+        patience = self._kit.totals.patience(at_least=STUCK_AT_LEAST_S, unmeasured=STUCK_UNMEASURED_S)
         # An open v1 answer is a call of ours; and no more jobs are left to themselves than are in flight.
         keep = submission.open_body is not None or self._stuck >= self._kit.concurrency.most
         await asyncio.wait((collecting,), timeout=None if keep else patience)

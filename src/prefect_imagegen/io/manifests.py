@@ -160,5 +160,7 @@ def _text_batches(source: Any, kind: str, text_columns: Sequence[str]) -> Iterat
         )
     with reader:
         for batch in reader:
+            # pyarrow's JSON reader makes damaged arrays of lists that hold nothing but nulls.
+            batch.validate(full=True)
             for start in range(0, max(len(batch), 1), WINDOW_ROWS):
                 yield batch.slice(start, WINDOW_ROWS)

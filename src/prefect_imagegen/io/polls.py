@@ -1,12 +1,14 @@
-"""The pace of polls, shared by all rows of a process: their average latency, and the rate gate once it is needed."""
+"""The pace of polls, shared by all rows of a process: their usual latency, and the rate gate once it is needed."""
 
 import asyncio
+from collections import deque
+from statistics import median
 
 from prefect_imagegen.core.retry import next_poll
 from prefect_imagegen.ports import RateLimiter
 
-_NEWEST = 0.1
-"""The weight of the newest latency in the running average."""
+_NEWEST = 50
+"""So many of the newest latencies tell what is usual."""
 
 
 class Polls:
@@ -15,11 +17,12 @@ class Polls:
     def __init__(self, limiter: RateLimiter) -> None:
         self._limiter = limiter
         self._limited = False
-        self._average: float | None = None
+        self._latencies: deque[float] = deque(maxlen=_NEWEST)
 
     async def wait(self, elapsed: float) -> None:
         """Wait until the next poll of a job that was submitted `elapsed` seconds ago is due."""
-        await asyncio.sleep(next_poll(elapsed, self._average))
+        # The median: a job that was stuck for minutes says nothing of when the next one will be done.
+        await asyncio.sleep(next_poll(elapsed, median(self._latencies) if self._latencies else None))
 
     async def turn(self) -> None:
         """Wait for the turn of one GET: at once, or for a rate token after the first 429."""
@@ -32,5 +35,5 @@ class Polls:
         self._limiter.pause(pause or 5.0)
 
     def ended(self, elapsed: float) -> None:
-        """Take the latency of a finished job into the average, in seconds."""
-        self._average = elapsed if self._average is None else (1 - _NEWEST) * self._average + _NEWEST * elapsed
+        """Take the latency of a finished job in, in seconds."""
+        self._latencies.append(elapsed)
