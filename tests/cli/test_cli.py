@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import httpx
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -291,6 +292,29 @@ def test_an_open_gateway_is_refused(tmp_path: Path) -> None:
     found = call("serve", "--faults", script, folder=tmp_path)
     assert found.returncode == 2
     assert "faults.json" in found.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_serve_ends_well(number: signal.Signals, tmp_path: Path) -> None:
+    """`serve --port 0` names its address, answers there, and ends on either signal with exit code 0 and no litter."""
+    litter = tmp_path / "temporary"
+    litter.mkdir()
+    command = [sys.executable, "-m", "prefect_imagegen.cli", "serve", "--port", "0"]
+    environment = os.environ | {"TMPDIR": str(litter), "COLUMNS": "200"}
+    server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
+    try:
+        assert server.stderr
+        first = server.stderr.readline()
+        url = first.split("http://")[1].split(",")[0]
+        assert httpx.get(f"http://{url}/health").status_code == 200
+        server.send_signal(number)
+        rest = server.communicate(timeout=30)[1]
+    finally:
+        server.kill()
+        server.wait()
+    assert server.returncode == 0, rest
+    assert "Traceback" not in rest
+    assert list(litter.iterdir()) == []
 
 
 def test_status_of_nothing(tmp_path: Path) -> None:

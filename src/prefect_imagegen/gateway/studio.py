@@ -42,7 +42,6 @@ class Studio:
         self._settings = settings
         self.engine = ENGINES[settings.engine](static_format=settings.static_format, static_bytes=settings.static_bytes)
         self._workers = asyncio.Semaphore(settings.workers)
-        self._waiting = 0
         self._threads = ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="draw")
         self._tasks: set[asyncio.Task[None]] = set()
         self._policy = FetchPolicy(allow_loopback=settings.allow_loopback)
@@ -50,7 +49,7 @@ class Studio:
     @property
     def full(self) -> bool:
         """Whether the queue takes nothing more."""
-        return self._waiting >= self._settings.queue_limit
+        return len(self._tasks) >= self._settings.workers + self._settings.queue_limit
 
     def open_record(self, model: str, body: dict[str, Any], fault: Fault | None) -> Record:
         """Enter a request into the books and reserve its price."""
@@ -78,9 +77,7 @@ class Studio:
 
     async def _work(self, record: Record) -> None:
         books = self._books
-        self._waiting += 1
         async with self._workers:
-            self._waiting -= 1
             books.in_flight += 1
             books.max_in_flight = max(books.max_in_flight, books.in_flight)
             record.status, record.started = "PROCESSING", self._settings.clock()
