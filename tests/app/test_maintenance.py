@@ -276,6 +276,7 @@ def test_held_rows_are_given_free(tmp_path: Path) -> None:
         place = Place(tmp_path, gateway)
         first = place.generate(on_unknown="hold")
         assert (first.generated, first.held) == (ROWS - 2, 2)
+        assert [(one.kind, one.usd) for one in place.reconcile().differences] == [("not_fetched", PRICE)] * 2
         again = place.generate(on_unknown="hold")
         assert (again.held, again.calls) == (2, 0)
         freed = asyncio.run(retry(place.store, str(again.run_id)))

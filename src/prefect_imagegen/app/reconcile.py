@@ -15,8 +15,8 @@ from prefect_imagegen.core import layout
 from prefect_imagegen.core.attempts import Attempts
 from prefect_imagegen.core.errors import BackendError, RefusedError
 from prefect_imagegen.core.events import RANK
-from prefect_imagegen.core.reconcile import claim_form
-from prefect_imagegen.core.request import canonical_json
+from prefect_imagegen.core.reconcile import claim_form, same_call
+from prefect_imagegen.core.request import KEY_BYTES, canonical_json
 from prefect_imagegen.io.ledger import event_tables
 from prefect_imagegen.io.ledger_files import json_object
 from prefect_imagegen.io.object_store import FsspecObjectStore
@@ -96,10 +96,12 @@ async def reconcile(
         ledger = await _ledger_calls(opened, attempts)
         found = Reconciled(opened.url, start.isoformat(), end.isoformat())
         history = await _history(backend, options, start, end)
+        open_bodies: dict[str, list[dict[str, Any]]] = {}
         if any(record.request_id not in ledger for record in history):
             # The ledger learns of a call with the next segment; its id is in the store before that.
-            ledger = await _claimed_calls(opened, attempts) | ledger
-    _compare(found, ledger, history, start, end)
+            claimed, open_bodies = await _claims(opened, attempts)
+            ledger = claimed | ledger
+    _compare(found, ledger, open_bodies, history, start, end)
     return found
 
 
@@ -130,20 +132,35 @@ async def _ledger_calls(store: FsspecObjectStore, attempts: Attempts) -> dict[st
     return found
 
 
-async def _claimed_calls(store: FsspecObjectStore, attempts: Attempts) -> dict[str, _Entry]:
-    """The calls that only a claim knows: their process died before the ledger did. Keys with an image are left out."""
+async def _claims(
+    store: FsspecObjectStore, attempts: Attempts
+) -> tuple[dict[str, _Entry], dict[str, list[dict[str, Any]]]]:
+    """What only claims know of requests without an image: calls by request_id, and bodies (by prompt) without one."""
     delivered = set(attempts.delivered_keys.to_pylist())
-    found = {}
-    for info in await store.list(layout.CLAIMS):
-        key = info.path.rsplit("/", 2)[-2]
-        if info.path.endswith(".id.json") and bytes.fromhex(key) not in delivered:
-            request_id = str(json_object(info.path, await store.get(info.path)).get("request_id"))
-            found[request_id] = _Entry(RANK["submitted"], None, info.modified)
-    return found
+    calls: dict[str, _Entry] = {}
+    bodies: dict[str, list[dict[str, Any]]] = {}
+    found = {info.path: info.modified for info in await store.list(layout.CLAIMS)}
+    for path, modified in found.items():
+        folder, name = path.rsplit("/", 1)
+        stem, kind = name.split(".", 1)
+        if bytes.fromhex(folder[-2 * KEY_BYTES :]) in delivered:
+            continue
+        content: dict[str, Any] = json_object(path, await store.get(path))
+        if kind == "id.json":
+            calls[str(content.get("request_id"))] = _Entry(RANK["submitted"], None, modified)
+        elif f"{folder}/{stem}.id.json" not in found:
+            body = content.get("body") or {}
+            bodies.setdefault(str(body.get("prompt")), []).append(body)
+    return calls, bodies
 
 
 def _compare(
-    found: Reconciled, ledger: dict[str, _Entry], history: Iterable[HistoryRecord], start: date, end: date
+    found: Reconciled,
+    ledger: dict[str, _Entry],
+    open_bodies: dict[str, list[dict[str, Any]]],
+    history: Iterable[HistoryRecord],
+    start: date,
+    end: date,
 ) -> None:
     records = {record.request_id: record for record in history}
     bodies: dict[bytes, str] = {}
@@ -155,7 +172,10 @@ def _compare(
         paid = record.cost_usd or 0.0 if record.status == "COMPLETED" else 0.0
         found.history_calls += 1
         found.history_usd += paid
-        _compare_one(found, record, paid, ledger.get(record.request_id), bodies)
+        entry = ledger.get(record.request_id)
+        if entry is None and _is_claimed(record, open_bodies):
+            entry = _Entry(RANK["claimed"])
+        _compare_one(found, record, paid, entry, bodies)
     for request_id, entry in ledger.items():
         if entry.time is None or not start <= entry.time.date() <= end:
             continue
@@ -187,3 +207,9 @@ def _compare_one(
 
 def _body(record: HistoryRecord) -> bytes:
     return canonical_json({"model": record.model, "body": claim_form(json.loads(json.dumps(record.body)))})
+
+
+def _is_claimed(record: HistoryRecord, open_bodies: dict[str, list[dict[str, Any]]]) -> bool:
+    """Whether a call is one that was sent under a claim and got no answer: its row is held here."""
+    body = record.body or {}
+    return any(same_call(body, claimed) for claimed in open_bodies.get(str(body.get("prompt")), ()))

@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import urlsplit
 
+import aiohttp
 import httpx
 from pydantic import SecretStr
 
@@ -140,5 +141,6 @@ async def read_body(response: httpx.Response) -> bytes:
 
 
 def plain_name(error: Exception) -> str:
-    """An exception in words, without secrets."""
-    return redact(f"{type(error).__name__} {error}".strip())
+    """An exception in words, without secrets; aiohttp's own, since the transport names a lost connection a time-out."""
+    cause = error.__cause__ if isinstance(error.__cause__, aiohttp.ClientError) else error
+    return redact(f"{type(cause).__name__} {cause}".strip())
