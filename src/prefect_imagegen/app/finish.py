@@ -16,7 +16,7 @@ from prefect_imagegen.app.result import STATES, STOP_REASONS, RunResult
 from prefect_imagegen.app.session import Session
 from prefect_imagegen.core import layout
 from prefect_imagegen.core.errors import StoreError
-from prefect_imagegen.core.ledger import image_facts
+from prefect_imagegen.core.ledger import first_of_each_key, image_facts
 from prefect_imagegen.core.metadata import METADATA_SCHEMA
 from prefect_imagegen.core.outcomes import OUTCOMES
 from prefect_imagegen.core.plan import WORKED
@@ -25,6 +25,8 @@ from prefect_imagegen.core.results import RequestResult, results_of
 from prefect_imagegen.crashpoints import reached
 
 _READERS = 16
+_ROWS_AT_ONCE = 4096
+"""Rows that are Python objects at the same time; each such slice is a row group of the file."""
 _WITH_IMAGE = frozenset({"generated", "reused"})
 
 
@@ -67,12 +69,19 @@ async def _write(session: Session, seconds: float) -> RunResult:
     result.calls, result.overshoot_usd = session.executor.calls, session.budget.overshoot
     late = await _late_results(session)
     async for index, part in session.plan.parts():
-        results = await _results(session, part, late)
-        table = await asyncio.to_thread(_metadata, session, part, results, result)
-        await _put_table(session, layout.part(run_id, "metadata", index), table)
-        lacking = table.filter(pc.invert(pc.is_in(table["status"], pa.array(sorted(_WITH_IMAGE)))))
-        if len(lacking):
-            await _put_table(session, layout.part(run_id, "failures", index), lacking)
+        metadata, failures = _PartFile(), _PartFile()
+        keys = part.filter(pc.equal(part["state"], "done"))["request_key"].combine_chunks()
+        done = await asyncio.to_thread(session.view.delivered, keys)
+        for start in range(0, len(part), _ROWS_AT_ONCE):
+            rows = part.slice(start, _ROWS_AT_ONCE)
+            results = await _results(session, rows, late)
+            table = await asyncio.to_thread(_metadata, session, rows, results, done, result)
+            await asyncio.to_thread(metadata.write, table)
+            lacking = table.filter(pc.invert(pc.is_in(table["status"], pa.array(sorted(_WITH_IMAGE)))))
+            await asyncio.to_thread(failures.write, lacking)
+        await metadata.put(session, layout.part(run_id, "metadata", index))
+        if failures.rows:
+            await failures.put(session, layout.part(run_id, "failures", index))
     report = result.as_dict() | {
         "failures": result.failures,
         "examples": result.examples,
@@ -122,9 +131,9 @@ def money_text(result: RunResult) -> str:
     return f"{text}, {result.cost_usd:.4f} USD"
 
 
-async def _results(session: Session, part: pa.Table, late: Mapping[bytes, RequestResult]) -> dict[bytes, RequestResult]:
-    """The results of all shards that this part's rows belong to; `late` ones replace them."""
-    shards = [shard for shard in pc.unique(part["shard"]).to_pylist() if shard is not None]
+async def _results(session: Session, rows: pa.Table, late: Mapping[bytes, RequestResult]) -> dict[bytes, RequestResult]:
+    """The results of all shards that these rows of a plan belong to; `late` ones replace them."""
+    shards = [shard for shard in pc.unique(rows["shard"]).to_pylist() if shard is not None]
     gate = asyncio.Semaphore(_READERS)
 
     async def read(shard: int) -> dict[bytes, RequestResult]:
@@ -143,9 +152,11 @@ async def _late_results(session: Session) -> dict[bytes, RequestResult]:
     return {} if data is None else results_of(pq.read_table(pa.BufferReader(data)))
 
 
-def _metadata(session: Session, part: pa.Table, results: Mapping[bytes, RequestResult], result: RunResult) -> pa.Table:
-    """One part of the metadata; its rows are added to the figures of `result`."""
-    facts = session.view.facts(part.filter(pc.equal(part["state"], "done"))["request_key"].combine_chunks())
+def _metadata(
+    session: Session, part: pa.Table, results: Mapping[bytes, RequestResult], done: pa.Table, result: RunResult
+) -> pa.Table:
+    """The metadata of some rows of a plan, which are added to the figures of `result`; `done` has their events."""
+    facts = first_of_each_key(done.filter(pc.is_in(done["key"], part["request_key"].combine_chunks())))
     own = [name for name in part.column_names if not name.startswith("c_")]
     rows = []
     for planned in part.select(own).to_pylist():
@@ -244,7 +255,24 @@ def _count(result: RunResult, row: Mapping[str, Any], made: RequestResult | None
         result.examples.setdefault(kind, row["error_message"] or "")
 
 
-async def _put_table(session: Session, path: str, table: pa.Table) -> None:
-    sink = io.BytesIO()
-    await asyncio.to_thread(pq.write_table, table, sink, compression="zstd")
-    await session.plan.store.put(path, sink.getvalue(), "application/vnd.apache.parquet")
+class _PartFile:
+    """A Parquet file in memory, written slice by slice."""
+
+    def __init__(self) -> None:
+        self.rows = 0
+        self._sink = io.BytesIO()
+        self._writer: pq.ParquetWriter | None = None
+
+    def write(self, table: pa.Table) -> None:
+        """Add some rows, as one row group."""
+        if self._writer is None:
+            self._writer = pq.ParquetWriter(self._sink, table.schema, compression="zstd")
+        if len(table):
+            self._writer.write_table(table)
+        self.rows += len(table)
+
+    async def put(self, session: Session, path: str) -> None:
+        """End the file and store it."""
+        if self._writer is not None:
+            self._writer.close()
+        await session.plan.store.put(path, self._sink.getvalue(), "application/vnd.apache.parquet")

@@ -1,5 +1,6 @@
 """Plan a manifest: stream its rows into requests, compare them with the ledger, and write down what is to be done."""
 
+import asyncio
 import json
 import tempfile
 from collections.abc import AsyncIterator, Iterator, Mapping
@@ -196,7 +197,7 @@ class WrittenPlan:
         self.unsettled_shards: list[int] = content["unsettled_shards"]
         self.carried: dict[str, str] = content["carried"]
         self.store = store
-        self._cached: tuple[str, pa.Table] | None = None
+        self._cached: tuple[str, pa.Table] = ("", pa.table({}))
 
     @classmethod
     async def load(cls, store: ObjectStore, run_id: str) -> "WrittenPlan":
@@ -210,27 +211,27 @@ class WrittenPlan:
     async def parts(self) -> AsyncIterator[tuple[int, pa.Table]]:
         """Every part, with its number."""
         for index, part in enumerate(self.content["parts"]):
-            yield index, await self._part(part["path"])
+            yield index, await self._read(part["path"])
 
     async def shard(self, index: int) -> list[PlannedRequest]:
         """The requests of one shard, in manifest order."""
         part = next(p for p in self.content["parts"] if p["first_shard"] <= index < p["first_shard"] + p["shards"])
-        table = await self._part(part["path"])
-        columns = ["row_index", "state", "shard", "request_key", "request"]
+        # Shards come in order, so the part of the last one serves nearly always.
+        path, table = self._cached
+        if path != part["path"]:
+            table = await self._read(part["path"], ["row_index", "state", "shard", "request_key", "request"])
+            table = table.filter(pc.is_in(table["state"], pa.array(sorted(WORKED))))
+            self._cached = (part["path"], table)
         return [
             PlannedRequest(row["row_index"], row["request_key"], request_from_json(row["request"]))
-            for row in table.select(columns).filter(pc.equal(table["shard"], index)).to_pylist()
-            if row["state"] in WORKED
+            for row in table.filter(pc.equal(table["shard"], index)).to_pylist()
         ]
 
-    async def _part(self, path: str) -> pa.Table:
-        # Shards come in order, so the part of the last one serves nearly always.
-        if self._cached is None or self._cached[0] != path:
-            data = await self.store.get(path)
-            if data is None:
-                raise StoreError("store_damaged", f"{path} is missing from {self.store.url}.", remedy="Run again.")
-            self._cached = (path, pq.read_table(pa.BufferReader(data)))
-        return self._cached[1]
+    async def _read(self, path: str, columns: list[str] | None = None) -> pa.Table:
+        data = await self.store.get(path)
+        if data is None:
+            raise StoreError("store_damaged", f"{path} is missing from {self.store.url}.", remedy="Run again.")
+        return await asyncio.to_thread(pq.read_table, pa.BufferReader(data), columns=columns)
 
 
 def request_to_json(request: GenerationRequest) -> str:

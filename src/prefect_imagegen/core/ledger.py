@@ -83,6 +83,11 @@ def image_facts(row: dict[str, Any]) -> ImageFacts | None:
     return ImageFacts(path=row["image_path"], flags=tuple(row["flags"] or ()), **facts)
 
 
+def first_of_each_key(events: pa.Table) -> dict[bytes, dict[str, Any]]:
+    """The first row of each key of a table of `EVENT_SCHEMA`."""
+    return {row["key"]: row for row in reversed(events.to_pylist())}
+
+
 @dataclass(frozen=True, slots=True)
 class CostStats:
     """Measured costs of one class, in US dollars, and the backend's own mean latency in seconds, where it told one."""
@@ -146,12 +151,16 @@ class LedgerView:
         kind, message = (self._failures[name][row].as_py() for name in ("error_kind", "error_message"))
         return (kind or "unknown", message or "")
 
-    def facts(self, keys: pa.Array) -> dict[bytes, dict[str, Any]]:
-        """The (first) delivered event of each key that has one, as a row of `EVENT_SCHEMA`."""
+    def delivered(self, keys: pa.Array) -> pa.Table:
+        """All delivered events of some keys, sorted by time. Reads what is kept, all of it."""
         wanted = (part.filter(pc.and_(_delivered(part), pc.is_in(part["key"], keys))) for part in self._kept)
         events = pa.concat_tables([EVENT_SCHEMA.empty_table(), *wanted])
         events = events.filter(pc.invert(pc.is_in(events["attempt_id"], self._quarantined)))
-        return {row["key"]: row for row in reversed(events.sort_by(_ORDER).to_pylist())}
+        return events.sort_by(_ORDER)
+
+    def facts(self, keys: pa.Array) -> dict[bytes, dict[str, Any]]:
+        """The (first) delivered event of each key that has one, as a row of `EVENT_SCHEMA`."""
+        return first_of_each_key(self.delivered(keys))
 
     def request_ids(self, key: bytes) -> frozenset[str]:
         """The request ids known of a key that has no image."""

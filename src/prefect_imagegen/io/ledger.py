@@ -91,7 +91,8 @@ class StoreLedger:
         self._events.append(event)
         if event.type in _CLOSING:
             self._closed.add(event.attempt_id)
-        if len(self._events) >= FLUSH_EVENTS:
+        # Who comes while a segment is being written does not wait for it, to write a tiny one of its own.
+        if len(self._events) >= FLUSH_EVENTS and not self._flushing.locked():
             await self.flush()
 
     async def flush(self) -> None:

@@ -1,0 +1,233 @@
+"""Memory of a whole run (plan, execution, metadata) by its number of rows: it must not grow with them.
+
+    python benchmarks/memory.py [--rows 5000 --rows 50000] [--plot docs/memory.png]
+
+A backend that answers at once and a store that forgets images and claims (the rest goes to a temporary folder), so
+that only the run itself is measured; each size runs in a process of its own. Planning holds a window of 32,768 rows,
+so that smaller manifests peak lower. `--plot` needs matplotlib. Linux.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import io
+import itertools
+import json
+import multiprocessing
+import os
+import platform
+import resource
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from datetime import datetime
+from pathlib import Path
+from statistics import median
+from typing import Any
+from unittest import mock
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+from pydantic import SecretStr
+
+from prefect_imagegen.app import prepare, session
+from prefect_imagegen.app.finish import finish
+from prefect_imagegen.app.options import GenerateOptions
+from prefect_imagegen.app.settings import BackendSettings, StoreSettings
+from prefect_imagegen.core.request import GenerationRequest
+from prefect_imagegen.io.object_store import FsspecObjectStore
+from prefect_imagegen.ports import Balance, Delivery, HistoryRecord, ObjectInfo, Submission
+
+IN_FLIGHT = 64
+PHASES = ("plan", "execution", "metadata")
+_FORGOTTEN = ("images/", "ledger/claims/")
+_PERIOD_S = 0.2
+
+
+class InstantBackend:
+    """Answers at once, with a small image."""
+
+    name, endpoint, queues = "segmind", "http://instant", True
+
+    def __init__(self) -> None:
+        sink = io.BytesIO()
+        Image.effect_noise((32, 32), 50).save(sink, "PNG")
+        self._image = sink.getvalue()
+        self._numbers = itertools.count()
+
+    async def check(self) -> Balance:
+        return Balance(None)
+
+    async def engine(self) -> None:
+        return None
+
+    def expect(self, *, sandbox: bool) -> None:
+        pass
+
+    async def submit(self, request: GenerationRequest) -> Submission:
+        return Submission(request, f"00000000-0000-0000-0000-{next(self._numbers):012}")
+
+    async def collect(self, submission: Submission) -> Delivery:
+        await asyncio.sleep(0)
+        return Delivery(self._image, "image/png", submission.request_id, 0.01)
+
+    async def find(self, model: str, claimed: Mapping[str, Any], since: datetime, known_ids: frozenset[str]) -> None:
+        return None
+
+    async def record(self, request_id: str) -> HistoryRecord | None:
+        return None
+
+    async def aclose(self) -> None:
+        pass
+
+
+class ForgetfulStore(FsspecObjectStore):
+    """Keeps no images and no claims; they would be files or objects, not memory."""
+
+    async def create(self, path: str, data: bytes, content_type: str = "application/octet-stream") -> bool:
+        return path.startswith(_FORGOTTEN) or await super().create(path, data, content_type)
+
+    async def head(self, path: str) -> ObjectInfo | None:
+        return None if path.startswith(_FORGOTTEN) else await super().head(path)
+
+    async def list(self, prefix: str) -> Sequence[ObjectInfo]:
+        return [] if f"{prefix}/".startswith(_FORGOTTEN) else await super().list(prefix)
+
+
+def write_manifest(path: Path, rows: int) -> None:
+    """Prompts of a sentence, and a column that is carried."""
+    with pq.ParquetWriter(path, pa.schema([("prompt", pa.string()), ("sku", pa.string())])) as writer:
+        for start in range(0, rows, 50_000):
+            numbers = range(start, min(rows, start + 50_000))
+            prompts = [f"a photograph of product number {n} on a table of oak, soft light" for n in numbers]
+            writer.write_table(pa.table({"prompt": prompts, "sku": [f"sku-{n}" for n in numbers]}))
+
+
+def resident_mb() -> float:
+    """Resident memory of this process (Linux)."""
+    return round(int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6, 1)
+
+
+def plan(folder: str, rows: int) -> tuple[prepare.Prepared, float]:
+    """Plan a manifest of so many rows; the planned run, and the peak in MB."""
+    write_manifest(Path(folder) / "manifest.parquet", rows)
+    job = prepare.Job(
+        f"{folder}/manifest.parquet",
+        StoreSettings(f"{folder}/store"),
+        BackendSettings(base_url="http://instant", api_key=SecretStr("k"), max_in_flight=IN_FLIGHT),
+        GenerateOptions(),
+    )
+    with instant():
+        prepared = asyncio.run(prepare.prepare(job))
+    return prepared, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+
+
+def measure(rows: int) -> dict[str, Any]:
+    """One run: seconds, and resident memory in MB, at most in each phase and over time. Planned in another process."""
+    samples: list[tuple[float, float]] = []
+    by_phase: dict[str, list[float]] = {phase: [] for phase in PHASES}
+    now = ["execution"]
+    ended = threading.Event()
+    started = time.monotonic()
+
+    def sample() -> None:
+        while not ended.wait(_PERIOD_S):
+            samples.append((round(time.monotonic() - started, 1), resident_mb()))
+            by_phase[now[0]].append(samples[-1][1])
+
+    async def run(prepared: prepare.Prepared) -> int:
+        async with session.open_session(prepared) as opened:
+            await opened.for_each_shard(opened.run_shard)
+            now[0] = "metadata"
+            return (await finish(opened, 0.0)).generated
+
+    with tempfile.TemporaryDirectory() as folder, instant():
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as other:
+            prepared, peak = other.submit(plan, folder, rows).result()
+            by_phase["plan"].append(peak)
+        thread = threading.Thread(target=sample)
+        thread.start()
+        try:
+            made = asyncio.run(run(prepared))
+        finally:
+            ended.set()
+            thread.join()
+    assert made == rows, made
+    return {
+        "rows": rows,
+        "seconds": time.monotonic() - started,
+        "steady": median(by_phase["execution"]),
+        "peaks": {phase: max(found) for phase, found in by_phase.items()},
+        "samples": samples,
+    }
+
+
+@contextlib.contextmanager
+def instant() -> Iterator[None]:
+    """Within: every run uses an `InstantBackend` and a `ForgetfulStore`."""
+    backend = InstantBackend()
+    with contextlib.ExitStack() as stack:
+        for module in (prepare, session):
+            stack.enter_context(mock.patch.object(module, "make_backend", return_value=backend))
+            stack.enter_context(mock.patch.object(module, "open_object_store", open_forgetful))
+        yield
+
+
+def open_forgetful(url: str, _: Mapping[str, Any]) -> ForgetfulStore:
+    """A `ForgetfulStore` in a local folder."""
+    return ForgetfulStore(*fsspec.core.url_to_fs(url), url)
+
+
+def plot(found: list[dict[str, Any]], target: str) -> None:
+    """Resident memory over the course of each run."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(7, 3.5), layout="constrained")
+    for one in found:
+        end = one["samples"][-1][0]
+        axes.plot(
+            [100 * t / end for t, _ in one["samples"]], [mb for _, mb in one["samples"]], label=f"{one['rows']:,} rows"
+        )
+    axes.set(xlabel="course of the run, %", ylabel="resident memory, MB", ylim=(0, None))
+    axes.legend(frameon=False)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(target, dpi=150)
+
+
+def main() -> None:
+    """Measure each size in a process of its own and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rows", type=int, action="append")
+    parser.add_argument("--plot", metavar="FILE")
+    parser.add_argument("--one", type=int)
+    given = parser.parse_args()
+    if given.one:
+        print(json.dumps(measure(given.one)))
+        return
+    print(f"{IN_FLIGHT} in flight; {os.cpu_count()} cores, Python {platform.python_version()}, {platform.machine()}")
+    print(f"{'rows':>10} {'seconds':>8} {'ms/row':>7} {'steady MB':>10}   peak MB in {', '.join(PHASES)}")
+    found = []
+    for rows in given.rows or [5_000, 50_000]:
+        command = [sys.executable, __file__, "--one", str(rows)]
+        one = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+        found.append(one)
+        peaks = " ".join(f"{one['peaks'][phase]:6.0f}" for phase in PHASES)
+        print(
+            f"{rows:10,} {one['seconds']:8.1f} {1000 * one['seconds'] / rows:7.2f} {one['steady']:10.0f} {peaks}",
+            flush=True,
+        )
+    if given.plot:
+        plot(found, given.plot)
+
+
+if __name__ == "__main__":
+    main()
