@@ -2,11 +2,13 @@
 
 import asyncio
 import io
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pytest
 from PIL import Image
 
@@ -24,7 +26,7 @@ from prefect_imagegen.executor import calls as calls_module
 from prefect_imagegen.io.ledger import StoreLedger, load_ledger
 from prefect_imagegen.io.limits import RateGate
 from prefect_imagegen.io.object_store import FsspecObjectStore, open_object_store
-from prefect_imagegen.ports import Balance, Delivery, HistoryRecord, Life, Submission
+from prefect_imagegen.ports import Balance, Delivery, HistoryRecord, Life, ObjectInfo, Submission
 
 pytestmark = pytest.mark.anyio
 REQUEST = GenerationRequest("flux-2-klein-9b", {"prompt": "a cup", "seed": 7})
@@ -186,6 +188,36 @@ async def test_everything_is_durable_before_the_next_step(bench: Bench) -> None:
     (facts,) = view.facts(view.delivered_keys).values()
     assert (bench.folder / facts["image_path"]).read_bytes()
     assert facts["attempt_id"] == f"{HEX}-1"
+
+
+class CountingStore(FsspecObjectStore):
+    """Counts its requests, by what they are and where they go."""
+
+    counts: Counter[str]
+
+    async def create(self, path: str, data: bytes, content_type: str = "") -> bool:
+        self.counts[f"PUT {path.partition('/')[0]}"] += 1
+        return await super().create(path, data, content_type)
+
+    async def head(self, path: str) -> ObjectInfo | None:
+        self.counts[f"HEAD {path.partition('/')[0]}"] += 1
+        return await super().head(path)
+
+    async def get(self, path: str) -> bytes | None:
+        self.counts["GET"] += 1
+        return await super().get(path)
+
+    async def list(self, prefix: str) -> Sequence[ObjectInfo]:
+        self.counts["LIST"] += 1
+        return await super().list(prefix)
+
+
+async def test_what_an_image_asks_of_the_store(tmp_path: Path) -> None:
+    """An image costs three PUTs (claim, id, image) and one HEAD, as docs/scale.md says; nothing is read or listed."""
+    store = CountingStore(*fsspec.core.url_to_fs(str(tmp_path)), str(tmp_path))
+    store.counts = Counter()
+    assert (await Bench(tmp_path, LedgerView.empty(), store=store).make()).status == "generated"
+    assert store.counts == {"PUT ledger": 2, "PUT images": 1, "HEAD images": 1}
 
 
 async def test_each_post_has_a_claim_of_its_own(bench: Bench) -> None:

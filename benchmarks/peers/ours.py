@@ -1,0 +1,18 @@
+"""This project, without Prefect. ours.py MANIFEST BASE_URL FOLDER IN_FLIGHT [v1|v2]."""
+
+import sys
+
+from pydantic import SecretStr
+
+import prefect_imagegen
+from prefect_imagegen.app.settings import BackendSettings
+
+manifest, url, folder, in_flight, version = sys.argv[1:6]
+prefect_imagegen.generate(
+    manifest,
+    f"{folder}/store",
+    backend=BackendSettings(base_url=url, api_key=SecretStr("k"), max_in_flight=int(in_flight)),
+    api_version=version,
+    history_lag=5.0,
+    values={"image_format": "jpeg"},
+)
