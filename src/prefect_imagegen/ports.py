@@ -88,8 +88,16 @@ class Ledger(Protocol):
         """Write all events taken in so far as one immutable segment."""
         ...
 
-    def is_closed(self, key: bytes, attempt_id: str) -> bool:
+    def is_open(self, key: bytes) -> bool:
+        """Whether, when the ledger was read, the key had an attempt without an end, and no image."""
+        ...
+
+    def is_closed(self, attempt_id: str) -> bool:
         """Whether the ledger knows the attempt to have ended (failed, delivered or quarantined)."""
+        ...
+
+    def is_delivered(self, attempt_id: str) -> bool:
+        """Whether the ledger knows the attempt to have led to an image."""
         ...
 
     def next_attempt(self, key: bytes) -> int:
@@ -100,8 +108,8 @@ class Ledger(Protocol):
         """The request ids that the ledger knows of a key that has no image."""
         ...
 
-    async def refresh(self) -> None:
-        """Read what other runs have written meanwhile. Cheap if it was done a moment ago."""
+    async def refresh(self, *, at_once: bool = False) -> None:
+        """Read what other runs have written meanwhile; unless `at_once`, cheap if it was done a moment ago."""
         ...
 
 

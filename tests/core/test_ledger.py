@@ -87,7 +87,7 @@ def test_an_empty_ledger_knows_nothing() -> None:
         assert view.states(pa.array([], KEY_TYPE)).to_pylist() == []
         assert view.facts(pa.array([KEY], KEY_TYPE)) == {}
         assert view.failure(KEY)[0] == "unknown"
-        assert not view.is_closed("a")
+        assert not (view.rank_of("a") >= RANK["failed"])
 
 
 def test_the_last_failure_is_told() -> None:
@@ -127,7 +127,7 @@ def test_a_quarantined_image_gives_no_facts() -> None:
 def test_an_attempt_is_closed_by_its_end(kind, closed) -> None:
     """An attempt that failed, delivered or was quarantined has ended; one that was only sent has not."""
     view = fold([events_table([event("claimed"), event(kind)])])
-    assert (view.is_closed("a"), view.is_closed("b")) == (closed, False)
+    assert ((view.rank_of("a") >= RANK["failed"]), (view.rank_of("b") >= RANK["failed"])) == (closed, False)
 
 
 def test_an_event_type_of_the_future_changes_nothing() -> None:
@@ -160,13 +160,20 @@ def test_attempts_with_any_name_are_told_apart(odd) -> None:
     """An attempt is its name: one that is no `<key>-<n>` is another attempt than all others of its key."""
     view = fold([events_table([event("claimed", odd), event("failed", attempt(KEY, 1))])])
     assert view.states(pa.array([KEY], KEY_TYPE)).to_pylist() == ["open"]
-    assert (view.is_closed(odd), view.is_closed(attempt(KEY, 1)), view.is_closed(attempt(KEY, 2))) == (
+    assert (
+        (view.rank_of(odd) >= RANK["failed"]),
+        (view.rank_of(attempt(KEY, 1)) >= RANK["failed"]),
+        (view.rank_of(attempt(KEY, 2)) >= RANK["failed"]),
+    ) == (
         False,
         True,
         False,
     )
     closed = fold([events_table([event("claimed", attempt(KEY, 1))]), events_table([event("quarantined", odd)])])
-    assert (closed.is_closed(odd), closed.is_closed(attempt(KEY, 1))) == (True, False)
+    assert ((closed.rank_of(odd) >= RANK["failed"]), (closed.rank_of(attempt(KEY, 1)) >= RANK["failed"])) == (
+        True,
+        False,
+    )
 
 
 @pytest.mark.parametrize(
@@ -274,7 +281,7 @@ def summary(*tables):
         view.states(keys).to_pylist(),
         {key: view.failure(key) for key in (KEY, OTHER)},
         view.facts(keys),
-        [view.is_closed(attempt) for attempt in "abc"],
+        [(view.rank_of(attempt) >= RANK["failed"]) for attempt in "abc"],
         [view.request_ids(key) for key in (KEY, OTHER)],
         view.costs(),
     )

@@ -285,11 +285,11 @@ async def test_an_attempt_that_ended_is_closed_at_once(store) -> None:
     """An attempt is closed as soon as its end was recorded, flushed or not, and also if an earlier run ended it."""
     book = ledger(store)
     await book.record(event())
-    assert not book.is_closed(KEY, "a1")
+    assert not book.is_closed("a1")
     await book.record(event("failed"))
-    assert book.is_closed(KEY, "a1")
+    assert book.is_closed("a1")
     await book.flush()
-    assert ledger(store, "n2", await load_ledger(store)).is_closed(KEY, "a1")
+    assert ledger(store, "n2", await load_ledger(store)).is_closed("a1")
 
 
 # Reading

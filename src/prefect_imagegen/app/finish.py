@@ -25,6 +25,8 @@ from prefect_imagegen.core.results import RequestResult, results_of
 from prefect_imagegen.crashpoints import reached
 
 _READERS = 16
+_HELD_SHOWN = 20
+_HELD_COLUMNS = ("row_index", "id", "error_kind", "request_id", "attempts")
 _ROWS_AT_ONCE = 4096
 """Rows that are Python objects at the same time; each such slice is a row group of the file."""
 _WITH_IMAGE = frozenset({"generated", "reused"})
@@ -88,6 +90,7 @@ async def _write(session: Session, seconds: float) -> RunResult:
         "stop_message": result.stop_message,
         "plan": session.prepared.summary.as_dict(),
         "options": session.prepared.job.options.model_dump(exclude={"manifest_storage_options"}),
+        "held_rows": result.held_rows,
         "paid": result.paid,
         "overshoot_usd": result.overshoot_usd,
         "endpoint": session.endpoint,
@@ -120,9 +123,17 @@ def report_markdown(result: RunResult) -> str:
         lines += ["", "| error | rows | example | remedy |", "|---|---|---|---|"]
         for kind, count in sorted(result.failures.items(), key=lambda item: -item[1]):
             remedy = OUTCOMES[kind].remedy if kind in OUTCOMES else ""
-            example = result.examples.get(kind, "").replace("|", "\\|")
-            lines.append(f"| {kind} | {count} | {example} | {remedy} |")
+            lines.append(f"| {kind} | {count} | {_cell(result.examples.get(kind))} | {remedy} |")
+    if result.held_rows:
+        lines += ["", f"Held rows (the first {len(result.held_rows)}; all are in `failures/`):", ""]
+        lines += ["| row | id | error | request_id | attempts |", "|---|---|---|---|---|"]
+        lines += [f"| {' | '.join(_cell(row[name]) for name in _HELD_COLUMNS)} |" for row in result.held_rows]
+        lines += ["", "`prefect-imagegen retry` gives them free, at the risk of paying twice."]
     return "\n".join(lines) + "\n"
+
+
+def _cell(value: object) -> str:
+    return "" if value is None else str(value).replace("|", "\\|")
 
 
 def money_text(result: RunResult) -> str:
@@ -253,6 +264,8 @@ def _count(result: RunResult, row: Mapping[str, Any], made: RequestResult | None
         kind = row["error_kind"] or status
         result.failures[kind] = result.failures.get(kind, 0) + 1
         result.examples.setdefault(kind, row["error_message"] or "")
+    if status == "held" and len(result.held_rows) < _HELD_SHOWN:
+        result.held_rows.append({name: row.get(name) for name in _HELD_COLUMNS})
 
 
 class _PartFile:

@@ -47,6 +47,8 @@ class RunResult:
     """Rows without an image, by error kind."""
     examples: dict[str, str] = field(default_factory=dict)
     """One message for each error kind."""
+    held_rows: list[dict[str, Any]] = field(default_factory=list)
+    """The first held rows, with what is known of them."""
     stop_message: str | None = None
     paid: int = 0
     """Images billed in this run, those of earlier calls that it settled included."""

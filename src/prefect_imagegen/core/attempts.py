@@ -70,15 +70,15 @@ class Attempts:
             row += 1
         return found
 
-    def is_closed(self, attempt_id: str) -> bool:
-        """Whether the attempt is known to have ended."""
+    def rank_of(self, attempt_id: str) -> int:
+        """The rank of an attempt; -1 if nothing is known of it."""
         match = _ATTEMPT_ID.fullmatch(attempt_id)
         rank = self.ranks(bytes.fromhex(match[1])).get(int(match[2]), -1) if match else -1
         if attempt_id in self._odd:
             table = self._ranked.table()
             odd = table.filter(pc.equal(table["n"], self._odd[attempt_id]))
             rank = max(rank, pc.max(odd["rank"]).as_py())
-        return rank >= RANK["failed"]
+        return rank
 
     def _numbers(self, keys: pa.Array, attempt_ids: pa.Array) -> pa.Array:
         """The n of every `<key in hex>-<n>`; a number below zero, the same for the same text, for any other id."""

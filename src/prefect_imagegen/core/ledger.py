@@ -180,9 +180,9 @@ class LedgerView:
         names = [f"{name}_{how}" for name, how in figures]
         return {row["cost_class"]: CostStats(*(row[name] for name in names)) for row in found.to_pylist()}
 
-    def is_closed(self, attempt_id: str) -> bool:
-        """Whether the attempt is known to have ended."""
-        return self._attempts.is_closed(attempt_id)
+    def rank_of(self, attempt_id: str) -> int:
+        """The rank of an attempt; -1 if nothing is known of it."""
+        return self._attempts.rank_of(attempt_id)
 
     def next_attempt(self, key: bytes) -> int:
         """The number of the claim to try first: the last attempt's if it is open, else the one after it.

@@ -49,6 +49,10 @@ class Calls:
             if not await self._claims.still_ours(row):
                 row.n, row.claimed_at = row.n + 1, None
                 return Again()
+            if self._kit.control.stopped:
+                return await self._closing.close(
+                    row, BackendError("unsent", "the run stopped before the call was sent")
+                )
             try:
                 submission = await self._submit(row)
             except BackendError as error:
@@ -84,7 +88,7 @@ class Calls:
     async def _receive(self, row: Row, submission: Submission) -> Step:
         """From an accepted call to the stored image. The request_id is durable before the first poll."""
         keeping: asyncio.Task[None] | None = None
-        if submission.request_id is not None and not row.id_kept:
+        if submission.request_id is not None and row.kept_id is None:
             keeping = asyncio.ensure_future(self._keep_id(row, submission.request_id))
             if submission.open_body is None:
                 # Polling goes on beside a store that is slow to take the id.
@@ -196,7 +200,7 @@ class Calls:
             except StoreError as error:
                 message = error.message
             else:
-                row.id_kept = True
+                row.kept_id = request_id
                 reached("request_id")
                 return
             await kit.clock.sleep(2.0**failures)

@@ -29,6 +29,7 @@ class Claims:
         self._kit = kit
         self._closing = closing
         self._watched = 0
+        self._read_after: set[str] = set()
 
     async def win(self, row: Row) -> Submission | Step | None:
         """Win a claim (None), or follow what an earlier one led to."""
@@ -41,11 +42,30 @@ class Claims:
                 await kit.record(row, "claimed")
                 reached("claim")
                 return None
-            last = (await kit.ledger.claims(row.key))[-1]
-            if kit.ledger.is_closed(row.key, last.claim.attempt_id):
-                row.n = last.n + 1
-                continue
-            return await self._follow(row, last)
+            step = await self.resume(row)
+            if not isinstance(step, Again):
+                return step
+
+    async def resume(self, row: Row) -> Submission | Step:
+        """What the last claim of a key led to, whoever made it; `Again` if the way to the next one is free."""
+        kit = self._kit
+        claims = await kit.ledger.claims(row.key)
+        if not claims:
+            return Again()
+        last = claims[-1]
+        attempt_id, run_id = last.claim.attempt_id, last.claim.run_id
+        if not kit.ledger.is_closed(attempt_id) and run_id not in self._read_after:
+            if await kit.neighbours.life(run_id) == "live":
+                return await self._follow(row, last)
+            # It writes no more: what it wrote after we read the ledger is read once.
+            await kit.ledger.refresh(at_once=True)
+            self._read_after.add(run_id)
+        if kit.ledger.is_delivered(attempt_id):
+            return await self._reused(row, last)
+        if kit.ledger.is_closed(attempt_id):
+            row.n = last.n + 1
+            return Again()
+        return await self._follow(row, last)
 
     async def still_ours(self, row: Row) -> bool:
         """Whether the claim still stands for us: after a long pause of the process others may have taken it over."""
@@ -74,7 +94,10 @@ class Claims:
         held = row.held(error)
         if self._kit.policy.on_unknown == "hold":
             return held
-        self._kit.control.finished(held)
+        if row.posts:
+            # Ours, and bad news at once; what an earlier run left says nothing of how things go now.
+            self._kit.control.finished(held)
+            row.told = True
         return Park(lambda: self._reconcile(row, held), held)
 
     async def _follow(self, row: Row, last: ClaimRecord) -> Submission | Step:
@@ -90,7 +113,7 @@ class Claims:
         if (found := await self.adopt(row, last.request_id)) is not None:
             return found
         if last.request_id is not None:
-            row.id_kept = True
+            row.kept_id = last.request_id
             return Submission(row.request, last.request_id)
         return self.unknown(
             row, BackendError("unknown", f"run {run_id} sent the request and learned nothing of its fate")
@@ -107,15 +130,20 @@ class Claims:
                 await kit.clock.sleep(max(pause, self._watched / 50))
                 pause = min(longest, 1.5 * pause)
                 if await kit.store.head(path) is not None:
-                    result = RequestResult(row.key, "reused", image=await kit.stored_facts(path), cost_usd=0.0)
-                    result.request_id, result.created_at = last.request_id, kit.clock.now()
-                    return result
+                    return await self._reused(row, last)
                 await kit.ledger.refresh()
-                closed = kit.ledger.is_closed(row.key, last.claim.attempt_id)
+                closed = kit.ledger.is_closed(last.claim.attempt_id)
                 if closed or await kit.neighbours.life(last.claim.run_id) != "live":
                     return Again()
         finally:
             self._watched -= 1
+
+    async def _reused(self, row: Row, last: ClaimRecord) -> RequestResult:
+        """The image that another run has made, and paid for."""
+        facts = await self._kit.stored_facts(layout.image(row.key.hex(), row.request.extension))
+        result = RequestResult(row.key, "reused", image=facts, cost_usd=0.0)
+        result.request_id, result.created_at = last.request_id, self._kit.clock.now()
+        return result
 
     async def _reconcile(self, row: Row, held: RequestResult) -> Step:
         """Look into the history when it is due; absent after its lag means that the call was not accepted."""

@@ -36,7 +36,7 @@ class Closing:
         self._settle(row, outcome)
         row.n += 1
         row.claimed_at = row.stored_at = row.sent_at = None
-        row.id_kept = False
+        row.kept_id = None
         if outcome.scope == "run":
             kit.control.stop(error.kind, error.message)
             return self.not_run(row, error.kind, error.message)

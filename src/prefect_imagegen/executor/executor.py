@@ -18,6 +18,7 @@ from prefect_imagegen.executor.kit import Kit
 from prefect_imagegen.executor.lot import Lot
 from prefect_imagegen.executor.rows import Again, Park, Row, Step
 from prefect_imagegen.executor.slots import Slots
+from prefect_imagegen.ports import Submission
 
 
 class Executor:
@@ -28,7 +29,8 @@ class Executor:
         self._kit = kit
         self._turn = asyncio.Lock()
         self._closing = Closing(kit)
-        self._calls = Calls(kit, Claims(kit, self._closing), self._closing)
+        self._claims = Claims(kit, self._closing)
+        self._calls = Calls(kit, self._claims, self._closing)
         self._lot = Lot(kit)
         self._came_back = asyncio.Event()
 
@@ -48,7 +50,7 @@ class Executor:
         `settle` says what became of parked ones. Raises on bugs only.
         """
         row = Row(request, key, self._kit.ledger.next_attempt(key))
-        step = await self._until_it_waits(row, Again())
+        step = await self._until_it_waits(row, await self._left_behind(row))
         if isinstance(step, RequestResult):
             return self._finished(row, step)
         if self._kit.control.interrupted.is_set() or self._lot.full:
@@ -59,6 +61,20 @@ class Executor:
     async def settle(self) -> list[RequestResult]:
         """Wait for parked requests as long as more than stragglers are among them; the ends of all of them."""
         return [self._counted(row, result) for row, result in await self._lot.empty()]
+
+    async def _left_behind(self, row: Row) -> Step:
+        """What an earlier run left of the row comes first: it needs no slot, no money and no run that goes on."""
+        if not self._kit.ledger.is_open(row.key):
+            return Again()
+        try:
+            found = await self._claims.resume(row)
+        except StoreError as error:
+            self._kit.control.stop("store", str(error))
+            return row.held(BackendError("unknown", f"what an earlier run left cannot be read: {error.message}"))
+        if isinstance(found, Submission):
+            row.accepted = found
+            return Again()
+        return found
 
     async def _wait_out(self, row: Row, step: Park) -> RequestResult:
         while True:
@@ -105,7 +121,9 @@ class Executor:
             if row.claimed_at is None:
                 step = self._closing.not_run(row, "store", error.message)
             else:
-                step = row.held(BackendError("unknown", f"the store failed after the call: {error.message}"))
+                kind = "unknown" if row.kept_id is None else "submitted"
+                text = f"the store failed after the call: {error.message}"
+                step = row.held(BackendError(kind, text, request_id=row.kept_id))
         finally:
             row.busy = False
             self.slots.release()
@@ -145,7 +163,8 @@ class Executor:
         if result.status == "generated":
             self._closing.delivered(row, result.cost_usd)
             self._came_back.set()
-        self._kit.control.finished(result)
+        if result.status == "generated" or (row.posts and not row.told):
+            self._kit.control.finished(result)
         return self._counted(row, result)
 
     @staticmethod

@@ -53,6 +53,9 @@ class Lot:
             await asyncio.wait([one.task for one in waiting], timeout=_TICK_S, return_when=asyncio.FIRST_COMPLETED)
         left = list(self._rows.values())
         self._rows.clear()
+        if busy := [one.task for one in left if one.row.busy]:
+            # An interruption lets calls that are under way come to their end, for as long as each of them may.
+            await asyncio.wait(busy, timeout=self._kit.policy.drain_seconds + _LOOK_GRACE_S)
         for one in left:
             one.task.cancel()
         ends = await asyncio.gather(*(one.task for one in left), return_exceptions=True)

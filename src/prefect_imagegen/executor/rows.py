@@ -42,8 +42,10 @@ class Row:
     """When the last POST went out, by our monotonic clock."""
     accepted: Submission | None = None
     """A call known to be accepted, whose result is still to be fetched."""
-    id_kept: bool = False
-    """Whether the store has the request_id of the present claim."""
+    kept_id: str | None = None
+    """The request_id of the present claim, once the store has it."""
+    told: bool = False
+    """Whether the circuit breaker has heard of it already."""
     reservation: Reservation | None = None
     busy: bool = False
     """It is just being looked for, or worked on: not the moment to give it up."""

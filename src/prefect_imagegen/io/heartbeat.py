@@ -7,18 +7,20 @@ from datetime import datetime, timedelta
 from pathlib import Path
 
 from prefect_imagegen.core import layout
-from prefect_imagegen.ports import Clock, Life, ObjectStore
+from prefect_imagegen.ports import Clock, Life, ObjectInfo, ObjectStore
 
 PERIOD_S = 15.0
 DEAD_AFTER = timedelta(seconds=90)
 _KNOWN_FOR_S = 5.0
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+_PID_NAMESPACE = Path("/proc/self/ns/pid")
 
 
 @dataclass(frozen=True, slots=True)
 class Process:
     """Who writes: a nonce, the machine's boot, the process and its start (clock ticks since boot; None if unknown).
 
+    `boot_id` names the namespace of process ids too: containers of one machine do not see each other's processes.
     `ended` is set by the last beat of a run that came to its end, whatever that was.
     """
 
@@ -31,8 +33,7 @@ class Process:
     @classmethod
     def this(cls, nonce: str) -> "Process":
         """The running process."""
-        boot = _BOOT_ID.read_text().strip() if _BOOT_ID.exists() else ""
-        return cls(nonce, boot, os.getpid(), _start_of(os.getpid()))
+        return cls(nonce, _machine(), os.getpid(), _start_of(os.getpid()))
 
 
 class Heartbeat:
@@ -49,16 +50,23 @@ class Heartbeat:
         """Write it once; with `ended`, for the last time."""
         data = json.dumps(asdict(replace(self._process, ended=ended))).encode()
         await self._store.put(self._path, data, "application/json")
-        found = await self._store.head(self._path)
-        if found is not None and found.modified is not None:
-            # Taken after the put: what is told later is never ahead of the store.
-            self._written = (found.modified, self._clock.monotonic())
+        self._note(await self._store.head(self._path))
+
+    async def ask_time(self) -> None:
+        """Learn the store's time without a sign of life, for those who only look after a store."""
+        await self._store.put(layout.LEDGER_TIME, b"")
+        self._note(await self._store.head(layout.LEDGER_TIME))
 
     async def keep_beating(self) -> None:
         """Write it every 15 seconds, until cancelled."""
         while True:
             await self._clock.sleep(PERIOD_S)
             await self.beat()
+
+    def _note(self, found: ObjectInfo | None) -> None:
+        if found is not None and found.modified is not None:
+            # Taken after the put: what is told later is never ahead of the store.
+            self._written = (found.modified, self._clock.monotonic())
 
     def store_now(self) -> datetime:
         """The present time by the store's clock; the machine's own where the store tells no times."""
@@ -110,6 +118,14 @@ async def life_of(store: ObjectStore, run_id: str, moment: datetime, process: Pr
     if other.boot_id and other.boot_id == process.boot_id and _start_of(other.pid) != other.started:
         return "gone"
     return "live" if theirs.modified is None or moment - theirs.modified <= DEAD_AFTER else "silent"
+
+
+def _machine() -> str:
+    """What two processes share that see each other in /proc; empty where there is no telling."""
+    try:
+        return f"{_BOOT_ID.read_text().strip()} {_PID_NAMESPACE.readlink()}"
+    except OSError:
+        return ""
 
 
 def _start_of(pid: int) -> int | None:

@@ -11,8 +11,8 @@ import pyarrow as pa
 from prefect_imagegen.core import layout
 from prefect_imagegen.core.attempts import Attempts
 from prefect_imagegen.core.errors import StoreError
-from prefect_imagegen.core.events import Claim, ClaimRecord, Event
-from prefect_imagegen.core.ledger import LedgerFold, LedgerView, events_table
+from prefect_imagegen.core.events import RANK, Claim, ClaimRecord, Event
+from prefect_imagegen.core.ledger import KEY_TYPE, LedgerFold, LedgerView, events_table
 from prefect_imagegen.crashpoints import reached
 from prefect_imagegen.io.event_file import EventFile
 from prefect_imagegen.io.ledger_files import (
@@ -126,20 +126,29 @@ class StoreLedger:
         """The number of the claim to try first, by what the ledger said when it was read."""
         return self.view.next_attempt(key)
 
-    def is_closed(self, key: bytes, attempt_id: str) -> bool:  # noqa: ARG002 - the port names the key for other ledgers
+    def is_open(self, key: bytes) -> bool:
+        """Whether, when the ledger was read, the key had an attempt without an end, and no image."""
+        return bool(self.view.states(pa.array([key], KEY_TYPE))[0].as_py() == "open")
+
+    def is_closed(self, attempt_id: str) -> bool:
         """Whether the ledger knows the attempt to have ended."""
-        known = (self._since, self.view)
-        return attempt_id in self._closed or any(one.is_closed(attempt_id) for one in known)
+        return attempt_id in self._closed or self._rank_of(attempt_id) >= RANK["failed"]
+
+    def is_delivered(self, attempt_id: str) -> bool:
+        """Whether the ledger knows the attempt to have led to an image."""
+        return self._rank_of(attempt_id) == RANK["delivered"]
+
+    def _rank_of(self, attempt_id: str) -> int:
+        return max(self._since.rank_of(attempt_id), self.view.rank_of(attempt_id))
 
     def request_ids(self, key: bytes) -> frozenset[str]:
         """The request ids that the ledger knows of a key that has no image."""
         return self.view.request_ids(key)
 
-    async def refresh(self) -> None:
-        """Read the segments that other runs have written since; at most every 5 seconds."""
+    async def refresh(self, *, at_once: bool = False) -> None:
+        """Read the segments that other runs have written since; at most every 5 seconds, unless `at_once`."""
         async with self._refreshing:
-            now = self._clock.monotonic()
-            if now - self._refreshed < REFRESH_SECONDS:
+            if not at_once and self._clock.monotonic() - self._refreshed < REFRESH_SECONDS:
                 return
             for path in await segments(self._store):
                 if path in self._seen or self._nonce in path:

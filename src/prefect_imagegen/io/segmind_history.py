@@ -17,8 +17,9 @@ from prefect_imagegen.core.reconcile import same_call
 from prefect_imagegen.ports import HistoryRecord
 
 PAGE_SIZE = 100
-MAX_PAGES = 200
+MAX_PAGES = 1000
 _DAY = timedelta(days=1)
+_HOUR = timedelta(hours=1)
 _CLOCKS_APART = timedelta(hours=2)
 """How far the clocks of a claim's machine and of the API may be apart."""
 _STATES = {"COMPLETED": "COMPLETED", "FAILED": "FAILED"}
@@ -40,51 +41,65 @@ class SegmindHistory:
             if error.status in (400, 404):
                 return None
             raise
-        rows = _rows(answer)
+        rows = [row for row in _rows(answer) if row.get("request_id")]
         return _record(rows[0]) if rows else None
 
-    async def records(
-        self, model: str, start: date, end: date, stop_before: datetime | None = None
-    ) -> list[HistoryRecord]:
+    async def records(self, model: str, start: date, end: date) -> list[HistoryRecord]:
         """Own requests of a model between two days (inclusive, at most 31 apart), newest first, one per request_id.
 
-        An empty model means all. Paging stops at the first page that is wholly from before `stop_before`. Raises
-        BackendError if there are more pages than can be read: what was not seen is not absent.
+        An empty model means all. Raises BackendError if there are more pages than can be read: what was not seen is
+        not absent.
         """
+        return await self._read(partial(self._page, model, start, end), 1, None)
+
+    async def _around(self, model: str, moment: datetime) -> list[HistoryRecord]:
+        """Own requests of a model within the hours that a claim of the hour from `moment` on can belong to."""
+        first, last = moment - _CLOCKS_APART, moment + _HOUR + _CLOCKS_APART
+        day = moment.date()
+        pages: dict[int, tuple[list[HistoryRecord], bool]] = {}
+
+        async def page(number: int) -> tuple[list[HistoryRecord], bool]:
+            if number not in pages:
+                pages[number] = await self._page(model, day - _DAY, day + _DAY, number)
+            return pages[number]
+
+        return await self._read(page, await _first_page_before(last, page), first)
+
+    async def _read(self, page: "_Page", number: int, stop_before: datetime | None) -> list[HistoryRecord]:
+        """All pages from one on, up to the first that is wholly from before `stop_before`."""
         found: dict[str, HistoryRecord] = {}
-        for page in range(1, MAX_PAGES + 1):
-            params = {
-                "page": str(page),
-                "per_page": str(PAGE_SIZE),
-                "model_name": model,
-                "from_date": start.isoformat(),
-                "to_date": end.isoformat(),
-            }
-            rows = _rows(await self._get_json(self._url, params=params))
-            records = list(filter(None, map(_record, rows)))
+        for current in range(number, number + MAX_PAGES):
+            records, full = await page(current)
             for record in records:
                 found.setdefault(record.request_id, record)
-            if len(rows) < PAGE_SIZE:
+            if not full:
                 return list(found.values())
-            times = [record.created for record in records]
-            if stop_before and all(time is not None and time < stop_before for time in times):
+            if stop_before and all(one.created is not None and one.created < stop_before for one in records):
                 return list(found.values())
-        raise BackendError(
-            "unknown", f"the request history has more than {MAX_PAGES * PAGE_SIZE} requests since {start}"
-        )
+        raise BackendError("unknown", f"the request history has more than {MAX_PAGES * PAGE_SIZE} requests to read")
+
+    async def _page(self, model: str, start: date, end: date, number: int) -> tuple[list[HistoryRecord], bool]:
+        """One page, and whether it is full: then there may be another."""
+        params = {
+            "page": str(number),
+            "per_page": str(PAGE_SIZE),
+            "model_name": model,
+            "from_date": start.isoformat(),
+            "to_date": end.isoformat(),
+        }
+        rows = _rows(await self._get_json(self._url, params=params))
+        return [_record(row) for row in rows if row.get("request_id")], len(rows) >= PAGE_SIZE
 
     async def find(self, model: str, claimed: Mapping[str, Any], since: datetime, known: frozenset[str]) -> str | None:
         """The request_id of a call with the body of a claim that nobody knows of yet; None if there is none.
 
         Compared are all fields that we sent. A record without inputs counts as not seen. Of several matches one that
-        led to an image is taken. Looks at the same time share one listing.
+        led to an image is taken. Looks for calls of the same hour share one listing.
         """
-        since = since.astimezone(UTC)
-        day = since.date()
-        listing = partial(self.records, model, day - _DAY, day + _DAY, since - _CLOCKS_APART)
+        hour = since.astimezone(UTC).replace(minute=0, second=0, microsecond=0)
         found = [
             record
-            for record in await self._looks.share((model, day), listing)
+            for record in await self._looks.share((model, hour), partial(self._around, model, hour))
             if record.request_id not in known
             and record.model == model
             and record.body is not None
@@ -92,6 +107,28 @@ class SegmindHistory:
         ]
         found.sort(key=lambda record: record.status != "COMPLETED")
         return found[0].request_id if found else None
+
+
+_Page = Callable[[int], Coroutine[Any, Any, tuple[list[HistoryRecord], bool]]]
+
+
+async def _first_page_before(moment: datetime, page: _Page) -> int:
+    """The number of the first page, newest first, that is not wholly from `moment` or later: galloped to, then halved.
+
+    New calls push old ones to later pages only, so nothing is missed meanwhile. Where times are not told it is 1.
+    """
+
+    async def is_later(number: int) -> bool:
+        records, full = await page(number)
+        return full and all(one.created is not None and one.created >= moment for one in records)
+
+    low, high = 0, 1
+    while await is_later(high):
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if await is_later(middle) else (low, middle)
+    return high
 
 
 class _Shared:
@@ -123,7 +160,7 @@ class _Shared:
 def _rows(answer: Any) -> list[dict[str, Any]]:
     value = answer.get("data", answer) if isinstance(answer, dict) else answer
     rows = value if isinstance(value, list) else [value]
-    return [row for row in rows if isinstance(row, dict) and row.get("request_id")]
+    return [row for row in rows if isinstance(row, dict)]
 
 
 def _record(row: dict[str, Any]) -> HistoryRecord:
