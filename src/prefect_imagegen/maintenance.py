@@ -50,6 +50,8 @@ def retry(run: str, kinds: tuple[str, ...], as_json: bool, **given: Any) -> None
             console.print(f"[yellow]up to {found.risk_usd:.4f} USD may be paid a second time[/]", highlight=False)
         if found.still_alive:
             console.print(f"[yellow]{found.still_alive:,} rows were left alone:[/] a living run works on them")
+        if found.on_their_way:
+            console.print(f"{found.on_their_way:,} rows were left alone: their images are on the way")
         raise Ended(0, found.as_dict())
 
 
@@ -221,7 +223,12 @@ def _prefect() -> Iterator[Check]:
         if failure is not None:
             yield Check("prefect", "fail", f"{url} gives no answer: {failure}", "Start it, or correct PREFECT_API_URL.")
             return
-        theirs = client.api_version()
+        try:
+            theirs = client.api_version()
+        except Exception as error:  # noqa: BLE001 - whatever answers there is not Prefect's API
+            text = f"{url} is no Prefect API ({type(error).__name__})"
+            yield Check("prefect", "fail", text, "Correct PREFECT_API_URL: it ends in /api.")
+            return
     text = f"server {theirs} at {url}, client {prefect.__version__}"
     if theirs == prefect.__version__:
         yield Check("prefect", "ok", text)

@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from datetime import UTC, date, datetime
@@ -23,12 +24,13 @@ from prefect_imagegen.app.settings import BackendSettings, StoreSettings
 from prefect_imagegen.app.verify import Verified, verify
 from prefect_imagegen.core import layout
 from prefect_imagegen.core.errors import RefusedError, StoreError
-from prefect_imagegen.core.events import Event, ImageFacts
-from prefect_imagegen.core.ledger import events_table
+from prefect_imagegen.core.events import Claim, Event, ImageFacts
+from prefect_imagegen.core.ledger import LedgerView, events_table
 from prefect_imagegen.gateway.faults import Fault, FaultScript
 from prefect_imagegen.gateway.server import EmbeddedGateway
 from prefect_imagegen.gateway.settings import GatewaySettings
 from prefect_imagegen.io.heartbeat import Heartbeat, Process
+from prefect_imagegen.io.ledger import StoreLedger
 from prefect_imagegen.io.ledger_files import to_parquet
 from prefect_imagegen.io.limits import SystemClock
 from prefect_imagegen.io.object_store import FsspecObjectStore, open_object_store
@@ -69,7 +71,8 @@ class Place:
         return sorted(path for path in (self.folder / "store" / "images").rglob("*") if path.is_file())
 
     def files(self) -> dict[str, bytes]:
-        return {str(path): path.read_bytes() for path in self.folder.rglob("*") if path.is_file()}
+        found = (path for path in self.folder.rglob("*") if path.is_file() and path.match("ledger/time") is False)
+        return {str(path): path.read_bytes() for path in found}
 
     def forget_the_ledger(self) -> None:
         """As if the process had died before its first segment."""
@@ -182,6 +185,46 @@ def test_unrecorded_images_are_adopted(place: Place) -> None:
     assert place.reconcile().differences == []
 
 
+def test_an_unreachable_api_gives_nothing_free(place: Place) -> None:
+    """While the API cannot be asked, a lost image stays a problem; what is still there is never bought again."""
+    place.generate()
+    place.images()[0].unlink()
+    nobody = BackendSettings(base_url="http://127.0.0.1:9", api_key=SecretStr("k"))
+    assert kinds(place.verify(repair=True, account=nobody)) == [("missing_image", None)]
+    assert kinds(place.verify(repair=True)) == [("missing_image", "fetched_again")]
+    assert len(place.gateway.books.billed) == ROWS
+
+
+def test_an_error_half_way_loses_no_record(place: Place) -> None:
+    """Where the repair of one image fails, what was done about others is known to the next run."""
+    place.generate()
+    rotten = place.images()[0]
+    rotten.write_bytes(b"bit rot")
+    key = "ab" * 16
+    for path in (place.folder / "store" / layout.image(key, "png"), place.folder / "store" / layout.claim(key, 1)):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"")
+    with pytest.raises(RefusedError, match=r"1\.json is missing"):
+        place.verify(repair=True, account=BackendSettings())
+    assert not rotten.exists()
+    again = place.generate()
+    assert (again.generated, again.reused) == (1, ROWS - 1)
+    assert rotten.exists()
+
+
+def test_a_restored_image_is_adopted_for_good(place: Place) -> None:
+    """An image that comes back from a backup after it was given up is adopted once, and not made again."""
+    place.generate()
+    lost = place.images()[0]
+    data = lost.read_bytes()
+    lost.unlink()
+    assert kinds(place.verify(repair=True, account=BackendSettings())) == [("missing_image", "quarantined")]
+    lost.write_bytes(data)
+    assert kinds(place.verify(repair=True)) == [("unrecorded_image", "adopted")]
+    assert place.verify().problems == []
+    assert place.generate().calls == 0
+
+
 def test_strangers_are_moved_away(place: Place) -> None:
     """What is no image of any request is moved to quarantine/, whole or not, and never deleted."""
     place.generate()
@@ -287,6 +330,38 @@ def test_held_rows_are_given_free(tmp_path: Path) -> None:
         assert gateway.books.statistics()["billed_twice"] == 2
         found = [one.kind for one in place.reconcile().differences]
         assert found == ["paid_twice"] * 2
+
+
+@pytest.mark.parametrize("alive", [False, True])
+def test_a_newer_call_is_left_alone(alive: bool, tmp_path: Path) -> None:
+    """`retry` of an old run leaves rows alone that a later run has sent, or works on: they are paid for."""
+    script = FaultScript(faults=[Fault(fault="status", status=500, times=3)])
+    with EmbeddedGateway(GatewaySettings(price_usd=PRICE, faults=script)) as gateway:
+        place = Place(tmp_path, gateway)
+        first = place.generate(1)
+        assert first.failures == {"server_error": 1}
+        (folder,) = {path.parent for path in (tmp_path / "store" / "ledger" / "claims").rglob("*.json")}
+        body = json.loads((folder / "3.json").read_text())["body"]
+        sent = httpx.post(f"{gateway.url}/v2/flux-2-klein-9b", json=body, headers={"x-api-key": "k"}).json()
+        claim = Claim("later", "n", f"{folder.name}-4", datetime.now(UTC), body)
+        key = bytes.fromhex(folder.name)
+
+        async def write() -> None:
+            store = open_object_store(place.store.url)
+            clock = SystemClock()
+            ledger = StoreLedger(store, LedgerView.empty(), run_id="later", nonce="n", clock=clock)
+            await ledger.claim(key, 4, claim)
+            await ledger.record_request_id(key, 4, sent["request_id"])
+            beat = Heartbeat(store, "later", Process.this("n"), clock)
+            await beat.beat(ended=not alive)
+            store.close()
+
+        asyncio.run(write())
+        freed = asyncio.run(retry(place.store, str(first.run_id)))
+        assert (freed.rows, freed.still_alive, freed.on_their_way) == (0, int(alive), int(not alive))
+        if not alive:
+            again = place.generate(1)
+            assert (again.generated, again.calls, len(gateway.books.billed)) == (1, 0, 1)
 
 
 def test_retry_by_kind(tmp_path: Path) -> None:

@@ -4,7 +4,9 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pyarrow as pa
@@ -135,3 +137,21 @@ def test_doctor(user: User) -> None:
     assert "Set SEGMIND_API_KEY" in ill.stdout
     user.environment["PREFECT_API_URL"] = "http://127.0.0.1:9/api"
     assert "fail prefect" in user.run("doctor", "--backend", "sandbox").stdout
+
+
+def test_doctor_meets_something_else_than_prefect(user: User) -> None:
+    """A PREFECT_API_URL at which some other server answers, or the UI, is told with the remedy."""
+
+    class Page(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b"<html>")
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Page) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        user.environment["PREFECT_API_URL"] = f"http://127.0.0.1:{server.server_address[1]}"
+        found = user.run("doctor", "--backend", "sandbox")
+        server.shutdown()
+    assert found.returncode == 1
+    assert "it ends in /api" in found.stdout

@@ -314,6 +314,50 @@ async def test_claims_of_others(bench: Bench) -> None:
     assert bench.backend.history[-1] == "collect"
 
 
+async def test_a_stop_while_a_claim_is_made(bench: Bench) -> None:
+    """A run that stops between claim and POST sends nothing, and closes the attempt: nobody has to ask for it."""
+    claim = bench.ledger.claim
+
+    async def stopping(*claimed: Any) -> bool:
+        bench.control.stop("signal", "SIGTERM was received")
+        return await claim(*claimed)
+
+    bench.ledger.claim = stopping  # type: ignore[method-assign]
+    result = await bench.make()
+    assert (result.status, bench.backend.history) == ("not_run", [])
+    assert bench.ledger.is_closed(f"{HEX}-1")
+
+
+async def test_an_output_that_is_not_found(tmp_path: Path) -> None:
+    """A paid output that answers 404 is held and asked for again by later runs; after its week it is lost for good."""
+    ends = []
+    for number, days in enumerate((0, 6, 9)):
+        bench = Bench(tmp_path, LedgerView.empty(), nonce=f"n{number}", run_id=f"run{number}")
+        bench.clock.time += timedelta(days=days)
+        bench.backend.collects = [error("submitted", status=404)]
+        result = await bench.make()
+        ends.append((result.status, result.error_kind, *bench.backend.history))
+    assert ends == [
+        ("held", "submitted", "submit", "collect"),
+        ("held", "submitted", "collect"),
+        ("failed", "output_lost", "collect"),
+    ]
+
+
+async def test_a_store_that_fails_after_the_id_was_kept(tmp_path: Path) -> None:
+    """The row is held as submitted, with its id: the next run fetches it, and `retry` leaves it alone."""
+
+    class Failing(FsspecObjectStore):
+        async def create(self, path: str, data: bytes, content_type: str = "") -> bool:
+            if path.startswith("images/"):
+                raise StoreError("store_unreachable", "a time-out")
+            return await super().create(path, data, content_type)
+
+    store = Failing(*fsspec.core.url_to_fs(str(tmp_path)), str(tmp_path))
+    result = await Bench(tmp_path, LedgerView.empty(), store=store).make()
+    assert (result.status, result.error_kind, result.request_id) == ("held", "submitted", "r1")
+
+
 async def test_a_living_run_is_watched(bench: Bench) -> None:
     """A row that a living run works on is reused when its image appears, and taken over when that run ends."""
     await other_claim(bench, "theirs")

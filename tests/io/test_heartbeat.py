@@ -14,6 +14,7 @@ import pytest
 
 from prefect_imagegen.core import layout
 from prefect_imagegen.io.heartbeat import Heartbeat, Process, StoreNeighbours
+from prefect_imagegen.io.limits import SystemClock
 from prefect_imagegen.io.object_store import open_object_store
 from prefect_imagegen.ports import ObjectInfo
 
@@ -207,3 +208,18 @@ async def test_the_store_tells_the_time() -> None:
     await heartbeat.beat()
     clock.monotonic = lambda: 40.0
     assert heartbeat.store_now() == store.time + timedelta(seconds=40)
+
+
+async def test_containers_of_one_machine(tmp_path) -> None:
+    """A process of another container shares the boot and is not seen here: only time tells that it is gone."""
+    store = open_object_store(str(tmp_path))
+    us, clock = Process.this("n1"), SystemClock()
+    heartbeat = Heartbeat(store, "run1", us, clock)
+    await heartbeat.beat()
+    boot = us.boot_id.split()[0]
+    there = dataclasses.replace(us, nonce="n2", boot_id=f"{boot} pid:[1]", pid=4_000_000)
+    await Heartbeat(store, "run2", there, clock).beat()
+    await Heartbeat(store, "run3", dataclasses.replace(there, boot_id=us.boot_id), clock).beat()
+    neighbours = StoreNeighbours(store, heartbeat, us, clock)
+    assert (await neighbours.life("run2"), await neighbours.life("run3")) == ("live", "gone")
+    store.close()

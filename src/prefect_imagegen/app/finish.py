@@ -21,7 +21,7 @@ from prefect_imagegen.core.metadata import METADATA_SCHEMA
 from prefect_imagegen.core.outcomes import OUTCOMES
 from prefect_imagegen.core.plan import WORKED
 from prefect_imagegen.core.redact import redact
-from prefect_imagegen.core.results import RequestResult, results_of
+from prefect_imagegen.core.results import RequestResult
 from prefect_imagegen.crashpoints import reached
 
 _READERS = 16
@@ -69,7 +69,7 @@ async def _write(session: Session, seconds: float) -> RunResult:
     result = RunResult(run_id, session.plan.store.url, seconds=seconds)
     result.stop_reason, result.stop_message = session.control.stop_reason, session.control.stop_message
     result.calls, result.overshoot_usd = session.executor.calls, session.budget.overshoot
-    late = await _late_results(session)
+    late = await session.read_results(layout.late_results(run_id))
     async for index, part in session.plan.parts():
         metadata, failures = _PartFile(), _PartFile()
         keys = part.filter(pc.equal(part["state"], "done"))["request_key"].combine_chunks()
@@ -149,18 +149,12 @@ async def _results(session: Session, rows: pa.Table, late: Mapping[bytes, Reques
 
     async def read(shard: int) -> dict[bytes, RequestResult]:
         async with gate:
-            data = await session.plan.store.get(layout.part(session.prepared.run_id, "results", shard))
-        return {} if data is None else results_of(pq.read_table(pa.BufferReader(data)))
+            return await session.read_results(layout.part(session.prepared.run_id, "results", shard))
 
     found: dict[bytes, RequestResult] = {}
     for results in await asyncio.gather(*map(read, shards)):
         found |= results
     return found | {key: late[key] for key in found.keys() & late.keys()}
-
-
-async def _late_results(session: Session) -> dict[bytes, RequestResult]:
-    data = await session.plan.store.get(layout.late_results(session.prepared.run_id))
-    return {} if data is None else results_of(pq.read_table(pa.BufferReader(data)))
 
 
 def _metadata(
@@ -204,7 +198,8 @@ def _row(
     found = results.get(planned["request_key"])
     if found is None:
         return row | {
-            "status": "not_run",
+            # What an earlier run has sent is not lost because this one stopped before it looked.
+            "status": "held" if state == "unsettled" else "not_run",
             "error_kind": session.control.stop_reason,
             "error_message": session.control.stop_message,
         }

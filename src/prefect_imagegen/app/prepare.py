@@ -90,7 +90,7 @@ async def prepare(job: Job, parent_run_id: str | None = None) -> Prepared:
             if summary.counts["invalid"] and job.options.on_invalid == "fail":
                 raise RowsRefusedError(summary)
             if backend.kind != "sandbox":
-                await _check_credentials(backend, job.options)
+                await _check_credentials(backend, job.options, summary)
             await _refusing(claim_kind(store, kind))
             run_id = new_run_id()
             content = {
@@ -174,7 +174,7 @@ async def _kind_of(settings: BackendSettings, options: GenerateOptions) -> Store
     return store_kind(backend, engine, SANDBOX_ENGINES)
 
 
-async def _check_credentials(backend: BackendSettings, options: GenerateOptions) -> None:
+async def _check_credentials(backend: BackendSettings, options: GenerateOptions, summary: PlanSummary) -> None:
     client = make_backend(backend, _no_gate(), options.deadline)
     try:
         balance = await client.check()
@@ -186,7 +186,9 @@ async def _check_credentials(backend: BackendSettings, options: GenerateOptions)
         raise _unreachable(error) from error
     finally:
         await client.aclose()
-    if balance.credits_usd is not None and balance.credits_usd <= 0:
+    # What was paid for and not fetched yet is fetched without money; the rest stops the run then.
+    only_new = summary.counts["new"] and not summary.counts["unsettled"]
+    if balance.credits_usd is not None and balance.credits_usd <= 0 and only_new:
         raise RefusedError("credits", "The balance is 0 USD.", remedy="Top up, then run the same command again.")
 
 

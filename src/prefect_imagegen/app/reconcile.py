@@ -25,13 +25,16 @@ from prefect_imagegen.ports import HistoryRecord
 MAX_DAYS = 31
 _CENT = 1e-6
 
-DifferenceKind = Literal["not_in_ledger", "paid_twice", "not_in_history", "cost_differs", "not_fetched", "failed_there"]
+DifferenceKind = Literal[
+    "not_in_ledger", "paid_twice", "not_in_history", "cost_differs", "not_fetched", "failed_here", "failed_there"
+]
 MEANINGS: dict[DifferenceKind, str] = {
     "not_in_ledger": "billed, and unknown to this store: another store or program on the account, or a lost call",
     "paid_twice": "billed again for a body that this store already has a billed call for",
     "not_in_history": "the ledger has a call that the history does not show (it lags by up to two hours)",
     "cost_differs": "the ledger and the history name different costs",
     "not_fetched": "billed, and its image is not in the store yet: run the same command again",
+    "failed_here": "billed, and its image could not be fetched or was no image: ask the API's support",
     "failed_there": "the history says FAILED, the ledger has its image",
 }
 
@@ -197,6 +200,8 @@ def _compare_one(
             add(Difference("paid_twice" if twice else "not_in_ledger", name, paid, None, theirs))
     elif record.status == "COMPLETED" and record.body is not None and bodies.get(_body(record), name) != name:
         add(Difference("paid_twice", name, paid, entry.cost, theirs))
+    elif record.status == "COMPLETED" and entry.rank == RANK["failed"]:
+        add(Difference("failed_here", name, paid, entry.cost, theirs))
     elif record.status == "COMPLETED" and entry.rank < RANK["delivered"]:
         add(Difference("not_fetched", name, paid, entry.cost, theirs))
     elif record.status == "FAILED" and entry.rank == RANK["delivered"]:

@@ -35,6 +35,8 @@ class Retried:
     risk_usd: float = 0.0
     still_alive: int = 0
     """Rows left alone, since a living run works on them."""
+    on_their_way: int = 0
+    """Rows left alone, since a later call of theirs was accepted: the next run fetches it."""
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -65,7 +67,9 @@ async def _retry(store: FsspecObjectStore, run_id: str, kinds: frozenset[str]) -
     clock, process = SystemClock(), Process.this(secrets.token_hex(8))
     view = await load_ledger(store)
     ledger = StoreLedger(store, view, run_id=run_id, nonce=process.nonce, clock=clock)
-    neighbours = StoreNeighbours(store, Heartbeat(store, run_id, process, clock), process, clock)
+    heartbeat = Heartbeat(store, run_id, process, clock)
+    await heartbeat.ask_time()
+    neighbours = StoreNeighbours(store, heartbeat, process, clock)
     found = Retried()
     for part in await store.list(layout.run(run_id, "failures")):
         table = pq.read_table(pa.BufferReader(await store.get(part.path) or b""))
@@ -80,8 +84,12 @@ async def _retry(store: FsspecObjectStore, run_id: str, kinds: frozenset[str]) -
                 continue  # made meanwhile, or given free with an identical row
             claims = await ledger.claims(key)
             last = claims[-1] if claims else None
-            if last is not None and kind == "other_run" and await neighbours.life(last.claim.run_id) == "live":
+            if last is not None and await neighbours.life(last.claim.run_id) == "live":
                 found.still_alive += 1
+                continue
+            on_its_way = last is not None and last.request_id and not ledger.is_closed(last.claim.attempt_id)
+            if on_its_way and "submitted" not in kinds:
+                found.on_their_way += 1
                 continue
             await ledger.record(
                 Event(

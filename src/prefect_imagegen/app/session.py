@@ -14,6 +14,7 @@ from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
 from os import cpu_count
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import SecretStr
 
@@ -28,7 +29,7 @@ from prefect_imagegen.core.concurrency import AdaptiveLimit
 from prefect_imagegen.core.errors import ImagegenError, StoreError
 from prefect_imagegen.core.image import Decoded
 from prefect_imagegen.core.ledger import LedgerView
-from prefect_imagegen.core.results import RequestResult, results_table
+from prefect_imagegen.core.results import RequestResult, results_of, results_table
 from prefect_imagegen.executor import Executor, Kit, Policy
 from prefect_imagegen.gateway.server import EmbeddedGateway
 from prefect_imagegen.gateway.settings import GatewaySettings
@@ -93,6 +94,8 @@ class Session:
         self.max_in_flight = 1
         self._held: dict[bytes, RequestResult] = {}
         self._opening = 0
+        self.unwritten: dict[str, list[RequestResult]] = {}
+        """Results that the store did not take; the run has stopped for that, and ends with them all the same."""
 
     @property
     def open_shards(self) -> int:
@@ -101,8 +104,13 @@ class Session:
 
     async def run_shard(self, index: int, width: int | None = None) -> Counter[str]:
         """Make the requests of one shard, at most `width` at once, and write their results; the statuses' counts."""
-        planned = await self.plan.shard(index)
-        self._opening -= 1
+        try:
+            planned = await self.plan.shard(index)
+        except StoreError as error:
+            self.control.stop("store", str(error))
+            return Counter()
+        finally:
+            self._opening -= 1
         gate = asyncio.Semaphore(width or len(planned) or 1)
 
         async def make(position: int) -> RequestResult:
@@ -134,7 +142,15 @@ class Session:
         try:
             await self.plan.store.put(path, sink.getvalue())
         except StoreError as error:
+            self.unwritten[path] = results
             self.control.stop("store", str(error))
+
+    async def read_results(self, path: str) -> dict[bytes, RequestResult]:
+        """The results that were written to a path, or could not be; empty if there are none. Raises StoreError."""
+        if path in self.unwritten:
+            return {result.key: result for result in self.unwritten[path]}
+        data = await self.plan.store.get(path)
+        return {} if data is None else results_of(pq.read_table(pa.BufferReader(data)))
 
     async def for_each_shard(self, run_one: Callable[[int], Awaitable[object]]) -> None:
         """Run all shards, so many at once as keep the pipe full, then wait for parked rows. Raises what a shard raises.

@@ -99,10 +99,16 @@ async def verify(
             asked = await _has_account(store, backend, options)
             source = await stack.enter_async_context(account(backend, options)) if asked else None
             mending = Mending(store, ledger, source, run_id, clock)
-        neighbours = StoreNeighbours(store, Heartbeat(store, run_id, process, clock), process, clock)
+        heartbeat = Heartbeat(store, run_id, process, clock)
+        if repair:
+            await heartbeat.ask_time()
+        neighbours = StoreNeighbours(store, heartbeat, process, clock)
         verification = _Verification(store, view, ledger, neighbours, mending, on_progress)
-        await verification.run()
-        await ledger.flush()
+        try:
+            await verification.run()
+        finally:
+            # What was moved away is known as such, also where the rest could not be done.
+            await ledger.flush()
         return verification.found
 
 
@@ -234,6 +240,9 @@ async def _each(items: Iterable[Any], work: Callable[[Any], Awaitable[None]]) ->
         for item in waiting:
             await work(item)
 
-    async with asyncio.TaskGroup() as group:
-        for _ in range(AT_ONCE):
-            group.create_task(worker())
+    try:
+        async with asyncio.TaskGroup() as group:
+            for _ in range(AT_ONCE):
+                group.create_task(worker())
+    except ExceptionGroup as several:
+        raise several.exceptions[0] from None

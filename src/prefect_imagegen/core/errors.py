@@ -1,9 +1,5 @@
 """The one family of errors: each carries data, names the culprit and the remedy, and holds no secret."""
 
-from typing import Literal
-
-Exit = Literal["refused", "stopped", "internal"]
-
 
 class ImagegenError(Exception):
     """Something that a user can act on: `message` names the culprit, `remedy` says what to do.

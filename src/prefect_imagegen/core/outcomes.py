@@ -7,7 +7,6 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-Phase = Literal["submit", "result"]
 Accepted = Literal["no", "answered_5xx", "unknown", "yes"]
 Billed = Literal["no", "maybe", "yes"]
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import math
+from datetime import timedelta
 
 from prefect_imagegen.core import layout
 from prefect_imagegen.core.errors import BackendError, StoreError
@@ -15,6 +16,8 @@ from prefect_imagegen.executor.rows import Again, Park, Row, Step
 from prefect_imagegen.ports import Delivery, Submission
 
 COLLECT_TRIES = 3
+OUTPUTS_LIVE = timedelta(days=8)
+"""Segmind keeps outputs for seven days."""
 ID_TRIES = 5
 SUBMIT_GRACE_S = 5.0
 """How long an interrupted run waits for the answers to POSTs under way, so that their ids become durable."""
@@ -178,6 +181,8 @@ class Calls:
 
     async def _after_failed_result(self, row: Row, error: BackendError) -> Step:
         """Decide about an accepted call that led to no image."""
+        if error.status in (404, 410) and self._is_past_its_time(row):
+            error.kind = "output_lost"
         if error.kind == "unknown":
             return self._claims.unknown(row, error)
         if error.kind in HELD_KINDS:
@@ -189,6 +194,10 @@ class Calls:
         elif outcome.accepted == "yes":
             return await self._closing.close(row, error)
         return row.held(BackendError("submitted", error.message, request_id=error.request_id))
+
+    def _is_past_its_time(self, row: Row) -> bool:
+        """Whether outputs of the row's call are gone for good; before that, one that is not found may come back."""
+        return row.claimed_at is not None and self._kit.clock.now() - row.claimed_at > OUTPUTS_LIVE
 
     async def _keep_id(self, row: Row, request_id: str) -> None:
         """Make the id durable: five tries within 30 s; then the run sends nothing more."""

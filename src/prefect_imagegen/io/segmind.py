@@ -210,7 +210,12 @@ class SegmindBackend:
         if output.data is not None:
             data, content_type = output.data, None
         elif output.url is not None:
-            data, content_type = await self._http.download(output.url, request_id)
+            try:
+                data, content_type = await self._http.download(output.url, request_id)
+            except BackendError as error:
+                if error.status not in (404, 410):
+                    raise
+                return await self._from_history(request_id)  # it may know another address
         else:
             raise BackendError("bad_output", redact(output.error or ""), request_id=request_id, status=200)
         return Delivery(

@@ -51,20 +51,19 @@ class SegmindHttp:
         """Fetch an output, without the key; tried again, never submitted again."""
         if urlsplit(url).scheme not in ("http", "https"):
             raise BackendError("bad_output", "the output URL is no http URL", request_id=request_id)
-        last, kind = "", "submitted"
+        last, status = "", None
         for failures in range(GET_TRIES):
             try:
                 async with self.get(url, with_key=False) as response:
                     body = await read_body(response)
                     if response.status_code == 200:
                         return body, response.headers.get("content-type")
-                    last, kind = f"status {response.status_code}", "submitted"
-                    if response.status_code in (404, 410):
-                        kind = "output_lost"
+                    last, status = f"status {response.status_code}", response.status_code
             except UNREADABLE as error:
-                last, kind = plain_name(error), "submitted"
+                last, status = plain_name(error), None
             await asyncio.sleep(min(5.0, 0.2 * 2**failures))
-        raise BackendError(kind, f"the output could not be downloaded: {last}", request_id=request_id)
+        text = f"the output could not be downloaded: {last}"
+        raise BackendError("submitted", text, request_id=request_id, status=status)
 
     async def get_json(self, url: str, params: dict[str, str] | None = None, tries: int = GET_TRIES) -> Any:
         """A GET with the key, for balance and history; raises BackendError."""
