@@ -36,12 +36,16 @@ async def posted(version: str, *faults: dict[str, Any], calls: int = 1) -> tuple
 
 @pytest.mark.parametrize("status", [429, 500, 502, 503, 504, 401, 402, 403, 404, 410])
 async def test_status_before_and_after(status: int) -> None:
-    """A status strikes before the work (nothing is billed) or after it (it is billed, and the client cannot know)."""
-    for when, billed in (("before", 0), ("after", 1)):
-        (answer,), gateway = await posted("v1", {"status": status, "when": when})
+    """A status strikes before the call is taken, or after: v2 goes on with it unseen, v1 charges for 200 only."""
+    for version, when, taken in (("v1", "before", 0), ("v1", "after", 1), ("v2", "before", 0), ("v2", "after", 1)):
+        (answer,), gateway = await posted(version, {"status": status, "when": when})
         assert answer.status_code == status
         assert answer.json()["error"]
-        assert len(gateway.books.billed) == billed
+        assert len(gateway.books.records) == taken
+        if version == "v1":
+            assert not gateway.books.billed
+            assert gateway.books.charged == 0
+            assert {record.status for record in gateway.books.records.values()} <= {"FAILED"}
         assert ("x-rate-limit-reset-at-utc" in answer.headers) == (status == 429)
         assert "retry-after" not in answer.headers
         assert answer.headers["x-imagegen-engine"] == "sandbox"

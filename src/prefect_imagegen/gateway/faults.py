@@ -10,7 +10,8 @@ A script is JSON: `{"faults": [RULE, ...]}`. A rule names its `fault` and where 
 - `on`: the calls that it strikes: `submit` (POST v2), `run` (POST v1), `status`, `result`, `download`, `history`,
   `credits`, `upload`. Default: `["submit", "run"]`.
 - `when`: `before` (default) or `after` the work was accepted (v2) or done (v1), for `status`, `disconnect`, `hang`;
-  a `hang` may also be `during` the work: the call is accepted, and its job takes `seconds` longer.
+  a `hang` may also be `during` the work: the call is accepted, and its job takes `seconds` longer. A v1 call that is
+  answered with another status than 200 is never charged; one whose connection is lost is.
 - `model`, `prompt_contains`: strike only such requests.
 - `window`: `[START, END]`, strike only so many seconds after the first call of all; an outage or a storm.
 - `first`: the first N matching calls; `every`: each Nth; `share`: this share of them, spread evenly by `seed`;

@@ -34,6 +34,8 @@ async def run(model: str, request: Request, books: BooksOf) -> Response:
     studio: Studio = request.app.state.studio
     record = studio.open_record(model, body, fault)
     await asyncio.shield(studio.start(record))
+    if fault is not None and (fault.fault, fault.when) == ("status", "after"):
+        books.refund(record, fault.text)
     await strike(fault, "after", request)
     if record.status == "FAILED":
         raise error_answer(500 if record.broken else 400, record.error or "")

@@ -69,6 +69,12 @@ class Books:
             return self.settings.price_usd
         return PUBLISHED_PRICES_USD.get(model, DEFAULT_PRICE_USD)
 
+    def refund(self, record: Record, error: str) -> None:
+        """A v1 call that was not answered with 200 is not charged, however far its work had come."""
+        if record.status == "COMPLETED":
+            self.charged -= record.cost
+            record.status, record.error, record.cost = "FAILED", error, 0.0
+
     def affords(self, model: str) -> bool:
         """Whether the balance covers one more image besides those under way."""
         return self.credits is None or self.credits - self.reserved >= self.price(model)
