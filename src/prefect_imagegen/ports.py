@@ -203,12 +203,13 @@ class Backend(Protocol):
         ...
 
     async def find(
-        self, model: str, claimed: Mapping[str, Any], since: datetime, known_ids: frozenset[str]
+        self, model: str, claimed: Mapping[str, Any], since: datetime, known_ids: frozenset[str], unnamed: int
     ) -> str | None:
         """Look once in the history for an accepted call with the body of a claim; its request_id, None if absent.
 
-        `since` is when the claim was made; `known_ids` are calls that belong to other claims. Raises BackendError
-        where the look proves nothing.
+        `since` is when the claim was made; `known_ids` are calls that belong to other claims, and so many failed ones
+        as `unnamed` says belong to earlier claims that never learned their ids. Raises BackendError where the look
+        proves nothing.
         """
         ...
 

@@ -99,7 +99,7 @@ class FakeBackend:
         return Delivery(step, "image/png", submission.request_id, cost_usd=0.04, http_status=200)
 
     async def find(
-        self, model: str, claimed: Mapping[str, Any], since: datetime, known_ids: frozenset[str]
+        self, model: str, claimed: Mapping[str, Any], since: datetime, known_ids: frozenset[str], unnamed: int
     ) -> str | None:
         self._note("find")
         self.claimed.append(claimed)

@@ -41,8 +41,8 @@ async def test_a_call_of_any_age_is_found(age: int) -> None:
     account = Account(2)
     history = SegmindHistory("http://history", account.get_json)
     since = NOW - timedelta(seconds=age)
-    assert await history.find(MODEL, {"age": age}, since, frozenset()) == f"r{age}"
-    assert await history.find(MODEL, {"age": age}, since, frozenset({f"r{age}"})) is None
+    assert await history.find(MODEL, {"age": age}, since, frozenset(), 0) == f"r{age}"
+    assert await history.find(MODEL, {"age": age}, since, frozenset({f"r{age}"}), 0) is None
     # Five hours are 90 pages; two looks, and the way to them.
     assert account.gets < 2 * (92 + 20)
 
@@ -51,7 +51,7 @@ async def test_looks_for_calls_of_other_hours_share_nothing() -> None:
     """A listing that ends before the hours of an older claim is never taken as proof that its call is absent."""
     history = SegmindHistory("http://history", Account(30).get_json)
     ages = [600, 30_000, 60_000, 80_010]
-    looks = (history.find(MODEL, {"age": age}, NOW - timedelta(seconds=age), frozenset()) for age in ages)
+    looks = (history.find(MODEL, {"age": age}, NOW - timedelta(seconds=age), frozenset(), 0) for age in ages)
     assert await asyncio.gather(*looks) == [f"r{age}" for age in ages]
 
 
@@ -59,8 +59,8 @@ async def test_without_times_every_page_is_read(monkeypatch: pytest.MonkeyPatch)
     """Where the history tells no times all of its days are read; more than can be read prove nothing."""
     account = Account(60, told=False)
     history = SegmindHistory("http://history", account.get_json)
-    assert await history.find(MODEL, {"age": 60_000}, NOW, frozenset()) == "r60000"
+    assert await history.find(MODEL, {"age": 60_000}, NOW, frozenset(), 0) == "r60000"
     assert account.gets == 15
     monkeypatch.setattr(segmind_history, "MAX_PAGES", 14)
     with pytest.raises(BackendError):
-        await history.find(MODEL, {"age": 1}, NOW, frozenset())
+        await history.find(MODEL, {"age": 1}, NOW, frozenset(), 0)

@@ -257,8 +257,30 @@ async def test_the_history_is_searched_by_the_whole_body() -> None:
     async with server() as script, backend(script) as client:
         script.on(HISTORY, (200, {"data": rows}))
         now, claimed = datetime.now(UTC), claim_form(body)
-        assert await client.find(REQUEST.model, claimed, now, frozenset({"known"})) == "match"
-        assert await client.find(REQUEST.model, claimed, now, frozenset({"known", "match"})) is None
+        assert await client.find(REQUEST.model, claimed, now, frozenset({"known"}), 0) == "match"
+        assert await client.find(REQUEST.model, claimed, now, frozenset({"known", "match"}), 0) is None
+
+
+async def test_failed_calls_of_earlier_claims_in_the_history() -> None:
+    """So many failed calls as earlier claims never learned the ids of are theirs; a call with an image is taken."""
+    body = REQUEST.body([])
+
+    def row(name: str, status: str) -> dict[str, Any]:
+        return {"request_id": name, "model_name": REQUEST.model, "model_status": status, "request_body": repr(body)}
+
+    async with server() as script, backend(script) as client:
+        one, two = [row("a", "FAILED")], [row("b", "FAILED"), row("a", "FAILED")]
+        for rows, unnamed, expected in (
+            (one, 0, "a"),
+            (one, 1, None),
+            (two, 1, "b"),
+            (two, 2, None),
+            ([row("c", "COMPLETED"), *two], 2, "c"),
+            ([row("c", "PENDING"), *two], 2, "c"),
+        ):
+            script.on(HISTORY, (200, {"data": rows}))
+            found = await client.find(REQUEST.model, claim_form(body), datetime.now(UTC), frozenset(), unnamed)
+            assert found == expected
 
 
 async def test_paging_of_the_history(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -272,13 +294,13 @@ async def test_paging_of_the_history(monkeypatch: pytest.MonkeyPatch) -> None:
 
     async with server() as script, backend(script) as client:
         script.on(HISTORY, (200, page(timedelta())), (200, page(timedelta(hours=5))), (500, {"error": "not asked for"}))
-        assert await client.find(REQUEST.model, {"prompt": "x"}, now, frozenset()) is None
+        assert await client.find(REQUEST.model, {"prompt": "x"}, now, frozenset(), 0) is None
         assert script.calls(HISTORY) == 2
     monkeypatch.setattr(segmind_history, "MAX_PAGES", 2)
     async with server() as script, backend(script) as client:
         script.on(HISTORY, (200, page(timedelta())))
         with pytest.raises(BackendError, match="more than 200 requests"):
-            await client.find(REQUEST.model, {"prompt": "x"}, now, frozenset())
+            await client.find(REQUEST.model, {"prompt": "x"}, now, frozenset(), 0)
 
 
 async def test_looks_at_the_same_time_share_a_listing() -> None:
@@ -286,7 +308,7 @@ async def test_looks_at_the_same_time_share_a_listing() -> None:
     async with server() as script, backend(script) as client:
         script.on(HISTORY, (200, {"data": []}))
         now = datetime.now(UTC)
-        await asyncio.gather(*(client.find(REQUEST.model, {"prompt": "x"}, now, frozenset()) for _ in range(100)))
+        await asyncio.gather(*(client.find(REQUEST.model, {"prompt": "x"}, now, frozenset(), 0) for _ in range(100)))
         assert script.calls(HISTORY) <= 2
 
 

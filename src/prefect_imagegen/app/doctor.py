@@ -179,7 +179,7 @@ async def _account(client: SegmindBackend, backend: BackendSettings) -> AsyncIte
 
 async def _history(client: SegmindBackend) -> Check:
     try:
-        await client.find(DEFAULT_MODEL, {}, datetime.now(UTC), frozenset())
+        await client.find(DEFAULT_MODEL, {}, datetime.now(UTC), frozenset(), 0)
     except BackendError as error:
         text = f"the request history cannot be read ({error.message}): calls without an answer would stay held"
         return Check("history", "warn", text, "Check the history URL of the block, and the key's rights.")

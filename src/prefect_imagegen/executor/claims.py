@@ -192,7 +192,8 @@ class Claims:
         known = kit.ledger.request_ids(row.key) | {claim.request_id for claim in claims if claim.request_id}
         body = next((claim.claim.body for claim in claims if claim.n == row.n), row.claim_body)
         since = row.claimed_at or kit.clock.now()
-        request_id = await kit.backend.find(row.request.model, body, since, frozenset(known))
+        unnamed = sum(claim.n < row.n and claim.request_id is None for claim in claims)
+        request_id = await kit.backend.find(row.request.model, body, since, frozenset(known), unnamed)
         return None if request_id is None else Submission(row.request, request_id)
 
     def _age(self, row: Row) -> float:

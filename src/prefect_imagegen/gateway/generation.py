@@ -35,7 +35,7 @@ async def run(model: str, request: Request, books: BooksOf) -> Response:
     record = studio.open_record(model, body, fault)
     await asyncio.shield(studio.start(record))
     if fault is not None and (fault.fault, fault.when) == ("status", "after"):
-        books.refund(record, fault.text)
+        books.refund(record, f"Internal error: {fault.text}")
     await strike(fault, "after", request)
     if record.status == "FAILED":
         raise error_answer(500 if record.broken else 400, record.error or "")

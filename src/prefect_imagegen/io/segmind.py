@@ -119,7 +119,7 @@ class SegmindBackend:
                 ) from error
             body = b""
         if response.status_code >= 300:
-            raise self._http.refusal(response, body)
+            raise self._http.refusal(response, body, request_id)
         self._check_engine(response)
         return Submission(request, _request_id_of(body, response.status_code))
 
@@ -135,10 +135,10 @@ class SegmindBackend:
         return await self.fetch(submission.request_id)
 
     async def find(
-        self, model: str, claimed: Mapping[str, Any], since: datetime, known_ids: frozenset[str]
+        self, model: str, claimed: Mapping[str, Any], since: datetime, known_ids: frozenset[str], unnamed: int
     ) -> str | None:
         """Look once in the history for a call with the body of a claim that nobody knows of yet."""
-        return await self._history.find(model, claimed, since, known_ids)
+        return await self._history.find(model, claimed, since, known_ids, unnamed)
 
     async def record(self, request_id: str) -> HistoryRecord | None:
         """One call as the history tells it."""

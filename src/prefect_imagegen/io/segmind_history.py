@@ -90,11 +90,14 @@ class SegmindHistory:
         rows = _rows(await self._get_json(self._url, params=params))
         return [_record(row) for row in rows if row.get("request_id")], len(rows) >= PAGE_SIZE
 
-    async def find(self, model: str, claimed: Mapping[str, Any], since: datetime, known: frozenset[str]) -> str | None:
+    async def find(
+        self, model: str, claimed: Mapping[str, Any], since: datetime, known: frozenset[str], unnamed: int
+    ) -> str | None:
         """The request_id of a call with the body of a claim that nobody knows of yet; None if there is none.
 
         Compared are all fields that we sent. A record without inputs counts as not seen. Of several matches one that
-        led to an image is taken. Looks for calls of the same hour share one listing.
+        led to an image is taken. So many failed ones as there were earlier calls that were answered without a name
+        (`unnamed`) are theirs. Looks for calls of the same hour share one listing.
         """
         hour = since.astimezone(UTC).replace(minute=0, second=0, microsecond=0)
         found = [
@@ -105,8 +108,9 @@ class SegmindHistory:
             and record.body is not None
             and same_call(record.body, claimed)
         ]
-        found.sort(key=lambda record: record.status != "COMPLETED")
-        return found[0].request_id if found else None
+        found.sort(key=lambda record: ("COMPLETED", "PENDING", "FAILED").index(record.status))
+        failed = sum(record.status == "FAILED" for record in found)
+        return found[0].request_id if found and (len(found) > failed or failed > unnamed) else None
 
 
 _Page = Callable[[int], Coroutine[Any, Any, tuple[list[HistoryRecord], bool]]]
