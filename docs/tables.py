@@ -27,7 +27,7 @@ def manifest_columns() -> str:
         ("prompt", "string", "required", "up to 64 kB, sent byte for byte"),
         ("model", "string", "`--model`", "flux-2-klein-9b, flux-2-klein-4b, any other slug"),
         ("seed", "integer", "derived", "-1 or null: derived from the row's id, else from prompt and references"),
-        ("image_urls", "list of strings", "none", "public http(s) URLs of reference images, in order"),
+        ("image_urls", "list of strings", "none", "reference images in order: URLs or paths (see References)"),
         *((spec.name, spec.type, f"`{spec.default}`", limits(spec)) for spec in fields),
     )
 

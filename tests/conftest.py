@@ -84,6 +84,14 @@ def _s3_ports(count: int) -> list[int]:
     return found
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What the tests remember of references stays apart from what the user's runs do."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PREFECT_IMAGEGEN_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
     """A real S3 server (SeaweedFS), started once per test run on free ports and ended by its pid."""

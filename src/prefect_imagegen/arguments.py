@@ -77,6 +77,31 @@ def generate_options(function: Callable[..., T]) -> Callable[..., T]:
         click.option("--history-lag", type=float, metavar="S", help="Lag of the request history. [default: 7200]"),
         click.option("--drain-seconds", type=float, metavar="S", help="Wait for v1 calls at a stop. [default: 20]"),
         click.option("--on-invalid", type=click.Choice(["fail", "skip"]), help="What invalid rows do. [default: fail]"),
+        click.option(
+            "--reference-identity",
+            type=click.Choice(["url", "content"]),
+            help="What web references go by. [default: url]",
+        ),
+        click.option(
+            "--reference-transport",
+            type=click.Choice(["auto", "presign", "upload", "data-url"]),
+            help="How private references travel. [default: auto]",
+        ),
+        click.option(
+            "--reference-storage-option",
+            "reference_storage_options",
+            multiple=True,
+            metavar="K=V",
+            help="Option of the references' file system.",
+        ),
+        click.option(
+            "--check-references",
+            type=click.Choice(["all", "sample", "none"]),
+            help="Which are looked at before any call. [default: all]",
+        ),
+        click.option("--max-reference-megapixels", type=float, metavar="N", help="Refuse larger ones. [default: 64]"),
+        click.option("--allow-private-references", is_flag=True, help="Fetch from private networks too."),
+        click.option("--keep-references", is_flag=True, help="Keep the references in the store."),
         json_option,
         store_options,
     )
@@ -154,6 +179,8 @@ def options_of(given: Mapping[str, Any]) -> GenerateOptions:
         *("base_url", "api_version", "model", "id_column", "max_in_flight", "requests_per_minute", "shard_size"),
         *("limit", "max_attempts", "deadline", "max_failure_rate", "on_invalid"),
         *("max_cost_usd", "on_unknown", "history_lag", "drain_seconds"),
+        *("reference_identity", "reference_transport", "check_references", "max_reference_megapixels"),
+        *("allow_private_references", "keep_references"),
     )
     values = {name: parse_value(name, text) for name, text in _pairs(given["values"], "--set").items()}
     try:
@@ -162,6 +189,9 @@ def options_of(given: Mapping[str, Any]) -> GenerateOptions:
             values=values,
             manifest_storage_options=parse_storage_options(
                 given["manifest_storage_options"], "--manifest-storage-option"
+            ),
+            reference_storage_options=parse_storage_options(
+                given["reference_storage_options"], "--reference-storage-option"
             ),
             **{name: given[name] for name in plain if given[name] is not None},
         )

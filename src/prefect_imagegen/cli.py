@@ -15,7 +15,7 @@ from rich.console import Console
 
 from prefect_imagegen.app import registry
 from prefect_imagegen.app.demo import contact_sheet, write_manifest
-from prefect_imagegen.app.options import GenerateOptions
+from prefect_imagegen.app.options import SECRET_OPTIONS, GenerateOptions
 from prefect_imagegen.app.prepare import Job, Prepared, plan_only, prepare
 from prefect_imagegen.app.result import RunResult
 from prefect_imagegen.app.settings import BackendSettings, StoreSettings
@@ -188,8 +188,8 @@ def _run_flow(console: Console, prepared: Prepared, store: str, backend: str) ->
             prepared.job.manifest,
             store,
             backend,
-            # Options of the manifest's file system may hold secrets: they stay in the registry.
-            prepared.job.options.model_copy(update={"manifest_storage_options": {}}),
+            # Options of file systems may hold secrets: they stay in the registry.
+            prepared.job.options.model_copy(update={name: {} for name in SECRET_OPTIONS}),
             run_id=prepared.run_id,
             return_state=True,
         )

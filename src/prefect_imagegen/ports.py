@@ -194,8 +194,19 @@ class Backend(Protocol):
         """Reach the endpoint, prove the key and read the balance, before anything is spent."""
         ...
 
-    async def submit(self, request: GenerationRequest) -> Submission:
-        """Send one POST. Returns as soon as the call is accepted (v2: answer read; v1: headers of a 200)."""
+    async def upload(self, data: bytes, media_type: str) -> str:
+        """Make a reference known to the backend, for nothing; the address to send for it."""
+        ...
+
+    async def has_upload(self, url: str) -> bool:
+        """Whether an upload is still there."""
+        ...
+
+    async def submit(self, request: GenerationRequest, image_urls: Sequence[str]) -> Submission:
+        """Send one POST, with the addresses of the references.
+
+        Returns as soon as the call is accepted (v2: answer read; v1: headers of a 200).
+        """
         ...
 
     async def collect(self, submission: Submission) -> Delivery:
@@ -219,6 +230,21 @@ class Backend(Protocol):
 
     async def aclose(self) -> None:
         """Close the connections."""
+        ...
+
+
+class References(Protocol):
+    """How the references of requests reach the backend."""
+
+    inline: bool
+    """Whether addresses are the pictures themselves: too large to be made before a call is about to be sent."""
+
+    async def addresses(self, request: GenerationRequest, *, fresh: bool) -> Sequence[str]:
+        """What to send for each reference, in order; `fresh`: by an upload of this run, since the address failed.
+
+        Raises BackendError (`reference_unreadable`, `upload_failed`, or what an upload met with), or StoreError
+        where references are kept.
+        """
         ...
 
 

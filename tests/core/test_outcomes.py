@@ -8,6 +8,7 @@ from prefect_imagegen.core.outcomes import (
     classify_answer,
     classify_failure,
     classify_refusal,
+    is_fetch_failure,
     is_permanent,
 )
 
@@ -86,6 +87,9 @@ TABLE = {
     "unavailable": ("answered_5xx", "maybe", True, "row", 5, True, False),
     "generation_failed": ("yes", "no", False, "row", 5, True, True),
     "generation_error": ("yes", "no", True, "row", 5, True, False),
+    "reference_unfetched": ("yes", "no", True, "row", 2, True, False),
+    "reference_unreadable": ("no", "no", True, "row", 5, True, False),
+    "upload_failed": ("no", "no", True, "row", 5, True, False),
     "content_policy": ("yes", "no", False, "row", 5, True, True),
     "invalid_request": ("no", "no", False, "row", 5, True, True),
     "bad_output": ("yes", "yes", False, "row", 5, True, True),
@@ -130,7 +134,8 @@ def test_only_429_slows_everybody() -> None:
 def test_what_may_be_paid_is_never_asked_again_by_guess() -> None:
     """What may have been taken is asked again only after an answered 5xx, a failure, or on the user's own decision."""
     retried = {kind for kind, row in OUTCOMES.items() if row.retryable and row.accepted != "no"}
-    assert retried == {"server_error", "unavailable", "generation_error", "sent_again", "retry_asked"}
+    told_failures = {"server_error", "unavailable", "generation_error", "reference_unfetched"}
+    assert retried == told_failures | {"sent_again", "retry_asked"}
     assert not any(OUTCOMES[kind].retryable for kind in HELD_KINDS)
 
 
@@ -143,3 +148,23 @@ def test_held_kinds_are_rows() -> None:
 def test_an_unheard_of_kind_is_not_permanent() -> None:
     """A kind that a newer version wrote is tried again rather than given up."""
     assert not is_permanent("something_new")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("image 1 of image_urls could not be fetched", True),
+        ("Failed to download image from URL", True),
+        ("Cannot access input: 403 Forbidden", True),
+        ("https://host/a.png answered with status 404.", True),
+        ("http://127.0.0.1:8000/a.png: 127.0.0.1 is not a public address.", True),
+        ("CUDA out of memory", False),
+        ("Prompt is Mandatory and must be string", False),
+        ("seed must be an integer", False),
+    ],
+)
+def test_failures_that_are_about_fetching(text: str, expected: bool) -> None:
+    """A failure to fetch a reference is told by its words, and only where the API had accepted or refused a call."""
+    assert is_fetch_failure(classify_failure(text), text) is expected
+    assert not is_fetch_failure("content_policy", text)
+    assert not is_fetch_failure("unknown", text)

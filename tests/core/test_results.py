@@ -73,6 +73,7 @@ COLUMNS = [
     "endpoint",
     "sandbox",
     "requested",
+    "references",
     "applied",
     "cost_usd",
     "attempts",

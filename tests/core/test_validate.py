@@ -1,10 +1,13 @@
 """Every rule of a manifest row: what becomes a request, and what is said of a row that cannot."""
 
+import hashlib
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from prefect_imagegen.core.manifest import ManifestOptions, plan_columns
+from prefect_imagegen.core.references import ReferenceFacts
 from prefect_imagegen.core.validate import RowError, RowValidator, ValidRow
 
 NAN = float("nan")
@@ -269,21 +272,25 @@ def test_several_columns_feed_references_in_order() -> None:
 @pytest.mark.parametrize(
     ("cell", "reason"),
     [
-        ("s3://bucket/a.png", "references must be public http(s) URLs; s3 is not supported"),
-        ("photos/a.png", "references must be public http(s) URLs; a path is not supported"),
-        ("/etc/passwd", "references must be public http(s) URLs; a path is not supported"),
-        ("data:image/png;base64,AAAA", "references must be public http(s) URLs; data is not supported"),
-        ("https:///a.png", "references must be public http(s) URLs; https is not supported"),
+        ("ftp://host/a.png", "ftp is not supported; a reference is an http(s), s3, gs, az or file URL, or a path"),
+        ("data:image/png;base64,AAAA", "image data does not belong into a manifest"),
+        ("https:///a.png", "the URL names no host"),
+        ("s3://bucket/a.png?X-Amz-Signature=1", "credentials do not belong into a reference"),
+        ("../../../a.png", "the path leads out of s3://bucket/manifests"),
+        ("s3://bucket/a.png", "s3://bucket/a.png: it was not read"),
         ("https://[::1/a.png", "is no valid URL"),
-        (7, "a reference must be a URL"),
-        ([URL, {"url": URL}], "a reference must be a URL"),
+        (7, "a reference must be a URL or a path"),
+        ([URL, {"url": URL}], "a reference must be a URL or a path"),
         ('["https://example.com/a.png"', "a reference list in text form must be JSON"),
         ("https://example.com/\ud800", "the text holds half a character (a lone surrogate)"),
     ],
 )
 def test_an_unusable_reference_is_an_error(cell, reason) -> None:
-    """Whatever is no public http(s) URL is an error of its row."""
-    error = only_error({**CUP, "image_urls": cell})
+    """Whatever cannot be read, or is not to be read, is an error of its row."""
+    row = {**CUP, "image_urls": cell}
+    check = validator(row)
+    check.base = "s3://bucket/manifests"
+    (error,) = check.validate(0, row)
     assert error.column == "image_urls"
     assert reason in error.reason
     str(error).encode()
@@ -304,7 +311,7 @@ def test_a_signed_reference_is_refused_with_its_remedy(query) -> None:
     """A signed URL would change the key at every signing: refused, with the remedy, and never shown."""
     error = only_error({**CUP, "image_urls": f"https://bucket.example.com/a.png?{query}"})
     assert "signed URL" in error.reason
-    assert "stable public URL" in error.reason
+    assert "--reference-identity content" in error.reason
     assert "SECRETPART" not in str(error)
 
 
@@ -313,6 +320,49 @@ def test_credentials_in_a_reference_are_refused_and_hidden() -> None:
     error = only_error({**CUP, "image_urls": "https://me:hunter2@example.com/a.png"})
     assert "user name or password" in error.reason
     assert "hunter2" not in str(error)
+
+
+def facts(name: str) -> ReferenceFacts:
+    return ReferenceFacts(hashlib.sha256(name.encode()).hexdigest(), len(name))
+
+
+def test_references_in_buckets_and_files_are_known_by_content() -> None:
+    """What is no web URL is known by its bytes: the same bytes under another name make the same request."""
+    row = {**CUP, "image_urls": ["photos/a.png", "s3://other/b.png", "/data/c.png", URL]}
+    check = validator(row)
+    check.base = "s3://bucket/manifests"
+    uris = check.contents_needed(row)
+    assert uris == ["s3://bucket/manifests/photos/a.png", "s3://other/b.png", "file:///data/c.png"]
+    check.contents = {uri: facts(str(n)) for n, uri in enumerate(uris)}
+    request = check.validate(0, row).request
+    assert [one.tag for one in request.references] == [{"sha256": facts(n).sha256} for n in "012"] + [{"url": URL}]
+    check.base, moved = "file:///elsewhere", {**row, "image_urls": ["x/a.png", "b.png", "c.png", URL]}
+    check.contents = {uri: facts(str(n)) for n, uri in enumerate(check.contents_needed(moved))}
+    assert check.validate(0, moved).request.key == request.key
+    check.contents = {uri: facts(f"{n} changed") for n, uri in enumerate(check.contents_needed(moved))}
+    assert check.validate(0, moved).request.key != request.key
+
+
+def test_web_references_by_content() -> None:
+    """With `--reference-identity content` web references go by their bytes too, and a signature is no hindrance."""
+    signed = f"{URL}?X-Amz-Signature=SECRETPART"
+    row = {**CUP, "image_urls": [URL, signed]}
+    check = validator(row, reference_identity="content")
+    check.contents = {URL: facts("a"), signed: facts("b")}
+    assert check.contents_needed(row) == [URL, signed]
+    references = check.validate(0, row).request.references
+    assert [one.value for one in references] == [facts("a").sha256, facts("b").sha256]
+    assert [one.uri for one in references] == [URL, URL]  # no signature goes into a plan
+
+
+def test_an_unreadable_reference_is_told_with_its_reason() -> None:
+    """A reference that cannot be read makes its row invalid, and is named."""
+    row = {**CUP, "image_urls": ["photos/a.png"]}
+    check = validator(row)
+    check.base, check.contents = "file:///m", {"file:///m/photos/a.png": "it does not exist"}
+    (error,) = check.validate(3, row)
+    assert (error.row, error.column) == (3, "image_urls")
+    assert error.reason == "file:///m/photos/a.png: it does not exist"
 
 
 def test_many_references_are_a_warning() -> None:

@@ -4,6 +4,7 @@ import asyncio
 import io
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from prefect_imagegen.core.concurrency import AdaptiveLimit
 from prefect_imagegen.core.errors import BackendError, StoreError
 from prefect_imagegen.core.events import RANK, Claim
 from prefect_imagegen.core.ledger import LedgerView
+from prefect_imagegen.core.reconcile import same_call
+from prefect_imagegen.core.references import ReferenceFacts
 from prefect_imagegen.core.request import GenerationRequest, Reference
 from prefect_imagegen.core.results import RequestResult
 from prefect_imagegen.executor import Executor, Kit, Policy
@@ -73,6 +76,7 @@ class FakeBackend:
         self.collects: list[Any] = []
         self.found: str | None = None
         self.claimed: list[Mapping[str, Any]] = []
+        self.sent: list[tuple[str, ...]] = []
         self.history: list[str] = []
         self.watch: Callable[[str], None] = lambda _: None
         self.in_flight = self.most_in_flight = 0
@@ -80,8 +84,15 @@ class FakeBackend:
     async def check(self) -> Balance:
         return Balance(None)
 
-    async def submit(self, request: GenerationRequest) -> Submission:
+    async def upload(self, data: bytes, media_type: str) -> str:
+        raise NotImplementedError
+
+    async def has_upload(self, url: str) -> bool:
+        raise NotImplementedError
+
+    async def submit(self, request: GenerationRequest, image_urls: Sequence[str]) -> Submission:
         self._note("submit")
+        self.sent.append(tuple(image_urls))
         step = self.submits.pop(0) if self.submits else "r1"
         if isinstance(step, BackendError):
             raise step
@@ -116,6 +127,20 @@ class FakeBackend:
         self.watch(call)
 
 
+class FakeReferences:
+    """Addresses that were enqueued, or errors; otherwise the references' own, with a mark where they are fresh."""
+
+    inline = False
+
+    def __init__(self) -> None:
+        self.steps: list[BackendError | StoreError] = []
+
+    async def addresses(self, request: GenerationRequest, *, fresh: bool) -> Sequence[str]:
+        if self.steps:
+            raise self.steps.pop(0)
+        return [f"{one.uri}{'?fresh' if fresh else ''}" for one in request.references]
+
+
 class Bench:
     """One executor over one store."""
 
@@ -129,8 +154,10 @@ class Bench:
         self.store_ahead = datetime.now(UTC) - self.clock.time
         self.control = RunControl(self.clock, deadline=600.0, max_failure_rate=1.0)
         self.ledger = StoreLedger(self.store, view, run_id=run_id, nonce=nonce, clock=self.clock)
+        self.references = FakeReferences()
         self.kit = Kit(
             backend=self.backend,
+            references=self.references,
             store=self.store,
             ledger=self.ledger,
             limiter=RateGate(None, self.clock.monotonic, self.control.sleep),
@@ -218,6 +245,60 @@ async def test_what_an_image_asks_of_the_store(tmp_path: Path) -> None:
     store.counts = Counter()
     assert (await Bench(tmp_path, LedgerView.empty(), store=store).make()).status == "generated"
     assert store.counts == {"PUT ledger": 2, "PUT images": 1, "HEAD images": 1}
+
+
+PHOTO = "https://example.com/a.png"
+WITH_PHOTO = GenerationRequest(
+    REQUEST.model,
+    REQUEST.params,
+    (Reference("url", PHOTO, PHOTO, ReferenceFacts("ab", 9, 80, 80, "jpeg", ("turned",))),),
+)
+
+
+@pytest.mark.parametrize("inline", [False, True])
+async def test_references_are_sent_by_their_addresses(bench: Bench, inline: bool) -> None:
+    """What is sent is the references' addresses, the claim knows them as sent, and what was done to them is told."""
+    bench.references.inline = inline
+    result = await bench.make(WITH_PHOTO)
+    assert result.status == "generated"
+    assert bench.backend.sent == [(PHOTO,)]
+    (claim,) = await bench.ledger.claims(WITH_PHOTO.key)
+    assert same_call(WITH_PHOTO.body([PHOTO]), claim.claim.body)
+    assert PHOTO not in str(claim.claim.body)
+    assert result.applied["references"] == [{"position": 1, "changes": ["turned"]}]
+
+
+async def test_what_the_api_cannot_fetch_is_uploaded_once(bench: Bench) -> None:
+    """A failure that sounds like fetching is tried again with fresh addresses, once; then it is as it is."""
+    failure = BackendError("generation_failed", "image 1 could not be fetched", status=422, request_id="r1")
+    bench.backend.collects = [failure]
+    result = await bench.make(WITH_PHOTO)
+    assert (result.status, result.attempts, result.maybe_paid) == ("generated", 2, 0)
+    assert bench.backend.sent == [(PHOTO,), (f"{PHOTO}?fresh",)]
+    other = replace(WITH_PHOTO, params=WITH_PHOTO.params | {"seed": 8})
+    for _ in range(2):
+        failure = BackendError("generation_failed", "image 1 could not be fetched", status=422, request_id="r1")
+        bench.backend.collects.append(failure)
+    result = await bench.make(other)
+    assert (result.status, result.error_kind, result.attempts) == ("failed", "generation_failed", 2)
+
+
+async def test_references_that_cannot_be_sent(bench: Bench, tmp_path: Path) -> None:
+    """A reference that cannot be read fails its row before any claim; a key that uploads refuse stops the run."""
+    bench.references.steps = [BackendError("reference_unreadable", "gone"), BackendError("auth", "no such key")]
+    result = await bench.make(WITH_PHOTO)
+    assert (result.status, result.error_kind, result.attempts) == ("failed", "reference_unreadable", 0)
+    assert not bench.control.stopped
+    result = await bench.make(WITH_PHOTO)
+    assert (result.status, result.error_kind, result.attempts) == ("not_run", "auth", 0)
+    assert bench.control.stop_reason == "auth"
+    other = Bench(tmp_path / "other", LedgerView.empty())
+    other.references.steps = [StoreError("store_unreachable", "away")]
+    result = await other.make(WITH_PHOTO)
+    assert (result.status, result.error_kind, other.control.stop_reason) == ("not_run", "store", "store")
+    for one in (bench, other):
+        assert await one.ledger.claims(WITH_PHOTO.key) == []
+        assert one.backend.history == []
 
 
 async def test_each_post_has_a_claim_of_its_own(bench: Bench) -> None:
@@ -631,7 +712,7 @@ async def test_a_hung_submit_is_cut_and_looked_up(tmp_path: Path) -> None:
     for _ in range(40):
         bench.kit.submits.add(0.001)
 
-    async def hang(request: GenerationRequest) -> Submission:
+    async def hang(request: GenerationRequest, image_urls: Sequence[str]) -> Submission:
         await asyncio.Event().wait()
         raise AssertionError
 

@@ -214,16 +214,27 @@ def test_a_client_that_hangs_up_is_billed() -> None:
 
 
 def test_references_of_strangers() -> None:
-    """A standing gateway refuses references at loopback addresses; an embedded one may fetch them."""
+    """A standing gateway refuses references at loopback addresses; an embedded one may fetch them.
+
+    Uploads of its own, and images inside the call, both take.
+    """
     sink = io.BytesIO()
     Image.new("RGB", (64, 64), "teal").save(sink, "PNG")
     for allowed in (True, False):
         with gateway(allow_loopback=allowed) as (running, client):
             data = "data:image/png;base64," + base64.b64encode(sink.getvalue()).decode()
             (url,) = client.post("/upload-asset", json={"data_urls": [data]}).json()["file_urls"]
-            answer = client.post(f"/v1/{MODEL}", json={"prompt": "a", "image_urls": [url]})
+            elsewhere = url.replace("127.0.0.1", "localhost")
+            answer = client.post(f"/v1/{MODEL}", json={"prompt": "a", "image_urls": [elsewhere]})
             assert answer.status_code == (200 if allowed else 400)
             assert len(running.books.billed) == (1 if allowed else 0)
+            for own in (url, data):
+                answer = client.post(f"/v1/{MODEL}", json={"prompt": own[:9], "image_urls": [own]})
+                assert answer.status_code == 200
+            assert client.head(url).status_code == 200
+            for bad in (f"{url}x", data[:-1], "data:text/plain,hello"):
+                answer = client.post(f"/v1/{MODEL}", json={"prompt": "a", "image_urls": [bad]})
+                assert answer.status_code == 400
             assert client.post("/upload-asset", json={"data_urls": ["nonsense"]}).status_code == 400
 
 

@@ -95,7 +95,7 @@ HISTORY = "/inference-request/request-history"
 
 async def delivered(script: Script, version: str = "v2") -> bytes:
     async with backend(script, version) as client:
-        return (await client.collect(await client.submit(REQUEST))).data
+        return (await client.collect(await client.submit(REQUEST, []))).data
 
 
 @pytest.mark.parametrize(
@@ -186,7 +186,7 @@ async def test_what_an_answer_to_a_submit_means(answer: Any, kind: str) -> None:
     async with server() as script, backend(script) as client:
         script.on(SUBMIT, answer)
         with pytest.raises(BackendError) as caught:
-            await client.submit(REQUEST)
+            await client.submit(REQUEST, [])
     assert caught.value.kind == kind
     assert KEY not in str(caught.value)
     assert len(script.seen) == 1
@@ -197,7 +197,7 @@ async def test_the_reset_time_of_a_429_is_read() -> None:
     async with server() as script, backend(script) as client:
         script.on(SUBMIT, (429, {}, {"retry-after": "7"}))
         with pytest.raises(BackendError) as caught:
-            await client.submit(REQUEST)
+            await client.submit(REQUEST, [])
     assert caught.value.retry_after == 7.0
 
 
@@ -226,7 +226,7 @@ async def test_a_job_without_end_is_left_to_the_next_run() -> None:
         script.on(SUBMIT, (200, {"request_id": "r1"}))
         script.on(STATUS, (200, {"status": "PROCESSING"}))
         with pytest.raises(BackendError) as caught:
-            await client.collect(await client.submit(REQUEST))
+            await client.collect(await client.submit(REQUEST, []))
     assert (caught.value.kind, caught.value.request_id) == ("submitted", "r1")
 
 
@@ -237,7 +237,7 @@ async def test_bad_v1_bytes_are_looked_up_by_their_id() -> None:
         row = {"request_id": "r1", "model_status": "COMPLETED", "generation_url": f"{script.url}/out.png"}
         script.on(f"{HISTORY}/r1", (200, row))
         script.on("/out.png", (200, PNG))
-        submission = await client.submit(REQUEST)
+        submission = await client.submit(REQUEST, [])
         with pytest.raises(BackendError) as caught:
             await client.collect(submission)
         assert caught.value.kind == "bad_output"
@@ -318,7 +318,7 @@ async def test_a_sandbox_cannot_answer_a_real_run() -> None:
         client.expect(sandbox=False)
         script.on(SUBMIT, (200, {"request_id": "r1"}, {"x-imagegen-engine": "sandbox"}))
         with pytest.raises(BackendError) as caught:
-            await client.submit(REQUEST)
+            await client.submit(REQUEST, [])
     assert caught.value.kind == "sandbox_mismatch"
 
 
@@ -357,7 +357,7 @@ def test_no_answer_is_without_a_meaning(status: int, body: bytes, headers: dict[
             async with backend(script, version, deadline=0.1) as client:
                 kinds: list[str] = []
                 try:
-                    submission = await client.submit(REQUEST)
+                    submission = await client.submit(REQUEST, [])
                     script.on(STATUS, (404, b""))
                     await client.collect(submission)
                 except BackendError as error:
@@ -387,7 +387,7 @@ async def test_a_poll_refused_with_429_is_tried_again_at_the_rate_of_submits() -
         script.on(RESULT, (200, {"status": "COMPLETED", "output": data}))
         client = SegmindBackend(Endpoints.of(script.url, None), SecretStr(KEY), limiter=gate)
         try:
-            assert (await client.collect(await client.submit(REQUEST))).data == PNG
+            assert (await client.collect(await client.submit(REQUEST, []))).data == PNG
         finally:
             await client.aclose()
         # The poll after the 429, and the fetch of the result.

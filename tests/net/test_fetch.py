@@ -7,7 +7,7 @@ import pytest
 from aiohttp import web
 from PIL import Image
 
-from prefect_imagegen.net.fetch import FetchError, FetchPolicy, ReferenceFetcher
+from prefect_imagegen.net.fetch import FetchError, FetchPolicy, ReferenceFetcher, check_address, reach_of_host
 
 pytestmark = pytest.mark.anyio
 
@@ -53,6 +53,33 @@ async def test_names_of_private_addresses(address: str, monkeypatch: pytest.Monk
     assert caught.value.kind == "reference_forbidden"
 
 
+@pytest.mark.parametrize(
+    ("address", "allowed"),
+    [
+        *(("127.0.0.1", True), ("10.0.0.5", True), ("192.168.1.1", True), ("fd00::1", True), ("8.8.8.8", True)),
+        *(("169.254.169.254", False), ("fe80::1", False), ("0.0.0.0", False), ("::", False), ("224.0.0.1", False)),
+        *(("::ffff:169.254.169.254", False), ("64:ff9b::a9fe:a9fe", False)),
+    ],
+)
+def test_private_networks_where_they_are_allowed(address: str, allowed: bool) -> None:
+    """Private networks may be allowed; where clouds keep credentials, never, in no spelling."""
+    policy = FetchPolicy(allow_private=True)
+    if allowed:
+        check_address(address, policy)
+    else:
+        with pytest.raises(FetchError):
+            check_address(address, policy)
+
+
+@pytest.mark.parametrize(
+    ("host", "reach"),
+    [("93.184.216.34", "public"), ("2130706433", "loopback"), ("10.1", "private"), ("169.254.169.254", "private")],
+)
+async def test_from_where_a_host_can_be_reached(host: str, reach: str) -> None:
+    """A public host, one of this machine, one of a private network; numeric spellings are seen through."""
+    assert await reach_of_host(host) == reach
+
+
 async def test_what_a_loopback_server_gives() -> None:
     """With loopback allowed: images come, everything else is refused, and a redirect is checked like a first URL."""
     data = png()
@@ -64,8 +91,13 @@ async def test_what_a_loopback_server_gives() -> None:
             "/huge": web.Response(body=data + b"\0" * 200_000),
             "/moved": web.Response(status=302, headers={"location": "/image"}),
             "/inside": web.Response(status=302, headers={"location": "http://169.254.169.254/"}),
+            "/away": web.Response(status=302, headers={"location": "http://localhost:1/image"}),
+            "/marked": web.Response(body=data, headers={"etag": '"v1"'}),
+            "/dated": web.Response(body=data, headers={"last-modified": "Tue, 24 Nov 2026 00:00:00 GMT"}),
             "/loop": web.Response(status=302, headers={"location": "/loop"}),
         }
+        if request.headers.get("if-none-match") == '"v1"' or "if-modified-since" in request.headers:
+            return web.Response(status=304)
         return answers.get(request.path, web.Response(status=404))
 
     runner = web.ServerRunner(web.Server(serve))
@@ -77,10 +109,17 @@ async def test_what_a_loopback_server_gives() -> None:
         async with ReferenceFetcher(FetchPolicy(allow_loopback=True, max_bytes=100_000)) as fetcher:
             assert await fetcher.fetch(f"{base}/image") == data
             assert await fetcher.fetch(f"{base}/moved?sig=secret") == data
+            for path in ("marked", "dated"):
+                first = await fetcher.fetch_since(f"{base}/{path}", None)
+                assert first.data == data
+                assert first.version is not None
+                again = await fetcher.fetch_since(f"{base}/{path}", first.version)
+                assert (again.data, again.version) == (None, first.version)
             for path, kind in (
                 ("text", "reference_not_image"),
                 ("huge", "reference_too_large"),
                 ("inside", "reference_forbidden"),
+                ("away", "reference_forbidden"),
                 ("loop", "reference_unreachable"),
                 ("missing?token=secret", "reference_unreachable"),
             ):

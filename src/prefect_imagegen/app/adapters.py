@@ -38,7 +38,8 @@ def resolve_backend(settings: BackendSettings, options: GenerateOptions) -> Back
         SecretStr(environment["SEGMIND_API_KEY"]) if environment.get("SEGMIND_API_KEY") else None
     )
     base_url = options.base_url or settings.base_url or environment.get("SEGMIND_BASE_URL") or None
-    for name, url in (("--base-url", base_url), ("the history URL", settings.history_url)):
+    own = {"--base-url": base_url, "the history URL": settings.history_url, "the assets URL": settings.assets_url}
+    for name, url in own.items():
         if url is not None and (urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).hostname):
             raise RefusedError("bad_url", f"{name} {redact(url)} is no http(s) URL.", remedy="Correct it.")
     rate = options.requests_per_minute if options.requests_per_minute is not None else settings.requests_per_minute
@@ -59,7 +60,7 @@ def resolve_backend(settings: BackendSettings, options: GenerateOptions) -> Back
 def make_backend(settings: BackendSettings, limiter: RateLimiter, deadline: float) -> SegmindBackend:
     """The backend of resolved settings."""
     return SegmindBackend(
-        Endpoints.of(settings.base_url, settings.history_url),
+        Endpoints.of(settings.base_url, settings.history_url, settings.assets_url),
         settings.api_key,
         limiter=limiter,
         api_version=settings.api_version or "v2",

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from prefect_imagegen.app.options import SECRET_OPTIONS
 from prefect_imagegen.app.plan import request_from_json
 from prefect_imagegen.app.result import STATES, STOP_REASONS, RunResult
 from prefect_imagegen.app.session import Session
@@ -20,7 +21,8 @@ from prefect_imagegen.core.ledger import first_of_each_key, image_facts
 from prefect_imagegen.core.metadata import METADATA_SCHEMA
 from prefect_imagegen.core.outcomes import OUTCOMES
 from prefect_imagegen.core.plan import WORKED
-from prefect_imagegen.core.redact import redact
+from prefect_imagegen.core.references import shown
+from prefect_imagegen.core.request import GenerationRequest
 from prefect_imagegen.core.results import RequestResult
 from prefect_imagegen.crashpoints import reached
 
@@ -89,7 +91,7 @@ async def _write(session: Session, seconds: float) -> RunResult:
         "examples": result.examples,
         "stop_message": result.stop_message,
         "plan": session.prepared.summary.as_dict(),
-        "options": session.prepared.job.options.model_dump(exclude={"manifest_storage_options"}),
+        "options": session.prepared.job.options.model_dump(exclude=SECRET_OPTIONS),
         "held_rows": result.held_rows,
         "paid": result.paid,
         "overshoot_usd": result.overshoot_usd,
@@ -189,7 +191,12 @@ def _row(
     }
     if planned["request_key"] is not None:
         row["request_key"] = planned["request_key"].hex()
-        row["requested"] = _requested(planned["request"])
+        request = request_from_json(planned["request"])
+        row["requested"] = _requested(request)
+        row["references"] = [
+            {"uri": shown(one.uri), "sha256": one.sha256, "width": one.width, "height": one.height}
+            for one in request.references
+        ]
     state = planned["state"]
     if state in ("invalid", "failed"):
         return row | {"status": state}
@@ -239,10 +246,9 @@ def _image_columns(image: Mapping[str, Any]) -> dict[str, Any]:
     return {"image_path": image["path"], "flags": list(image["flags"])} | {name: image[name] for name in names}
 
 
-def _requested(text: str) -> str:
-    """Every parameter as sent, references by their addresses without queries."""
-    request = request_from_json(text)
-    body = request.body([redact(reference.uri) for reference in request.references])
+def _requested(request: GenerationRequest) -> str:
+    """Every parameter as sent, references by where they come from."""
+    body = request.body([shown(reference.uri) for reference in request.references])
     return json.dumps(body, ensure_ascii=False, sort_keys=True)
 
 

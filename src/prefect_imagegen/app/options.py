@@ -7,6 +7,11 @@ from pydantic import BaseModel, ConfigDict, Field
 from prefect_imagegen.core.manifest import ManifestOptions
 from prefect_imagegen.core.models import DEFAULT_MODEL
 from prefect_imagegen.core.reconcile import DEFAULT_LAG_S, OnUnknown
+from prefect_imagegen.core.references import DEFAULT_MEGAPIXELS, ReferenceTransport
+
+CheckReferences = Literal["all", "sample", "none"]
+SECRET_OPTIONS = {"manifest_storage_options", "reference_storage_options"}
+"""Options that may hold secrets: never shown, stored, or passed as parameters."""
 
 
 class GenerateOptions(BaseModel):
@@ -92,6 +97,45 @@ class GenerateOptions(BaseModel):
         description="Refuse a manifest with invalid rows before any call, or skip them.",
     )
 
+    reference_identity: Literal["url", "content"] = Field(
+        "url",
+        title="Reference identity",
+        description="Whether an http(s) reference is known by its URL, or by its bytes: then a changed picture behind "
+        "the same URL makes a new image. References in buckets and files are always known by their bytes.",
+    )
+    reference_transport: ReferenceTransport = Field(
+        "auto",
+        title="Reference transport",
+        description="How references that are not public on the web reach the API: presigned where the store can, else "
+        "uploaded (auto), only presigned, only uploaded, or inside the call (data-url).",
+    )
+    reference_storage_options: dict[str, Any] = Field(
+        default_factory=dict,
+        repr=False,
+        title="Reference storage options",
+        description="fsspec options for reading references; default: those of the manifest or the store, where they "
+        "lie in the same kind of bucket.",
+    )
+    check_references: CheckReferences = Field(
+        "all",
+        title="Check references",
+        description="Look at every reference of a row to be made before anything is called, at a tenth of them, or "
+        "at none; then they are sent as they are.",
+    )
+    max_reference_megapixels: float = Field(
+        DEFAULT_MEGAPIXELS, gt=0, le=1000, title="Max reference megapixels", description="Refuse larger references."
+    )
+    allow_private_references: bool = Field(
+        False,
+        title="Allow private references",
+        description="Fetch http(s) references from private networks and this machine too.",
+    )
+    keep_references: bool = Field(
+        False, title="Keep references", description="Keep the references of the images made in the store."
+    )
+
     def manifest_options(self, model: str | None = None) -> ManifestOptions:
         """The part that is about the manifest; `model` is the backend's default."""
-        return ManifestOptions(self.columns, self.values, self.id_column, self.model or model or DEFAULT_MODEL)
+        return ManifestOptions(
+            self.columns, self.values, self.id_column, self.model or model or DEFAULT_MODEL, self.reference_identity
+        )

@@ -4,7 +4,7 @@ import asyncio
 import json
 import tempfile
 from collections.abc import AsyncIterator, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +12,22 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from prefect_imagegen.app.references import ReferenceChecks
 from prefect_imagegen.core import layout
 from prefect_imagegen.core.errors import StoreError
 from prefect_imagegen.core.ledger import KEY_TYPE, CostStats, LedgerView
 from prefect_imagegen.core.manifest import ManifestOptions, check_fields, plan_columns, text_columns
 from prefect_imagegen.core.outcomes import OUTCOMES, is_permanent
 from prefect_imagegen.core.plan import PLAN_SCHEMA, WORKED, KeySeen, PlanSummary, Sharder
+from prefect_imagegen.core.redact import redact
+from prefect_imagegen.core.references import ReferenceFacts
 from prefect_imagegen.core.request import GenerationRequest, Reference, canonical_json, key_of
 from prefect_imagegen.core.validate import RowError, RowValidator, ValidRow
 from prefect_imagegen.io.manifests import Manifest
 from prefect_imagegen.ports import ObjectStore
 
 PLAN_FORMAT = 1
+PlannedRow = ValidRow | list[RowError]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +50,9 @@ class Planner:
         *,
         shard_size: int,
         limit: int | None = None,
+        references: ReferenceChecks | None = None,
     ) -> None:
+        self._references = references
         self.summary = PlanSummary()
         self._manifest = manifest
         self._options = options
@@ -64,6 +70,7 @@ class Planner:
                 validator = RowValidator(self._options, plan_columns(batch.schema.names, self._options))
                 self.summary.carried = dict(validator.plan.carried)
                 self.summary.models, self.summary.warnings = validator.models, validator.warnings
+            validator.base = self._manifest.base
             yield self._window(batch, validator)
         check_fields({*self._options.columns, *self._options.values}, self.summary.models)
 
@@ -73,28 +80,27 @@ class Planner:
 
     def _window(self, batch: pa.RecordBatch, validator: RowValidator) -> pa.Table:
         start = self.summary.rows
-        rows = [validator.validate(start + offset, row) for offset, row in enumerate(_rows(batch, validator))]
+        rows = self._validated(batch, validator, start)
         self._refuse_doubled_ids(rows, start)
         valid = [row for row in rows if isinstance(row, ValidRow)]
-        forms = [row.request.canonical() for row in valid]
-        keys = pa.array([key_of(form) for form in forms], KEY_TYPE)
-        known = iter(
-            zip(valid, keys.to_pylist(), self.ledger.states(keys).to_pylist(), self._seen.numbers(keys), strict=True)
-        )
+        keys = pa.array([key_of(row.request.canonical()) for row in valid], KEY_TYPE)
+        states = self.ledger.states(keys).to_pylist()
+        known = iter(zip(keys.to_pylist(), states, self._seen.numbers(keys), strict=True))
+        judged = self._judged(rows, states, validator, start)
         here: dict[bytes, int] = {}
         columns: dict[str, list[Any]] = {name: [] for name in PLAN_SCHEMA.names}
-        for offset, row in enumerate(rows):
+        for offset, (before, row) in enumerate(zip(rows, judged, strict=True)):
             cells: dict[str, Any] = {"row_index": start + offset}
+            key, in_ledger, shard_before = next(known) if isinstance(before, ValidRow) else (b"", None, None)
             if isinstance(row, ValidRow):
-                valid_row, key, in_ledger, shard_before = next(known)
                 first_shard = here.get(key, shard_before)
                 cells |= self._settle(key, in_ledger, first_shard)
                 if cells["state"] in WORKED:
                     here[key] = cells["shard"]
                     if cells["state"] == "unsettled" and cells["shard"] not in self.summary.unsettled_shards[-1:]:
                         self.summary.unsettled_shards.append(cells["shard"])
-                    self.summary.to_make_by_class[valid_row.request.cost_class] += 1
-                cells |= _describe(valid_row, key)
+                    self.summary.to_make_by_class[row.request.cost_class] += 1
+                cells |= _describe(row, key)
             else:
                 reason = "; ".join(f"{error.column}: {error.reason}" for error in row)
                 cells |= {"state": "invalid", "error_kind": "invalid_row", "error_message": reason}
@@ -112,6 +118,48 @@ class Planner:
             table = table.append_column(f"c_{position}", batch.column(name))
         return table
 
+    def _validated(self, batch: pa.RecordBatch, validator: RowValidator, start: int) -> list[PlannedRow]:
+        """The window's rows, those references read whose content is their identity."""
+        if not validator.is_fed("image_urls"):
+            return [validator.validate(start + offset, row) for offset, row in enumerate(_rows(batch, validator))]
+        rows = list(_rows(batch, validator))
+        if self._references is not None:
+            needed = {uri for row in rows for uri in validator.contents_needed(row)}
+            validator.contents = self._references.contents(needed)
+        return [validator.validate(start + offset, row) for offset, row in enumerate(rows)]
+
+    def _judged(
+        self, rows: list[PlannedRow], states: list[str | None], validator: RowValidator, start: int
+    ) -> list[PlannedRow]:
+        """The rows, with what is known of the references of those to be made; a bad one makes its row invalid.
+
+        What is done needs its references no more, and what was sent has them already.
+        """
+        if self._references is None or not validator.is_fed("image_urls"):
+            return rows
+        state = iter(states)
+        wanted = [isinstance(row, ValidRow) and next(state) in (None, "failed") for row in rows]
+        chosen = [row for row, is_wanted in zip(rows, wanted, strict=True) if is_wanted and isinstance(row, ValidRow)]
+        facts = self._references.judge(one for row in chosen for one in row.request.references)
+        column = ", ".join(validator.plan.sources.get("image_urls", ("image_urls",)))
+        found: list[PlannedRow] = []
+        for offset, (row, is_wanted) in enumerate(zip(rows, wanted, strict=True)):
+            if not is_wanted or not isinstance(row, ValidRow) or not row.request.references:
+                found.append(row)
+                continue
+            known = [(one, facts.get(one.uri)) for one in row.request.references]
+            bad = [
+                RowError(start + offset, column, redact(one.uri), reason)
+                for one, reason in known
+                if isinstance(reason, str)
+            ]
+            for _, one_facts in known:
+                for change in one_facts.changes if isinstance(one_facts, ReferenceFacts) and not bad else ():
+                    self.summary.warnings[f"a reference has to be {change} before it is sent"] += 1
+            with_facts = tuple(replace(one, facts=f if isinstance(f, ReferenceFacts) else None) for one, f in known)
+            found.append(bad or replace(row, request=replace(row.request, references=with_facts)))
+        return found
+
     def _settle(self, key: bytes, in_ledger: str | None, first_shard: int | None) -> dict[str, Any]:
         """State and shard of a valid row."""
         if in_ledger == "delivered":
@@ -124,7 +172,7 @@ class Planner:
             return {"state": "identical", "shard": first_shard}
         return {"state": "unsettled" if in_ledger == "open" else "new", "shard": self._sharder.next()}
 
-    def _refuse_doubled_ids(self, rows: list[ValidRow | list[RowError]], start: int) -> None:
+    def _refuse_doubled_ids(self, rows: list[PlannedRow], start: int) -> None:
         """Turn rows whose id came before into errors, in a named id column only."""
         column = self._options.id_column
         if column is None:
@@ -239,7 +287,9 @@ def request_to_json(request: GenerationRequest) -> str:
     content = {
         "model": request.model,
         "params": dict(request.params),
-        "references": [[one.kind, one.value, one.uri] for one in request.references],
+        "references": [
+            [one.kind, one.value, one.uri, asdict(one.facts) if one.facts else None] for one in request.references
+        ],
         "profile": request.profile,
         "weights": request.weights,
     }
@@ -249,7 +299,10 @@ def request_to_json(request: GenerationRequest) -> str:
 def request_from_json(text: str) -> GenerationRequest:
     """The request that `request_to_json` wrote."""
     content = json.loads(text)
-    content["references"] = tuple(Reference(*one) for one in content["references"])
+    content["references"] = tuple(
+        Reference(kind, value, uri, ReferenceFacts(**facts | {"changes": tuple(facts["changes"])}) if facts else None)
+        for kind, value, uri, facts in content["references"]
+    )
     return GenerationRequest(**content)
 
 

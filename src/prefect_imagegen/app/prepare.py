@@ -10,8 +10,9 @@ from importlib.metadata import version
 from typing import TypeVar
 
 from prefect_imagegen.app.adapters import DEFAULT_IN_FLIGHT, make_backend, resolve_backend, store_kind
-from prefect_imagegen.app.options import GenerateOptions
+from prefect_imagegen.app.options import SECRET_OPTIONS, GenerateOptions
 from prefect_imagegen.app.plan import PlanDraft, Planner
+from prefect_imagegen.app.references import ReferenceChecks, reading_options
 from prefect_imagegen.app.settings import BackendSettings, StoreSettings
 from prefect_imagegen.core import layout
 from prefect_imagegen.core.errors import BackendError, RefusedError, StoreError
@@ -98,7 +99,7 @@ async def prepare(job: Job, parent_run_id: str | None = None) -> Prepared:
                 "parent_run_id": parent_run_id,
                 "manifest": redact(job.manifest),
                 "kind": kind,
-                "options": job.options.model_dump(exclude={"manifest_storage_options"}),
+                "options": job.options.model_dump(exclude=SECRET_OPTIONS),
                 "created_at": datetime.now(UTC).isoformat(),
                 "version": version("prefect-imagegen"),
             }
@@ -137,6 +138,7 @@ async def _draft(store: FsspecObjectStore, kind: StoreKind | None, job: Job) -> 
     if kind is not None:
         await _refusing(read_kind(store, kind))
     ledger = await _refusing(load_ledger(store))
+    backend = resolve_backend(job.backend, job.options)
     manifest = await asyncio.to_thread(Manifest, job.manifest, job.options.manifest_storage_options)
     planner = Planner(
         manifest,
@@ -144,6 +146,11 @@ async def _draft(store: FsspecObjectStore, kind: StoreKind | None, job: Job) -> 
         ledger,
         shard_size=job.options.shard_size,
         limit=job.options.limit,
+        references=ReferenceChecks(
+            reading_options(job.options, backend, job.manifest, job.store),
+            job.options.check_references,
+            job.options.reference_transport,
+        ),
     )
     return PlanDraft(planner)
 

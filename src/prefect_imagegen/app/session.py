@@ -21,6 +21,7 @@ from pydantic import SecretStr
 from prefect_imagegen.app.adapters import make_backend, resolve_backend
 from prefect_imagegen.app.plan import WrittenPlan
 from prefect_imagegen.app.prepare import Prepared
+from prefect_imagegen.app.references import account_of, is_local, reading_options
 from prefect_imagegen.app.settings import BackendSettings
 from prefect_imagegen.control import RunControl
 from prefect_imagegen.core import layout
@@ -38,6 +39,9 @@ from prefect_imagegen.io.heartbeat import Heartbeat, Process, StoreNeighbours
 from prefect_imagegen.io.ledger import StoreLedger, load_ledger, segments
 from prefect_imagegen.io.limits import RateGate, SystemClock
 from prefect_imagegen.io.object_store import open_object_store
+from prefect_imagegen.io.reference_cache import ReferenceCache
+from prefect_imagegen.io.reference_routes import ReferenceRoutes, RouteOptions
+from prefect_imagegen.io.references import ReferenceReader
 
 _IDLE_LOOK_S = 0.1
 _MOST_SHARDS = 8
@@ -238,7 +242,14 @@ async def open_session(prepared: Prepared) -> AsyncIterator[Session]:
         async def decoder(function: Callable[[bytes], Decoded], data: bytes) -> Decoded:
             return await asyncio.get_running_loop().run_in_executor(threads, function, data)
 
+        cache = ReferenceCache()
+        stack.callback(cache.close)
+        reading = reading_options(options, settings, prepared.job.manifest, prepared.job.store)
+        reader = await stack.enter_async_context(ReferenceReader(reading, cache))
+        routes = RouteOptions(options.reference_transport, account_of(settings), is_local(settings))
+
         kit = Kit(
+            references=ReferenceRoutes(reader, backend, routes, store if options.keep_references else None),
             backend=backend,
             store=store,
             ledger=ledger,

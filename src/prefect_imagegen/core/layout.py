@@ -31,6 +31,11 @@ def quarantined(path: str, sha256: str) -> str:
     return f"quarantine/{path.removeprefix('images/')}.{sha256[:16]}"
 
 
+def reference(sha256: str, extension: str) -> str:
+    """A reference image that the store keeps."""
+    return f"references/{sha256}.{extension}"
+
+
 def claims_of(key: str) -> str:
     """The folder of all claims of a request key (hex)."""
     return f"{CLAIMS}/{key[:2]}/{key}"

@@ -4,7 +4,7 @@ import difflib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from prefect_imagegen.core.errors import RefusedError
 from prefect_imagegen.core.metadata import carried_name
@@ -31,6 +31,8 @@ class ManifestOptions:
     values: Mapping[str, Any] = field(default_factory=dict)
     id_column: str | None = None
     model: str = DEFAULT_MODEL
+    reference_identity: Literal["url", "content"] = "url"
+    """What http(s) references are known by; all others are known by their content."""
 
 
 @dataclass(frozen=True, slots=True)

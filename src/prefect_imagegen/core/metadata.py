@@ -23,6 +23,13 @@ _COLUMNS: tuple[tuple[str, pa.DataType, str], ...] = (
     ("endpoint", pa.string(), "where the image was made"),
     ("sandbox", pa.bool_(), "whether a placeholder engine drew it"),
     ("requested", pa.string(), "every parameter as sent, JSON"),
+    (
+        "references",
+        pa.list_(
+            pa.struct([("uri", pa.string()), ("sha256", pa.string()), ("width", pa.int32()), ("height", pa.int32())])
+        ),
+        "reference images in order: where they come from, without query, and what was seen of them",
+    ),
     ("applied", pa.string(), "what the backend says it applied, JSON"),
     ("cost_usd", pa.float64(), "what this run paid for the row; 0 if reused, null if unknown"),
     ("attempts", pa.int32(), "POSTs sent for the row in this run"),

@@ -82,6 +82,28 @@ _ROWS = (
         retryable=True,
     ),
     Outcome(
+        "reference_unfetched",
+        "yes",
+        "the API could not fetch a reference from its address (not billed)",
+        "Uploaded and tried again by itself, once.",
+        retryable=True,
+        max_posts=2,
+    ),
+    Outcome(
+        "reference_unreadable",
+        "no",
+        "a reference could not be read, or has changed since the run was planned; nothing was called",
+        "Look at the message, then run the same command again.",
+        retryable=True,
+    ),
+    Outcome(
+        "upload_failed",
+        "no",
+        "a reference could not be uploaded; nothing was called",
+        "Run the same command again, or use --reference-transport presign or data-url.",
+        retryable=True,
+    ),
+    Outcome(
         "content_policy",
         "yes",
         "the prompt or a reference was rejected by a content policy",
@@ -203,6 +225,10 @@ _INFRASTRUCTURE = re.compile(
     r"time.?out|timed out|unavailable|internal|out of memory|cuda|oom|gpu|worker|overload|try again|capacity",
     re.IGNORECASE,
 )
+_FETCH = re.compile(
+    r"fetch|download|retriev|load|access|reach|forbidden|redirect|public|status [45]\d\d|\b40[34]\b", re.IGNORECASE
+)
+_PICTURE = re.compile(r"image|url|reference|input|https?://", re.IGNORECASE)
 _CREDITS = re.compile(r"credit|balance|spend|limit|billing|payment", re.IGNORECASE)
 _ANSWERED = {402: "credits", 403: "model_unavailable", 404: "model_unavailable", 410: "model_unavailable"}
 _ANSWERED |= {401: "auth", 429: "rate_limited", 405: "protocol", 408: "unavailable"}
@@ -232,6 +258,12 @@ def classify_answer(status: int, text: str) -> str:
 def classify_refusal(text: str) -> str:
     """The kind of a 4xx about the request's content."""
     return "content_policy" if _POLICY.search(text) and "content type" not in text.lower() else "invalid_request"
+
+
+def is_fetch_failure(kind: str, text: str) -> bool:
+    """Whether a refused or failed call sounds as if the API could not fetch a reference from its address."""
+    plain = kind in ("generation_failed", "generation_error", "invalid_request")
+    return plain and bool(_FETCH.search(text) and _PICTURE.search(text))
 
 
 def classify_failure(text: str) -> str:

@@ -9,10 +9,11 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from prefect_imagegen.core.models import MAX_SEED, MODELS
+from prefect_imagegen.core.references import ReferenceFacts
 
 CANONICAL_VERSION = 1
 _CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
@@ -21,11 +22,32 @@ KEY_BYTES = 16
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """One reference image: how it enters the key (`kind`, `value`), and where it comes from (`uri`)."""
+    """One reference image: how it enters the key (`kind`, `value`), where it comes from, and what is known of it."""
 
     kind: Literal["url", "sha256"]
     value: str
     uri: str
+    facts: ReferenceFacts | None = field(default=None, compare=False)
+
+    @property
+    def sha256(self) -> str | None:
+        """The SHA-256 of the bytes (hex), where it is known."""
+        return self.value if self.kind == "sha256" else self.facts.sha256 if self.facts else None
+
+    @property
+    def width(self) -> int | None:
+        """Pixels, as seen upright, where it was looked at."""
+        return self.facts.width if self.facts else None
+
+    @property
+    def height(self) -> int | None:
+        """Pixels, as seen upright, where it was looked at."""
+        return self.facts.height if self.facts else None
+
+    @property
+    def changes(self) -> tuple[str, ...]:
+        """What is done to the picture before it is sent."""
+        return self.facts.changes if self.facts else ()
 
     @property
     def tag(self) -> dict[str, str]:
@@ -66,6 +88,16 @@ class GenerationRequest:
         """
         extension = str(self.params.get("image_format") or "png").lower()
         return extension if re.fullmatch("[a-z0-9]{1,8}", extension) else "bin"
+
+    @property
+    def reference_changes(self) -> dict[str, Any]:
+        """What is done to the references before they are sent, as metadata tells it; empty if nothing."""
+        changed = [
+            {"position": position, "changes": list(one.changes)}
+            for position, one in enumerate(self.references, 1)
+            if one.changes
+        ]
+        return {"references": changed} if changed else {}
 
     @property
     def cost_class(self) -> str:

@@ -7,18 +7,17 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import urlsplit
 
 from prefect_imagegen.core.manifest import COMMON_FIELDS, ColumnPlan, ManifestOptions
 from prefect_imagegen.core.models import MATCH_INPUT_IMAGE, MODELS, FieldSpec, ModelSpec
 from prefect_imagegen.core.redact import redact
+from prefect_imagegen.core.references import BadReferenceError, ReferenceFacts, is_signed, is_web, locate, shown
 from prefect_imagegen.core.request import GenerationRequest, Reference, derive_seed
 
 MAX_PROMPT_BYTES = 64_000
 """Longer prompts are refused: no encoder reads even a tenth of it, and it is nearly always a wrong column."""
 MAX_EXPLICIT_SEED = 2**63 - 1
 _SLUG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-_SIGNED = re.compile(r"(^|[?&])(x-amz-|x-goog-|sig=|signature=|awsaccesskeyid=|token=|se=.*&sp=)", re.IGNORECASE)
 _SHOWN = 80
 
 
@@ -54,6 +53,10 @@ class RowValidator:
 
     options: ManifestOptions
     plan: ColumnPlan
+    base: str = ""
+    """The folder of the manifest as a URI: what relative references start from."""
+    contents: Mapping[str, ReferenceFacts | str] = field(default_factory=dict)
+    """What is known of references that are identified by their content, by URI; a text says why one is unreadable."""
     warnings: Counter[str] = field(default_factory=Counter)
     models: Counter[str] = field(default_factory=Counter)
     _readers: dict[str, tuple[dict[str, Any], list["_Reader"]]] = field(default_factory=dict)
@@ -72,7 +75,7 @@ class RowValidator:
 
         model = attempt("model", lambda value: _model(value, self.options.model))
         prompt = attempt("prompt", _prompt)
-        references = (attempt("image_urls", _references) or ()) if self._is_fed("image_urls") else ()
+        references = (attempt("image_urls", self._references) or ()) if self.is_fed("image_urls") else ()
         seed = attempt("seed", _seed)
         row_id = None
         if self.options.id_column:
@@ -97,6 +100,39 @@ class RowValidator:
         params["seed"] = derive_seed(row_id=row_id, prompt=prompt, references=references) if seed is None else seed
         return ValidRow(GenerationRequest(model, params, references), row_id)
 
+    def contents_needed(self, row: Mapping[str, Any]) -> list[str]:
+        """URIs of the row's references whose content is their identity."""
+        if not self.is_fed("image_urls"):
+            return []
+        try:
+            uris = [locate(text, self.base) for text in _reference_texts(self._cell(row, "image_urls"))]
+        except (_BadValueError, BadReferenceError):
+            return []
+        return [uri for uri in uris if self._is_by_content(uri)]
+
+    def _is_by_content(self, uri: str) -> bool:
+        return self.options.reference_identity == "content" or not is_web(uri)
+
+    def _references(self, cell: Any) -> tuple[Reference, ...]:
+        return tuple(self._reference(text) for text in _reference_texts(cell))
+
+    def _reference(self, text: str) -> Reference:
+        try:
+            uri = locate(text, self.base)
+        except BadReferenceError as error:
+            raise _BadValueError(f"{redact(text)}: {error}") from None
+        if not self._is_by_content(uri):
+            if is_signed(uri):
+                raise _BadValueError(
+                    "the reference is a signed URL, whose address changes at every signing, so its image would be"
+                    " bought again; use --reference-identity content, or give a stable public URL"
+                )
+            return Reference("url", uri, uri)
+        facts = self.contents.get(uri, "it was not read")
+        if isinstance(facts, str):
+            raise _BadValueError(f"{redact(uri)}: {facts}")
+        return Reference("sha256", facts.sha256, shown(uri) if is_signed(uri) else uri, facts)
+
     def _cell(self, row: Mapping[str, Any], name: str) -> Any:
         columns = self.plan.sources.get(name, ())
         value = row[columns[0]] if len(columns) == 1 else None if not columns else [row[column] for column in columns]
@@ -104,7 +140,7 @@ class RowValidator:
             return self.options.values.get(name)
         return value
 
-    def _is_fed(self, name: str) -> bool:
+    def is_fed(self, name: str) -> bool:
         """Whether any row can hold a value for the field."""
         return name in self.plan.sources or name in self.options.values
 
@@ -113,10 +149,8 @@ class RowValidator:
         if model not in self._readers:
             spec = MODELS.get(model)
             names = spec.fields if spec else sorted(self.plan.named - set(COMMON_FIELDS))
-            readers = [_Reader(name, spec.fields[name] if spec else None) for name in names if self._is_fed(name)]
-            defaults = (
-                {name: one.default for name, one in spec.fields.items() if not self._is_fed(name)} if spec else {}
-            )
+            readers = [_Reader(name, spec.fields[name] if spec else None) for name in names if self.is_fed(name)]
+            defaults = {name: one.default for name, one in spec.fields.items() if not self.is_fed(name)} if spec else {}
             self._readers[model] = (defaults, readers)
         return self._readers[model]
 
@@ -215,36 +249,18 @@ def _seed(value: Any) -> int | None:
     return seed
 
 
-def _references(cell: Any) -> tuple[Reference, ...]:
-    """The references of a cell: one URL, a list of them, JSON text of a list, or several columns' cells."""
+def _reference_texts(cell: Any) -> list[str]:
+    """The references of a cell as they are spelled: one, a list, JSON text of a list, or several columns' cells."""
     found: list[Any] = []
     for item in cell if isinstance(cell, list) else [cell]:
         if isinstance(item, str) and item.lstrip().startswith("["):
             found += _json_list(item)
         else:
             found += item if isinstance(item, list) else [item]
-    return tuple(_reference(item) for item in found if item not in (None, ""))
-
-
-def _reference(value: Any) -> Reference:
-    if not isinstance(value, str):
-        raise _BadValueError("a reference must be a URL")
-    try:
-        parts = urlsplit(value)
-        host = parts.hostname
-    except ValueError:
-        raise _BadValueError(f"{redact(value)} is no valid URL") from None
-    if parts.scheme not in ("http", "https") or not host:
-        scheme = parts.scheme or "a path"
-        raise _BadValueError(f"references must be public http(s) URLs; {scheme} is not supported")
-    if parts.username is not None:
-        raise _BadValueError("a reference URL must not hold a user name or password")
-    if _SIGNED.search("?" + parts.query):
-        raise _BadValueError(
-            "the reference is a signed URL, whose address changes at every signing, so its image would be bought"
-            " again; give a stable public URL"
-        )
-    return Reference("url", _text(value), value)
+    texts = [item for item in found if item not in (None, "")]
+    if not all(isinstance(item, str) for item in texts):
+        raise _BadValueError("a reference must be a URL or a path")
+    return [_text(item) for item in texts]
 
 
 def _json_list(text: str) -> list[Any]:

@@ -73,7 +73,7 @@ class Calls:
             limit = kit.submits.limit(at_least=SUBMIT_AT_LEAST_S, unmeasured=SUBMIT_UNMEASURED_S)
         else:
             limit = kit.totals.limit(at_least=kit.policy.straggler_seconds, unmeasured=float("inf"))
-        call = asyncio.wait_for(kit.backend.submit(row.request), None if math.isinf(limit) else limit)
+        call = asyncio.wait_for(kit.backend.submit(row.request, row.addresses), None if math.isinf(limit) else limit)
         grace = SUBMIT_GRACE_S if queues else kit.policy.drain_seconds
         try:
             submission = await kit.unless_interrupted(call, "unknown", grace)

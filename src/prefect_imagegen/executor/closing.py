@@ -1,7 +1,7 @@
 """The end of an attempt that led to no image: recorded, and what follows from it by the table of outcomes."""
 
 from prefect_imagegen.core.errors import BackendError
-from prefect_imagegen.core.outcomes import OUTCOMES, Outcome
+from prefect_imagegen.core.outcomes import OUTCOMES, Outcome, is_fetch_failure
 from prefect_imagegen.core.results import RequestResult
 from prefect_imagegen.core.retry import backoff
 from prefect_imagegen.executor.kit import Kit
@@ -16,6 +16,8 @@ class Closing:
 
     async def close(self, row: Row, error: BackendError) -> RequestResult | Again:
         """End the attempt as failed; then try again, or end the row, its model or the run."""
+        if row.request.references and not row.fresh and is_fetch_failure(error.kind, error.message):
+            error.kind, row.fresh = "reference_unfetched", True
         kit, outcome = self._kit, OUTCOMES[error.kind]
         row.failures += 1
         row.counted += outcome.counted

@@ -9,6 +9,7 @@ from dataclasses import replace
 from prefect_imagegen.core.budget import Reservation
 from prefect_imagegen.core.errors import BackendError, StoreError
 from prefect_imagegen.core.models import DEFAULT_PRICE_USD, PUBLISHED_PRICES_USD
+from prefect_imagegen.core.outcomes import OUTCOMES
 from prefect_imagegen.core.request import GenerationRequest
 from prefect_imagegen.core.results import RequestResult
 from prefect_imagegen.executor.calls import Calls
@@ -95,8 +96,30 @@ class Executor:
         while isinstance(step, Again):
             if step.seconds:
                 await self._kit.control.sleep(step.seconds)
-            step = await self._in_slot(row)
+            step = await self._unaddressed(row, in_slot=False) or await self._in_slot(row)
         return step
+
+    async def _unaddressed(self, row: Row, *, in_slot: bool) -> RequestResult | None:
+        """Get the row's references to where the backend can fetch them; its end if that fails. Costs no money.
+
+        Pictures that go inside the call are read at the last moment, in its slot: memory holds no more of them.
+        """
+        kit = self._kit
+        if kit.references.inline != in_slot or not row.request.references:
+            return None
+        if row.accepted is not None or self._barred(row):
+            return None
+        try:
+            row.addresses = await kit.references.addresses(row.request, fresh=row.fresh)
+        except StoreError as error:
+            kit.control.stop("store", str(error))
+            return self._closing.not_run(row, "store", error.message)
+        except BackendError as error:
+            if OUTCOMES[error.kind].scope == "run":
+                kit.control.stop(error.kind, error.message)
+                return self._closing.not_run(row, error.kind, error.message)
+            return row.failed(error)
+        return None
 
     async def _in_slot(self, row: Row) -> Step:
         control, fetching = self._kit.control, row.accepted is not None
@@ -111,7 +134,7 @@ class Executor:
         row.busy = True
         try:
             if fetching or not self._barred(row):
-                step = await self._calls.attempt(row)
+                step = await self._unaddressed(row, in_slot=True) or await self._calls.attempt(row)
             elif control.stopped:
                 step = self._closing.not_run(row)
             else:
@@ -125,7 +148,7 @@ class Executor:
                 text = f"the store failed after the call: {error.message}"
                 step = row.held(BackendError(kind, text, request_id=row.kept_id))
         finally:
-            row.busy = False
+            row.busy, row.addresses = False, ()
             self.slots.release()
         self._free_money(row, step)
         return step

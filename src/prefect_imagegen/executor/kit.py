@@ -16,7 +16,7 @@ from prefect_imagegen.core.latency import Latencies
 from prefect_imagegen.core.reconcile import DEFAULT_LAG_S, OnUnknown
 from prefect_imagegen.core.results import RequestResult
 from prefect_imagegen.executor.rows import Row
-from prefect_imagegen.ports import Backend, Clock, Delivery, Ledger, Neighbours, ObjectStore, RateLimiter
+from prefect_imagegen.ports import Backend, Clock, Delivery, Ledger, Neighbours, ObjectStore, RateLimiter, References
 
 T = TypeVar("T")
 
@@ -41,6 +41,7 @@ class Kit:
     backend: Backend
     store: ObjectStore
     ledger: Ledger
+    references: References
     limiter: RateLimiter
     control: RunControl
     policy: Policy
@@ -88,7 +89,9 @@ class Kit:
             latency_s=delivery.latency_s,
             request_id=delivery.request_id,
             http_status=delivery.http_status,
-            applied=delivery.applied | {"width": facts.width, "height": facts.height, "format": facts.format},
+            applied=delivery.applied
+            | row.request.reference_changes
+            | {"width": facts.width, "height": facts.height, "format": facts.format},
             created_at=self.clock.now(),
         )
         await self.record(

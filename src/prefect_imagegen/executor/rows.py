@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -40,6 +40,10 @@ class Row:
     """Whether nobody else can still be about to send under this claim."""
     sent_at: float | None = None
     """When the last POST went out, by our monotonic clock."""
+    addresses: Sequence[str] = ()
+    """What is sent for the request's references."""
+    fresh: bool = False
+    """The API could not fetch a reference: it is uploaded anew."""
     accepted: Submission | None = None
     """A call known to be accepted, whose result is still to be fetched."""
     kept_id: str | None = None
@@ -58,7 +62,7 @@ class Row:
     @property
     def claim_body(self) -> dict[str, Any]:
         """The body as the claim holds it."""
-        return claim_form(self.request.body([reference.uri for reference in self.request.references]))
+        return claim_form(self.request.body(self.addresses))
 
     def held(self, error: BackendError) -> RequestResult:
         """Sent, or claimed by somebody, and not known to have ended."""

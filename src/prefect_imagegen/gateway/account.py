@@ -1,8 +1,6 @@
 """The account's side of the API: balance, request history, the catalogue and uploaded assets."""
 
 import asyncio
-import base64
-import binascii
 import hashlib
 from datetime import UTC, date, datetime
 from typing import Annotated, Any
@@ -10,11 +8,11 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import JSONResponse, Response
 
-from prefect_imagegen.core.answers import looks_like_image
 from prefect_imagegen.core.models import MODELS
 from prefect_imagegen.gateway.calls import WITH_KEY, BooksOf, error_answer, json_body, pick_fault, strike
 from prefect_imagegen.gateway.records import Books, Record
 from prefect_imagegen.gateway.studio import body_text
+from prefect_imagegen.gateway.uploads import BadDataUrlError, asset_path, image_of_data_url
 
 _HISTORY_DAYS = 31
 
@@ -108,11 +106,12 @@ async def upload(request: Request, books: BooksOf) -> Response:
     )
 
 
+@router.head("/assets/{name}")
 @router.get("/assets/{name}")
 async def asset(name: str, books: BooksOf) -> Response:
     """A reference image that was uploaded."""
-    path = books.folder / "assets" / name
-    if path.parent != books.folder / "assets" or not path.is_file():
+    path = asset_path(books, name)
+    if path is None:
         raise error_answer(404, "Not Found")
     return Response(await asyncio.to_thread(path.read_bytes), media_type=f"image/{path.suffix[1:]}")
 
@@ -140,13 +139,9 @@ def _history_row(request: Request, record: Record) -> dict[str, Any]:
 async def _keep_asset(books: Books, url: Any) -> str:
     """Write an uploaded image; its name."""
     try:
-        head, text = str(url).split(",", 1)
-        data = base64.b64decode(text, validate=True)
-    except (ValueError, binascii.Error):
-        raise error_answer(400, "data_urls must hold data:image/...;base64,... URLs") from None
-    if not head.startswith("data:") or not looks_like_image(data):
-        raise error_answer(400, "data_urls must hold images")
-    suffix = head[len("data:") :].split(";")[0].rsplit("/", 1)[-1]
+        data, suffix = image_of_data_url(str(url))
+    except BadDataUrlError as error:
+        raise error_answer(400, f"data_urls: {error}") from None
     name = f"{hashlib.sha256(data).hexdigest()}.{suffix if suffix.isalnum() else 'png'}"
     folder = books.folder / "assets"
     folder.mkdir(exist_ok=True)

@@ -32,7 +32,7 @@ async def run(model: str, request: Request, books: BooksOf) -> Response:
     except BadRequestError as error:
         raise error_answer(400, str(error)) from None
     studio: Studio = request.app.state.studio
-    record = studio.open_record(model, body, fault)
+    record = studio.open_record(model, body, fault, str(request.base_url).rstrip("/"))
     await asyncio.shield(studio.start(record))
     if fault is not None and (fault.fault, fault.when) == ("status", "after"):
         books.refund(record, f"Internal error: {fault.text}")
@@ -57,7 +57,7 @@ async def submit(model: str, request: Request, books: BooksOf) -> Response:
     """Queue the request; a body that cannot be drawn is found out later, as at Segmind."""
     body, fault = await accept(request, books, model, "submit")
     studio: Studio = request.app.state.studio
-    record = studio.open_record(model, body, fault)
+    record = studio.open_record(model, body, fault, str(request.base_url).rstrip("/"))
     studio.start(record)
     await strike(fault, "after", request)
     base = str(request.base_url).rstrip("/")

@@ -32,6 +32,8 @@ class Record:
     output: str | None = None
     content_type: str = ""
     fault: Fault | None = None
+    served_at: str = ""
+    """The base URL that the client used: under it, uploads are the gateway's own."""
 
 
 @dataclass(slots=True)

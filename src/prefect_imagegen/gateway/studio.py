@@ -15,10 +15,12 @@ from PIL import Image
 
 from prefect_imagegen.core.image import CONTENT_TYPES, BadImageError, decode
 from prefect_imagegen.core.models import ASPECT_SIZES, MATCH_INPUT_IMAGE, MAX_SEED, MODELS, FieldSpec
+from prefect_imagegen.core.redact import redact
 from prefect_imagegen.core.request import canonical_json
 from prefect_imagegen.gateway.engines import ENGINES, Picture
 from prefect_imagegen.gateway.faults import HANG_S, Fault
 from prefect_imagegen.gateway.records import Books, Record
+from prefect_imagegen.gateway.uploads import BadDataUrlError, asset_path, image_of_data_url
 from prefect_imagegen.net.fetch import FetchError, FetchPolicy, ReferenceFetcher
 
 _logger = logging.getLogger(__name__)
@@ -51,11 +53,11 @@ class Studio:
         """Whether the queue takes nothing more."""
         return len(self._tasks) >= self._settings.workers + self._settings.queue_limit
 
-    def open_record(self, model: str, body: dict[str, Any], fault: Fault | None) -> Record:
+    def open_record(self, model: str, body: dict[str, Any], fault: Fault | None, served_at: str) -> Record:
         """Enter a request into the books and reserve its price."""
         seed = body.get("seed", DEFAULT_SEED)
         drawn = secrets.randbelow(MAX_SEED + 1) if seed == -1 else seed
-        record = Record(str(uuid.uuid4()), model, body, self._settings.clock(), fault=fault)
+        record = Record(str(uuid.uuid4()), model, body, self._settings.clock(), fault=fault, served_at=served_at)
         record.seed = drawn if isinstance(drawn, int) and not isinstance(drawn, bool) else 0
         self._books.records[record.request_id] = record
         self._books.reserved += self._books.price(model)
@@ -90,7 +92,7 @@ class Studio:
                 record.cost = books.price(record.model)
                 books.charged += record.cost
                 record.status = "COMPLETED"
-            except (BadRequestError, FetchError) as error:
+            except (BadRequestError, BadDataUrlError, FetchError) as error:
                 record.status, record.error = "FAILED", str(error)
             except Exception as error:  # whatever it is, the job must end: who polls would wait for ever
                 _logger.exception("request %s failed", record.request_id)
@@ -106,7 +108,7 @@ class Studio:
         if fault == "failed" and record.fault:
             raise BadRequestError(record.fault.text)
         params = checked(record.model, record.body)
-        references = await self._references(params["image_urls"])
+        references = await self._references(params["image_urls"], record.served_at)
         picture = Picture(
             record.model,
             params["prompt"],
@@ -124,11 +126,23 @@ class Studio:
         record.output, record.content_type = f"{record.request_id}.{picture.image_format}", drawn.content_type
         await asyncio.to_thread((self._books.folder / record.output).write_bytes, data)
 
-    async def _references(self, urls: list[str]) -> list[bytes]:
+    async def _references(self, urls: list[str], served_at: str) -> list[bytes]:
+        """The images behind the URLs; uploads, and data inside the call, need no fetching."""
         if not urls:
             return []
+
+        async def get(url: str) -> bytes:
+            if url.startswith("data:"):
+                return image_of_data_url(url)[0]
+            if url.startswith(f"{served_at}/assets/"):
+                path = asset_path(self._books, url.rpartition("/")[2])
+                if path is None:
+                    raise FetchError("reference_unreachable", f"{redact(url)} could not be fetched: it is gone.")
+                return await asyncio.to_thread(path.read_bytes)
+            return await fetcher.fetch(url)
+
         async with ReferenceFetcher(self._policy) as fetcher:
-            found = await asyncio.gather(*map(fetcher.fetch, urls))
+            found = await asyncio.gather(*map(get, urls))
         for position, data in enumerate(found, 1):
             try:
                 await asyncio.to_thread(decode, data)

@@ -28,9 +28,12 @@ class Manifest:
 
     def __init__(self, url: str, storage_options: Mapping[str, Any] | None = None) -> None:
         self.url = redact(url)
+        self.base = ""
+        """The folder that relative paths start from, as a URI: the manifest, or that of the file being read."""
         options = dict(storage_options or {})
         if url.startswith(("s3://", "s3a://")):
             options = s3_options(options)
+        self._folder = ""
         try:
             self._fs, path = fsspec.core.url_to_fs(url if "://" in url else str(Path(url).expanduser()), **options)
             self._files = self._expand(path)
@@ -55,6 +58,7 @@ class Manifest:
         left = limit
         empty = True
         for file in self._files:
+            self.base = self._folder or self._uri(file.rpartition("/")[0])
             for batch in self._batches(file, text_columns):
                 schema = schema or batch.schema
                 piece = batch if left is None else batch.slice(0, left)
@@ -76,6 +80,7 @@ class Manifest:
         elif self._fs.isdir(path):
             names = self._fs.find(path)
             base = len(path)
+            self._folder = self._uri(path)
             files = sorted(
                 name
                 for name in names
@@ -88,6 +93,9 @@ class Manifest:
         if not files:
             raise self._not_found("matches no file (a folder is read for *.parquet)")
         return files
+
+    def _uri(self, path: str) -> str:
+        return str(self._fs.unstrip_protocol(path.rstrip("/")))
 
     def _not_found(self, what: str) -> RefusedError:
         return RefusedError(

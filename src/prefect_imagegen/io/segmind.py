@@ -6,8 +6,10 @@ base URL and the request id.
 """
 
 import asyncio
+import json
 import time
-from collections.abc import Mapping
+from base64 import b64encode
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime
 from typing import Any
@@ -24,29 +26,31 @@ from prefect_imagegen.core.request import GenerationRequest
 from prefect_imagegen.core.retry import next_poll
 from prefect_imagegen.io.polls import Polls
 from prefect_imagegen.io.segmind_history import SegmindHistory
-from prefect_imagegen.io.segmind_http import GET_TRIES, UNREADABLE, SegmindHttp, plain_name, read_body
+from prefect_imagegen.io.segmind_http import GET_TRIES, UNREADABLE, SegmindHttp, pieces, plain_name, read_body
 from prefect_imagegen.net.client import TRANSPORT_ERRORS, never_sent
 from prefect_imagegen.ports import Balance, Delivery, HistoryRecord, RateLimiter, Submission
 
 SEGMIND_URL = "https://api.segmind.com"
 SEGMIND_HISTORY_URL = "https://api.spotprod.segmind.com"
+SEGMIND_ASSETS_URL = "https://workflows-api.segmind.com"
 ENGINE_HEADER = "x-imagegen-engine"
 SANDBOX_ENGINES = frozenset({"sandbox", "static"})
 
 
 @dataclass(frozen=True, slots=True)
 class Endpoints:
-    """The hosts of one backend. One that is not Segmind's serves its history itself, unless told otherwise."""
+    """The hosts of one backend. One that is not Segmind's serves history and uploads itself, unless told otherwise."""
 
     base: str
     history: str
+    assets: str
 
     @classmethod
-    def of(cls, base_url: str | None, history_url: str | None) -> "Endpoints":
+    def of(cls, base_url: str | None, history_url: str | None, assets_url: str | None = None) -> "Endpoints":
         """From what the user set; None means the default."""
         base = (base_url or SEGMIND_URL).rstrip("/")
-        default = SEGMIND_HISTORY_URL if base == SEGMIND_URL else base
-        return cls(base, (history_url or default).rstrip("/"))
+        own = (base, base) if base != SEGMIND_URL else (SEGMIND_HISTORY_URL, SEGMIND_ASSETS_URL)
+        return cls(base, (history_url or own[0]).rstrip("/"), (assets_url or own[1]).rstrip("/"))
 
 
 class SegmindBackend:
@@ -67,6 +71,7 @@ class SegmindBackend:
         self.endpoint = f"{parts.scheme}://{parts.hostname or ''}" + (f":{parts.port}" if parts.port else "")
         self.name = "segmind"
         self._base = endpoints.base
+        self._assets = endpoints.assets
         self._v1 = api_version == "v1"
         self.queues = not self._v1
         self._deadline = deadline
@@ -88,14 +93,29 @@ class SegmindBackend:
         known = [amount for amount in amounts if amount is not None]
         return Balance(sum(known) if known else None)
 
-    async def submit(self, request: GenerationRequest) -> Submission:
+    async def upload(self, data: bytes, media_type: str) -> str:
+        """Upload a reference; the address that the API fetches it from. It holds the account's e-mail address."""
+        url = f"data:{media_type};base64,{b64encode(data).decode()}"
+        answer = await self._http.post_json(f"{self._assets}/upload-asset", {"data_urls": [url]})
+        value = answer if isinstance(answer, dict) else {}
+        urls = value.get("file_urls") or value.get("urls")
+        if not isinstance(urls, list) or not urls or not isinstance(urls[0], str):
+            raise BackendError("upload_failed", "the answer to an upload names no address")
+        return urls[0]
+
+    async def has_upload(self, url: str) -> bool:
+        """Whether an upload is still there."""
+        return await self._http.is_there(url)
+
+    async def submit(self, request: GenerationRequest, image_urls: Sequence[str]) -> Submission:
         """POST once. Returns with the request_id (v2), or with the opened answer (v1)."""
         version = "v1" if self._v1 else "v2"
+        data = json.dumps(request.body(image_urls), ensure_ascii=False).encode()
         call = self._http.client.build_request(
             "POST",
             f"{self._base}/{version}/{quote(request.model, safe='')}",
-            json=request.body([reference.uri for reference in request.references]),
-            headers=self._http.headers(),
+            content=pieces(data),
+            headers=self._http.posting(data),
             timeout=httpx.Timeout(self._deadline if self._v1 else 60.0, connect=4.0),
         )
         try:

@@ -4,8 +4,9 @@ The key goes to the URLs that ask for it only: the endpoint's own hosts.
 """
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+import json
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import urlsplit
@@ -24,6 +25,7 @@ from prefect_imagegen.ports import RateLimiter
 
 MAX_BODY_BYTES = 256 * 1024 * 1024
 GET_TRIES = 6
+_PIECE = 1 << 18
 UNREADABLE = (*TRANSPORT_ERRORS, ValueError)
 """What reading an answer may raise."""
 
@@ -67,12 +69,32 @@ class SegmindHttp:
 
     async def get_json(self, url: str, params: dict[str, str] | None = None, tries: int = GET_TRIES) -> Any:
         """A GET with the key, for balance and history; raises BackendError."""
+        return await self._json(lambda: self.get(url, params=params), url, tries)
+
+    async def post_json(self, url: str, body: Any) -> Any:
+        """A POST with the key that may be sent again: it costs nothing and starts nothing. Raises BackendError."""
+        data = json.dumps(body).encode()
+        return await self._json(
+            lambda: self.client.stream("POST", url, content=pieces(data), headers=self.posting(data)), url
+        )
+
+    async def is_there(self, url: str) -> bool:
+        """Whether somebody without a key can still fetch a URL; in doubt, yes."""
+        try:
+            answer = await self.client.head(url)
+        except UNREADABLE:
+            return True
+        return answer.status_code not in (403, 404, 410)
+
+    async def _json(
+        self, call: Callable[[], AbstractAsyncContextManager[httpx.Response]], url: str, tries: int = GET_TRIES
+    ) -> Any:
         failure = BackendError("unsent", f"{urlsplit(url).hostname} could not be reached")
         for failures in range(tries):
             if failures:
                 await asyncio.sleep(min(5.0, 0.2 * 2**failures))
             try:
-                async with self.get(url, params=params) as response:
+                async with call() as response:
                     body = await read_body(response)
             except UNREADABLE as error:
                 failure = BackendError("unsent", f"{urlsplit(url).hostname} gave no answer: {plain_name(error)}")
@@ -101,6 +123,10 @@ class SegmindHttp:
         """The key, as the API wants it."""
         return {"x-api-key": self._key} if self._key else {}
 
+    def posting(self, data: bytes) -> dict[str, str]:
+        """The headers of a POST of some JSON."""
+        return self.headers() | {"content-type": "application/json", "content-length": str(len(data))}
+
     def refusal(self, response: httpx.Response, body: bytes, request_id: str | None = None) -> BackendError:
         """What an answer other than success means."""
         text = answers.error_text(body)
@@ -120,6 +146,12 @@ class SegmindHttp:
             retry_after=response.headers.get("retry-after"),
             now=datetime.now(UTC),
         )
+
+
+async def pieces(data: bytes) -> AsyncIterator[bytes]:
+    """A body, which may be an image of many megabytes, in pieces that do not hold the event loop up."""
+    for start in range(0, len(data), _PIECE):
+        yield data[start : start + _PIECE]
 
 
 async def read_body(response: httpx.Response) -> bytes:

@@ -1,15 +1,17 @@
 """Guarded fetching of reference images: what a stranger's URL may make this machine do is decided here.
 
 Refused are private, loopback, link-local and other non-public addresses (by name, by DNS, as IPv6, in numeric
-spellings), other schemes, credentials in URLs, too many redirects, and bodies too large or not an image.
+spellings), other schemes, credentials in URLs, redirects to other hosts, too many redirects, and bodies too large or
+not an image.
 """
 
+import asyncio
 import ipaddress
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Self
+from typing import Literal, Self
 from urllib.parse import urljoin, urlsplit
 
 import aiohttp
@@ -29,6 +31,8 @@ class FetchPolicy:
     """What may be fetched. Sizes in bytes, times in seconds."""
 
     allow_loopback: bool = False
+    allow_private: bool = False
+    """Private networks and loopback too; link-local addresses (where clouds keep credentials) never."""
     max_bytes: int = 32 * 1024 * 1024
     max_redirects: int = 3
     timeout: float = 30.0
@@ -38,22 +42,50 @@ class FetchError(ImagegenError):
     """A reference could not or must not be fetched; the message names the URL without its query, and the remedy."""
 
 
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """An answer: its bytes, None where nothing has changed since `version` (an ETag or a date, None without one)."""
+
+    data: bytes | None
+    version: str | None
+
+
+Reach = Literal["public", "loopback", "private"]
+
+
+def reach_of(address: str) -> Reach:
+    """From where an IP address can be reached: by everybody, from this machine, or from some network at best."""
+    found = _inner_address(address)
+    if found.is_loopback:
+        return "loopback"
+    special = found.is_multicast or found.is_reserved or found.is_unspecified
+    return "public" if found.is_global and not special else "private"
+
+
 def check_address(address: str, policy: FetchPolicy) -> None:
-    """Raise FetchError unless the IP address is public (or loopback, where the policy allows that)."""
+    """Raise FetchError unless the IP address is public (or loopback or private, where the policy allows that)."""
+    reach = reach_of(address)
+    if reach == "public" or (reach == "loopback" and (policy.allow_loopback or policy.allow_private)):
+        return
+    found = _inner_address(address)
+    if policy.allow_private and found.is_private and not (found.is_link_local or found.is_unspecified):
+        return
+    raise FetchError(
+        "reference_forbidden",
+        f"{address} is not a public address.",
+        remedy="References must lie at a public http(s) address.",
+    )
+
+
+def _inner_address(address: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
+    """The address, or the IPv4 address that an IPv6 one stands for."""
     found: ipaddress.IPv4Address | ipaddress.IPv6Address = ipaddress.ip_address(address.split("%", 1)[0])
     if isinstance(found, ipaddress.IPv6Address):
         inner = found.ipv4_mapped or found.sixtofour or (found.teredo[1] if found.teredo else None)
         if inner is None and found in ipaddress.ip_network("64:ff9b::/96"):
             inner = ipaddress.IPv4Address(int(found) & 0xFFFFFFFF)
         found = inner or found
-    if found.is_loopback and policy.allow_loopback:
-        return
-    if not found.is_global or found.is_multicast or found.is_reserved or found.is_unspecified:
-        raise FetchError(
-            "reference_forbidden",
-            f"{address} is not a public address.",
-            remedy="References must lie at a public http(s) address.",
-        )
+    return found
 
 
 class _GuardedResolver(AbstractResolver):
@@ -97,14 +129,30 @@ class ReferenceFetcher:
 
     async def fetch(self, url: str) -> bytes:
         """The bytes of the image behind a URL. Raises FetchError."""
+        return (await self.fetch_since(url, None)).data or b""
+
+    async def fetch_since(self, url: str, version: str | None) -> Fetched:
+        """The image behind a URL, unless it is still the one of `version`. Raises FetchError."""
         shown = redact(url)
+        headers = {}
+        if version:
+            headers["If-None-Match" if version.startswith(('"', "W/")) else "If-Modified-Since"] = version
         try:
             for _ in range(self._policy.max_redirects + 1):
-                self._check_url(url, shown)
-                async with self._get(url) as answer:
+                host = self._check_url(url, shown)
+                async with self._get(url, headers) as answer:
+                    if answer.status == 304 and version:
+                        return Fetched(None, version)
                     if answer.status not in _REDIRECTS:
-                        return await self._read(answer, shown)
+                        found = answer.headers.get("etag") or answer.headers.get("last-modified")
+                        return Fetched(await self._read(answer, shown), found)
                     url = urljoin(url, answer.headers.get("location", ""))
+                    if urlsplit(url).hostname != host:
+                        raise FetchError(
+                            "reference_forbidden",
+                            f"{shown} redirects to another host.",
+                            remedy=f"Use its final URL: {redact(url)}",
+                        )
         except FetchError:
             raise
         except TRANSPORT_ERRORS as error:
@@ -121,13 +169,14 @@ class ReferenceFetcher:
         raise FetchError("reference_unreachable", f"{shown} redirects too often.", remedy="Use its final URL.")
 
     @asynccontextmanager
-    async def _get(self, url: str) -> AsyncIterator[aiohttp.ClientResponse]:
+    async def _get(self, url: str, headers: dict[str, str]) -> AsyncIterator[aiohttp.ClientResponse]:
         if self._session is None:
             raise RuntimeError("use ReferenceFetcher with `async with`")
-        async with self._session.get(url, allow_redirects=False) as answer:
+        async with self._session.get(url, headers=headers, allow_redirects=False) as answer:
             yield answer
 
-    def _check_url(self, url: str, shown: str) -> None:
+    def _check_url(self, url: str, shown: str) -> str:
+        """The URL's host, if it may be asked."""
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise FetchError("reference_forbidden", f"{shown} is no http(s) URL.", remedy="Use a public http(s) URL.")
@@ -136,6 +185,7 @@ class ReferenceFetcher:
         address = _literal(parts.hostname)
         if address:
             check_address(address, self._policy)
+        return parts.hostname
 
     async def _read(self, answer: aiohttp.ClientResponse, shown: str) -> bytes:
         if answer.status != 200:
@@ -157,6 +207,17 @@ class ReferenceFetcher:
         if not looks_like_image(data):
             raise FetchError("reference_not_image", f"{shown} is no image.", remedy="Check the URL.")
         return data
+
+
+async def reach_of_host(host: str) -> Reach:
+    """The narrowest reach of the addresses that a host name (or a numeric spelling) stands for; OSError if none."""
+    literal = _literal(host)
+    if literal is None:
+        found = await asyncio.get_running_loop().getaddrinfo(host, None, type=socket.SOCK_STREAM)
+        reaches = {reach_of(str(address[0])) for *_, address in found}
+    else:
+        reaches = {reach_of(literal)}
+    return next(reach for reach in ("private", "loopback", "public") if reach in reaches)
 
 
 def _literal(host: str) -> str | None:

@@ -1,0 +1,94 @@
+"""References in the plan: those that are identified by content are read, and those of new rows looked at."""
+
+import asyncio
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+from prefect_imagegen.app.options import CheckReferences, GenerateOptions
+from prefect_imagegen.app.settings import BackendSettings, StoreSettings
+from prefect_imagegen.core.references import ReferenceFacts, ReferenceTransport, family, unfit
+from prefect_imagegen.core.request import Reference
+from prefect_imagegen.io.reference_cache import ReferenceCache
+from prefect_imagegen.io.references import ReadingOptions, ReferenceReader
+from prefect_imagegen.net.fetch import FetchPolicy
+
+_SAMPLED_OF = 10
+_LOCAL = frozenset({"localhost", "127.0.0.1", "::1"})
+
+
+def is_local(backend: BackendSettings) -> bool:
+    """Whether the backend runs on this machine, and can fetch from its loopback addresses."""
+    return backend.kind == "sandbox" or (urlsplit(backend.base_url or "").hostname or "") in _LOCAL
+
+
+def account_of(backend: BackendSettings) -> str:
+    """Whose uploads they are: of one key at one host."""
+    key = backend.api_key.get_secret_value() if backend.api_key else ""
+    return f"{backend.assets_url or backend.base_url or ''} {key}"
+
+
+def reading_options(
+    options: GenerateOptions, backend: BackendSettings, manifest: str, store: StoreSettings
+) -> ReadingOptions:
+    """How a job's references are read.
+
+    A bucket is opened with --reference-storage-option; without any, with the options of the manifest if that lies in
+    the same kind of bucket, else with those of the store if it does.
+    """
+    by_scheme: dict[str, Mapping[str, Any]] = {}
+    for url, given in ((store.url, store.storage_options), (manifest, options.manifest_storage_options)):
+        if given:
+            by_scheme[family(url)] = given
+    if options.reference_storage_options:
+        by_scheme = dict.fromkeys(("s3", "gs", "az"), options.reference_storage_options)
+    policy = FetchPolicy(allow_loopback=is_local(backend), allow_private=options.allow_private_references)
+    return ReadingOptions(by_scheme, policy, options.max_reference_megapixels)
+
+
+@dataclass(frozen=True, slots=True)
+class ReferenceChecks:
+    """Reads and judges the references of a plan. Blocking: it runs in the planner's thread, with a loop of its own."""
+
+    reading: ReadingOptions
+    check: CheckReferences = "all"
+    transport: ReferenceTransport = "auto"
+
+    def contents(self, uris: Iterable[str]) -> dict[str, ReferenceFacts | str]:
+        """Facts of references that are identified by content, or why one cannot be read."""
+        return self._examine(uris, look=self.check != "none")
+
+    def judge(self, references: Iterable[Reference]) -> dict[str, ReferenceFacts | str]:
+        """By URI: the facts of each reference of a row that is to be made, or what is wrong with it.
+
+        Those that nobody looks at (--check-references) are missing from the answer.
+        """
+        known = {one.uri: one.facts for one in references}
+        looked = self._examine(filter(self._is_chosen, (uri for uri, facts in known.items() if not facts)), look=True)
+        found: dict[str, ReferenceFacts | str] = {}
+        for uri, earlier in known.items():
+            facts = earlier or looked.get(uri)
+            reason = facts if isinstance(facts, str) else unfit(uri, facts, self.transport)
+            if reason or facts:
+                found[uri] = reason or facts or ""
+        return found
+
+    def _is_chosen(self, uri: str) -> bool:
+        """Whether a reference is looked at; a sample is the same one each time."""
+        if self.check == "sample":
+            return hashlib.sha256(uri.encode()).digest()[0] % _SAMPLED_OF == 0
+        return self.check == "all"
+
+    def _examine(self, uris: Iterable[str], *, look: bool) -> dict[str, ReferenceFacts | str]:
+        wanted = set(uris)
+        return asyncio.run(self._read(wanted, look)) if wanted else {}
+
+    async def _read(self, uris: set[str], look: bool) -> dict[str, ReferenceFacts | str]:
+        cache = ReferenceCache()
+        try:
+            async with ReferenceReader(self.reading, cache) as reader:
+                return await reader.examine(uris, look=look)
+        finally:
+            cache.close()

@@ -1,0 +1,30 @@
+"""Uploaded reference images, and images inside a call."""
+
+import base64
+import binascii
+from pathlib import Path
+
+from prefect_imagegen.core.answers import looks_like_image
+from prefect_imagegen.gateway.records import Books
+
+
+class BadDataUrlError(ValueError):
+    """A text is no data URL of an image; the message is the API's error text."""
+
+
+def asset_path(books: Books, name: str) -> Path | None:
+    """The file of an upload, if there is one."""
+    path = books.folder / "assets" / name
+    return path if path.parent == books.folder / "assets" and path.is_file() else None
+
+
+def image_of_data_url(url: str) -> tuple[bytes, str]:
+    """The bytes of a `data:image/...;base64,...` URL, and its sub-type. Raises BadDataUrlError."""
+    try:
+        head, text = url.split(",", 1)
+        data = base64.b64decode(text, validate=True)
+    except (ValueError, binascii.Error):
+        raise BadDataUrlError("not a data:image/...;base64,... URL") from None
+    if not head.startswith("data:") or not looks_like_image(data):
+        raise BadDataUrlError("a data URL must hold an image")
+    return data, head[len("data:") :].split(";")[0].rsplit("/", 1)[-1]

@@ -1,0 +1,154 @@
+"""How references reach the API: public ones by their own URL, others presigned, uploaded, or inside the call.
+
+What is signed, and where uploads lie, goes into the body of the call and into this machine's cache, nowhere else.
+"""
+
+import asyncio
+from base64 import b64encode
+from collections.abc import Sequence
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+from weakref import WeakValueDictionary
+
+from prefect_imagegen.core import layout
+from prefect_imagegen.core.errors import BackendError
+from prefect_imagegen.core.outcomes import OUTCOMES
+from prefect_imagegen.core.redact import redact
+from prefect_imagegen.core.references import ReferenceTransport, family, is_web, media_type, normalised
+from prefect_imagegen.core.request import GenerationRequest, Reference
+from prefect_imagegen.io.references import ReferenceReader, ReferenceReadError
+from prefect_imagegen.net.fetch import reach_of_host
+from prefect_imagegen.ports import Backend, ObjectStore
+
+_UPLOADS = 4
+"""Uploads at the same time: each holds a picture, and its text form, in memory."""
+_REMEMBERED = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class RouteOptions:
+    """What the user chose, who the account is, and whether the backend runs on this machine."""
+
+    transport: ReferenceTransport
+    account: str
+    backend_is_local: bool
+
+
+class ReferenceRoutes:
+    """A `ports.References`. `keep` is the store that keeps what is sent, if one is to."""
+
+    def __init__(
+        self, reader: ReferenceReader, backend: Backend, options: RouteOptions, keep: ObjectStore | None
+    ) -> None:
+        self.inline = options.transport == "data-url"
+        self._reader = reader
+        self._backend = backend
+        self._options = options
+        self._keep = keep
+        self._gate = asyncio.Semaphore(_UPLOADS)
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._uploaded: set[str] = set()
+        """Made in this run."""
+        self._seen: set[str] = set()
+        """From an earlier run, and still there in this one."""
+        self._kept: set[str] = set()
+        self._open_hosts: dict[str, bool] = {}
+
+    async def addresses(self, request: GenerationRequest, *, fresh: bool) -> Sequence[str]:
+        """What to send for each reference, in order."""
+        return [await self._address(reference, fresh) for reference in request.references]
+
+    async def _address(self, reference: Reference, fresh: bool) -> str:
+        try:
+            if self._keep is not None:
+                await self._store(reference, self._keep)
+            url = None if fresh or reference.changes else await self._link(reference)
+            if url is not None:
+                return url
+            if self.inline:
+                return _data_url(await self._to_send(reference))
+            return await self._upload(reference, fresh)
+        except ReferenceReadError as error:
+            raise BackendError("reference_unreadable", f"{redact(reference.uri)}: {error}") from error
+
+    async def _link(self, reference: Reference) -> str | None:
+        """The URL by which the API can fetch the reference itself; None where there is none, or none is wanted."""
+        uri, sha256, presign = reference.uri, reference.sha256, self._options.transport == "presign"
+        if is_web(uri):
+            signed = self._reader.cache.signed(uri, sha256) if reference.kind == "sha256" and sha256 else None
+            if signed is None:
+                return uri if presign or await self._is_open(uri) else None
+            return signed if presign else None
+        if family(uri) == "file" or self._options.transport not in ("auto", "presign"):
+            return None
+        if sha256 is not None and not await self._reader.unchanged(uri, sha256):
+            raise ReferenceReadError("it has changed since the run was planned; run the same command again")
+        url = await self._reader.presign(uri)
+        if presign:
+            if url is None:
+                raise ReferenceReadError("its store makes no presigned URLs; use --reference-transport auto or upload")
+            return url
+        return url if url is not None and await self._is_open(url) else None
+
+    async def _is_open(self, url: str) -> bool:
+        """Whether the API can reach the host: it is public, or both are on this machine."""
+        host = urlsplit(url).hostname or ""
+        if host not in self._open_hosts:
+            try:
+                reach = await reach_of_host(host)
+            except OSError:
+                reach = "public"  # a name that means nothing here may mean something there
+            self._open_hosts[host] = reach == "public" or (reach == "loopback" and self._options.backend_is_local)
+        return self._open_hosts[host]
+
+    async def _upload(self, reference: Reference, fresh: bool) -> str:
+        """The address of an upload: of this run, or of an earlier one that is still there."""
+        name = " ".join(filter(None, (reference.sha256, *reference.changes))) or reference.uri
+        lock = self._locks.setdefault(name, asyncio.Lock())
+        async with lock, self._gate:
+            known = self._reader.cache.upload(self._options.account, name)
+            if known is not None and (name in self._uploaded or (not fresh and await self._is_there(name, known))):
+                return known
+            data = await self._to_send(reference)
+            try:
+                url = await self._backend.upload(data, media_type(data))
+            except BackendError as error:
+                if OUTCOMES[error.kind].scope == "run":
+                    raise
+                raise BackendError("upload_failed", f"{redact(reference.uri)}: {error.message}") from error
+            self._reader.cache.keep_upload(self._options.account, name, url)
+            _note(self._uploaded, name)
+            return url
+
+    async def _is_there(self, name: str, url: str) -> bool:
+        """Whether an upload of an earlier run can still be fetched; asked once a run."""
+        if name not in self._seen and not await self._backend.has_upload(url):
+            return False
+        _note(self._seen, name)
+        return True
+
+    async def _to_send(self, reference: Reference) -> bytes:
+        data = await self._reader.read(reference.uri, reference.sha256)
+        return await self._reader.decoding(normalised, data) if reference.changes else data
+
+    async def _store(self, reference: Reference, store: ObjectStore) -> None:
+        """Keep the reference as it is found, once for the same bytes."""
+        if (known := reference.sha256) is not None and known in self._kept:
+            return
+        data = await self._reader.read(reference.uri, known)
+        facts = reference.facts or await self._reader.facts(data)
+        kind = facts.format or media_type(data).partition("/")[2]
+        path = layout.reference(facts.sha256, kind if kind.isalnum() else "bin")
+        await store.create(path, data, media_type(data))
+        _note(self._kept, facts.sha256)
+
+
+def _data_url(data: bytes) -> str:
+    return f"data:{media_type(data)};base64,{b64encode(data).decode()}"
+
+
+def _note(names: set[str], name: str) -> None:
+    """Remember a name; what is forgotten for want of room is only done again."""
+    if len(names) >= _REMEMBERED:
+        names.clear()
+    names.add(name)
