@@ -70,14 +70,22 @@ class InstantBackend:
     def expect(self, *, sandbox: bool) -> None:
         pass
 
-    async def submit(self, request: GenerationRequest) -> Submission:
+    async def upload(self, data: bytes, media_type: str) -> str:
+        raise NotImplementedError
+
+    async def has_upload(self, url: str) -> bool:
+        raise NotImplementedError
+
+    async def submit(self, request: GenerationRequest, image_urls: Sequence[str]) -> Submission:
         return Submission(request, f"00000000-0000-0000-0000-{next(self._numbers):012}")
 
     async def collect(self, submission: Submission) -> Delivery:
         await asyncio.sleep(0)
         return Delivery(self._image, "image/png", submission.request_id, 0.01)
 
-    async def find(self, model: str, claimed: Mapping[str, Any], since: datetime, known_ids: frozenset[str]) -> None:
+    async def find(
+        self, model: str, claimed: Mapping[str, Any], since: datetime, known_ids: frozenset[str], unnamed: int
+    ) -> None:
         return None
 
     async def record(self, request_id: str) -> HistoryRecord | None:

@@ -42,7 +42,7 @@ async def test_a_call_of_any_age_is_found(age: int) -> None:
     history = SegmindHistory("http://history", account.get_json)
     since = NOW - timedelta(seconds=age)
     assert await history.find(MODEL, {"age": age}, since, frozenset(), 0) == f"r{age}"
-    assert await history.find(MODEL, {"age": age}, since, frozenset({f"r{age}"})) is None
+    assert await history.find(MODEL, {"age": age}, since, frozenset({f"r{age}"}), 0) is None
     # Five hours are 90 pages; two looks, and the way to them.
     assert account.gets < 2 * (92 + 20)
 
