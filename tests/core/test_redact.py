@@ -19,6 +19,7 @@ KEY = "SG_0123456789abcdef"
         ("https://host/a#token=abc", "https://host/a"),
         ("s3://key:secret@bucket/x", "s3://bucket/x"),
         ("http://me:hunter2@host:80/a?b=c", "http://host:80/a"),
+        ("no such data:image/png;base64,iVBORw0KGgo= here", "no such [data url] here"),
         ("see https://images.segmind.com/assets/me@example.com/images/1.jpg now", "see [asset url] now"),
         ("two\n lines\t and  spaces ", "two lines and spaces"),
         ("half \ud83e", "half ?"),

@@ -5,13 +5,21 @@ import json
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 from prefect import flow
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate
-from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId, ArtifactFilterKey
+from prefect.client.schemas.filters import (
+    ArtifactFilter,
+    ArtifactFilterFlowRunId,
+    ArtifactFilterKey,
+    LogFilter,
+    LogFilterFlowRunId,
+)
 from pydantic import SecretStr
 
 from prefect_imagegen.app import registry
@@ -37,6 +45,54 @@ def manifest(folder: Path, prompts: list[str | None]) -> str:
 
 def metadata(store: str, run_id: str) -> pa.Table:
     return pq.read_table(f"{store}/runs/{run_id}/metadata")
+
+
+@pytest.mark.s3
+def test_private_references_through_the_flow(s3, tmp_path: Path) -> None:
+    """Photographs of the store's own bucket and of a disk reach the API; neither logs nor artifacts tell how."""
+    url = s3.url()
+    ImageStore(url=url, storage_options=s3.options).save("private", overwrite=True)
+    fs = fsspec.filesystem("s3", **s3.options, skip_instance_cache=True)
+    bucket, photo = url.removeprefix("s3://"), tmp_path / "here.png"
+    for number, colour in enumerate(("navy", "teal", "white", "gold")):
+        Image.new("RGB", (96, 96), colour).save(photo)
+        fs.pipe_file(f"{bucket}/photos/{number}.png", photo.read_bytes())
+    cells = [[f"{url}/photos/{n}.png", "here.png"] for n in range(4)]
+    path = tmp_path / "prompts.parquet"
+    pq.write_table(pa.table({"prompt": [f"edit {n}" for n in range(3)] + ["forbidden"], "image_urls": cells}), path)
+    refusal = Fault(
+        fault="failed", prompt_contains="forbidden", text=f"bad image_urls {url}?X-Amz-Signature=SECRETPART"
+    )
+    settings = GatewaySettings(allow_loopback=True, faults=FaultScript(faults=[refusal]))
+    with EmbeddedGateway(settings) as gateway:
+        Segmind(api_key="SG_0123456789abcdef", base_url=gateway.url).save("private", overwrite=True)
+        state = generate_images(
+            str(path), "image-store/private", "segmind/private", GenerateOptions(), return_state=True
+        )
+        sent = [address for record in gateway.books.billed for address in record.body["image_urls"]]
+    close_connections(fs)
+    assert (len(sent), sum("X-Amz-Signature" in one for one in sent), sum("/assets/" in one for one in sent)) == (
+        6,
+        3,
+        3,
+    )
+    assert state.name == "CompletedWithFailures"
+    flow_run = state.state_details.flow_run_id
+
+    async def told() -> str:
+        async with get_client() as client:
+            logs = await client.read_logs(LogFilter(flow_run_id=LogFilterFlowRunId(any_=[flow_run])), limit=200)
+            wanted = ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[flow_run]))
+            artifacts = await client.read_artifacts(artifact_filter=wanted)
+            run = await client.read_flow_run(flow_run)
+            return " ".join(
+                map(str, (*(log.message for log in logs), *(one.data for one in artifacts), run.parameters))
+            )
+
+    text = asyncio.run(told())
+    assert "4 rows" in text
+    for secret in ("X-Amz", "SECRETPART", "/assets/", "SG_0123456789abcdef", "writer-secret"):
+        assert secret not in text
 
 
 @pytest.mark.s3

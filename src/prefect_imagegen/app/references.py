@@ -3,7 +3,7 @@
 import asyncio
 import hashlib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -16,6 +16,7 @@ from prefect_imagegen.io.references import ReadingOptions, ReferenceReader
 from prefect_imagegen.net.fetch import FetchPolicy
 
 _SAMPLED_OF = 10
+_REMEMBERED = 100_000
 _LOCAL = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
@@ -55,6 +56,8 @@ class ReferenceChecks:
     reading: ReadingOptions
     check: CheckReferences = "all"
     transport: ReferenceTransport = "auto"
+    _seen: dict[tuple[str, bool], ReferenceFacts | str] = field(default_factory=dict)
+    """What this plan has found out: each reference is read once, whatever its server says of its version."""
 
     def contents(self, uris: Iterable[str]) -> dict[str, ReferenceFacts | str]:
         """Facts of references that are identified by content, or why one cannot be read."""
@@ -83,7 +86,14 @@ class ReferenceChecks:
 
     def _examine(self, uris: Iterable[str], *, look: bool) -> dict[str, ReferenceFacts | str]:
         wanted = set(uris)
-        return asyncio.run(self._read(wanted, look)) if wanted else {}
+        found = {uri: self._seen[uri, look] for uri in wanted if (uri, look) in self._seen}
+        if rest := wanted - found.keys():
+            read = asyncio.run(self._read(rest, look))
+            if len(self._seen) + len(read) > _REMEMBERED:
+                self._seen.clear()
+            self._seen.update({(uri, look): facts for uri, facts in read.items()})
+            found |= read
+        return found
 
     async def _read(self, uris: set[str], look: bool) -> dict[str, ReferenceFacts | str]:
         cache = ReferenceCache()

@@ -5,7 +5,9 @@ import re
 _KEY = re.compile(r"SG_[0-9A-Fa-f]{8,}")
 # An asset's address holds the e-mail address of the account that uploaded it.
 _ASSET = re.compile(r"https?://[^\s\"'<>]*/assets/[^\s\"'<>]*")
+_DATA = re.compile(r"data:[a-z]+/[^\s\"'<>]*", re.IGNORECASE)
 _QUERY = re.compile(r"(https?://[^\s\"'<>?#]+)[?#][^\s\"'<>]*")
+_OTHER_QUERY = re.compile(r"(\b\w+://[^\s\"'<>?]+)\?[^\s\"'<>]*")
 _USER = re.compile(r"(\b\w+://)[^\s/@\"'<>]+@")
 MAX_TEXT = 500
 _READ = 8 * MAX_TEXT
@@ -13,12 +15,12 @@ _READ = 8 * MAX_TEXT
 
 
 def redact(text: str) -> str:
-    """The text without API keys, user parts and queries of URLs, and asset URLs; at most 500 characters.
+    """The text without API keys, user parts and queries of URLs, asset and data URLs; at most 500 characters.
 
     Half characters (lone surrogates), which no file can hold, become question marks.
     """
     text = text[:_READ].encode("utf-8", "replace").decode()
-    text = _ASSET.sub("[asset url]", _KEY.sub("[key]", text))
-    text = _USER.sub(r"\1", _QUERY.sub(r"\1", text))
+    text = _ASSET.sub("[asset url]", _DATA.sub("[data url]", _KEY.sub("[key]", text)))
+    text = _USER.sub(r"\1", _OTHER_QUERY.sub(r"\1", _QUERY.sub(r"\1", text)))
     text = " ".join(text.split())
     return text if len(text) <= MAX_TEXT else text[: MAX_TEXT - 1] + "…"
