@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prefect_imagegen.app.plan import PlanDraft, Planner, WrittenPlan, request_from_json, request_to_json
+from prefect_imagegen.app.plan import PlanDraft, Planner
+from prefect_imagegen.app.written_plan import WrittenPlan, request_from_json, request_to_json
 from prefect_imagegen.core.errors import RefusedError, StoreError
 from prefect_imagegen.core.events import Event
 from prefect_imagegen.core.ledger import LedgerView, events_table, fold

@@ -27,6 +27,7 @@ from prefect_imagegen.app.options import GenerateOptions
 from prefect_imagegen.app.prepare import Job, RowsRefusedError, plan_only
 from prefect_imagegen.app.result import RunResult
 from prefect_imagegen.app.settings import BackendSettings, StoreSettings
+from prefect_imagegen.app.written_plan import WrittenPlan
 from prefect_imagegen.core.plan import PlanSummary
 from prefect_imagegen.gateway.server import EmbeddedGateway
 from prefect_imagegen.gateway.settings import GatewaySettings
@@ -492,7 +493,7 @@ def test_a_reference_that_changes_after_the_plan(world: World, monkeypatch: pyte
     """Other bytes than were planned are never sent under the planned key: the row fails, and the next run makes it."""
     write(world, [["photos/" + name] for name, place in world.places.items() if place.startswith("photos/")])
     name = next(name for name, place in world.places.items() if place.startswith("photos/"))
-    before = prefect_imagegen.app.session.WrittenPlan.load  # type: ignore[attr-defined]
+    before = WrittenPlan.load
 
     async def load(*args: Any) -> Any:
         world.rewrite(name, world.photos[list(world.photos)[5]])
@@ -500,7 +501,7 @@ def test_a_reference_that_changes_after_the_plan(world: World, monkeypatch: pyte
 
     with sandbox(engine="static") as gateway:
         with monkeypatch.context() as patch:
-            patch.setattr("prefect_imagegen.app.session.WrittenPlan.load", load)
+            patch.setattr(WrittenPlan, "load", load)
             result = generate(world, gateway.url, {})
         assert result.failures == {"reference_unreadable": 1}
         again = generate(world, gateway.url, {})

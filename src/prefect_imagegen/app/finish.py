@@ -12,9 +12,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from prefect_imagegen.app.options import SECRET_OPTIONS
-from prefect_imagegen.app.plan import request_from_json
 from prefect_imagegen.app.result import STATES, STOP_REASONS, RunResult
 from prefect_imagegen.app.session import Session
+from prefect_imagegen.app.written_plan import request_from_json
 from prefect_imagegen.core import layout
 from prefect_imagegen.core.errors import StoreError
 from prefect_imagegen.core.ledger import first_of_each_key, image_facts

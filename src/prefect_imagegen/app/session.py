@@ -19,10 +19,10 @@ import pyarrow.parquet as pq
 from pydantic import SecretStr
 
 from prefect_imagegen.app.adapters import make_backend, resolve_backend
-from prefect_imagegen.app.plan import WrittenPlan
 from prefect_imagegen.app.prepare import Prepared
 from prefect_imagegen.app.references import account_of, is_local, reading_options
 from prefect_imagegen.app.settings import BackendSettings
+from prefect_imagegen.app.written_plan import WrittenPlan
 from prefect_imagegen.control import RunControl
 from prefect_imagegen.core import layout
 from prefect_imagegen.core.budget import Budget
