@@ -108,6 +108,7 @@ class PhotoServer:
 
     def __init__(self) -> None:
         self.files: dict[str, bytes] = {}
+        self.marks = True
         self.asked: list[tuple[str, dict[str, str]]] = []
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
@@ -136,7 +137,7 @@ class PhotoServer:
         mark = f'"{hashlib.sha256(data).hexdigest()[:8]}"'
         if request.headers.get("if-none-match") == mark:
             return web.Response(status=304)
-        return web.Response(body=data, headers={"etag": mark})
+        return web.Response(body=data, headers={"etag": mark} if self.marks else {})
 
 
 def photographs() -> dict[str, bytes]:
@@ -397,6 +398,24 @@ def test_bad_references_are_named_before_any_call(world: World, s3: Any) -> None
     unseen = plan(world, s3.options, check_references="none")
     assert (unseen.counts["new"], [error.row for error in unseen.errors]) == (2, [2])
     assert plan(world, s3.options, max_reference_megapixels=100.0).counts["new"] == 1
+
+
+def test_a_sample_is_looked_at(world: World) -> None:
+    """With `sample` about a tenth of the web references is asked for, the same ones each time."""
+    write(world, [[f"{world.server.url}/missing-{n}.png"] for n in range(200)])
+    found = [plan(world, {}, check_references="sample") for _ in range(2)]
+    assert 5 <= found[0].counts["invalid"] == len(world.server.asked) // 2 <= 40
+    assert [str(error) for error in found[0].errors] == [str(error) for error in found[1].errors]
+
+
+def test_each_reference_is_read_once(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A plan of many windows asks for each reference once, also where the server names no version of it."""
+    monkeypatch.setattr("prefect_imagegen.io.manifests.WINDOW_ROWS", 10)
+    world.server.marks = False
+    places = [place for place in world.places.values() if place.startswith("http")]
+    write(world, [[places[n % len(places)]] for n in range(100)])
+    assert plan(world, {}).counts["new"] == 100
+    assert sorted(path for path, _ in world.server.asked) == sorted(place[len(world.server.url) :] for place in places)
 
 
 @pytest.mark.s3
