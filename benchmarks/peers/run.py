@@ -1,6 +1,6 @@
 """This project beside its peers, against one gateway: speed, memory, and what crashes, storms and hung calls cost.
 
-    python benchmarks/peers/run.py [--images 400] [--peer NAME] [--markdown]
+    python benchmarks/peers/run.py [--images 400] [--peer NAME]
 
 Every peer gets a virtual environment of its own beside this file (made on the first run, ignored by git). The gateway
 (engine `static`: distinct JPEGs of 130 kB) runs in a process of its own and keeps the books. A case that a peer does

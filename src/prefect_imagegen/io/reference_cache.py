@@ -4,9 +4,11 @@ A SQLite file below `PREFECT_IMAGEGEN_CACHE` (default: the user's cache folder),
 addresses of uploaded assets hold the e-mail address of the account. It may be deleted at any time.
 """
 
+import atexit
 import hashlib
 import json
 import os
+import shutil
 import sqlite3
 import tempfile
 import threading
@@ -16,8 +18,10 @@ from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 
+from prefect_imagegen.core.errors import RefusedError
 from prefect_imagegen.core.references import ReferenceFacts
 
+_PATIENCE_S = 30.0
 CACHE_VARIABLE = "PREFECT_IMAGEGEN_CACHE"
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS facts (uri TEXT PRIMARY KEY, version TEXT NOT NULL, facts TEXT NOT NULL) WITHOUT ROWID;
@@ -38,13 +42,16 @@ def _folder(named: str | None) -> Path:
         with tempfile.TemporaryFile(dir=folder):
             return folder
     except OSError:
-        return Path(tempfile.mkdtemp(prefix="imagegen-cache-"))
+        own = tempfile.mkdtemp(prefix="imagegen-cache-")
+        atexit.register(shutil.rmtree, own, ignore_errors=True)
+        return Path(own)
 
 
 class ReferenceCache:
     """Facts by URI and version, uploads by account and SHA-256, signed addresses by URI and SHA-256.
 
-    May be used from several threads and processes at once. Close it with `close`.
+    May be used from several threads and processes at once. Close it with `close`. Every call may raise RefusedError
+    (`cache_unusable`).
     """
 
     def __init__(self) -> None:
@@ -56,9 +63,13 @@ class ReferenceCache:
         """Opened by the first who asks: most runs have no references."""
         if self._opened is None:
             path = _folder(os.environ.get(CACHE_VARIABLE)) / "references.sqlite"
-            path.touch(mode=0o600)
-            self._opened = sqlite3.connect(path, timeout=30.0, isolation_level=None, check_same_thread=False)
-            self._opened.executescript(_SCHEMA)
+            try:
+                self._opened = _connected(path)
+            except sqlite3.OperationalError as error:
+                raise _unusable(error) from error
+            except sqlite3.DatabaseError:  # it is no database any more, and may be deleted at any time
+                path.unlink(missing_ok=True)
+                self._opened = _connected(path)
         return self._opened
 
     def close(self) -> None:
@@ -103,16 +114,41 @@ class ReferenceCache:
         self._many("INSERT OR REPLACE INTO signed VALUES (?, ?, ?)", [(*key, url) for key, url in found.items()])
 
     def _one(self, query: str, *values: str) -> str | None:
-        with self._lock, closing(self._base.execute(query, values)) as rows:
-            row = rows.fetchone()
+        try:
+            with self._lock, closing(self._base.execute(query, values)) as rows:
+                row = rows.fetchone()
+        except sqlite3.Error as error:
+            raise _unusable(error) from error
         return None if row is None else str(row[0])
 
     def _many(self, query: str, rows: Sequence[tuple[str, ...]]) -> None:
-        if rows:
-            with self._lock:
-                self._base.execute("BEGIN IMMEDIATE")
-                self._base.executemany(query, rows)
-                self._base.execute("COMMIT")
+        if not rows:
+            return
+        try:
+            with self._lock, self._base as base:
+                base.execute("BEGIN IMMEDIATE")
+                base.executemany(query, rows)
+        except sqlite3.Error as error:
+            raise _unusable(error) from error
+
+
+def _connected(path: Path) -> sqlite3.Connection:
+    path.touch(mode=0o600)
+    base = sqlite3.connect(path, timeout=_PATIENCE_S, isolation_level=None, check_same_thread=False)
+    try:
+        base.executescript(_SCHEMA)
+    except sqlite3.Error:
+        base.close()
+        raise
+    return base
+
+
+def _unusable(error: sqlite3.Error) -> RefusedError:
+    return RefusedError(
+        "cache_unusable",
+        f"The cache of references cannot be used: {error}.",
+        remedy=f"Delete it, or name another folder, on a disk of this machine, in {CACHE_VARIABLE}.",
+    )
 
 
 def _name(text: str) -> str:

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 from weakref import WeakValueDictionary
 
 from prefect_imagegen.core import layout
-from prefect_imagegen.core.errors import BackendError
+from prefect_imagegen.core.errors import BackendError, RefusedError
 from prefect_imagegen.core.outcomes import OUTCOMES
 from prefect_imagegen.core.redact import redact
 from prefect_imagegen.core.references import ReferenceTransport, family, is_web, media_type, normalised
@@ -70,6 +70,8 @@ class ReferenceRoutes:
             return await self._upload(reference, fresh)
         except ReferenceReadError as error:
             raise BackendError("reference_unreadable", f"{redact(reference.uri)}: {error}") from error
+        except RefusedError as error:
+            raise BackendError("reference_unreadable", str(error)) from error
 
     async def _link(self, reference: Reference) -> str | None:
         """The URL by which the API can fetch the reference itself; None where there is none, or none is wanted."""
