@@ -91,6 +91,15 @@ def test_unusable_columns_are_refused(columns, options, culprit, remedy) -> None
     assert remedy in error.remedy
 
 
+def test_a_signed_value_is_refused() -> None:
+    """Values of a run are stored with it, so a signature among them is refused, and not repeated."""
+    for value in ("https://host/a.png?X-Amz-Signature=SECRETPART", ["https://host/a", "https://host/b?sig=SECRETPART"]):
+        error = refusal(plan_columns, ["prompt"], ManifestOptions(values={"image_urls": value}))
+        assert error.kind == "signed_value"
+        assert "SECRETPART" not in str(error)
+    assert plan_columns(["prompt"], ManifestOptions(values={"image_urls": "https://host/a?size=2"})).sources
+
+
 def test_a_prompt_for_all_rows_needs_no_column() -> None:
     """A manifest without prompts will do where one prompt is set for the whole run."""
     assert plan_columns(["photo"], ManifestOptions(values={"prompt": "a cup"})).sources == {}

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from prefect_imagegen.core.errors import RefusedError
 from prefect_imagegen.core.metadata import carried_name
 from prefect_imagegen.core.models import DEFAULT_MODEL, MODELS, FieldSpec
+from prefect_imagegen.core.references import is_signed
 
 COMMON_FIELDS = ("prompt", "model", "seed", "image_urls")
 _KNOWN_FIELDS = frozenset(COMMON_FIELDS).union(*(spec.fields for spec in MODELS.values()))
@@ -49,7 +50,7 @@ def plan_columns(columns: Sequence[str], options: ManifestOptions) -> ColumnPlan
     """Match the manifest's columns with the fields of requests.
 
     Raises RefusedError (`manifest_schema`) for a named column that does not exist, a field fed by several columns,
-    a column name that occurs twice, or a manifest without prompts.
+    a column name that occurs twice, or a manifest without prompts; `signed_value` for a signed URL among the values.
     """
     doubled = sorted({name for name in columns if list(columns).count(name) > 1})
     if doubled:
@@ -78,6 +79,12 @@ def plan_columns(columns: Sequence[str], options: ManifestOptions) -> ColumnPlan
             "manifest_schema",
             f"The manifest has no column 'prompt'; it has: {', '.join(columns) or 'none'}.",
             remedy=f"Name the column that holds the prompts: --column prompt={columns[0] if columns else 'COLUMN'}",
+        )
+    if is_signed(str(options.values.get("image_urls", ""))):
+        raise RefusedError(
+            "signed_value",
+            "A value for image_urls holds a signed URL; values of a run are stored, and signatures must not be.",
+            remedy="Put it into a column of the manifest, and use --reference-identity content.",
         )
     # Reference addresses may be private: they reach the metadata as references, never as a raw column.
     hidden = set(sources.get("image_urls", ()))
