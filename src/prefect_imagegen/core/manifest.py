@@ -80,12 +80,7 @@ def plan_columns(columns: Sequence[str], options: ManifestOptions) -> ColumnPlan
             f"The manifest has no column 'prompt'; it has: {', '.join(columns) or 'none'}.",
             remedy=f"Name the column that holds the prompts: --column prompt={columns[0] if columns else 'COLUMN'}",
         )
-    if is_signed(str(options.values.get("image_urls", ""))):
-        raise RefusedError(
-            "signed_value",
-            "A value for image_urls holds a signed URL; values of a run are stored, and signatures must not be.",
-            remedy="Put it into a column of the manifest, and use --reference-identity content.",
-        )
+    _refuse_signed(options.values.get("image_urls"))
     # Reference addresses may be private: they reach the metadata as references, never as a raw column.
     hidden = set(sources.get("image_urls", ()))
     hidden |= {name for name in ("prompt", "seed", "model") if sources.get(name) == (name,)}
@@ -141,6 +136,15 @@ def parse_value(name: str, text: str) -> Any:
             "bad_value", f"--set {name}={text}: {name} takes a value of type {kind}.", remedy="Correct the value."
         ) from None
     return value
+
+
+def _refuse_signed(references: Any) -> None:
+    if is_signed(str(references)):
+        raise RefusedError(
+            "signed_value",
+            "A value for image_urls holds a signed URL; values of a run are stored, and signatures must not be.",
+            remedy="Put it into a column of the manifest, and use --reference-identity content.",
+        )
 
 
 def _any_spec(name: str) -> FieldSpec | None:
