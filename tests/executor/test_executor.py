@@ -344,11 +344,13 @@ async def test_free_failures_do_not_count_but_end(bench: Bench) -> None:
 
 
 async def test_bad_bytes_are_fetched_again_never_bought(bench: Bench) -> None:
-    """Bytes that are no image are fetched three times; then the row fails for good, after one POST."""
-    bench.backend.collects = [b"<html>", png()[:100]]
+    """Bytes that are no image are fetched five times, ever later; then the row fails for good, after one POST."""
+    bench.backend.collects = [b"<html>", png()[:100], b"", b""]
+    started = bench.clock.monotonic()
     assert (await bench.make()).status == "generated"
-    assert bench.backend.history == ["submit", "collect", "collect", "collect"]
-    bench.backend.collects = [b"", b"", b"", b""]
+    assert bench.backend.history == ["submit", *["collect"] * 5]
+    assert bench.clock.monotonic() - started > 1.0
+    bench.backend.collects = [b"", b"", b"", b"", b"", b""]
     result = await bench.make(GenerationRequest("flux-2-klein-9b", {"prompt": "b", "seed": 1}))
     assert (result.status, result.error_kind, result.attempts) == ("failed", "bad_output", 1)
 

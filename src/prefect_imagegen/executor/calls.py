@@ -8,6 +8,7 @@ from prefect_imagegen.core import layout
 from prefect_imagegen.core.errors import BackendError, StoreError
 from prefect_imagegen.core.image import BadImageError, Decoded, decode, facts_of
 from prefect_imagegen.core.outcomes import HELD_KINDS, OUTCOMES
+from prefect_imagegen.core.retry import backoff
 from prefect_imagegen.crashpoints import reached
 from prefect_imagegen.executor.claims import Claims
 from prefect_imagegen.executor.closing import Closing
@@ -15,7 +16,7 @@ from prefect_imagegen.executor.kit import Kit
 from prefect_imagegen.executor.rows import Again, Park, Row, Step
 from prefect_imagegen.ports import Delivery, Submission
 
-COLLECT_TRIES = 3
+COLLECT_TRIES = 5
 OUTPUTS_LIVE = timedelta(days=8)
 """Segmind keeps outputs for seven days."""
 ID_TRIES = 5
@@ -148,10 +149,12 @@ class Calls:
         return await kit.delivered(row, facts, delivery)
 
     async def _collect(self, submission: Submission) -> Collected:
-        """The bytes, decoded in full; bad ones are fetched again, never bought again."""
+        """The bytes, decoded in full; bad ones are fetched again, ever later, and never bought again."""
         kit = self._kit
         failure = BackendError("bad_output", "no bytes came", request_id=submission.request_id)
-        for _ in range(COLLECT_TRIES):
+        for failures in range(COLLECT_TRIES):
+            if failures:
+                await kit.unless_interrupted(kit.clock.sleep(backoff(failures, kit.draw())), "submitted", 0.0)
             # A v1 answer that is being read is lost if it is let go; a job can be polled by the next run.
             grace = 0.0 if submission.open_body is None else kit.policy.drain_seconds
             try:
