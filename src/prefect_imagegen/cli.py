@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import click
-from pydantic import SecretStr
 from rich.console import Console
 
 from prefect_imagegen.app import registry
@@ -24,11 +23,8 @@ from prefect_imagegen.arguments import backend_of, generate_options, options_of,
 from prefect_imagegen.console import quiet_prefect, show_plan, show_result, show_statuses, showing_progress
 from prefect_imagegen.core.errors import RefusedError
 from prefect_imagegen.ending import Ended, planned, print_json, telling
-from prefect_imagegen.gateway.engines import ENGINES
-from prefect_imagegen.gateway.faults import FaultScript, load_faults
-from prefect_imagegen.gateway.server import run_server
-from prefect_imagegen.gateway.settings import GatewaySettings
 from prefect_imagegen.maintenance import COMMANDS
+from prefect_imagegen.serving import serve
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -81,51 +77,6 @@ def demo(folder: str) -> None:
 
 
 @cli.command()
-@click.option("--engine", type=click.Choice(sorted(ENGINES)), default="sandbox", show_default=True, help="What draws.")
-@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
-@click.option("--port", default=8700, show_default=True, help="Port to listen on.")
-@click.option("--latency", type=float, default=0.0, metavar="S", help="Seconds that each generation takes.")
-@click.option("--credits", "credits_usd", type=float, metavar="X", help="US dollars on the account.")
-@click.option("--requests-per-minute", type=float, metavar="N", help="Answer 429 above this rate.")
-@click.option("--history-lag", type=float, default=0.0, metavar="S", help="Seconds until the history knows a request.")
-@click.option("--faults", metavar="FILE", help="Fault script, JSON.")
-@click.option("--data", type=click.Path(file_okay=False, path_type=Path), metavar="DIR", help="Where outputs lie.")
-def serve(
-    engine: str,
-    host: str,
-    port: int,
-    latency: float,
-    credits_usd: float | None,
-    requests_per_minute: float | None,
-    history_lag: float,
-    faults: str | None,
-    data: Path | None,
-) -> None:
-    """Serve the Segmind API yourself: for tests, for development, without an account."""
-    console = Console(stderr=True)
-    with telling("", as_json=False):
-        key = os.environ.get("PREFECT_IMAGEGEN_API_KEY")
-        settings = GatewaySettings(
-            engine=engine,
-            latency_s=latency,
-            credits=credits_usd,
-            requests_per_minute=requests_per_minute,
-            history_lag_s=history_lag,
-            faults=load_faults(faults) if faults else FaultScript(),
-            data_dir=data,
-            api_key=SecretStr(key) if key else None,
-        )
-
-        def show(url: str) -> None:
-            console.print(f"engine [bold]{engine}[/], {url}, key: {'yours' if key else 'any non-empty one'}")
-
-        try:
-            run_server(settings, host, port, on_listening=show)
-        except KeyboardInterrupt:  # Ctrl-C is how it is meant to end
-            console.print("stopped")
-
-
-@cli.command()
 @store_options
 @click.argument("run", required=False)
 def status(run: str | None, **given: Any) -> None:
@@ -138,7 +89,7 @@ def status(run: str | None, **given: Any) -> None:
             console.print("\n" + found[0].report_text, markup=False)
 
 
-for command in COMMANDS:
+for command in (serve, *COMMANDS):
     cli.add_command(command)
 
 

@@ -24,8 +24,9 @@ from pydantic import SecretStr
 from prefect_imagegen.core.errors import RefusedError
 from prefect_imagegen.core.image import decode
 from prefect_imagegen.core.models import ASPECT_SIZES, MODELS
-from prefect_imagegen.gateway.engines import ENGINES, Picture
-from prefect_imagegen.gateway.server import EmbeddedGateway, check_host
+from prefect_imagegen.gateway.engines import Picture, StaticEngine
+from prefect_imagegen.gateway.metrics import Metrics
+from prefect_imagegen.gateway.server import EmbeddedGateway, check_settings
 from prefect_imagegen.gateway.settings import GatewaySettings
 
 MODEL = "flux-2-klein-9b"
@@ -241,9 +242,9 @@ def test_references_of_strangers() -> None:
 @pytest.mark.parametrize(("image_format", "size"), [("jpeg", 130_000), ("png", 1_000_000), ("webp", 60_000)])
 def test_the_static_engine(image_format: str, size: int) -> None:
     """The engine `static` gives bytes of about the chosen size, distinct for each request, that decode in full."""
-    engine = ENGINES["static"](static_format=image_format, static_bytes=size)
+    engine = StaticEngine(GatewaySettings(static_format=image_format, static_bytes=size), Metrics())
     found = [
-        engine.draw(Picture(MODEL, "a", 1, 64, 64, image_format, 90, request_id=f"id-{number}")).data
+        engine.paint(Picture(MODEL, "a", 1, 64, 64, image_format, 90, request_id=f"id-{number}")).data
         for number in range(3)
     ]
     assert len(set(found)) == 3
@@ -255,13 +256,27 @@ def test_the_static_engine(image_format: str, size: int) -> None:
 def test_a_gateway_for_strangers_needs_a_key() -> None:
     """Any address but loopback is refused without a key, and an unknown engine always."""
     for host in ("127.0.0.1", "::1", "localhost"):
-        check_host(GatewaySettings(), host)
-    check_host(GatewaySettings(api_key=SecretStr("k")), "0.0.0.0")
+        check_settings(GatewaySettings(), host)
+    check_settings(GatewaySettings(api_key=SecretStr("k")), "0.0.0.0")
     for host in ("0.0.0.0", "::", "example.org", "192.168.1.5"):
         with pytest.raises(RefusedError, match="PREFECT_IMAGEGEN_API_KEY"):
-            check_host(GatewaySettings(), host)
+            check_settings(GatewaySettings(), host)
     with pytest.raises(RefusedError, match="sandbox"):
-        check_host(GatewaySettings(engine="oil"), "127.0.0.1")
+        check_settings(GatewaySettings(engine="oil"), "127.0.0.1")
+
+
+def test_the_engine_diffusers_needs_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the extra, a checkpoint or a known dtype the engine is refused before anything is loaded."""
+    settings = GatewaySettings(engine="diffusers")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "torch" else name)
+    with pytest.raises(RefusedError, match=r"needs torch.*prefect-imagegen\[diffusers\]"):
+        check_settings(settings, "127.0.0.1")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
+    with pytest.raises(RefusedError, match="--model"):
+        check_settings(settings, "127.0.0.1")
+    settings.model_path, settings.dtype = "a/b", "int4"
+    with pytest.raises(RefusedError, match="float32"):
+        check_settings(settings, "127.0.0.1")
 
 
 def test_what_cannot_be_drawn_ends() -> None:

@@ -109,6 +109,24 @@ ASPECT_SIZES: Mapping[str, tuple[int, int]] = MappingProxyType(
 Segmind publishes no sizes; what it returns is read from the decoded bytes.
 """
 
+_MEGAPIXEL = 1024 * 1024
+_GRID = 16
+
+
+def pixels_of(aspect_ratio: str, first: tuple[int, int] | None, megapixels: float = 1.0) -> tuple[int, int]:
+    """Width and height to draw: of the table, or of the first reference, scaled down to so many megapixels.
+
+    Multiples of 16, as the model wants them. Raises KeyError for an aspect ratio that is not in `ASPECT_SIZES`.
+    """
+    if aspect_ratio == MATCH_INPUT_IMAGE and first is not None:
+        width, height = first
+        scale = min(1.0, (megapixels * _MEGAPIXEL / (width * height)) ** 0.5)
+    else:
+        width, height = ASPECT_SIZES[aspect_ratio]
+        scale = megapixels**0.5
+    return max(_GRID, int(width * scale) // _GRID * _GRID), max(_GRID, int(height * scale) // _GRID * _GRID)
+
+
 PUBLISHED_PRICES_USD: Mapping[str, float] = MappingProxyType({"flux-2-klein-9b": 0.04019, "flux-2-klein-4b": 0.03185})
 """Average price of an image at Segmind (published in August 2026; the price is metered, so it varies by request)."""
 DEFAULT_PRICE_USD = 0.045

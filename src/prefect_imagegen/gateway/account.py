@@ -8,7 +8,6 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import JSONResponse, Response
 
-from prefect_imagegen.core.models import MODELS
 from prefect_imagegen.gateway.calls import WITH_KEY, BooksOf, error_answer, json_body, pick_fault, strike
 from prefect_imagegen.gateway.records import Books, Record
 from prefect_imagegen.gateway.studio import body_text
@@ -85,9 +84,9 @@ async def history_detail(request_id: str, request: Request, books: BooksOf) -> R
 
 
 @router.get("/inference-model-information/list")
-async def catalogue() -> list[dict[str, Any]]:
+async def catalogue(books: BooksOf) -> list[dict[str, Any]]:
     """The models that are served."""
-    return [{"slug": slug, "is_depreciated": False} for slug in sorted(MODELS)]
+    return [{"slug": slug, "is_depreciated": False} for slug in books.models]
 
 
 @router.post("/upload-asset", dependencies=[WITH_KEY])

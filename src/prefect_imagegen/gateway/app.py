@@ -1,12 +1,13 @@
 """The Segmind API, self-hosted: the routes, bodies, states and error codes of flux-2-klein, as published.
 
-Beyond the API: `GET /health` (no key) names the engine, every answer has the header `x-imagegen-engine`, and
-`GET /_gateway/stats` tells what was called and billed. v1 work goes on, and is billed, when the client hangs up.
+Beyond the API: `GET /health` (no key) names the engine and is 503 until it can draw, every answer has the header
+`x-imagegen-engine`, `GET /metrics` (no key) is for Prometheus, and `GET /_gateway/stats` tells what was called and
+billed. v1 work goes on, and is billed, when the client hangs up.
 """
 
-from collections.abc import AsyncIterator
+import asyncio
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -14,27 +15,35 @@ from fastapi.responses import HTMLResponse, JSONResponse, Response
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp
 
-from prefect_imagegen.core.models import MODELS
-from prefect_imagegen.gateway import account, generation
-from prefect_imagegen.gateway.calls import WITH_KEY, AnswerError, BooksOf
-from prefect_imagegen.gateway.records import Books
+from prefect_imagegen.gateway import account, generation, operation
+from prefect_imagegen.gateway.calls import AnswerError
 from prefect_imagegen.gateway.studio import Studio
 from prefect_imagegen.gateway.wire import Wire
 
 
-def create_app(books: Books) -> ASGIApp:
-    """The gateway as an ASGI app over these books."""
+def create_app(studio: Studio, on_failure: Callable[[Exception], None] | None = None) -> ASGIApp:
+    """The gateway as an ASGI app over a studio; `on_failure` learns of an engine that cannot get ready."""
+    books = studio.books
 
     @asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        app.state.studio = Studio(books)
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        starting = asyncio.create_task(studio.get_ready())
+        starting.add_done_callback(failed)
+        await asyncio.sleep(0)  # an engine that needs no time is ready before the first call
         yield
-        await app.state.studio.close()
+        starting.cancel()
+        await studio.close()
+
+    def failed(starting: "asyncio.Task[None]") -> None:
+        error = None if starting.cancelled() else starting.exception()
+        if isinstance(error, Exception) and on_failure is not None:
+            on_failure(error)
 
     app = FastAPI(title="prefect-imagegen gateway", lifespan=lifespan, redoc_url=None)
-    app.state.books = books
+    app.state.studio, app.state.books = studio, books
     app.include_router(account.router)
     app.include_router(generation.router)
+    app.include_router(operation.router)
 
     @app.exception_handler(AnswerError)
     async def answer(_: Request, error: AnswerError) -> Response:
@@ -50,13 +59,5 @@ def create_app(books: Books) -> ASGIApp:
     async def bad_query(_: Request, error: RequestValidationError) -> Response:
         first = error.errors()[0]
         return JSONResponse({"error": f"{first['loc'][-1]}: {first['msg']}"}, 400)
-
-    @app.get("/health")
-    async def health() -> dict[str, Any]:
-        return {"status": "ok", "engine": books.settings.engine, "models": sorted(MODELS)}
-
-    @app.get("/_gateway/stats", dependencies=[WITH_KEY])
-    async def stats(own: BooksOf) -> dict[str, Any]:
-        return own.statistics()
 
     return Wire(app, books.settings.engine)

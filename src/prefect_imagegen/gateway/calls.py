@@ -8,7 +8,6 @@ from typing import Annotated, Any
 from fastapi import Depends, Request
 from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 
-from prefect_imagegen.core.models import MODELS
 from prefect_imagegen.gateway.faults import HANG_S, Call, Fault
 from prefect_imagegen.gateway.records import Books, Record, reset_header
 from prefect_imagegen.gateway.studio import Studio
@@ -67,16 +66,18 @@ async def json_body(request: Request) -> dict[str, Any]:
 async def accept(request: Request, books: Books, model: str, call: Call) -> tuple[dict[str, Any], Fault | None]:
     """Everything that is checked before work is taken on; the body, and the fault that strikes the request."""
     books.calls[call] += 1
-    if model not in MODELS:
+    studio: Studio = request.app.state.studio
+    if model not in books.models:
         raise error_answer(404, f"Model {model} not found")
+    if studio.state != "ready":
+        raise error_answer(503, f"the gateway is {studio.state}", {"retry-after": "1"})
     body = await json_body(request)
     fault = books.settings.faults.pick(call, model, str(body.get("prompt", "")))
     await strike(fault, "before", request)
     if (reset := books.over_rate()) is not None:
         raise error_answer(429, "rate_limit_exceeded", {"x-rate-limit-reset-at-utc": reset_header(reset)})
-    studio: Studio = request.app.state.studio
     if studio.full:
-        moment = books.settings.clock() + max(1.0, books.settings.latency_s)
+        moment = books.settings.clock() + studio.free_in
         raise error_answer(
             429, "rate_limit_exceeded: the queue is full", {"x-rate-limit-reset-at-utc": reset_header(moment)}
         )

@@ -39,7 +39,7 @@ async def run(model: str, request: Request, books: BooksOf) -> Response:
     await strike(fault, "after", request)
     if record.status == "FAILED":
         raise error_answer(500 if record.broken else 400, record.error or "")
-    path = books.output_of(record)
+    path, record.fetched = books.output_of(record), True
     data = b"" if path is None else await asyncio.to_thread(path.read_bytes)
     headers = {
         "x-request-id": record.request_id,
@@ -47,6 +47,8 @@ async def run(model: str, request: Request, books: BooksOf) -> Response:
         "x-generation-time": f"{(record.finished or 0) - (record.started or 0):.3f}",
         "x-seed-value": str(record.seed),
     }
+    if record.applied:
+        headers["x-imagegen-applied"] = json.dumps(record.applied)  # ASCII, as headers must be
     if books.credits is not None:
         headers["x-remaining-credits"] = f"{books.credits:.6g}"
     return answer_body(data, media_type(record), fault, headers)
@@ -94,6 +96,7 @@ async def download(name: str, request: Request, books: BooksOf) -> Response:
     path = books.output_of(record) if record else None
     if record is None or path is None or path.name != name:
         raise error_answer(404, "Not Found")
+    record.fetched = True
     return answer_body(await asyncio.to_thread(path.read_bytes), media_type(record), fault, {})
 
 
@@ -144,4 +147,4 @@ def _output(record: Record, books: Books, base: str) -> dict[str, Any]:
         "error": None,
         "images": [{"url": url, "content_type": media_type(record), "file_name": record.output, "file_size": size}],
         "timings": {},
-    }
+    } | ({"applied": dict(record.applied)} if record.applied else {})

@@ -3,12 +3,14 @@
 import json
 import math
 from collections import Counter, deque
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from prefect_imagegen.core.models import DEFAULT_PRICE_USD, PUBLISHED_PRICES_USD
+from prefect_imagegen.core.models import DEFAULT_PRICE_USD, MODELS, PUBLISHED_PRICES_USD
+from prefect_imagegen.core.profiles import models_of
 from prefect_imagegen.gateway.faults import Fault
 from prefect_imagegen.gateway.settings import GatewaySettings
 
@@ -32,6 +34,10 @@ class Record:
     output: str | None = None
     content_type: str = ""
     fault: Fault | None = None
+    fetched: bool = False
+    """Whether the image was delivered."""
+    applied: Mapping[str, Any] = field(default_factory=dict)
+    """What was used in place of parameters that the engine could not honour."""
     served_at: str = ""
     """The base URL that the client used: under it, uploads are the gateway's own."""
 
@@ -50,6 +56,12 @@ class Books:
     reserved: float = 0.0
     revoked: bool = False
     _sent: deque[float] = field(default_factory=deque)
+
+    @property
+    def models(self) -> list[str]:
+        """The models that are served: a checkpoint serves its own."""
+        path = self.settings.model_path
+        return sorted(MODELS if path is None else models_of(path, MODELS))
 
     @property
     def credits(self) -> float | None:
@@ -108,6 +120,14 @@ class Books:
         if self.settings.clock() - record.finished >= self.settings.output_ttl_s:
             path.unlink(missing_ok=True)
         return path if path.exists() else None
+
+    def unfetched(self, within_s: float) -> bool:
+        """Whether an image of the last seconds still waits to be fetched."""
+        since = self.settings.clock() - within_s
+        return any(
+            record.status == "COMPLETED" and not record.fetched and (record.finished or 0) > since
+            for record in reversed(self.records.values())
+        )
 
     def landed(self) -> list[Record]:
         """The requests that the history knows by now, newest first."""

@@ -11,15 +11,19 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Self
 
 import uvicorn
+from starlette.types import ASGIApp
 
 from prefect_imagegen.core.errors import RefusedError
 from prefect_imagegen.gateway.app import create_app
 from prefect_imagegen.gateway.engines import ENGINES
+from prefect_imagegen.gateway.engines.diffusers import check_diffusers
 from prefect_imagegen.gateway.records import Books
 from prefect_imagegen.gateway.settings import GatewaySettings
+from prefect_imagegen.gateway.studio import Studio
 
 # Longer than a client keeps an idle connection, so that no POST meets one that is just being closed.
 _KEEPALIVE_S = 75
@@ -45,7 +49,7 @@ class EmbeddedGateway:
         listener = _listen("127.0.0.1", 0)
         self._exit.callback(listener.close)
         self.url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-        self._server = uvicorn.Server(_config(self.books, grace_s=0))
+        self._server = uvicorn.Server(_config(create_app(Studio(self.books)), grace_s=0))
         self._thread = threading.Thread(
             target=lambda: asyncio.run(self._server.serve([listener])), name="gateway", daemon=True
         )
@@ -80,26 +84,59 @@ class EmbeddedGateway:
 def run_server(settings: GatewaySettings, host: str, port: int, on_listening: Callable[[str], None]) -> None:
     """Serve until SIGINT or SIGTERM; `on_listening` gets the URL. Port 0 takes a free one.
 
-    Raises RefusedError for an open host without a key, or a port in use.
+    Raises RefusedError for an open host without a key, a port in use, or an engine that cannot get ready.
     """
-    check_host(settings, host)
+    check_settings(settings, host)
     if threading.current_thread() is threading.main_thread():
         # uvicorn stops on SIGTERM and then raises it once more: its default would end the process right there,
         # and leave the temporary files behind.
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    failures: list[Exception] = []
     with _folder(settings) as folder, contextlib.closing(_listen(host, port)) as listener:
+        studio = Studio(Books(settings, folder))
+
+        def failed(error: Exception) -> None:
+            failures.append(error)
+            server.should_exit = True
+
+        server = _Server(_config(create_app(studio, failed), log_level="info"), studio)
         shown = f"[{host}]" if ":" in host else host
         on_listening(f"http://{shown}:{listener.getsockname()[1]}")
-        config = _config(Books(settings, folder), log_level="info")
-        uvicorn.Server(config).run([listener])
+        server.run([listener])
+    for error in failures:
+        raise error
 
 
-def check_host(settings: GatewaySettings, host: str) -> None:
-    """Refuse to serve strangers without a key. Raises RefusedError."""
+class _Server(uvicorn.Server):
+    """A first signal lets the work that was taken come to its end; a second one ends it."""
+
+    def __init__(self, config: uvicorn.Config, studio: Studio) -> None:
+        super().__init__(config)
+        self._studio = studio
+        self._draining: asyncio.Task[None] | None = None
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Called in the main thread, amid the event loop."""
+        if self._draining is None:
+            loop = asyncio.get_running_loop()
+            self._draining = loop.create_task(self._drain(sig, frame))
+            loop.call_soon_threadsafe(lambda: None)  # it may be waiting for the network
+        else:
+            super().handle_exit(sig, frame)
+
+    async def _drain(self, sig: int, frame: FrameType | None) -> None:
+        await self._studio.drain()
+        super().handle_exit(sig, frame)
+
+
+def check_settings(settings: GatewaySettings, host: str) -> None:
+    """Refuse what cannot be served, and to serve strangers without a key. Raises RefusedError."""
     if settings.engine not in ENGINES:
         raise RefusedError(
             "engine_unknown", f"There is no engine {settings.engine!r}.", remedy=f"Use one of: {', '.join(ENGINES)}."
         )
+    if settings.engine == "diffusers":
+        check_diffusers(settings)
     if settings.api_key is None and not _is_loopback(host):
         raise RefusedError(
             "open_gateway",
@@ -115,9 +152,9 @@ def _is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def _config(books: Books, *, log_level: str = "critical", grace_s: int = 5) -> uvicorn.Config:
+def _config(app: ASGIApp, *, log_level: str = "critical", grace_s: int = 5) -> uvicorn.Config:
     return uvicorn.Config(
-        create_app(books),
+        app,
         log_level=log_level,
         access_log=False,
         lifespan="on",

@@ -36,4 +36,15 @@ class GatewaySettings:
     static_format: str = "jpeg"
     static_bytes: int = 130_000
     allow_loopback: bool = False
+    drain_s: float = 0.0
+    """How long a gateway that is told to stop goes on with the work it has taken."""
+    model_path: str | None = None
+    """Of the engine `diffusers`, as what follows: a folder, or a model id."""
+    weights_license: str | None = None
+    max_batch: int = 4
+    batch_delay_s: float = 0.02
+    dtype: str | None = None
+    device: str | None = None
+    offload: str = "none"
+    megapixels: float = 1.0
     clock: Callable[[], float] = time.time

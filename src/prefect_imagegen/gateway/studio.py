@@ -1,24 +1,22 @@
 """Where the gateway's work is done: requests are checked, queued, drawn, billed and kept."""
 
 import asyncio
-import io
 import json
 import logging
-import os
 import secrets
 import uuid
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, Literal
 
 from PIL import Image
 
-from prefect_imagegen.core.image import CONTENT_TYPES, BadImageError, decode
-from prefect_imagegen.core.models import ASPECT_SIZES, MATCH_INPUT_IMAGE, MAX_SEED, MODELS, FieldSpec
+from prefect_imagegen.core.image import CONTENT_TYPES, BadImageError, decode, encode, upright_size
+from prefect_imagegen.core.models import MATCH_INPUT_IMAGE, MAX_SEED, MODELS, FieldSpec, pixels_of
 from prefect_imagegen.core.redact import redact
 from prefect_imagegen.core.request import canonical_json
-from prefect_imagegen.gateway.engines import ENGINES, Picture
+from prefect_imagegen.gateway.engines import ENGINES, Picture, UndrawableError
 from prefect_imagegen.gateway.faults import HANG_S, Fault
+from prefect_imagegen.gateway.metrics import Metrics
 from prefect_imagegen.gateway.records import Books, Record
 from prefect_imagegen.gateway.uploads import BadDataUrlError, asset_path, image_of_data_url
 from prefect_imagegen.net.fetch import FetchError, FetchPolicy, ReferenceFetcher
@@ -26,8 +24,10 @@ from prefect_imagegen.net.fetch import FetchError, FetchPolicy, ReferenceFetcher
 _logger = logging.getLogger(__name__)
 DEFAULT_SEED = 3425234
 """What the API's page shows as the default: a fixed number, so that two calls without a seed are alike."""
-_MEGAPIXEL = 1024 * 1024
-_GRID = 16
+State = Literal["warming", "ready", "draining"]
+_TICK_S = 0.05
+_FETCHED_WITHIN_S = 30.0
+"""Who has not fetched a result by then will not come."""
 _BLACK_SIDE = 64
 
 
@@ -40,13 +40,29 @@ class Studio:
 
     def __init__(self, books: Books) -> None:
         settings = books.settings
-        self._books = books
+        self.books = books
         self._settings = settings
-        self.engine = ENGINES[settings.engine](static_format=settings.static_format, static_bytes=settings.static_bytes)
+        self.metrics = Metrics()
+        self.engine = ENGINES[settings.engine](settings, self.metrics)
+        self.state: State = "warming"
         self._workers = asyncio.Semaphore(settings.workers)
-        self._threads = ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="draw")
         self._tasks: set[asyncio.Task[None]] = set()
         self._policy = FetchPolicy(allow_loopback=settings.allow_loopback)
+        self._usual_s = max(1.0, settings.latency_s)
+        """Seconds that a request takes, averaged over the last ones."""
+        self.metrics.queue.set_function(lambda: len(self._tasks) - books.in_flight)
+        self.metrics.in_flight.set_function(lambda: books.in_flight)
+
+    async def get_ready(self) -> None:
+        """Get the engine ready. Raises RefusedError if that cannot be."""
+        await self.engine.start()
+        if self.state == "warming":
+            self.state = "ready"
+
+    @property
+    def free_in(self) -> float:
+        """Seconds after which a full queue may have room again."""
+        return self._usual_s
 
     @property
     def full(self) -> bool:
@@ -59,8 +75,8 @@ class Studio:
         drawn = secrets.randbelow(MAX_SEED + 1) if seed == -1 else seed
         record = Record(str(uuid.uuid4()), model, body, self._settings.clock(), fault=fault, served_at=served_at)
         record.seed = drawn if isinstance(drawn, int) and not isinstance(drawn, bool) else 0
-        self._books.records[record.request_id] = record
-        self._books.reserved += self._books.price(model)
+        self.books.records[record.request_id] = record
+        self.books.reserved += self.books.price(model)
         return record
 
     def start(self, record: Record) -> "asyncio.Task[None]":
@@ -70,15 +86,23 @@ class Studio:
         task.add_done_callback(self._tasks.discard)
         return task
 
+    async def drain(self) -> None:
+        """Take nothing more; finish what was taken, and let it be fetched, for as long as the settings allow."""
+        self.state = "draining"
+        left = self._settings.drain_s
+        while left > 0 and (self._tasks or self.books.unfetched(_FETCHED_WITHIN_S)):
+            await asyncio.sleep(_TICK_S)
+            left -= _TICK_S
+
     async def close(self) -> None:
         """Let go of what is under way."""
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        await asyncio.to_thread(self._threads.shutdown, wait=True, cancel_futures=True)
+        await self.engine.close()
 
     async def _work(self, record: Record) -> None:
-        books = self._books
+        books = self.books
         async with self._workers:
             books.in_flight += 1
             books.max_in_flight = max(books.max_in_flight, books.in_flight)
@@ -92,16 +116,22 @@ class Studio:
                 record.cost = books.price(record.model)
                 books.charged += record.cost
                 record.status = "COMPLETED"
-            except (BadRequestError, BadDataUrlError, FetchError) as error:
+                self.metrics.images.labels(record.model).inc()
+            except (BadRequestError, BadDataUrlError, FetchError, UndrawableError) as error:
                 record.status, record.error = "FAILED", str(error)
+                self.metrics.errors.labels("bad_request").inc()
             except Exception as error:  # whatever it is, the job must end: who polls would wait for ever
                 _logger.exception("request %s failed", record.request_id)
                 record.status, record.broken = "FAILED", True
                 record.error = f"Internal error: {type(error).__name__}"
+                self.metrics.errors.labels("internal").inc()
             finally:
                 books.in_flight -= 1
                 books.reserved -= books.price(record.model)
                 record.finished = self._settings.clock()
+                taken = record.finished - record.submitted
+                self.metrics.seconds.observe(max(0.0, taken))
+                self._usual_s += 0.2 * (min(60.0, max(1.0, taken)) - self._usual_s)
 
     async def _draw(self, record: Record) -> None:
         fault = record.fault.fault if record.fault else None
@@ -109,22 +139,24 @@ class Studio:
             raise BadRequestError(record.fault.text)
         params = checked(record.model, record.body)
         references = await self._references(params["image_urls"], record.served_at)
+        first = await asyncio.to_thread(upright_size, references[0]) if references else None
         picture = Picture(
             record.model,
             params["prompt"],
             record.seed,
-            *_size(params["aspect_ratio"], references),
+            *pixels_of(params["aspect_ratio"], first, self._settings.megapixels),
             image_format=params["image_format"],
             quality=params["quality"],
             request_id=record.request_id,
             identity=canonical_json({"model": record.model} | params | {"seed": record.seed}),
             references=references,
+            params=params,
         )
-        loop = asyncio.get_running_loop()
-        drawn = await loop.run_in_executor(self._threads, self.engine.draw, picture)
+        drawn = await self.engine.draw(picture)
+        record.applied = drawn.applied
         data = _black(picture.image_format) if fault == "black_image" else drawn.data
         record.output, record.content_type = f"{record.request_id}.{picture.image_format}", drawn.content_type
-        await asyncio.to_thread((self._books.folder / record.output).write_bytes, data)
+        await asyncio.to_thread((self.books.folder / record.output).write_bytes, data)
 
     async def _references(self, urls: list[str], served_at: str) -> list[bytes]:
         """The images behind the URLs; uploads, and data inside the call, need no fetching."""
@@ -135,7 +167,7 @@ class Studio:
             if url.startswith("data:"):
                 return image_of_data_url(url)[0]
             if url.startswith(f"{served_at}/assets/"):
-                path = asset_path(self._books, url.rpartition("/")[2])
+                path = asset_path(self.books, url.rpartition("/")[2])
                 if path is None:
                     raise FetchError("reference_unreachable", f"{redact(url)} could not be fetched: it is gone.")
                 return await asyncio.to_thread(path.read_bytes)
@@ -182,22 +214,8 @@ def _value(spec: FieldSpec, value: Any) -> Any:
     return value
 
 
-def _size(aspect_ratio: str, references: list[bytes]) -> tuple[int, int]:
-    """Pixels: of the table, or of the first reference, at most one megapixel, in multiples of 16."""
-    if aspect_ratio != MATCH_INPUT_IMAGE:
-        return ASPECT_SIZES[aspect_ratio]
-    with Image.open(io.BytesIO(references[0])) as image:
-        width, height = image.size
-        if image.getexif().get(0x0112, 1) >= 5:  # rotated by a quarter turn
-            width, height = height, width
-    scale = min(1.0, (_MEGAPIXEL / (width * height)) ** 0.5)
-    return max(_GRID, int(width * scale) // _GRID * _GRID), max(_GRID, int(height * scale) // _GRID * _GRID)
-
-
 def _black(image_format: str) -> bytes:
-    sink = io.BytesIO()
-    Image.new("RGB", (_BLACK_SIDE, _BLACK_SIDE)).save(sink, image_format.upper())
-    return sink.getvalue()
+    return encode(Image.new("RGB", (_BLACK_SIDE, _BLACK_SIDE)), image_format, quality=90)
 
 
 def body_text(record: Record) -> str:

@@ -9,23 +9,17 @@ from functools import lru_cache
 from PIL import Image, ImageDraw, ImageFilter, ImageFont, ImageOps, PngImagePlugin
 from PIL.ImageFont import FreeTypeFont
 
-from prefect_imagegen.core.image import CONTENT_TYPES
-from prefect_imagegen.gateway.engines.base import Drawn, Picture
+from prefect_imagegen.core.image import CONTENT_TYPES, encode
+from prefect_imagegen.gateway.engines.base import Drawn, PaintingEngine, Picture
 
 _LABEL = "SANDBOX · no model"
 _MAX_TEXT = 600
-_PNG_LEVEL = 1
 
 
-class SandboxEngine:
+class SandboxEngine(PaintingEngine):
     """Draws the prompt over a seeded gradient, with the references composed in."""
 
-    name = "sandbox"
-
-    def __init__(self, *, static_format: str = "", static_bytes: int = 0) -> None:
-        del static_format, static_bytes  # another engine's settings
-
-    def draw(self, picture: Picture) -> Drawn:
+    def paint(self, picture: Picture) -> Drawn:
         """The same picture for the same request, another for any other; about 40 ms at one megapixel."""
         size = (picture.width, picture.height)
         image = _gradient(random.Random(picture.identity), size)  # noqa: S311 - colours, no secrets
@@ -127,16 +121,13 @@ def _printable(prompt: str) -> str:
 
 
 def _encode(image: Image.Image, picture: Picture) -> bytes:
-    sink = io.BytesIO()
     note = f"{_LABEL}; {picture.model}; seed {picture.seed}"
     if picture.image_format == "png":
         info = PngImagePlugin.PngInfo()
         info.add_text("Software", "prefect-imagegen sandbox")
         info.add_text("Comment", note)
-        image.save(sink, "PNG", compress_level=_PNG_LEVEL, pnginfo=info)
-    else:
-        exif = Image.Exif()
-        exif[0x0131] = "prefect-imagegen sandbox"
-        exif[0x010E] = note.replace("·", "-")
-        image.save(sink, picture.image_format.upper(), quality=picture.quality, exif=exif)
-    return sink.getvalue()
+        return encode(image, "png", picture.quality, pnginfo=info)
+    exif = Image.Exif()
+    exif[0x0131] = "prefect-imagegen sandbox"
+    exif[0x010E] = note.replace("·", "-")
+    return encode(image, picture.image_format, picture.quality, exif=exif)

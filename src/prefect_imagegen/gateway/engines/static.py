@@ -8,23 +8,24 @@ import zlib
 from PIL import Image
 
 from prefect_imagegen.core.image import CONTENT_TYPES
-from prefect_imagegen.gateway.engines.base import Drawn, Picture
+from prefect_imagegen.gateway.engines.base import Drawn, PaintingEngine, Picture
+from prefect_imagegen.gateway.metrics import Metrics
+from prefect_imagegen.gateway.settings import GatewaySettings
 
 _SIDE = 1024
 _PNG_HEADER = 33
 """Signature and IHDR: text chunks go after them."""
 
 
-class StaticEngine:
+class StaticEngine(PaintingEngine):
     """Answers every request with one image of about `static_bytes` bytes, 1024 pixels a side."""
 
-    name = "static"
+    def __init__(self, settings: GatewaySettings, metrics: Metrics) -> None:
+        super().__init__(settings, metrics)
+        self._format = settings.static_format
+        self._data = _encoded(settings.static_format, settings.static_bytes)
 
-    def __init__(self, *, static_format: str = "jpeg", static_bytes: int = 130_000) -> None:
-        self._format = static_format
-        self._data = _encoded(static_format, static_bytes)
-
-    def draw(self, picture: Picture) -> Drawn:
+    def paint(self, picture: Picture) -> Drawn:
         """The bytes, with the request's id in a text chunk; they still decode in full."""
         return Drawn(_with_text(self._format, self._data, picture.request_id.encode()), CONTENT_TYPES[self._format])
 

@@ -1,0 +1,192 @@
+"""FLUX.2 [klein] on this machine, through diffusers: the model is loaded once, and draws one batch at a time.
+
+Facts of diffusers 0.42.1: one call takes many prompts and generators, but one size, one number of steps, one guidance
+and one list of references. A negative prompt goes in as embeddings, and only a checkpoint that is not distilled
+uses it. Seeds are drawn on the CPU, so that they mean the same on every kind of GPU.
+"""
+
+import asyncio
+import hashlib
+import importlib.util
+import io
+import os
+import time
+from collections.abc import Hashable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, ImageOps
+
+from prefect_imagegen.core.errors import RefusedError
+from prefect_imagegen.core.image import CONTENT_TYPES, encode, upright_size
+from prefect_imagegen.core.profiles import PROFILES, Profile, weights_label
+from prefect_imagegen.gateway.batching import Batcher
+from prefect_imagegen.gateway.engines.base import Drawn, Picture, UndrawableError
+from prefect_imagegen.gateway.metrics import Metrics
+from prefect_imagegen.gateway.settings import GatewaySettings
+
+_NEEDED = ("torch", "diffusers", "transformers", "accelerate", "safetensors")
+_WARM_UP_SIDE = 64
+_LEAST_SIDE = 64
+_MOST_RATIO = 8
+
+
+class DiffusersEngine:
+    """Batches pictures of equal size, steps, guidance and references, and encodes them while the next batch runs."""
+
+    def __init__(self, settings: GatewaySettings, metrics: Metrics) -> None:
+        self._settings = settings
+        self._metrics = metrics
+        self._pipe: Any = None
+        self._profile: Profile | None = None
+        """Of the checkpoint, once it is loaded and has drawn."""
+        # One thread for the model, whatever else goes on; others decode and encode.
+        self._gpu = ThreadPoolExecutor(1, thread_name_prefix="model")
+        self._threads = ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="encode")
+        self._batcher = Batcher[Picture, Image.Image](
+            self._run, _group, most=settings.max_batch, delay=settings.batch_delay_s
+        )
+
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        """The checkpoint, how it is run, and under which licence."""
+        return {
+            "weights": weights_label(self._settings.model_path or ""),
+            "weights_license": self._settings.weights_license,
+            "profile": self._profile.name if self._profile else None,
+            "max_batch": self._settings.max_batch,
+        }
+
+    async def start(self) -> None:
+        """Load the checkpoint and draw one small picture. Raises RefusedError."""
+        await asyncio.get_running_loop().run_in_executor(self._gpu, self._load)
+
+    async def draw(self, picture: Picture) -> Drawn:
+        """Draw one picture, together with others like it."""
+        for position, data in enumerate(picture.references, 1):
+            width, height = await asyncio.to_thread(upright_size, data)
+            if min(width, height) < _LEAST_SIDE or max(width, height) > _MOST_RATIO * min(width, height):
+                raise UndrawableError(
+                    f"image {position} of image_urls has {width}x{height} pixels: a side must have at least "
+                    f"{_LEAST_SIDE}, and be at most {_MOST_RATIO} times the other"
+                )
+        profile = self._profile
+        assert profile is not None  # noqa: S101 - nothing is drawn before `start` has ended
+        params = profile.applied(picture.params)
+        image = await self._batcher.submit(replace(picture, params=params))
+        data = await asyncio.get_running_loop().run_in_executor(
+            self._threads, encode, image, picture.image_format, picture.quality
+        )
+        changed = profile.ignored(picture.params)
+        return Drawn(data, CONTENT_TYPES[picture.image_format], {name: params[name] for name in changed})
+
+    async def close(self) -> None:
+        """Wait for the batch under way and let the model go."""
+        await self._batcher.close()
+        for pool in (self._gpu, self._threads):
+            await asyncio.to_thread(pool.shutdown, wait=True, cancel_futures=True)
+        self._pipe = None
+
+    async def _run(self, batch: Sequence[Picture]) -> Sequence[Image.Image]:
+        started = time.monotonic()
+        images: list[Image.Image] = await asyncio.get_running_loop().run_in_executor(self._gpu, self._draw, batch)
+        self._metrics.batch_size.observe(len(batch))
+        self._metrics.batch_seconds.observe(time.monotonic() - started)
+        return images
+
+    def _load(self) -> None:
+        import torch  # noqa: PLC0415 - heavy, and an extra
+        from diffusers import DiffusionPipeline  # noqa: PLC0415 - heavy, and an extra
+
+        settings, name = self._settings, self._settings.model_path or ""
+        device = settings.device or _best_device(torch)
+        dtype = settings.dtype or ("float32" if device == "cpu" else "bfloat16")
+        try:
+            pipe = DiffusionPipeline.from_pretrained(
+                name, dtype=getattr(torch, dtype), local_files_only=Path(name).is_dir()
+            )
+            if not type(pipe).__name__.startswith("Flux2Klein"):
+                raise TypeError(f"it is a {type(pipe).__name__}, not a Flux2KleinPipeline")
+            _OFFLOADS[settings.offload](pipe, device)
+            pipe.set_progress_bar_config(disable=True)
+            self._pipe = pipe
+            side = _WARM_UP_SIDE
+            self._draw([Picture("", "a", 0, side, side, "png", 90, "", params={"steps": 1, "cfg": 1})])
+        except Exception as error:  # files, device and memory fail in many ways: the user learns of it in words
+            raise RefusedError(
+                "model_unusable",
+                f"The checkpoint {name} cannot be used: {error}.",
+                remedy="Check --model (a folder of a Flux2KleinPipeline, or a model id you have access to), --device, "
+                "--dtype and --offload.",
+            ) from error
+        self._profile = PROFILES["klein-distilled" if pipe.config.is_distilled else "klein-base"]
+
+    def _draw(self, batch: Sequence[Picture]) -> list[Image.Image]:
+        """One call of the pipeline; in the model's thread."""
+        import torch  # noqa: PLC0415 - heavy, and an extra
+
+        first, params = batch[0], batch[0].params
+        more: dict[str, Any] = {}
+        if first.references:
+            more["image"] = [_opened(data) for data in first.references]
+        if params["cfg"] > 1:
+            negatives = [str(picture.params.get("negative_prompt") or "") for picture in batch]
+            with torch.no_grad():
+                more["negative_prompt_embeds"], _ = self._pipe.encode_prompt(prompt=negatives)
+        found = self._pipe(
+            prompt=[picture.prompt for picture in batch],
+            width=first.width,
+            height=first.height,
+            num_inference_steps=int(params["steps"]),
+            guidance_scale=float(params["cfg"]),
+            generator=[torch.Generator("cpu").manual_seed(picture.seed) for picture in batch],
+            **more,
+        )
+        return list(found.images)
+
+
+def check_diffusers(settings: GatewaySettings) -> None:
+    """Refuse what cannot work before anything heavy is loaded. Raises RefusedError."""
+    if missing := [name for name in _NEEDED if importlib.util.find_spec(name) is None]:
+        raise RefusedError(
+            "extra_missing",
+            f"The engine diffusers needs {', '.join(missing)}.",
+            remedy="pip install 'prefect-imagegen[diffusers]'",
+        )
+    if not settings.model_path:
+        raise RefusedError(
+            "no_model",
+            "The engine diffusers needs a checkpoint.",
+            remedy="Give --model a folder or a model id, such as black-forest-labs/FLUX.2-klein-4B.",
+        )
+    if settings.dtype not in (None, *DTYPES):
+        raise RefusedError("bad_dtype", f"There is no dtype {settings.dtype!r}.", remedy=f"Use {', '.join(DTYPES)}.")
+
+
+DTYPES = ("bfloat16", "float16", "float32")
+_OFFLOADS: Mapping[str, Any] = {
+    "none": lambda pipe, device: pipe.to(device),
+    "model": lambda pipe, device: pipe.enable_model_cpu_offload(device=device),
+    "sequential": lambda pipe, device: pipe.enable_sequential_cpu_offload(device=device),
+}
+OFFLOADS = tuple(_OFFLOADS)
+
+
+def _group(picture: Picture) -> Hashable:
+    """What pictures of one batch have in common."""
+    references = tuple(hashlib.sha256(data).digest() for data in picture.references)
+    return picture.width, picture.height, picture.params["steps"], picture.params["cfg"], references
+
+
+def _opened(data: bytes) -> Image.Image:
+    """A reference, upright and in plain colours."""
+    with Image.open(io.BytesIO(data)) as image:
+        return ImageOps.exif_transpose(image).convert("RGB")
+
+
+def _best_device(torch: Any) -> str:
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"

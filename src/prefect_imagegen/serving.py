@@ -1,0 +1,109 @@
+"""The command that serves the API: a sandbox for tests and development, or the front of a GPU."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import click
+from pydantic import SecretStr
+from rich.console import Console
+
+from prefect_imagegen.core.profiles import licence_of
+from prefect_imagegen.ending import telling
+from prefect_imagegen.gateway.engines import ENGINES
+from prefect_imagegen.gateway.engines.diffusers import DTYPES, OFFLOADS
+from prefect_imagegen.gateway.faults import FaultScript, load_faults
+from prefect_imagegen.gateway.server import run_server
+from prefect_imagegen.gateway.settings import GatewaySettings
+
+_QUEUE_PER_BATCH = 4
+"""So many batches are at hand, fetched and grouped, while others wait in the queue."""
+
+_DRAIN_S = 30.0
+_QUEUE = 64
+
+
+@click.command()
+@click.option("--engine", type=click.Choice(sorted(ENGINES)), default="sandbox", show_default=True, help="What draws.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option("--port", default=8700, show_default=True, help="Port to listen on.")
+@click.option(
+    "--queue",
+    type=click.IntRange(0),
+    metavar="N",
+    help="Answer 429 when N requests wait. [default: 10000; diffusers: 64]",
+)
+@click.option(
+    "--drain-seconds", type=float, metavar="S", help="At the end, finish taken work. [default: 0; diffusers: 30]"
+)
+@click.option("--data", type=click.Path(file_okay=False, path_type=Path), metavar="DIR", help="Where outputs lie.")
+@click.option("--model", "model_path", metavar="PATH_OR_ID", help="diffusers: the checkpoint, a folder or a model id.")
+@click.option("--weights-license", metavar="TEXT", help="diffusers: licence of the weights. [default: by their name]")
+@click.option("--max-batch", type=click.IntRange(1), default=4, show_default=True, help="diffusers: images per call.")
+@click.option(
+    "--batch-delay-ms", type=click.FloatRange(0), default=20.0, show_default=True, help="diffusers: wait for others."
+)
+@click.option("--dtype", type=click.Choice(DTYPES), help="diffusers: number format. [default: bfloat16; CPU: float32]")
+@click.option("--device", metavar="NAME", help="diffusers: cuda, cuda:1, mps, cpu. [default: the best there is]")
+@click.option(
+    "--offload",
+    type=click.Choice(OFFLOADS),
+    is_flag=False,
+    flag_value="model",
+    default="none",
+    help="diffusers: keep what is not in use in main memory, by model (default) or layer by layer (sequential).",
+)
+@click.option("--megapixels", type=click.FloatRange(0.01, 4), default=1.0, show_default=True, help="Size of an image.")
+@click.option("--latency", type=float, default=0.0, metavar="S", help="Seconds that each generation takes at least.")
+@click.option("--credits", "credits_usd", type=float, metavar="X", help="US dollars on the account.")
+@click.option("--requests-per-minute", type=float, metavar="N", help="Answer 429 above this rate.")
+@click.option("--history-lag", type=float, default=0.0, metavar="S", help="Seconds until the history knows a request.")
+@click.option("--faults", metavar="FILE", help="Fault script, JSON.")
+def serve(**given: Any) -> None:
+    """Serve the Segmind API yourself: for tests, for development, without an account, or from your own GPU."""
+    console = Console(stderr=True)
+    with telling("", as_json=False):
+        settings = _settings(given)
+
+        def show(url: str) -> None:
+            key = "yours" if settings.api_key else "any non-empty one"
+            console.print(f"engine [bold]{settings.engine}[/], {url}, key: {key}", highlight=False)
+            if settings.engine == "diffusers":
+                console.print(f"loading {settings.model_path} …", highlight=False, markup=False)
+                console.print(f"licence of the weights: {settings.weights_license or 'unknown (--weights-license)'}")
+
+        try:
+            run_server(settings, given["host"], given["port"], on_listening=show)
+        except KeyboardInterrupt:  # Ctrl-C is how it is meant to end
+            console.print("stopped")
+
+
+def _settings(given: dict[str, Any]) -> GatewaySettings:
+    key = os.environ.get("PREFECT_IMAGEGEN_API_KEY")
+    settings = GatewaySettings(
+        engine=given["engine"],
+        latency_s=given["latency"],
+        credits=given["credits_usd"],
+        requests_per_minute=given["requests_per_minute"],
+        history_lag_s=given["history_lag"],
+        faults=load_faults(given["faults"]) if given["faults"] else FaultScript(),
+        data_dir=given["data"],
+        api_key=SecretStr(key) if key else None,
+        drain_s=given["drain_seconds"] or 0.0,
+        megapixels=given["megapixels"],
+    )
+    if given["queue"] is not None:
+        settings.queue_limit = given["queue"]
+    if settings.engine == "diffusers":
+        settings.model_path = given["model_path"]
+        settings.weights_license = given["weights_license"] or licence_of(given["model_path"] or "")
+        settings.max_batch = given["max_batch"]
+        settings.batch_delay_s = given["batch_delay_ms"] / 1000
+        settings.dtype, settings.device, settings.offload = given["dtype"], given["device"], given["offload"]
+        settings.workers = _QUEUE_PER_BATCH * settings.max_batch
+        settings.price_usd = 0.0
+        if given["drain_seconds"] is None:
+            settings.drain_s = _DRAIN_S
+        if given["queue"] is None:
+            settings.queue_limit = _QUEUE
+    return settings
