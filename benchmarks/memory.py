@@ -53,7 +53,7 @@ _PERIOD_S = 0.2
 class InstantBackend:
     """Answers at once, with a small image."""
 
-    name, endpoint, queues = "segmind", "http://instant", True
+    name, endpoint, queues, free, capacity = "segmind", "http://instant", True, False, 16
 
     def __init__(self) -> None:
         sink = io.BytesIO()
@@ -66,6 +66,9 @@ class InstantBackend:
 
     async def engine(self) -> None:
         return None
+
+    async def open(self) -> None:
+        pass
 
     def expect(self, *, sandbox: bool) -> None:
         pass
@@ -181,8 +184,8 @@ def instant() -> Iterator[None]:
     """Within: every run uses an `InstantBackend` and a `ForgetfulStore`."""
     backend = InstantBackend()
     with contextlib.ExitStack() as stack:
-        for module in (prepare, session):
-            stack.enter_context(mock.patch.object(module, "make_backend", return_value=backend))
+        for module, name in ((prepare, "make_backend"), (session, "make_pool")):
+            stack.enter_context(mock.patch.object(module, name, return_value=backend))
             stack.enter_context(mock.patch.object(module, "open_object_store", open_forgetful))
         yield
 

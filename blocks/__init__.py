@@ -1,6 +1,7 @@
 """Saved configuration and secrets: the Prefect blocks, turned into the app's plain settings."""
 
+from prefect_imagegen.blocks.gpu_worker_pool import GpuWorkerPool
 from prefect_imagegen.blocks.image_store import ImageStore
 from prefect_imagegen.blocks.segmind import Segmind
 
-__all__ = ["ImageStore", "Segmind"]
+__all__ = ["GpuWorkerPool", "ImageStore", "Segmind"]

@@ -1,15 +1,18 @@
-"""From what a user writes (`segmind/prod`, `image-store/prod`, `sandbox`, `s3://...`) to plain settings."""
+"""From what a user writes (`segmind/prod`, `gpu-worker-pool/lab`, `sandbox`, `s3://...`) to plain settings."""
 
 import re
 from collections.abc import Mapping
 from typing import Any
 
 from prefect_imagegen.app.settings import BackendSettings, StoreSettings
+from prefect_imagegen.blocks.gpu_worker_pool import GpuWorkerPool
 from prefect_imagegen.blocks.image_store import ImageStore
 from prefect_imagegen.blocks.segmind import Segmind
 from prefect_imagegen.core.errors import RefusedError
 
-_REFERENCE = re.compile(r"^(?P<type>segmind|image-store)/(?P<name>[A-Za-z0-9-]+)$")
+_REFERENCE = re.compile(r"^(?P<type>segmind|gpu-worker-pool|image-store)/(?P<name>[A-Za-z0-9-]+)$")
+
+_BACKENDS: Mapping[str, Any] = {"segmind": Segmind, "gpu-worker-pool": GpuWorkerPool}
 
 
 async def resolve_store(store: str, storage_options: Mapping[str, Any] | None = None) -> StoreSettings:
@@ -25,11 +28,11 @@ async def resolve_store(store: str, storage_options: Mapping[str, Any] | None = 
 
 
 async def resolve_backend(backend: str) -> BackendSettings:
-    """The settings of `segmind/NAME`, or of a backend by its kind. Raises RefusedError (`block_not_found`)."""
+    """The settings of a backend's block, or of a backend by its kind. Raises RefusedError (`block_not_found`)."""
     match = _REFERENCE.match(backend)
-    if match is None or match["type"] != "segmind":
+    if match is None or match["type"] not in _BACKENDS:
         return BackendSettings(backend)
-    settings: BackendSettings = (await _load(Segmind, backend, match["name"])).to_settings()
+    settings: BackendSettings = (await _load(_BACKENDS[match["type"]], backend, match["name"])).to_settings()
     return settings
 
 

@@ -15,9 +15,10 @@ from prefect_imagegen.app.settings import BackendSettings, StoreSettings
 from prefect_imagegen.console import quiet_prefect
 from prefect_imagegen.core.errors import RefusedError
 from prefect_imagegen.core.manifest import parse_value
+from prefect_imagegen.core.profiles import DEFAULT_PROFILE, PROFILES
 
 T = TypeVar("T")
-_BLOCK = re.compile(r"^(segmind|image-store)/[A-Za-z0-9-]+$")
+_BLOCK = re.compile(r"^(segmind|gpu-worker-pool|image-store)/[A-Za-z0-9-]+$")
 _SECRET = re.compile(r"key|secret|token|password|connection_string", re.IGNORECASE)
 
 
@@ -32,11 +33,21 @@ def store_options(function: Callable[..., T]) -> Callable[..., T]:
 
 
 def backend_options(function: Callable[..., T]) -> Callable[..., T]:
-    """Add --backend and --base-url to a command."""
+    """Add --backend, --base-url and --endpoint to a command."""
+    function = click.option(
+        "--endpoint",
+        "endpoints",
+        multiple=True,
+        metavar="DIALECT+URL",
+        help="A worker of the backend pool: openai+http://HOST:PORT or segmind+http://HOST:PORT. Repeatable.",
+    )(function)
     function = click.option("--base-url", metavar="URL", help="Base URL of the API or gateway.")(function)
-    return click.option("--backend", default="segmind", show_default=True, help="segmind, sandbox, or segmind/NAME.")(
-        function
-    )
+    return click.option(
+        "--backend",
+        default="segmind",
+        show_default=True,
+        help="segmind, sandbox, pool, or a block: segmind/NAME, gpu-worker-pool/NAME.",
+    )(function)
 
 
 def json_option(function: Callable[..., T]) -> Callable[..., T]:
@@ -56,6 +67,15 @@ def generate_options(function: Callable[..., T]) -> Callable[..., T]:
             help="Option of the manifest's file system.",
         ),
         backend_options,
+        click.option("--endpoint-limit", type=int, metavar="N", help="Calls at once for each worker. [default: 2]"),
+        click.option(
+            "--profile",
+            type=click.Choice(sorted(PROFILES)),
+            help=f"How workers run the model. [default: {DEFAULT_PROFILE}]",
+        ),
+        click.option("--strict-parameters", is_flag=True, help="Refuse rows that ask for what the profile cannot do."),
+        click.option("--weights", metavar="LABEL", help="Label of the workers' weights; part of the key."),
+        click.option("--weights-license", metavar="TEXT", help="Licence of the workers' weights, for the metadata."),
         click.option("--api-version", type=click.Choice(["v1", "v2"]), help="v2 submits and polls (default)."),
         click.option("--model", metavar="SLUG", help="Model of rows that name none. [default: flux-2-klein-9b]"),
         click.option("--column", "columns", multiple=True, metavar="FIELD=COLUMN", help="Which column feeds a field."),
@@ -181,12 +201,14 @@ def options_of(given: Mapping[str, Any]) -> GenerateOptions:
         *("max_cost_usd", "on_unknown", "history_lag", "drain_seconds"),
         *("reference_identity", "reference_transport", "check_references", "max_reference_megapixels"),
         *("allow_private_references", "keep_references"),
+        *("endpoint_limit", "profile", "strict_parameters", "weights", "weights_license"),
     )
     values = {name: parse_value(name, text) for name, text in _pairs(given["values"], "--set").items()}
     try:
         return GenerateOptions(
             columns=columns,
             values=values,
+            endpoints=list(given["endpoints"]),
             manifest_storage_options=parse_storage_options(
                 given["manifest_storage_options"], "--manifest-storage-option"
             ),

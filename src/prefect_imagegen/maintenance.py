@@ -125,7 +125,7 @@ COMMANDS = (retry, reconcile, verify, doctor)
 
 
 def _options(given: dict[str, Any]) -> GenerateOptions:
-    return GenerateOptions(base_url=given["base_url"])
+    return GenerateOptions(base_url=given["base_url"], endpoints=list(given["endpoints"]))
 
 
 def _day(value: datetime | None) -> date | None:

@@ -135,6 +135,7 @@ class Delivery:
 
     `cost_usd` is None where the answer names none; `latency_s` is the backend's own generation time if told.
     `applied` holds parameters as the backend reports them (seed), sizes in pixels come from the bytes later.
+    `endpoint` is where it was made, where a backend has several.
     """
 
     data: bytes
@@ -144,15 +145,20 @@ class Delivery:
     latency_s: float | None = None
     http_status: int | None = None
     applied: dict[str, Any] = field(default_factory=dict)
+    endpoint: str | None = None
 
 
 @dataclass(slots=True)
 class Submission:
-    """An accepted call. `open_body` is backend-private: the answer that is still being read (v1)."""
+    """An accepted call.
+
+    `open_body` and `taken_by` are backend-private: the answer that is still being read (v1), and who took the call.
+    """
 
     request: GenerationRequest
     request_id: str | None
     open_body: Any = None
+    taken_by: Any = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,6 +185,43 @@ class HistoryRecord:
     created: datetime | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Health:
+    """What an endpoint says of itself. `models`, `profile` and `limit` (calls that it wants at once) where it tells."""
+
+    ready: bool
+    detail: str = ""
+    engine: str | None = None
+    profile: str | None = None
+    models: frozenset[str] | None = None
+    limit: int | None = None
+
+
+class Dialect(Protocol):
+    """One endpoint, and the protocol it speaks. Every failure is a `BackendError`."""
+
+    endpoint: str
+    """The base URL, without credentials."""
+    queues: bool
+    """As that of `Backend`."""
+
+    async def health(self) -> Health:
+        """Whether it can work just now; never raises for want of an answer."""
+        ...
+
+    async def submit(self, request: GenerationRequest, image_urls: Sequence[str]) -> Submission:
+        """As that of `Backend`."""
+        ...
+
+    async def collect(self, submission: Submission) -> Delivery:
+        """As that of `Backend`."""
+        ...
+
+    async def aclose(self) -> None:
+        """Close the connections."""
+        ...
+
+
 class Backend(Protocol):
     """Where images come from. Every failure is a `BackendError`, whose kind is a row of `core.outcomes`."""
 
@@ -189,6 +232,8 @@ class Backend(Protocol):
     queues: bool
     """Whether a POST only queues the work (v2), so that an answered 5xx may hide accepted work and a job outlives the
     connection; else the answer is the image, and only a 200 is billed (v1)."""
+    free: bool
+    """Whether calls cost nothing: they need no claims, and a lost one is repeated at once."""
 
     async def check(self) -> Balance:
         """Reach the endpoint, prove the key and read the balance, before anything is spent."""

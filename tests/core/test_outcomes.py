@@ -105,6 +105,10 @@ TABLE = {
     "retry_asked": ("unknown", "maybe", True, "row", 5, True, False),
     "submitted": ("yes", "yes", False, "row", 5, True, False),
     "other_run": ("unknown", "no", False, "row", 5, True, False),
+    "worker_lost": ("no", "no", True, "row", 5, True, False),
+    "worker_failed": ("no", "no", True, "row", 3, True, False),
+    "worker_busy": ("no", "no", True, "row", 5, False, False),
+    "no_worker": ("no", "no", False, "run", 5, True, False),
     "store": ("no", "no", False, "run", 5, True, False),
 }
 

@@ -81,6 +81,9 @@ COLUMNS = [
     "request_id",
     "http_status",
     "created_at",
+    "profile",
+    "weights",
+    "weights_license",
 ]
 
 

@@ -69,7 +69,7 @@ class FakeClock:
 class FakeBackend:
     """A backend that does what was enqueued, and remembers what it was asked for."""
 
-    name, endpoint, queues = "segmind", "http://fake", True
+    name, endpoint, queues, free = "segmind", "http://fake", True, False
 
     def __init__(self) -> None:
         self.submits: list[Any] = []

@@ -1,6 +1,8 @@
 """From plain settings to the adapters behind the ports."""
 
 import os
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from urllib.parse import urlsplit
 
@@ -10,16 +12,22 @@ from pydantic import SecretStr
 from prefect_imagegen.app.options import GenerateOptions
 from prefect_imagegen.app.settings import BackendSettings
 from prefect_imagegen.core.errors import RefusedError
+from prefect_imagegen.core.models import DEFAULT_MODEL
+from prefect_imagegen.core.profiles import DEFAULT_PROFILE, PROFILES, licence_of
 from prefect_imagegen.core.redact import redact
+from prefect_imagegen.io.limits import SystemClock
+from prefect_imagegen.io.openai_images import OpenAIImages
+from prefect_imagegen.io.pool import Pool, PoolPolicy
 from prefect_imagegen.io.segmind import SEGMIND_URL, Endpoints, SegmindBackend
 from prefect_imagegen.io.store_kind import StoreKind
 from prefect_imagegen.net.client import make_client
-from prefect_imagegen.ports import RateLimiter
+from prefect_imagegen.ports import Dialect, RateLimiter
 
 DEFAULT_IN_FLIGHT = 16
 SEGMIND_REQUESTS_PER_MINUTE = 50.0
 """Segmind publishes 5 to 1000 a minute, depending on page and plan; 50 is safe for paid ones."""
-BACKENDS = ("segmind", "sandbox")
+BACKENDS = ("segmind", "sandbox", "pool")
+_ENDPOINT = re.compile(r"^(?P<dialect>[a-z]+)\+(?P<url>https?://\S+)$")
 
 
 def resolve_backend(settings: BackendSettings, options: GenerateOptions) -> BackendSettings:
@@ -33,6 +41,12 @@ def resolve_backend(settings: BackendSettings, options: GenerateOptions) -> Back
             f"There is no backend {settings.kind!r}.",
             remedy=f"Use --backend {' or '.join(BACKENDS)}, or a block such as segmind/NAME.",
         )
+    if settings.kind == "pool":
+        return _resolve_pool(settings, options)
+    for name in ("endpoints", "endpoint_limit", "profile", "strict_parameters", "weights", "weights_license"):
+        if getattr(options, name):
+            option = f"--{name.removesuffix('s') if name == 'endpoints' else name.replace('_', '-')}"
+            raise RefusedError("bad_option", f"{option} is for a pool of workers.", remedy="Add --backend pool.")
     environment = os.environ if settings.kind == "segmind" else {}
     key = settings.api_key or (
         SecretStr(environment["SEGMIND_API_KEY"]) if environment.get("SEGMIND_API_KEY") else None
@@ -57,8 +71,76 @@ def resolve_backend(settings: BackendSettings, options: GenerateOptions) -> Back
     )
 
 
+def _resolve_pool(settings: BackendSettings, options: GenerateOptions) -> BackendSettings:
+    """The same for a pool. Raises RefusedError: `no_endpoints`, `bad_endpoint`, `bad_option`."""
+    endpoints = tuple(options.endpoints) or settings.endpoints
+    if not endpoints:
+        raise RefusedError(
+            "no_endpoints", "The pool has no workers.", remedy="Name each with --endpoint DIALECT+http://HOST:PORT."
+        )
+    for endpoint in endpoints:
+        match = _ENDPOINT.match(endpoint)
+        if match is None or match["dialect"] not in DIALECTS or not urlsplit(match["url"]).hostname:
+            raise RefusedError(
+                "bad_endpoint",
+                f"{redact(endpoint)} is no endpoint.",
+                remedy=f"Write {' or '.join(f'{name}+http://HOST:PORT' for name in DIALECTS)}.",
+            )
+    if len(set(endpoints)) < len(endpoints):
+        raise RefusedError("bad_endpoint", "An endpoint is named twice.", remedy="Name each once.")
+    if options.reference_transport not in ("auto", "data-url"):
+        raise RefusedError(
+            "bad_option",
+            f"--reference-transport {options.reference_transport} is for the API: workers get the pictures themselves.",
+            remedy="Leave it out.",
+        )
+    key = os.environ.get("PREFECT_IMAGEGEN_POOL_API_KEY")
+    return replace(
+        settings,
+        endpoints=endpoints,
+        endpoint_limit=options.endpoint_limit or settings.endpoint_limit,
+        profile=options.profile or settings.profile or DEFAULT_PROFILE,
+        weights=options.weights or settings.weights,
+        weights_license=options.weights_license
+        or settings.weights_license
+        or licence_of(options.weights or settings.weights or options.model or settings.model or DEFAULT_MODEL),
+        api_key=settings.api_key or (SecretStr(key) if key else None),
+        max_in_flight=options.max_in_flight or settings.max_in_flight,
+    )
+
+
+def make_pool(settings: BackendSettings, limiter: RateLimiter, deadline: float) -> Pool:
+    """The backend of resolved settings: the workers of a pool, or the API as a pool of one."""
+    clock = SystemClock()
+    if settings.kind != "pool":
+        api = make_backend(settings, limiter, deadline)
+        return Pool([api], PoolPolicy(free=False, deadline=deadline), clock, api)
+    parts = [endpoint.partition("+") for endpoint in settings.endpoints]
+    dialects = [DIALECTS[name](url, settings.api_key, limiter, deadline) for name, _, url in parts]
+    policy = PoolPolicy(True, deadline, settings.endpoint_limit, PROFILES[settings.profile or DEFAULT_PROFILE])
+    return Pool(dialects, policy, clock)
+
+
+def _segmind_worker(url: str, key: SecretStr | None, limiter: RateLimiter, deadline: float) -> Dialect:
+    # A gateway asks for some key always.
+    key = key or SecretStr("pool")
+    return SegmindBackend(Endpoints.of(url, None), key, limiter=limiter, api_version="v1", deadline=deadline)
+
+
+def _openai_worker(url: str, key: SecretStr | None, limiter: RateLimiter, deadline: float) -> Dialect:
+    del limiter  # nothing but the pool's own limits holds calls to a worker back
+    return OpenAIImages(url, key, deadline=deadline)
+
+
+DIALECTS: Mapping[str, Callable[[str, SecretStr | None, RateLimiter, float], Dialect]] = {
+    "openai": _openai_worker,
+    "segmind": _segmind_worker,
+}
+"""What a worker may speak, as `DIALECT+URL` names it."""
+
+
 def make_backend(settings: BackendSettings, limiter: RateLimiter, deadline: float) -> SegmindBackend:
-    """The backend of resolved settings."""
+    """The API of resolved settings."""
     return SegmindBackend(
         Endpoints.of(settings.base_url, settings.history_url, settings.assets_url),
         settings.api_key,

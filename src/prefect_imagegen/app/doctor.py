@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from prefect_imagegen.app.adapters import DEFAULT_IN_FLIGHT, make_backend, resolve_backend, store_kind
+from prefect_imagegen.app.adapters import DEFAULT_IN_FLIGHT, make_backend, make_pool, resolve_backend, store_kind
 from prefect_imagegen.app.options import GenerateOptions
 from prefect_imagegen.app.settings import BackendSettings, StoreSettings
 from prefect_imagegen.core.errors import BackendError, RefusedError, StoreError
@@ -131,6 +131,10 @@ async def _endpoint(
         yield Check("endpoint", "ok", "the embedded sandbox: placeholders, no key, no money")
         yield await _kind(store, "sandbox")
         return
+    if backend.kind == "pool":
+        async for check in _workers(store, backend, options):
+            yield check
+        return
     clock = SystemClock()
     client = make_backend(backend, RateGate(None, clock.monotonic, clock.sleep), options.deadline)
     try:
@@ -145,6 +149,23 @@ async def _endpoint(
             yield check
     finally:
         await client.aclose()
+
+
+async def _workers(
+    store: FsspecObjectStore, backend: BackendSettings, options: GenerateOptions
+) -> AsyncIterator[Check]:
+    """Each worker of a pool."""
+    clock = SystemClock()
+    pool = make_pool(backend, RateGate(None, clock.monotonic, clock.sleep), options.deadline)
+    try:
+        for endpoint, why in await pool.examine():
+            if why:
+                yield Check("worker", "fail", f"{endpoint}: {why}", "Start it, or leave it out; the others go on.")
+            else:
+                yield Check("worker", "ok", f"{endpoint} is ready")
+        yield await _kind(store, store_kind(backend, pool.engine, SANDBOX_ENGINES))
+    finally:
+        await pool.aclose()
 
 
 async def _kind(store: FsspecObjectStore, kind: StoreKind) -> Check:

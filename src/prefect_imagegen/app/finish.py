@@ -71,6 +71,8 @@ async def _write(session: Session, seconds: float) -> RunResult:
     result = RunResult(run_id, session.plan.store.url, seconds=seconds)
     result.stop_reason, result.stop_message = session.control.stop_reason, session.control.stop_message
     result.calls, result.overshoot_usd = session.executor.calls, session.budget.overshoot
+    if session.settings.profile:
+        result.weights_license = session.settings.weights_license
     late = await session.read_results(layout.late_results(run_id))
     async for index, part in session.plan.parts():
         metadata, failures = _PartFile(), _PartFile()
@@ -95,6 +97,8 @@ async def _write(session: Session, seconds: float) -> RunResult:
         "held_rows": result.held_rows,
         "paid": result.paid,
         "overshoot_usd": result.overshoot_usd,
+        "unhonoured": result.unhonoured,
+        "weights_license": session.settings.weights_license,
         "endpoint": session.endpoint,
         "kind": session.prepared.kind,
     }
@@ -113,6 +117,11 @@ def report_markdown(result: RunResult) -> str:
     lines += [f"{money_text(result)}; {result.calls} calls, {result.seconds:.1f} s."]
     if result.flagged:
         lines += ["", f"{result.flagged} images are flagged (see `flags` in the metadata)."]
+    if result.unhonoured:
+        counts = ", ".join(f"{name} in {count}" for name, count in sorted(result.unhonoured.items()))
+        lines += ["", f"Parameters replaced by what the worker can do (rows): {counts}; see `applied`."]
+    if result.weights_license:
+        lines += ["", f"Licence of the weights: {result.weights_license}."]
     if result.overshoot_usd:
         lines += ["", f"The budget was overshot by {result.overshoot_usd:.4f} USD: calls cost more than any before."]
     if result.stop_reason:
@@ -193,6 +202,9 @@ def _row(
         row["request_key"] = planned["request_key"].hex()
         request = request_from_json(planned["request"])
         row["requested"] = _requested(request)
+        row |= {"profile": request.profile, "weights": request.weights}
+        if request.profile:
+            row["weights_license"] = session.settings.weights_license
         row["references"] = [
             {"uri": shown(one.uri), "sha256": one.sha256, "width": one.width, "height": one.height}
             for one in request.references
@@ -215,7 +227,7 @@ def _row(
     if found.image is not None:
         row |= _image_columns(asdict(found.image)) | {
             "backend": session.backend_name,
-            "endpoint": session.endpoint,
+            "endpoint": found.endpoint or session.endpoint,
             "sandbox": session.prepared.kind == "sandbox",
             "latency_s": found.latency_s,
             "created_at": found.created_at,
@@ -259,6 +271,9 @@ def _count(result: RunResult, row: Mapping[str, Any], made: RequestResult | None
     result.flagged += bool(row.get("flags"))
     result.cost_usd += row["cost_usd"] or 0.0
     if made is not None:
+        if made.status == "generated":
+            for name in _unhonoured(row):
+                result.unhonoured[name] = result.unhonoured.get(name, 0) + 1
         result.maybe_paid += made.maybe_paid
         result.paid += made.paid
     if status not in _WITH_IMAGE:
@@ -267,6 +282,12 @@ def _count(result: RunResult, row: Mapping[str, Any], made: RequestResult | None
         result.examples.setdefault(kind, row["error_message"] or "")
     if status == "held" and len(result.held_rows) < _HELD_SHOWN:
         result.held_rows.append({name: row.get(name) for name in _HELD_COLUMNS})
+
+
+def _unhonoured(row: Mapping[str, Any]) -> list[str]:
+    """The parameters that were asked for and replaced by something else."""
+    requested, applied = json.loads(row["requested"]), json.loads(row["applied"])
+    return [name for name, value in requested.items() if name in applied and applied[name] != value]
 
 
 class _PartFile:

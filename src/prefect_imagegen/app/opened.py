@@ -31,6 +31,8 @@ async def existing_store(settings: StoreSettings) -> AsyncIterator[FsspecObjectS
 async def account(settings: BackendSettings, options: GenerateOptions) -> AsyncIterator[SegmindBackend]:
     """Within: the backend, to read with; nothing is submitted. Raises RefusedError (`no_key`)."""
     resolved, clock = resolve_backend(settings, options), SystemClock()
+    if resolved.kind == "pool":
+        raise RefusedError("no_account", "GPU workers keep no request history.", remedy="Name the API's --backend.")
     if resolved.api_key is None:
         raise RefusedError("no_key", "There is no API key.", remedy="Set SEGMIND_API_KEY, or use a Segmind block.")
     gate = RateGate(resolved.requests_per_minute, clock.monotonic, clock.sleep)

@@ -6,6 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from prefect_imagegen.core.manifest import ManifestOptions
 from prefect_imagegen.core.models import DEFAULT_MODEL
+from prefect_imagegen.core.profiles import PROFILES
 from prefect_imagegen.core.reconcile import DEFAULT_LAG_S, OnUnknown
 from prefect_imagegen.core.references import DEFAULT_MEGAPIXELS, ReferenceTransport
 
@@ -29,6 +30,42 @@ class GenerateOptions(BaseModel):
     )
     model: str | None = Field(
         None, title="Model", description=f"Slug of the model for rows that name none; default {DEFAULT_MODEL}."
+    )
+    endpoints: list[str] = Field(
+        default_factory=list,
+        title="Endpoints",
+        description="GPU workers of the backend pool: openai+http://HOST:PORT (vLLM-Omni, SGLang) or "
+        "segmind+http://HOST:PORT (our own worker).",
+    )
+    endpoint_limit: int | None = Field(
+        None,
+        ge=1,
+        le=1024,
+        title="Endpoint limit",
+        description="Calls at once for each GPU worker; default: one batch and one more call, where it tells, else 2.",
+    )
+    profile: Literal["klein-distilled", "klein-base"] | None = Field(
+        None,
+        title="Profile",
+        description="How GPU workers run the model: klein-distilled (default: 4 steps, no guidance, no negative "
+        "prompt) or klein-base (as asked).",
+    )
+    strict_parameters: bool = Field(
+        False,
+        title="Strict parameters",
+        description="Refuse rows that ask for what the profile cannot do, instead of recording what was done.",
+    )
+    weights: str | None = Field(
+        None,
+        min_length=1,
+        title="Weights",
+        description="Label of the weights on the GPU workers; part of the request key.",
+    )
+    weights_license: str | None = Field(
+        None,
+        min_length=1,
+        title="Licence of the weights",
+        description="Recorded with every image of a GPU worker; default: what is published for the model.",
     )
     columns: dict[str, list[str]] = Field(
         default_factory=dict,
@@ -134,8 +171,17 @@ class GenerateOptions(BaseModel):
         False, title="Keep references", description="Keep the references of the images made in the store."
     )
 
-    def manifest_options(self, model: str | None = None) -> ManifestOptions:
-        """The part that is about the manifest; `model` is the backend's default."""
+    def manifest_options(
+        self, model: str | None = None, profile: str | None = None, weights: str | None = None
+    ) -> ManifestOptions:
+        """The part that is about the manifest; the arguments are the backend's own."""
         return ManifestOptions(
-            self.columns, self.values, self.id_column, self.model or model or DEFAULT_MODEL, self.reference_identity
+            self.columns,
+            self.values,
+            self.id_column,
+            self.model or model or DEFAULT_MODEL,
+            self.reference_identity,
+            PROFILES[profile] if profile else None,
+            weights,
+            self.strict_parameters,
         )

@@ -9,10 +9,10 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import TypeVar
 
-from prefect_imagegen.app.adapters import DEFAULT_IN_FLIGHT, make_backend, resolve_backend, store_kind
+from prefect_imagegen.app.adapters import DEFAULT_IN_FLIGHT, make_backend, make_pool, resolve_backend, store_kind
 from prefect_imagegen.app.options import SECRET_OPTIONS, GenerateOptions
 from prefect_imagegen.app.plan import PlanDraft, Planner
-from prefect_imagegen.app.references import ReferenceChecks, reading_options
+from prefect_imagegen.app.references import ReferenceChecks, reading_options, transport_of
 from prefect_imagegen.app.settings import BackendSettings, StoreSettings
 from prefect_imagegen.core import layout
 from prefect_imagegen.core.errors import BackendError, RefusedError, StoreError
@@ -24,6 +24,7 @@ from prefect_imagegen.io.ledger import load_ledger
 from prefect_imagegen.io.limits import RateGate
 from prefect_imagegen.io.manifests import Manifest
 from prefect_imagegen.io.object_store import FsspecObjectStore, open_object_store
+from prefect_imagegen.io.pool import DEFAULT_LIMIT
 from prefect_imagegen.io.segmind import SANDBOX_ENGINES, SEGMIND_URL
 from prefect_imagegen.io.store_kind import StoreKind, claim_kind, read_kind
 
@@ -55,7 +56,7 @@ async def plan_only(job: Job) -> PlanSummary:
     store = open_object_store(job.store.url, job.store.storage_options)
     try:
         try:
-            kind: StoreKind | None = await _kind_of(job.backend, job.options)
+            kind: StoreKind | None = await _kind_of(job.backend, job.options, patience=0.0)
         except BackendError:  # planning needs no endpoint; one out of reach just says nothing of the store's kind
             kind = None
         draft = await _draft(store, kind, job)
@@ -82,7 +83,7 @@ async def prepare(job: Job, parent_run_id: str | None = None) -> Prepared:
                 remedy="Set SEGMIND_API_KEY, or use a Segmind block, or --backend sandbox to try without one.",
             )
         try:
-            kind = await _kind_of(job.backend, job.options)
+            kind = await _kind_of(job.backend, job.options, patience=job.options.deadline)
         except BackendError as error:
             raise _unreachable(error) from error
         draft = await _draft(store, kind, job)
@@ -90,7 +91,7 @@ async def prepare(job: Job, parent_run_id: str | None = None) -> Prepared:
             summary = _with_forecast(await asyncio.to_thread(draft.make, keep=True), draft, job)
             if summary.counts["invalid"] and job.options.on_invalid == "fail":
                 raise RowsRefusedError(summary)
-            if backend.kind != "sandbox":
+            if backend.kind == "segmind":
                 await _check_credentials(backend, job.options, summary)
             await _refusing(claim_kind(store, kind))
             run_id = new_run_id()
@@ -142,14 +143,14 @@ async def _draft(store: FsspecObjectStore, kind: StoreKind | None, job: Job) -> 
     manifest = await asyncio.to_thread(Manifest, job.manifest, job.options.manifest_storage_options)
     planner = Planner(
         manifest,
-        job.options.manifest_options(job.backend.model),
+        job.options.manifest_options(backend.model, backend.profile, backend.weights),
         ledger,
         shard_size=job.options.shard_size,
         limit=job.options.limit,
         references=ReferenceChecks(
             reading_options(job.options, backend, job.manifest, job.store),
             job.options.check_references,
-            job.options.reference_transport,
+            transport_of(backend, job.options),
         ),
     )
     return PlanDraft(planner)
@@ -161,15 +162,26 @@ def _with_forecast(summary: PlanSummary, draft: PlanDraft, job: Job) -> PlanSumm
         summary.to_make_by_class,
         # What is drawn for nothing says nothing of the real thing.
         {name: stats for name, stats in draft.costs().items() if stats.high},
-        in_flight=backend.max_in_flight or DEFAULT_IN_FLIGHT,
+        in_flight=backend.max_in_flight or len(backend.endpoints) * DEFAULT_LIMIT or DEFAULT_IN_FLIGHT,
         per_minute=backend.requests_per_minute,
+        free=backend.kind == "pool",
     )
     return summary
 
 
-async def _kind_of(settings: BackendSettings, options: GenerateOptions) -> StoreKind:
-    """Real or sandbox, by the engine that the endpoint names. Raises BackendError if it is out of reach."""
+async def _kind_of(settings: BackendSettings, options: GenerateOptions, patience: float) -> StoreKind:
+    """Real or sandbox, by the engine that the endpoint names. Raises BackendError if it is out of reach.
+
+    The first healthy worker of a pool is waited for, for so many seconds.
+    """
     backend = resolve_backend(settings, options)
+    if backend.kind == "pool":
+        pool = make_pool(backend, _no_gate(), patience)
+        try:
+            await pool.open()
+            return store_kind(backend, pool.engine, SANDBOX_ENGINES)
+        finally:
+            await pool.aclose()
     base_url = (backend.base_url or SEGMIND_URL).rstrip("/")
     if backend.kind == "sandbox" or base_url == SEGMIND_URL:
         return store_kind(backend, None, SANDBOX_ENGINES)
@@ -203,7 +215,9 @@ def _unreachable(error: BackendError) -> RefusedError:
     return RefusedError(
         "endpoint_unreachable" if error.kind == "unsent" else error.kind,
         f"The endpoint cannot be used: {error.message}.",
-        remedy="Check --base-url and the network.",
+        remedy="Start the workers, or correct --endpoint."
+        if error.kind == "no_worker"
+        else "Check --base-url and the network.",
     )
 
 

@@ -22,7 +22,13 @@ _LOCAL = frozenset({"localhost", "127.0.0.1", "::1"})
 
 def is_local(backend: BackendSettings) -> bool:
     """Whether the backend runs on this machine, and can fetch from its loopback addresses."""
-    return backend.kind == "sandbox" or (urlsplit(backend.base_url or "").hostname or "") in _LOCAL
+    urls = [url.partition("+")[2] for url in backend.endpoints] or [backend.base_url or ""]
+    return backend.kind == "sandbox" or all((urlsplit(url).hostname or "") in _LOCAL for url in urls)
+
+
+def transport_of(backend: BackendSettings, options: GenerateOptions) -> ReferenceTransport:
+    """How references travel: to workers always inside the call, so that they need no way to where the pictures lie."""
+    return "data-url" if backend.kind == "pool" else options.reference_transport
 
 
 def account_of(backend: BackendSettings) -> str:

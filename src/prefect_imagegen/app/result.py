@@ -18,6 +18,7 @@ STOP_REASONS: dict[str, str] = {
     "too_many_failures": "more rows failed than --max-failure-rate allows",
     "deadline": "nothing moved for --deadline seconds",
     "store": "the store could not be written",
+    "no_worker": "no GPU worker of the pool was healthy for --deadline seconds",
     "protocol": "the endpoint stopped speaking the API",
     "sandbox_mismatch": "a sandbox answered in a real run, or the reverse",
     "signal": "SIGINT or SIGTERM was received",
@@ -53,6 +54,10 @@ class RunResult:
     paid: int = 0
     """Images billed in this run, those of earlier calls that it settled included."""
     overshoot_usd: float = 0.0
+    unhonoured: dict[str, int] = field(default_factory=dict)
+    """Images made in this run with another value of a parameter than was asked for, by parameter."""
+    weights_license: str | None = None
+    """Licence of the GPU workers' weights."""
 
     @property
     def exit_code(self) -> int:

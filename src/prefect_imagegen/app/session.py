@@ -18,16 +18,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import SecretStr
 
-from prefect_imagegen.app.adapters import make_backend, resolve_backend
-from prefect_imagegen.app.prepare import Prepared
-from prefect_imagegen.app.references import account_of, is_local, reading_options
+from prefect_imagegen.app.adapters import make_pool, resolve_backend
+from prefect_imagegen.app.prepare import Job, Prepared
+from prefect_imagegen.app.references import account_of, is_local, reading_options, transport_of
 from prefect_imagegen.app.settings import BackendSettings
 from prefect_imagegen.app.written_plan import WrittenPlan
 from prefect_imagegen.control import RunControl
 from prefect_imagegen.core import layout
 from prefect_imagegen.core.budget import Budget
 from prefect_imagegen.core.concurrency import AdaptiveLimit
-from prefect_imagegen.core.errors import ImagegenError, StoreError
+from prefect_imagegen.core.errors import BackendError, ImagegenError, StoreError
 from prefect_imagegen.core.image import Decoded
 from prefect_imagegen.core.ledger import LedgerView
 from prefect_imagegen.core.results import RequestResult, results_of, results_table
@@ -42,6 +42,7 @@ from prefect_imagegen.io.object_store import open_object_store
 from prefect_imagegen.io.reference_cache import ReferenceCache
 from prefect_imagegen.io.reference_routes import ReferenceRoutes, RouteOptions
 from prefect_imagegen.io.references import ReferenceReader
+from prefect_imagegen.ports import Backend, ObjectStore
 
 _IDLE_LOOK_S = 0.1
 _MOST_SHARDS = 8
@@ -96,6 +97,7 @@ class Session:
         self.endpoint = ""
         self.backend_name = "segmind"
         self.max_in_flight = 1
+        self.settings = prepared.job.backend
         self._held: dict[bytes, RequestResult] = {}
         self._opening = 0
         self.unwritten: dict[str, list[RequestResult]] = {}
@@ -233,23 +235,22 @@ async def open_session(prepared: Prepared) -> AsyncIterator[Session]:
         settings = await _with_gateway(resolve_backend(prepared.job.backend, options), stack)
         control = RunControl(clock, deadline=options.deadline, max_failure_rate=options.max_failure_rate)
         gate = RateGate(settings.requests_per_minute, clock.monotonic, control.sleep)
-        backend = make_backend(settings, gate, options.deadline)
+        backend = make_pool(settings, gate, options.deadline)
         backend.expect(sandbox=prepared.kind == "sandbox")
         stack.push_async_callback(backend.aclose)
+        try:
+            await backend.open()
+        except BackendError as error:
+            control.stop(error.kind, error.message)
+        most = settings.max_in_flight or backend.capacity
         threads = ThreadPoolExecutor(cpu_count() or 1, thread_name_prefix="decode")
         stack.callback(threads.shutdown, wait=False)
 
         async def decoder(function: Callable[[bytes], Decoded], data: bytes) -> Decoded:
             return await asyncio.get_running_loop().run_in_executor(threads, function, data)
 
-        cache = ReferenceCache()
-        stack.callback(cache.close)
-        reading = reading_options(options, settings, prepared.job.manifest, prepared.job.store)
-        reader = await stack.enter_async_context(ReferenceReader(reading, cache))
-        routes = RouteOptions(options.reference_transport, account_of(settings), is_local(settings))
-
         kit = Kit(
-            references=ReferenceRoutes(reader, backend, routes, store if options.keep_references else None),
+            references=await _references(prepared.job, settings, backend, store, stack),
             backend=backend,
             store=store,
             ledger=ledger,
@@ -267,12 +268,12 @@ async def open_session(prepared: Prepared) -> AsyncIterator[Session]:
             neighbours=StoreNeighbours(store, heartbeat, process, clock),
             draw=random.random,
             decoder=decoder,
-            concurrency=AdaptiveLimit(settings.max_in_flight or 1),
+            concurrency=AdaptiveLimit(most),
             budget=Budget.of(options.max_cost_usd, view.costs()),
         )
         session = Session(prepared, plan, Executor(kit), kit, view)
         session.endpoint, session.backend_name = backend.endpoint, backend.name
-        session.max_in_flight = settings.max_in_flight or 1
+        session.max_in_flight, session.settings = most, settings
         background = [asyncio.create_task(heartbeat.keep_beating()), asyncio.create_task(ledger.keep_flushing())]
         for task in background:
             task.add_done_callback(lambda done: _note_failure(control, done))
@@ -290,6 +291,20 @@ async def open_session(prepared: Prepared) -> AsyncIterator[Session]:
             except StoreError as error:
                 # Claims, ids and images are in the store already: the next run finds out what the ledger lacks.
                 control.stop("store", str(error))
+
+
+async def _references(
+    job: Job, settings: BackendSettings, backend: Backend, store: ObjectStore, stack: AsyncExitStack
+) -> ReferenceRoutes:
+    """How the job's references reach the backend, for the time of the session."""
+    cache = ReferenceCache()
+    stack.callback(cache.close)
+    reading = reading_options(job.options, settings, job.manifest, job.store)
+    reader = await stack.enter_async_context(ReferenceReader(reading, cache))
+    routes = RouteOptions(
+        transport_of(settings, job.options), account_of(settings), is_local(settings), bytes_only=backend.free
+    )
+    return ReferenceRoutes(reader, backend, routes, store if job.options.keep_references else None)
 
 
 async def _awaited(call: Awaitable[object]) -> object:

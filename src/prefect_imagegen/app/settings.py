@@ -20,6 +20,12 @@ class BackendSettings:
     model: str | None = None
     requests_per_minute: float | None = None
     max_in_flight: int | None = None
+    endpoints: tuple[str, ...] = ()
+    """Of a pool, as what follows: `DIALECT+URL` each."""
+    endpoint_limit: int | None = None
+    profile: str | None = None
+    weights: str | None = None
+    weights_license: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -215,7 +215,11 @@ async def _has_account(store: FsspecObjectStore, backend: BackendSettings, optio
     """Whether there is somebody to ask for lost images: a key, and no store of placeholders at the real API."""
     about = json.loads(await store.get(layout.STORE_FILE) or b"{}")
     resolved = resolve_backend(backend, options)
-    return resolved.api_key is not None and (about.get("kind") == "real" or resolved.base_url is not None)
+    return (
+        resolved.kind != "pool"
+        and resolved.api_key is not None
+        and (about.get("kind") == "real" or resolved.base_url is not None)
+    )
 
 
 def _compare(facts: ImageFacts, data: bytes) -> Problem | None:

@@ -36,9 +36,19 @@ class Forecast:
 
 
 def forecast(
-    to_make: Mapping[str, int], costs: Mapping[str, CostStats], *, in_flight: int, per_minute: float | None
+    to_make: Mapping[str, int],
+    costs: Mapping[str, CostStats],
+    *,
+    in_flight: int,
+    per_minute: float | None,
+    free: bool = False,
 ) -> Forecast:
-    """The forecast for so many images of each cost class, with so many calls at once and submits a minute."""
+    """The forecast for so many images of each cost class, with so many calls at once and submits a minute.
+
+    `free`: workers of one's own draw them, of whose speed nothing is known.
+    """
+    if free:
+        return Forecast(sum(to_make.values()))
     images = measured = 0
     low_usd = high_usd = low_busy = high_busy = 0.0
     for name, count in to_make.items():

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from prefect_imagegen.core.errors import RefusedError
 from prefect_imagegen.core.metadata import carried_name
 from prefect_imagegen.core.models import DEFAULT_MODEL, MODELS, FieldSpec
+from prefect_imagegen.core.profiles import Profile
 from prefect_imagegen.core.references import is_signed
 
 COMMON_FIELDS = ("prompt", "model", "seed", "image_urls")
@@ -34,6 +35,11 @@ class ManifestOptions:
     model: str = DEFAULT_MODEL
     reference_identity: Literal["url", "content"] = "url"
     """What http(s) references are known by; all others are known by their content."""
+    profile: Profile | None = None
+    """How own GPUs run the model: its values replace the model's defaults."""
+    weights: str | None = None
+    strict_parameters: bool = False
+    """Whether a row that asks for what the profile cannot do is an error."""
 
 
 @dataclass(frozen=True, slots=True)

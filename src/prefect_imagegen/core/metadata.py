@@ -19,7 +19,7 @@ _COLUMNS: tuple[tuple[str, pa.DataType, str], ...] = (
     ("prompt", pa.string(), "as sent"),
     ("seed", pa.int64(), "as sent: the row's, or derived from the row"),
     ("model", pa.string(), "slug of the model"),
-    ("backend", pa.string(), "segmind or sandbox"),
+    ("backend", pa.string(), "segmind, pool or sandbox"),
     ("endpoint", pa.string(), "where the image was made"),
     ("sandbox", pa.bool_(), "whether a placeholder engine drew it"),
     ("requested", pa.string(), "every parameter as sent, JSON"),
@@ -30,13 +30,16 @@ _COLUMNS: tuple[tuple[str, pa.DataType, str], ...] = (
         ),
         "reference images in order: where they come from, without query, and what was seen of them",
     ),
-    ("applied", pa.string(), "what the backend says it applied, JSON"),
+    ("applied", pa.string(), "what the backend really used, where it tells, JSON"),
     ("cost_usd", pa.float64(), "what this run paid for the row; 0 if reused, null if unknown"),
     ("attempts", pa.int32(), "POSTs sent for the row in this run"),
     ("latency_s", pa.float64(), "seconds, as the backend tells, else as measured"),
     ("request_id", pa.string(), "the backend's name of the call"),
     ("http_status", pa.int32(), "of the last answer"),
     ("created_at", pa.timestamp("us", tz="UTC"), "when the image was stored"),
+    ("profile", pa.string(), "how a GPU worker ran the model; null for the API"),
+    ("weights", pa.string(), "label of a GPU worker's weights, if one was given"),
+    ("weights_license", pa.string(), "licence of a GPU worker's weights"),
 )
 METADATA_SCHEMA = pa.schema([(name, kind) for name, kind, _ in _COLUMNS])
 COLUMN_MEANINGS: dict[str, str] = {name: meaning for name, _, meaning in _COLUMNS}

@@ -31,6 +31,7 @@ class RequestResult:
     paid: int = 0
     latency_s: float | None = None
     request_id: str | None = None
+    endpoint: str | None = None
     http_status: int | None = None
     applied: dict[str, Any] = field(default_factory=dict)
     created_at: datetime | None = None
@@ -48,6 +49,7 @@ RESULT_SCHEMA = pa.schema(
         ("paid", pa.int32()),
         ("latency_s", pa.float64()),
         ("request_id", pa.string()),
+        ("endpoint", pa.string()),
         ("http_status", pa.int32()),
         ("applied", pa.string()),
         ("created_at", pa.timestamp("us", tz="UTC")),

@@ -5,11 +5,11 @@ import math
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from prefect_imagegen.core.manifest import COMMON_FIELDS, ColumnPlan, ManifestOptions
-from prefect_imagegen.core.models import MATCH_INPUT_IMAGE, MODELS, FieldSpec, ModelSpec
+from prefect_imagegen.core.models import ASPECT_SIZES, MATCH_INPUT_IMAGE, MODELS, FieldSpec, ModelSpec
 from prefect_imagegen.core.redact import redact
 from prefect_imagegen.core.references import BadReferenceError, ReferenceFacts, is_signed, is_web, locate, shown
 from prefect_imagegen.core.request import GenerationRequest, Reference, derive_seed
@@ -94,11 +94,32 @@ class RowValidator:
             if params.get("aspect_ratio") == MATCH_INPUT_IMAGE and not references:
                 found = RowError(index, "aspect_ratio", MATCH_INPUT_IMAGE, "it needs at least one reference image")
                 errors.append(found)
+            errors += self._undrawable(index, params)
         if errors or model is None:
             return errors
         self._warn(model, params, references)
         params["seed"] = derive_seed(row_id=row_id, prompt=prompt, references=references) if seed is None else seed
-        return ValidRow(GenerationRequest(model, params, references), row_id)
+        profile = self.options.profile.name if self.options.profile else None
+        return ValidRow(GenerationRequest(model, params, references, profile, self.options.weights), row_id)
+
+    def _undrawable(self, index: int, params: Mapping[str, Any]) -> list[RowError]:
+        """What workers of one's own cannot do: draw without a size, and with --strict-parameters all they ignore."""
+        profile, ratio = self.options.profile, params.get("aspect_ratio")
+        if profile is None:
+            return []
+        wrong = {name: f"{profile.fixed[name]!r} only (--strict-parameters)" for name in profile.ignored(params)}
+        wrong = wrong if self.options.strict_parameters else {}
+        if ratio is not None and ratio != MATCH_INPUT_IMAGE and ratio not in ASPECT_SIZES:
+            wrong["aspect_ratio"] = f"no size for it; use one of {', '.join(ASPECT_SIZES)}"
+        return [
+            RowError(
+                index,
+                ", ".join(self.plan.sources.get(name, (name,))),
+                _show(params[name]),
+                f"the profile {profile.name} has {reason}",
+            )
+            for name, reason in wrong.items()
+        ]
 
     def contents_needed(self, row: Mapping[str, Any]) -> list[str]:
         """URIs of the row's references whose content is their identity."""
@@ -148,9 +169,13 @@ class RowValidator:
         """The defaults of a model's fields that nothing feeds, and the readers of all others."""
         if model not in self._readers:
             spec = MODELS.get(model)
-            names = spec.fields if spec else sorted(self.plan.named - set(COMMON_FIELDS))
-            readers = [_Reader(name, spec.fields[name] if spec else None) for name in names if self.is_fed(name)]
-            defaults = {name: one.default for name, one in spec.fields.items() if not self.is_fed(name)} if spec else {}
+            fields = spec.fields if spec else {}
+            if spec and self.options.profile:
+                fixed = self.options.profile.fixed
+                fields = {name: replace(one, default=fixed.get(name, one.default)) for name, one in fields.items()}
+            names = fields or sorted(self.plan.named - set(COMMON_FIELDS))
+            readers = [_Reader(name, fields.get(name)) for name in names if self.is_fed(name)]
+            defaults = {name: one.default for name, one in fields.items() if not self.is_fed(name)}
             self._readers[model] = (defaults, readers)
         return self._readers[model]
 

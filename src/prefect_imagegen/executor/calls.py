@@ -45,7 +45,7 @@ class Calls:
         """One claim, one POST, one result; or the result of a call that was accepted before."""
         submission: Submission | Step | None = row.accepted
         row.accepted = None
-        if submission is None:
+        if submission is None and not self._kit.backend.free:
             submission = await self._claims.win(row)
         if submission is None:
             if (found := await self._claims.adopt(row)) is not None:
@@ -72,6 +72,8 @@ class Calls:
         started = row.sent_at = kit.clock.monotonic()
         if queues:
             limit = kit.submits.limit(at_least=SUBMIT_AT_LEAST_S, unmeasured=SUBMIT_UNMEASURED_S)
+        elif kit.backend.free:
+            limit = math.inf  # a pool knows each of its workers, and when one is overdue
         else:
             limit = kit.totals.limit(at_least=kit.policy.straggler_seconds, unmeasured=float("inf"))
         call = asyncio.wait_for(kit.backend.submit(row.request, row.addresses), None if math.isinf(limit) else limit)
@@ -81,7 +83,7 @@ class Calls:
         except TimeoutError:
             raise BackendError("unknown", f"the call was sent and not answered within {limit:.0f} s") from None
         except BackendError as error:
-            if error.status in _REFUSALS:
+            if error.status in _REFUSALS and not kit.backend.free:
                 kit.concurrency.answered(refused=True, sent=started, at=kit.clock.monotonic())
             raise
         kit.concurrency.answered(refused=False, sent=started, at=kit.clock.monotonic())
@@ -161,6 +163,8 @@ class Calls:
                 delivery = await kit.unless_interrupted(kit.backend.collect(submission), "submitted", grace)
                 return delivery, await kit.decoder(decode, delivery.data)
             except BadImageError as error:
+                if kit.backend.free:
+                    raise BackendError("worker_failed", str(error)) from error
                 failure = BackendError("bad_output", str(error), request_id=submission.request_id)
             except BackendError as error:
                 if error.kind != "bad_output":
@@ -173,6 +177,8 @@ class Calls:
     async def _after_refused_post(self, row: Row, error: BackendError) -> Step:
         """Decide about a POST that was not answered with success."""
         outcome, kit = OUTCOMES[error.kind], self._kit
+        if kit.backend.free:
+            return await self._closing.close(row, _lost(error))
         if outcome.accepted == "answered_5xx" and kit.backend.queues:
             if kit.policy.on_unknown == "hold":
                 return row.held(BackendError("unknown", error.message, status=error.status))
@@ -184,6 +190,8 @@ class Calls:
 
     async def _after_failed_result(self, row: Row, error: BackendError) -> Step:
         """Decide about an accepted call that led to no image."""
+        if self._kit.backend.free:
+            return await self._closing.close(row, _lost(error))
         if error.status in (404, 410) and self._is_past_its_time(row):
             error.kind = "output_lost"
         if error.kind == "unknown":
@@ -217,3 +225,10 @@ class Calls:
                 return
             await kit.clock.sleep(2.0**failures)
         kit.control.stop("store", f"a request_id could not be stored: {message}")
+
+
+def _lost(error: BackendError) -> BackendError:
+    """A free call whose fate nobody knows: nothing is owed for it, and the row is as if it had not been sent."""
+    if error.kind in HELD_KINDS:
+        return BackendError("worker_lost", error.message, status=error.status, retry_after=0.0)
+    return error

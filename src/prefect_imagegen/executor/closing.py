@@ -49,7 +49,7 @@ class Closing:
         if self._maybe_billed(outcome):
             row.maybe_paid += 1
         seconds = backoff(row.failures, kit.draw()) if error.retry_after is None else error.retry_after
-        if outcome.slows or (error.status == 503 and error.retry_after is not None):
+        if outcome.slows or (error.status == 503 and error.retry_after):
             kit.limiter.pause(max(seconds, 1.0))
         if not outcome.counted:
             kit.control.check_progress(error.message)
@@ -67,7 +67,7 @@ class Closing:
             budget.settle(row.reservation, cost)
         else:
             budget.spent += cost or 0.0
-        row.paid += 1
+        row.paid += not self._kit.backend.free
         row.reservation = None
 
     def _maybe_billed(self, outcome: Outcome) -> bool:

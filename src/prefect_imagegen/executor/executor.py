@@ -158,10 +158,13 @@ class Executor:
         return self._kit.control.stopped or row.request.model in self._kit.control.dead_models
 
     async def _reserve(self, row: Row) -> Reservation | None:
-        """Set the price of a call aside, waiting for what calls under way leave over; None where the run stops."""
+        """Set the price of a call aside, waiting for what calls under way leave over; None where the run stops.
+
+        Free calls have no price.
+        """
         control, budget = self._kit.control, self._kit.budget
         default = PUBLISHED_PRICES_USD.get(row.request.model, DEFAULT_PRICE_USD)
-        while not control.stopped:
+        while not control.stopped and not self._kit.backend.free:
             found = budget.reserve(row.request.cost_class, default)
             if isinstance(found, Reservation):
                 return found

@@ -74,8 +74,7 @@ class Kit:
             cost_class=row.request.cost_class,
             seed=row.request.seed,
             backend=self.backend.name,
-            endpoint=self.backend.endpoint,
-            **facts,
+            **{"endpoint": self.backend.endpoint} | facts,
         )
         await self.ledger.record(event)
 
@@ -88,6 +87,7 @@ class Kit:
             cost_usd=delivery.cost_usd,
             latency_s=delivery.latency_s,
             request_id=delivery.request_id,
+            endpoint=delivery.endpoint or self.backend.endpoint,
             http_status=delivery.http_status,
             applied=delivery.applied
             | row.request.reference_changes
@@ -101,6 +101,7 @@ class Kit:
             cost_usd=delivery.cost_usd,
             latency_s=delivery.latency_s,
             request_id=delivery.request_id,
+            endpoint=result.endpoint,
             http_status=delivery.http_status,
             applied=json.dumps(result.applied, ensure_ascii=False, sort_keys=True),
         )

@@ -27,11 +27,15 @@ _REMEMBERED = 10_000
 
 @dataclass(frozen=True, slots=True)
 class RouteOptions:
-    """What the user chose, who the account is, and whether the backend runs on this machine."""
+    """What the user chose, who the account is, and whether the backend runs on this machine.
+
+    `bytes_only`: whoever draws gets no addresses, not even public ones.
+    """
 
     transport: ReferenceTransport
     account: str
     backend_is_local: bool
+    bytes_only: bool = False
 
 
 class ReferenceRoutes:
@@ -62,7 +66,8 @@ class ReferenceRoutes:
         try:
             if self._keep is not None:
                 await self._store(reference, self._keep)
-            url = None if fresh or reference.changes else await self._link(reference)
+            linked = not (fresh or reference.changes or self._options.bytes_only)
+            url = await self._link(reference) if linked else None
             if url is not None:
                 return url
             if self.inline:

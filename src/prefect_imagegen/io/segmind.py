@@ -28,7 +28,7 @@ from prefect_imagegen.io.polls import Polls
 from prefect_imagegen.io.segmind_history import SegmindHistory
 from prefect_imagegen.io.segmind_http import GET_TRIES, UNREADABLE, SegmindHttp, pieces, plain_name, read_body
 from prefect_imagegen.net.client import TRANSPORT_ERRORS, never_sent
-from prefect_imagegen.ports import Balance, Delivery, HistoryRecord, RateLimiter, Submission
+from prefect_imagegen.ports import Balance, Delivery, Health, HistoryRecord, RateLimiter, Submission
 
 SEGMIND_URL = "https://api.segmind.com"
 SEGMIND_HISTORY_URL = "https://api.spotprod.segmind.com"
@@ -171,6 +171,26 @@ class SegmindBackend:
     async def aclose(self) -> None:
         """Close the connections."""
         await self._http.aclose()
+
+    async def health(self) -> Health:
+        """What a gateway says of itself in /health."""
+        try:
+            async with self._http.get(f"{self._base}/health", with_key=False) as response:
+                value = answers.parse_json(await read_body(response))
+                engine = response.headers.get(ENGINE_HEADER)
+        except UNREADABLE as error:
+            return Health(False, f"no answer: {plain_name(error)}")
+        told = value if isinstance(value, dict) else {}
+        models, batch = told.get("models"), told.get("max_batch")
+        return Health(
+            response.status_code == 200,
+            str(told.get("status") or f"status {response.status_code}"),
+            engine,
+            told.get("profile"),
+            frozenset(map(str, models)) if isinstance(models, list) else None,
+            # One batch running, and one more call at hand.
+            batch + 1 if isinstance(batch, int) else None,
+        )
 
     async def engine(self) -> str | None:
         """The engine that a gateway names in /health; None for any other service. BackendError if out of reach."""

@@ -1,0 +1,185 @@
+"""The OpenAI Images dialect, as vLLM-Omni and SGLang serve FLUX.2 [klein].
+
+Sources: the request models of vLLM-Omni 0.30.0 and SGLang 0.5.23. Their defaults differ and surprise (an image as a
+URL, the same seed for every call, 50 steps, the size of the first reference), so size, seed, steps, guidance, format
+and the form of the answer are always sent. Neither has a queue limit: the pool bounds what is in flight. `model` is
+left out, since a wrong one is refused; references go as bytes, since a server that fetches them would see the network
+of the workers.
+"""
+
+import base64
+import binascii
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+from urllib.parse import urlsplit
+
+from pydantic import SecretStr
+
+from prefect_imagegen.core import answers
+from prefect_imagegen.core.errors import BackendError
+from prefect_imagegen.core.image import BadImageError, upright_size
+from prefect_imagegen.core.models import pixels_of
+from prefect_imagegen.core.redact import redact
+from prefect_imagegen.core.request import GenerationRequest, plain_number
+from prefect_imagegen.io.segmind_http import UNREADABLE, plain_name, read_body
+from prefect_imagegen.net.client import make_client
+from prefect_imagegen.ports import Delivery, Health, Submission
+
+_PNG_COMPRESSION = 60
+"""vLLM-Omni: 9 - 60 // 11 = zlib level 4; its default of 100 means no compression at all."""
+_STATUS_KINDS = {401: "auth", 403: "auth", 404: "protocol", 405: "protocol", 429: "rate_limited", 500: "server_error"}
+
+
+@dataclass(frozen=True, slots=True)
+class ImagesEngine:
+    """How one engine differs: the word of its /health when it can work, and what it does with a negative prompt."""
+
+    name: str
+    healthy: str
+    uses_negative_prompt: bool
+
+
+ENGINES: Mapping[str, ImagesEngine] = MappingProxyType(
+    {
+        engine.healthy: engine
+        for engine in (
+            ImagesEngine("vllm-omni", "healthy", uses_negative_prompt=False),
+            ImagesEngine("sglang", "ok", uses_negative_prompt=True),
+        )
+    }
+)
+"""By the status that /health tells."""
+
+
+class OpenAIImages:
+    """A `ports.Dialect` over one server. Close it with `aclose`."""
+
+    queues = False
+
+    def __init__(
+        self, base_url: str, api_key: SecretStr | None, *, deadline: float, connect_timeout: float = 2.0
+    ) -> None:
+        parts = urlsplit(base_url)
+        self.endpoint = f"{parts.scheme}://{parts.hostname or ''}" + (f":{parts.port}" if parts.port else "")
+        self._base = base_url.rstrip("/")
+        self._headers = {"authorization": f"Bearer {api_key.get_secret_value()}"} if api_key else {}
+        self._engine: ImagesEngine | None = None
+        self._client = make_client(max_connections=64, connect_timeout=connect_timeout, read_timeout=deadline)
+
+    async def health(self) -> Health:
+        """`GET /health`: 200 means ready; SGLang holds calls back while it warms up, so it is asked before any."""
+        try:
+            async with self._client.stream("GET", f"{self._base}/health", timeout=10.0) as response:
+                value = answers.parse_json(await read_body(response))
+        except UNREADABLE as error:
+            return Health(False, f"no answer: {plain_name(error)}")
+        told = str(value.get("status") or "") if isinstance(value, dict) else ""
+        self._engine = ENGINES.get(told, self._engine)
+        name = self._engine.name if self._engine else None
+        return Health(response.status_code == 200, told or f"status {response.status_code}", name)
+
+    async def submit(self, request: GenerationRequest, image_urls: Sequence[str]) -> Submission:
+        """POST once, and return with the opened answer."""
+        pictures = [base64.b64decode(url.partition(",")[2]) for url in image_urls]
+        first = upright_size(pictures[0]) if pictures else None
+        fields = fields_of(request, first)
+        options: dict[str, Any] = {"json": fields}
+        if pictures:
+            files = [
+                ("image", (f"{number}.bin", data, _media(url)))
+                for number, (data, url) in enumerate(zip(pictures, image_urls, strict=True))
+            ]
+            options = {"data": {name: str(value) for name, value in fields.items()}, "files": files}
+        call = self._client.build_request(
+            "POST",
+            f"{self._base}/v1/images/{'edits' if pictures else 'generations'}",
+            headers=self._headers,
+            **options,
+        )
+        try:
+            response = await self._client.send(call, stream=True)
+            if response.status_code == 200:
+                return Submission(request, None, open_body=(response, fields["size"]))
+            body = await read_body(response)
+        except UNREADABLE as error:
+            raise BackendError("unknown", f"no answer: {plain_name(error)}") from error
+        text = redact(answers.error_text(body))
+        status = response.status_code
+        kind = _STATUS_KINDS.get(status, "unavailable" if status > 500 else "invalid_request")
+        raise BackendError(kind, f"{status}: {text}", status=status)
+
+    async def collect(self, submission: Submission) -> Delivery:
+        """Read the answer: one picture in base64, of the size that was asked for."""
+        response, size = submission.open_body
+        try:
+            body = await read_body(response)
+        except UNREADABLE as error:
+            raise BackendError("unknown", f"the answer broke off: {plain_name(error)}") from error
+        data = _picture(body)
+        try:
+            found = "{}x{}".format(*upright_size(data))
+        except BadImageError as error:
+            raise BackendError("bad_output", str(error), status=200) from error
+        if found != size:
+            raise BackendError("bad_output", f"the image has {found} pixels instead of {size}", status=200)
+        applied: dict[str, Any] = {"size": size}
+        negative = submission.request.params.get("negative_prompt")
+        if negative and self._engine is not None and not self._engine.uses_negative_prompt:
+            applied["negative_prompt"] = ""
+        return Delivery(data, http_status=200, applied=applied)
+
+    async def aclose(self) -> None:
+        """Close the connections."""
+        await self._client.aclose()
+
+
+def fields_of(request: GenerationRequest, first: tuple[int, int] | None) -> dict[str, Any]:
+    """The fields of a call, for generations (JSON) and edits (a form) alike; `first` is the first reference's size.
+
+    Raises BackendError (`invalid_request`) for an aspect ratio without a known size.
+    """
+    params = {name: plain_number(value) for name, value in request.params.items()}
+    ratio = params.get("aspect_ratio", "1:1")
+    try:
+        width, height = pixels_of(ratio, first)
+    except KeyError:
+        raise BackendError("invalid_request", f"no size is known for the aspect ratio {ratio!r}") from None
+    image_format = params.get("image_format", "png")
+    fields = {
+        "prompt": request.prompt,
+        "n": 1,
+        "size": f"{width}x{height}",
+        "response_format": "b64_json",
+        "seed": request.seed,
+        # Seeds drawn on the CPU mean the same on every kind of GPU.
+        "generator_device": "cpu",
+        "num_inference_steps": params.get("steps", 4),
+        "guidance_scale": float(params.get("cfg", 1)),
+        "output_format": image_format,
+        "output_compression": _PNG_COMPRESSION if image_format == "png" else params.get("quality", 90),
+    }
+    # SGLang guides by any negative prompt, the empty one included, even where the checkpoint is distilled.
+    if params.get("negative_prompt") and fields["guidance_scale"] > 1:
+        fields["negative_prompt"] = params["negative_prompt"]
+    return fields
+
+
+def _picture(body: bytes) -> bytes:
+    """The bytes of the one picture of an answer. Raises BackendError."""
+    value = answers.parse_json(body)
+    items = value.get("data") if isinstance(value, dict) else None
+    item = items[0] if isinstance(items, list) and items and isinstance(items[0], dict) else {}
+    text = item.get("b64_json")
+    if not isinstance(text, str) or not text:
+        what = "a URL instead of the image's bytes" if item.get("url") else "no image"
+        raise BackendError("bad_output", f"the answer has {what}: {redact(answers.error_text(body))[:200]}", status=200)
+    try:
+        return base64.b64decode(text, validate=True)
+    except binascii.Error as error:
+        raise BackendError("bad_output", f"the image is cut off: {error}", status=200) from error
+
+
+def _media(url: str) -> str:
+    return url[len("data:") :].partition(";")[0]

@@ -1,0 +1,225 @@
+"""Runs over a pool of workers of the Images dialect: real sockets, real stores, faults of every kind."""
+
+import json
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from prefect_imagegen import generate
+from prefect_imagegen.app.prepare import RowsRefusedError
+from prefect_imagegen.app.result import RunResult
+from prefect_imagegen.core.errors import RefusedError
+from prefect_imagegen.gateway.server import EmbeddedGateway
+from prefect_imagegen.gateway.settings import GatewaySettings
+
+Engine = Callable[..., Any]
+
+
+def manifest(folder: Path, rows: int, **columns: Any) -> str:
+    path = folder / "manifest.parquet"
+    pq.write_table(pa.table({"prompt": [f"cup {row}" for row in range(rows)], **columns}), path)
+    return str(path)
+
+
+def metadata(store: Path, result: RunResult) -> list[dict[str, Any]]:
+    return pq.read_table(store / "runs" / str(result.run_id) / "metadata").to_pylist()
+
+
+def run(source: str, store: Path, *engines: Any, **options: Any) -> RunResult:
+    endpoints = [engine.endpoint for engine in engines]
+    return generate(source, str(store), backend="pool", endpoints=endpoints, **options)
+
+
+def test_a_pool_makes_a_manifest(images_engine: Engine, tmp_path: Path) -> None:
+    """Images, metadata and ledger as with the API, for no money, without a key and without claims."""
+    engines = [images_engine("vllm_omni"), images_engine("sglang")]
+    source, store = manifest(tmp_path, 30, cfg=[3.0] * 10 + [None] * 20), tmp_path / "store"
+    result = run(source, store, *engines, weights="klein-lab", weights_license="lab use only")
+    assert (result.generated, result.cost_usd, result.paid, result.calls) == (30, 0.0, 0, 30)
+    assert result.unhonoured == {"cfg": 10}
+    assert not (store / "ledger" / "claims").exists()
+    rows = metadata(store, result)
+    assert {row["endpoint"] for row in rows} == {engine.url for engine in engines}
+    for row in rows:
+        requested, applied = json.loads(row["requested"]), json.loads(row["applied"])
+        assert (row["backend"], row["profile"], row["weights"]) == ("pool", "klein-distilled", "klein-lab")
+        assert (row["weights_license"], row["sandbox"], row["cost_usd"]) == ("lab use only", False, 0.0)
+        assert requested["cfg"] == (3 if row["row_index"] < 10 else 1)
+        assert (applied["cfg"], applied["steps"], applied["size"]) == (1, 4, "1024x1024")
+        assert (store / row["image_path"]).exists()
+    report = (store / "runs" / str(result.run_id) / "report.md").read_text()
+    assert "Parameters replaced by what the worker can do (rows): cfg in 10" in report
+    assert "Licence of the weights: lab use only." in report
+    again = run(source, store, engines[0], weights="klein-lab")
+    assert (again.reused, again.calls) == (30, 0)
+    other = run(source, store, engines[0], profile="klein-base", weights="klein-lab", limit=3)
+    assert (other.generated, other.reused) == (3, 0)
+    assert [body["num_inference_steps"] for body in engines[0].bodies[-3:]] == [20, 20, 20]
+
+
+@pytest.mark.parametrize("profile", ["klein-distilled", "klein-base"])
+def test_strict_parameters_are_row_errors(profile: str, images_engine: Engine, tmp_path: Path) -> None:
+    """With strict parameters a row that asks for what the profile cannot do is refused before any call."""
+    engine = images_engine("sglang")
+    columns = {"cfg": [None, 3.0, 1.0], "sampler": [None, None, "res_2s"], "negative_prompt": [None, "rain", None]}
+    source = manifest(tmp_path, 3, **columns)
+    with pytest.raises(RowsRefusedError) as caught:
+        run(source, tmp_path / "store", engine, profile=profile, strict_parameters=True)
+    expected = [(2, "sampler")] if profile == "klein-base" else [(1, "cfg"), (1, "negative_prompt"), (2, "sampler")]
+    assert sorted((error.row, error.column) for error in caught.value.summary.errors) == expected
+    assert "(--strict-parameters)" in str(caught.value)
+    assert engine.bodies == []
+    result = run(source, tmp_path / "store", engine, profile=profile)
+    assert (result.generated, set(result.unhonoured)) == (3, {column for _, column in expected})
+
+
+def test_faults_lose_nothing(images_engine: Engine, tmp_path: Path) -> None:
+    """With every fault of the list each row gets its image, none is stored twice, and no worker has too many calls."""
+    broken = ["500", None, "drop", "truncated", None, "url", "wrong_size", "503", None, "429", "no_image", "500"]
+    engines = [
+        images_engine("vllm_omni", seconds=0.01, faults=broken),
+        images_engine("sglang", seconds=0.01, faults=broken[::-1]),
+        images_engine("sglang", seconds=0.03),
+    ]
+    store = tmp_path / "store"
+    result = run(manifest(tmp_path, 120), store, *engines, endpoint_limit=2)
+    assert (result.generated, result.failures, result.exit_code) == (120, {}, 0)
+    assert [max(engine.most_in_flight, 2) for engine in engines] == [2, 2, 2]
+    images = [path for path in (store / "images").rglob("*") if path.is_file()]
+    assert len(images) == 120
+    assert len({row["image_path"] for row in metadata(store, result)}) == 120
+    assert not engines[0].faults + engines[1].faults
+
+
+def test_a_worker_that_is_killed(images_engine: Engine, tmp_path: Path) -> None:
+    """A worker that dies in mid-run costs its calls under way; they are drawn elsewhere at once."""
+    engines = [images_engine("sglang", seconds=0.05) for _ in range(3)]
+
+    def kill() -> None:
+        while len(engines[0].bodies) < 5:
+            time.sleep(0.01)
+        engines[0].stop()
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    result = run(manifest(tmp_path, 60), tmp_path / "store", *engines)
+    killer.join()
+    assert (result.generated, result.exit_code) == (60, 0)
+    lost = result.calls - 60
+    assert 1 <= lost <= 2
+
+
+def test_a_warming_worker_joins_later(images_engine: Engine, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The run starts with the first healthy worker; one that becomes healthy later gets its share."""
+    ready, warming = images_engine("vllm_omni", seconds=0.05), images_engine("sglang", seconds=0.01)
+    warming.healthy = False
+
+    def warm() -> None:
+        while len(ready.bodies) < 5:
+            time.sleep(0.01)
+        warming.healthy = True
+
+    thread = threading.Thread(target=warm)
+    thread.start()
+    result = run(manifest(tmp_path, 80), tmp_path / "store", ready, warming)
+    thread.join()
+    assert result.generated == 80
+    assert len(warming.bodies) > 10
+    assert f"Worker {warming.url} is left out until it is healthy: unhealthy" in caplog.text
+    assert f"Worker {warming.url} is back" in caplog.text
+
+
+def test_a_pool_without_workers(images_engine: Engine, tmp_path: Path) -> None:
+    """No healthy worker within the deadline is a refusal; all gone in mid-run is a stop that the next run resumes."""
+    engine = images_engine("sglang", seconds=0.02)
+    engine.healthy = False
+    source, store = manifest(tmp_path, 40), tmp_path / "store"
+    with pytest.raises(RefusedError, match="no worker was ready within 1 s") as caught:
+        run(source, store, engine, deadline=1.0)
+    assert caught.value.kind == "no_worker"
+    engine.healthy = True
+
+    def kill() -> None:
+        while len(engine.bodies) < 5:
+            time.sleep(0.01)
+        engine.stop()
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    result = run(source, store, engine, deadline=2.0)
+    killer.join()
+    assert (result.stop_reason, result.exit_code) == ("no_worker", 3)
+    assert (result.held, result.generated + result.not_run) == (0, 40)
+    again = run(source, store, images_engine("sglang"))
+    assert (again.generated + again.reused, again.exit_code) == (40, 0)
+    assert again.reused >= result.generated
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"endpoints": []}, "--endpoint"),
+        ({"endpoints": ["http://h:1"]}, r"http://h:1 is no endpoint.*openai\+http"),
+        ({"endpoints": ["grpc+http://h:1"]}, "is no endpoint"),
+        ({"endpoints": ["openai+http://h:1", "openai+http://h:1"]}, "twice"),
+        ({"endpoints": ["openai+http://h:1"], "reference_transport": "upload"}, "--reference-transport upload"),
+    ],
+)
+def test_bad_pools_are_refused(options: dict[str, Any], words: str, tmp_path: Path) -> None:
+    """A pool that means nothing is refused in words, before anything is called."""
+    with pytest.raises(RefusedError, match=words):
+        generate(manifest(tmp_path, 1), str(tmp_path / "store"), backend="pool", **options)
+
+
+def test_options_of_a_pool_are_for_a_pool(tmp_path: Path) -> None:
+    """Another backend refuses them instead of leaving them unheeded."""
+    for option in ({"profile": "klein-base"}, {"endpoints": ["openai+http://h:1"]}, {"strict_parameters": True}):
+        with pytest.raises(RefusedError, match="--backend pool"):
+            generate(manifest(tmp_path, 1), str(tmp_path / "store"), backend="sandbox", **option)
+
+
+def test_references_go_as_bytes(images_engine: Engine, tmp_path: Path) -> None:
+    """References in files and on the web are read here and sent in the call; `match_input_image` takes their size."""
+    noise = np.random.default_rng(1).integers(0, 255, (80, 160, 3), dtype=np.uint8)
+    for name in ("one.png", "two.png"):
+        Image.fromarray(noise if name == "one.png" else noise[:, ::-1]).save(tmp_path / name)
+    engine = images_engine("vllm_omni")
+    columns = {
+        "image_urls": [[], ["one.png"], ["one.png", "two.png"]],
+        "aspect_ratio": ["1:1", "match_input_image", "3:2"],
+    }
+    store = tmp_path / "store"
+    result = run(manifest(tmp_path, 3, **columns), store, engine)
+    assert result.generated == 3
+    assert sorted(engine.references) == [0, 1, 2]
+    assert [(row["width"], row["height"]) for row in metadata(store, result)] == [(1024, 1024), (160, 80), (1248, 832)]
+    assert engine.complaints == []
+
+
+def test_every_backend_gives_the_same_table(images_engine: Engine, tmp_path: Path) -> None:
+    """The same manifest through a sandbox gateway and a pool: the same rows, seeds and metadata schema."""
+    source = manifest(tmp_path, 6, seed=[1, 2, None, None, -1, 6], sku=list("abcdef"))
+    tables = []
+    with EmbeddedGateway(GatewaySettings(allow_loopback=True)) as gateway:
+        for name, backend, endpoint in (
+            ("toy", "sandbox", None),
+            ("pool", "pool", images_engine("sglang").endpoint),
+            ("mixed", "pool", f"segmind+{gateway.url}"),
+        ):
+            store = tmp_path / name
+            endpoints = [endpoint] if endpoint else []
+            result = generate(source, str(store), backend=backend, endpoints=endpoints)
+            tables.append(pq.read_table(store / "runs" / str(result.run_id) / "metadata"))
+    first, *others = tables
+    for other in others:
+        assert other.schema == first.schema
+        for column in ("row_index", "status", "prompt", "seed", "model", "width", "height", "format", "sku"):
+            assert other[column].to_pylist() == first[column].to_pylist(), column
