@@ -8,14 +8,14 @@ from prefect.blocks.core import Block
 from prefect.testing.standard_test_suites import BlockStandardTestSuite
 from pydantic import SecretStr
 
-from prefect_imagegen.blocks import ImageStore, Segmind
+from prefect_imagegen.blocks import GpuWorkerPool, ImageStore, Segmind
 from prefect_imagegen.blocks.resolve import is_block, resolve_backend, resolve_store
 from prefect_imagegen.core.errors import RefusedError
 
 LOGO = Path(__file__).parents[2] / "docs" / "logo.png"
 
 
-@pytest.mark.parametrize("block", [ImageStore, Segmind])
+@pytest.mark.parametrize("block", [GpuWorkerPool, ImageStore, Segmind])
 class TestBlockStandard(BlockStandardTestSuite):
     """Prefect's own suite for blocks."""
 
@@ -36,7 +36,7 @@ class TestBlockStandard(BlockStandardTestSuite):
 
 def test_every_field_has_title_and_description() -> None:
     """Every field explains itself in the UI: a title, and a description that ends in a period."""
-    for block in (ImageStore, Segmind):
+    for block in (GpuWorkerPool, ImageStore, Segmind):
         for name, field in block.model_fields.items():
             assert field.title, f"{block.__name__}.{name}"
             assert field.description, f"{block.__name__}.{name}"
@@ -48,6 +48,7 @@ def test_secrets_do_not_show() -> None:
     shown = repr(Segmind(api_key="SG_0123456789abcdef")) + repr(
         ImageStore(url="s3://b", storage_options={"secret": "hush"})
     )
+    shown += repr(GpuWorkerPool(endpoints=["openai+http://h:1"], api_key="pool_0123456789abcdef"))
     assert "0123456789abcdef" not in shown
     assert "hush" not in shown
 
@@ -69,6 +70,17 @@ async def test_blocks_are_resolved_by_name(prefect_server: None) -> None:
     assert backend.api_key == SecretStr("SG_x")
     assert (backend.kind, backend.max_in_flight) == ("segmind", 3)
     assert (store.url, dict(store.storage_options)) == ("memory://a", {"a": 1, "b": 2})
+
+
+@pytest.mark.anyio
+async def test_a_pool_is_resolved_by_name(prefect_server: None) -> None:
+    """`gpu-worker-pool/NAME` means the saved pool, with the endpoint strings of the command line."""
+    endpoints = ["openai+http://10.0.0.1:8000", "segmind+http://10.0.0.2:8700"]
+    block = GpuWorkerPool(endpoints=endpoints, api_key="k", profile="klein-base", endpoint_limit=3, weights="lab")
+    await block.save("lab", overwrite=True)
+    found = await resolve_backend("gpu-worker-pool/lab")
+    assert (found.kind, found.endpoints, found.api_key) == ("pool", tuple(endpoints), SecretStr("k"))
+    assert (found.profile, found.endpoint_limit, found.weights) == ("klein-base", 3, "lab")
 
 
 @pytest.mark.anyio

@@ -738,3 +738,74 @@ async def test_refusals_lower_the_concurrency(tmp_path: Path) -> None:
     results = await asyncio.gather(*map(bench.make, requests))
     assert {result.status for result in results} == {"generated"}
     assert (min(lowest) <= 8, bench.kit.concurrency.now) == (True, 16)
+
+
+@pytest.fixture
+def free(tmp_path: Path) -> Bench:
+    """A bench whose calls cost nothing, as those of a pool."""
+    bench = Bench(tmp_path, LedgerView.empty(), policy={"drain_seconds": 0.0})
+    bench.backend.free, bench.backend.queues = True, False
+    bench.backend.submits = [None]
+    return bench
+
+
+async def test_a_free_call_leaves_no_claim(free: Bench) -> None:
+    """Calls that cost nothing need no claim, no id and no reservation: two requests of the store for an image."""
+    store = CountingStore(*fsspec.core.url_to_fs(str(free.folder)), str(free.folder))
+    store.counts = Counter()
+    counted = Bench(free.folder, LedgerView.empty(), store=store, budget=Budget(0.0))
+    counted.backend.free, counted.backend.queues, counted.backend.submits = True, False, [None]
+    result = await counted.make()
+    assert (result.status, result.paid) == ("generated", 0)
+    assert store.counts == {"HEAD images": 1, "PUT images": 1}
+    assert not list(free.folder.glob("ledger/claims/*"))
+
+
+@pytest.mark.parametrize("kind", ["unknown", "submitted", "worker_lost"])
+async def test_a_lost_free_call_is_repeated_at_once(free: Bench, kind: str) -> None:
+    """Nothing is owed for a call of unknown fate, so nobody looks it up or waits; five times is enough."""
+    free.backend.submits = [error(kind, retry_after=0.0), None]
+    started = free.clock.monotonic()
+    result = await free.make()
+    assert (result.status, result.attempts, result.maybe_paid) == ("generated", 2, 0)
+    assert free.clock.monotonic() == started
+    assert "find" not in free.backend.history
+    free.backend.submits = [error(kind) for _ in range(9)]
+    result = await free.make(GenerationRequest("flux-2-klein-9b", {"prompt": "b", "seed": 1}))
+    assert (result.status, result.error_kind, result.attempts) == ("failed", "worker_lost", 5)
+
+
+async def test_bad_bytes_of_a_worker_are_drawn_again(free: Bench) -> None:
+    """What a worker delivers and is no image is asked for again, three times at most."""
+    free.backend.submits = [None, None]
+    free.backend.collects = [b"<html>"]
+    assert (await free.make()).attempts == 2
+    free.backend.submits = [None] * 9
+    free.backend.collects = [b"<html>"] * 9
+    result = await free.make(GenerationRequest("flux-2-klein-9b", {"prompt": "b", "seed": 1}))
+    assert (result.status, result.error_kind, result.attempts) == ("failed", "worker_failed", 3)
+
+
+async def test_a_stopped_free_call_is_not_run(free: Bench) -> None:
+    """A call that a stop cuts short is as if it had not been sent: nothing is held."""
+    free.backend.watch = lambda call: free.control.interrupt("signal", "stop") if call == "submit" else None
+    free.backend.submits = [error("unknown")]
+    result = await free.make()
+    assert (result.status, result.error_kind) == ("not_run", "signal")
+
+
+async def test_the_loser_of_two_free_runs_keeps_what_is_there(free: Bench) -> None:
+    """Two runs may draw the same image; the store keeps the first, and the second records that one."""
+    other = png()
+
+    def put(call: str) -> None:
+        path = free.folder / layout.image(HEX, REQUEST.extension)
+        if call == "collect":
+            path.parent.mkdir(parents=True)
+            path.write_bytes(other)
+
+    free.backend.watch = put
+    result = await free.make()
+    assert result.status == "generated"
+    assert result.image is not None
+    assert result.image.size_bytes == len(other)

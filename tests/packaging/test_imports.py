@@ -65,7 +65,7 @@ def test_the_blocks_are_a_prefect_collection() -> None:
         "(point,) = [p for p in entry_points(group='prefect.collections') if p.name == 'prefect_imagegen']\n"
         "print(sorted(point.load().__all__))"
     )
-    assert run(code).strip() == "['ImageStore', 'Segmind']"
+    assert run(code).strip() == "['GpuWorkerPool', 'ImageStore', 'Segmind']"
 
 
 @pytest.mark.prefect

@@ -28,6 +28,7 @@ from prefect_imagegen.gateway.studio import Studio
 # Longer than a client keeps an idle connection, so that no POST meets one that is just being closed.
 _KEEPALIVE_S = 75
 _START_S = 30.0
+_BACKLOG = 2048
 
 
 class EmbeddedGateway:
@@ -170,6 +171,7 @@ def _listen(host: str, port: int) -> socket.socket:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((host, port))
+        listener.listen(_BACKLOG)  # from now on: who calls before the server runs waits, and is not turned away
     except OSError as error:
         listener.close()
         raise RefusedError(
