@@ -195,6 +195,7 @@ class FakeImagesEngine:
         self.bodies: list[dict[str, Any]] = []
         self.references: list[int] = []
         self.complaints: list[str] = []
+        self.keys: list[str | None] = []
         self.in_flight = self.most_in_flight = 0
         self.url = ""
         self._fields = json.loads((Path(__file__).parent / "data" / "openai_images" / f"{kind}.json").read_text())
@@ -257,6 +258,7 @@ class FakeImagesEngine:
 
     async def _answer(self, request: web.Request, body: dict[str, Any], call: str, images: int) -> web.StreamResponse:
         self.bodies.append(body)
+        self.keys.append(request.headers.get("authorization"))
         self.references.append(images)
         wrong = list(misfits(self._fields[call], body))
         self.complaints += wrong

@@ -78,6 +78,8 @@ def show_plan(console: Console, summary: PlanSummary) -> None:
 
 def forecast_text(one: Forecast) -> str:
     """What the images will cost, how long they will take, and how that is known."""
+    if one.free:
+        return f"{one.images:,} images on your own workers: nothing to pay"
     source = "as measured in this store" if one.measured else "by Segmind's published averages, halved and doubled"
     if 0 < one.measured < one.images:
         source = f"as measured in this store for {one.measured:,}, else by Segmind's published averages"
@@ -104,6 +106,11 @@ def show_result(console: Console, result: RunResult) -> None:
     console.print(f"{money_text(result)}; {result.calls:,} calls, {result.seconds:.1f} s", highlight=False)
     if result.flagged:
         console.print(f"[yellow]{result.flagged:,} images are flagged[/] (column flags)")
+    if result.unhonoured:
+        counts = ", ".join(f"{name} in {count:,} rows" for name, count in sorted(result.unhonoured.items()))
+        console.print(f"[yellow]replaced by what the workers can do:[/] {counts} (column applied)", highlight=False)
+    if result.weights_license:
+        console.print(f"licence of the weights: {escape(result.weights_license)}", highlight=False)
     if result.overshoot_usd:
         console.print(
             f"[yellow]{result.overshoot_usd:.4f} USD above --max-cost-usd[/]: calls cost more than any before"

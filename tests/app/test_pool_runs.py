@@ -134,7 +134,7 @@ def test_a_warming_worker_joins_later(images_engine: Engine, tmp_path: Path, cap
     assert result.generated == 80
     assert len(warming.bodies) > 10
     assert f"Worker {warming.url} is left out until it is healthy: unhealthy" in caplog.text
-    assert f"Worker {warming.url} is back" in caplog.text
+    assert f"Worker {warming.url} is ready" in caplog.text
 
 
 def test_a_pool_without_workers(images_engine: Engine, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pyarrow as pa
@@ -331,3 +332,31 @@ def test_an_internal_error_exits_4(tmp_path: Path) -> None:
     assert found.returncode == 4, found.stderr
     assert "internal error" in found.stderr
     assert last_line(found)["calls"] == 0
+
+
+@pytest.mark.prefect
+@pytest.mark.timeout(400)
+def test_generate_with_a_pool(images_engine: Any, tmp_path: Path) -> None:
+    """A pool needs no account; plan, result and doctor tell of workers, what they replaced, and the licence."""
+    worker = images_engine("sglang")
+    pool = ("--store", "out", "--backend", "pool", "--endpoint", worker.endpoint)
+    path = manifest(tmp_path, prompt=["a", "b", "c"], cfg=[3.0, None, 3.0])
+    secret = {"PREFECT_IMAGEGEN_POOL_API_KEY": "pool-00112233"}
+    found = call("generate", path, *pool, "--endpoint", "openai+http://127.0.0.1:9", folder=tmp_path, **secret)
+    assert found.returncode == 0, found.stderr
+    assert "on your own workers: nothing to pay" in found.stdout
+    assert "replaced by what the workers can do: cfg in" in found.stdout
+    assert "licence of the weights: FLUX Non-Commercial License" in found.stdout
+    assert "Worker http://127.0.0.1:9 is left out until it is healthy" in found.stderr
+    assert "pool-00112233" not in found.stdout + found.stderr
+    assert set(worker.keys) == {"Bearer pool-00112233"}
+    strict = call("plan", path, *pool, "--strict-parameters", folder=tmp_path)
+    assert strict.returncode == 2
+    assert "the profile klein-distilled has 1 only (--strict-parameters)" in " ".join(strict.stdout.split())
+    ill = call("doctor", *pool, "--endpoint", "openai+http://127.0.0.1:9", folder=tmp_path)
+    assert ill.returncode == 1
+    assert f"ok worker {worker.url} is ready" in " ".join(ill.stdout.split())
+    assert "fail worker http://127.0.0.1:9: no answer" in " ".join(ill.stdout.split())
+    refused = call("reconcile", *pool, folder=tmp_path)
+    assert refused.returncode == 2
+    assert "GPU workers keep no request history" in refused.stderr

@@ -16,6 +16,7 @@ from prefect_imagegen.core.models import DEFAULT_MODEL
 from prefect_imagegen.io.ledger import load_ledger, segments
 from prefect_imagegen.io.limits import RateGate, SystemClock
 from prefect_imagegen.io.object_store import FsspecObjectStore, open_object_store
+from prefect_imagegen.io.pool import DEFAULT_LIMIT
 from prefect_imagegen.io.segmind import SANDBOX_ENGINES, SegmindBackend
 from prefect_imagegen.io.store_kind import StoreKind, read_kind
 
@@ -208,7 +209,9 @@ async def _history(client: SegmindBackend) -> Check:
 
 
 def _limits(backend: BackendSettings) -> Check:
-    in_flight = backend.max_in_flight or DEFAULT_IN_FLIGHT
+    in_flight = (
+        backend.max_in_flight or len(backend.endpoints) * (backend.endpoint_limit or DEFAULT_LIMIT) or DEFAULT_IN_FLIGHT
+    )
     rate = f"{backend.requests_per_minute:g} requests a minute" if backend.requests_per_minute else "no rate limit"
     text = f"at most {in_flight} calls in flight, {rate}"
     if resource is not None:

@@ -24,7 +24,6 @@ from prefect_imagegen.io.ledger import load_ledger
 from prefect_imagegen.io.limits import RateGate
 from prefect_imagegen.io.manifests import Manifest
 from prefect_imagegen.io.object_store import FsspecObjectStore, open_object_store
-from prefect_imagegen.io.pool import DEFAULT_LIMIT
 from prefect_imagegen.io.segmind import SANDBOX_ENGINES, SEGMIND_URL
 from prefect_imagegen.io.store_kind import StoreKind, claim_kind, read_kind
 
@@ -162,7 +161,7 @@ def _with_forecast(summary: PlanSummary, draft: PlanDraft, job: Job) -> PlanSumm
         summary.to_make_by_class,
         # What is drawn for nothing says nothing of the real thing.
         {name: stats for name, stats in draft.costs().items() if stats.high},
-        in_flight=backend.max_in_flight or len(backend.endpoints) * DEFAULT_LIMIT or DEFAULT_IN_FLIGHT,
+        in_flight=backend.max_in_flight or DEFAULT_IN_FLIGHT,
         per_minute=backend.requests_per_minute,
         free=backend.kind == "pool",
     )

@@ -29,6 +29,8 @@ class Forecast:
     high_usd: float = 0.0
     low_seconds: float = 0.0
     high_seconds: float = 0.0
+    free: bool = False
+    """Workers of one's own draw them: there is nothing to pay, and nothing known of their speed."""
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -43,12 +45,9 @@ def forecast(
     per_minute: float | None,
     free: bool = False,
 ) -> Forecast:
-    """The forecast for so many images of each cost class, with so many calls at once and submits a minute.
-
-    `free`: workers of one's own draw them, of whose speed nothing is known.
-    """
+    """The forecast for so many images of each cost class, with so many calls at once and submits a minute."""
     if free:
-        return Forecast(sum(to_make.values()))
+        return Forecast(sum(to_make.values()), free=True)
     images = measured = 0
     low_usd = high_usd = low_busy = high_busy = 0.0
     for name, count in to_make.items():

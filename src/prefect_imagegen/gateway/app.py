@@ -15,28 +15,36 @@ from fastapi.responses import HTMLResponse, JSONResponse, Response
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp
 
+from prefect_imagegen.core.errors import RefusedError
 from prefect_imagegen.gateway import account, generation, operation
 from prefect_imagegen.gateway.calls import AnswerError
 from prefect_imagegen.gateway.studio import Studio
 from prefect_imagegen.gateway.wire import Wire
 
 
-def create_app(studio: Studio, on_failure: Callable[[Exception], None] | None = None) -> ASGIApp:
-    """The gateway as an ASGI app over a studio; `on_failure` learns of an engine that cannot get ready."""
+def create_app(studio: Studio, on_failure: Callable[[RefusedError], None] | None = None) -> ASGIApp:
+    """The gateway as an ASGI app over a studio.
+
+    With `on_failure` it answers while its engine gets ready (503), and tells there if that fails; without, its start
+    waits for the engine, and fails with it.
+    """
     books = studio.books
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        starting = asyncio.create_task(studio.get_ready())
-        starting.add_done_callback(failed)
-        await asyncio.sleep(0)  # an engine that needs no time is ready before the first call
+        starting = asyncio.create_task(get_ready())
+        if on_failure is None:
+            await starting
         yield
         starting.cancel()
         await studio.close()
 
-    def failed(starting: "asyncio.Task[None]") -> None:
-        error = None if starting.cancelled() else starting.exception()
-        if isinstance(error, Exception) and on_failure is not None:
+    async def get_ready() -> None:
+        try:
+            await studio.get_ready()
+        except RefusedError as error:
+            if on_failure is None:
+                raise
             on_failure(error)
 
     app = FastAPI(title="prefect-imagegen gateway", lifespan=lifespan, redoc_url=None)

@@ -327,7 +327,7 @@ class Pool:
             await self._clock.sleep(pause)
             pause = min(_LAST_PROBE_S, 2 * pause)
             await self._look(endpoint)
-        _logger.warning("Worker %s is back", endpoint.dialect.endpoint)
+        _logger.warning("Worker %s is ready", endpoint.dialect.endpoint)
         self._moved.set()
 
     async def _look(self, endpoint: _Endpoint) -> None:

@@ -1,0 +1,75 @@
+"""The GPU worker on Ray Serve: replicas, autoscaling and several nodes for the same gateway.
+
+    pip install 'prefect-imagegen[diffusers]' 'ray[serve]'
+    export PREFECT_IMAGEGEN_API_KEY=...            # asked of every caller; without it any key will do
+    serve run gpu_worker:worker model=black-forest-labs/FLUX.2-klein-4B replicas=4
+
+Arguments: `model` (a folder or model id), `gpus` per replica (1), `replicas` (1) or `min_replicas` and `max_replicas`,
+`max_batch` (4), `batch_delay_ms` (20), `device`, `dtype`, `weights_license`, `megapixels` (1).
+A pool takes all of it as one endpoint: `--endpoint segmind+http://HOST:8000 --endpoint-limit N`, N being what all
+replicas hold together. Each replica has books of its own, so a job (v2) is known to the replica that took it only:
+use v1, as a pool does, or one replica.
+"""
+
+import atexit
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from pydantic import SecretStr
+from ray import serve
+from ray.serve import Application
+from starlette.types import ASGIApp
+
+from prefect_imagegen.core.profiles import licence_of
+from prefect_imagegen.gateway.app import create_app
+from prefect_imagegen.gateway.records import Books
+from prefect_imagegen.gateway.settings import GatewaySettings
+from prefect_imagegen.gateway.studio import Studio
+
+_BATCHES_AT_HAND = 4
+
+
+def worker(given: dict[str, str]) -> Application:
+    """The application, from the arguments of `serve run`."""
+    model, max_batch = given["model"], int(given.get("max_batch", 4))
+    key = os.environ.get("PREFECT_IMAGEGEN_API_KEY")
+
+    def build() -> ASGIApp:
+        """In each replica: its start waits until the checkpoint is loaded and has drawn, and fails with it."""
+        settings = GatewaySettings(
+            engine="diffusers",
+            model_path=model,
+            weights_license=given.get("weights_license") or licence_of(model),
+            max_batch=max_batch,
+            batch_delay_s=float(given.get("batch_delay_ms", 20)) / 1000,
+            device=given.get("device"),
+            dtype=given.get("dtype"),
+            megapixels=float(given.get("megapixels", 1)),
+            workers=_BATCHES_AT_HAND * max_batch,
+            price_usd=0.0,
+            api_key=SecretStr(key) if key else None,
+        )
+        folder = tempfile.mkdtemp(prefix="imagegen-replica-")
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+        return create_app(Studio(Books(settings, Path(folder))))
+
+    scale: dict[str, Any] = {"num_replicas": int(given.get("replicas", 1))}
+    if "max_replicas" in given:
+        limits = {"min_replicas": int(given.get("min_replicas", 1)), "max_replicas": int(given["max_replicas"])}
+        # A replica that has one batch running and one at hand is busy.
+        scale = {"autoscaling_config": limits | {"target_ongoing_requests": 2 * max_batch}}
+
+    @serve.deployment(
+        ray_actor_options={"num_gpus": float(given.get("gpus", 1))},
+        max_ongoing_requests=_BATCHES_AT_HAND * max_batch,
+        **scale,
+    )
+    @serve.ingress(build)
+    class GpuWorker:
+        """One replica: the gateway over one checkpoint."""
+
+    application: Application = GpuWorker.bind()  # type: ignore[attr-defined]
+    return application
