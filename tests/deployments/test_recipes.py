@@ -21,9 +21,7 @@ def options_of(command: str) -> set[str]:
 def commands_in(text: str) -> list[list[str]]:
     """Every `prefect-imagegen` command of a text, continued lines joined, comment signs left out."""
     joined = re.sub(r"\\\n#?\s*", " ", text)
-    return [shlex.split(line) for line in re.findall(r"prefect-imagegen ((?:generate|serve) --?[^\n`]*)", joined)] + [
-        shlex.split(line) for line in re.findall(r"prefect-imagegen (generate [a-z.]+ [^\n`]*)", joined)
-    ]
+    return [shlex.split(line) for line in re.findall(r"prefect-imagegen ((?:generate|serve) [^\n`]*)", joined)]
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -36,6 +34,7 @@ def test_the_first_line_says_what_was_not_run(name: str) -> None:
 @pytest.mark.parametrize("name", RECIPES)
 def test_the_commands_exist(name: str) -> None:
     """Every option of our commands in a recipe is one that the command has."""
+    assert name.endswith("Containerfile") or commands_in((FOLDER / name).read_text())
     for words in commands_in((FOLDER / name).read_text()):
         given = {word.partition("=")[0] for word in words if word.startswith("--")}
         assert given <= options_of(words[0]), words
@@ -44,7 +43,9 @@ def test_the_commands_exist(name: str) -> None:
 def test_the_container_starts_a_worker() -> None:
     """The container's entry point and the compose file's command are options of `serve`, with the same model."""
     text = (FOLDER / "gpu_worker" / "Containerfile").read_text()
-    entry, arguments = (yaml.safe_load(found) for found in re.findall(r"^(?:ENTRYPOINT|CMD) (\[.*\])$", text, re.MULTILINE))
+    entry, arguments = (
+        yaml.safe_load(found) for found in re.findall(r"^(?:ENTRYPOINT|CMD) (\[.*\])$", text, re.MULTILINE)
+    )
     assert entry[:4] == ["prefect-imagegen", "serve", "--engine", "diffusers"]
     services = yaml.safe_load((FOLDER / "gpu_worker" / "compose.yaml").read_text())["services"]
     for command in [entry[2:] + arguments, *(service["command"] for service in services.values())]:
