@@ -99,6 +99,31 @@ def test_faults_lose_nothing(images_engine: Engine, tmp_path: Path) -> None:
     assert not engines[0].faults + engines[1].faults
 
 
+def test_each_worker_has_its_own_limit_and_key(
+    images_engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What stands behind an endpoint is that worker's own; the others go by what is set for all."""
+    monkeypatch.setenv("PREFECT_IMAGEGEN_POOL_API_KEY", "for-all")
+    monkeypatch.setenv("GPU_1_KEY", "for-one")
+    one, other = images_engine("sglang", seconds=0.02), images_engine("vllm_omni", seconds=0.02)
+    endpoints = [f"{one.endpoint}#limit=5&key=env:GPU_1_KEY", other.endpoint]
+    store = tmp_path / "store"
+    result = generate(manifest(tmp_path, 60), str(store), backend="pool", endpoints=endpoints, endpoint_limit=1)
+    assert result.generated == 60
+    assert (one.most_in_flight, other.most_in_flight) == (5, 1)
+    assert (set(one.keys), set(other.keys)) == ({"Bearer for-one"}, {"Bearer for-all"})
+    written = b"".join(path.read_bytes() for path in store.rglob("*") if path.is_file())
+    assert b"for-one" not in written
+    assert b"for-all" not in written
+
+
+def test_a_hung_call_is_repeated(images_engine: Engine, tmp_path: Path) -> None:
+    """A worker that takes a call and never answers loses it; the row is drawn by another."""
+    hung, well = images_engine("sglang", faults=["hang"]), images_engine("sglang", seconds=0.05)
+    result = run(manifest(tmp_path, 40), tmp_path / "store", hung, well, deadline=3.0)
+    assert (result.generated, result.calls, result.exit_code) == (40, 41, 0)
+
+
 def test_a_worker_that_is_killed(images_engine: Engine, tmp_path: Path) -> None:
     """A worker that dies in mid-run costs its calls under way; they are drawn elsewhere at once."""
     engines = [images_engine("sglang", seconds=0.05) for _ in range(3)]
@@ -169,14 +194,20 @@ def test_a_pool_without_workers(images_engine: Engine, tmp_path: Path) -> None:
         ({"endpoints": []}, "--endpoint"),
         ({"endpoints": ["http://h:1"]}, r"http://h:1 is no endpoint.*openai\+http"),
         ({"endpoints": ["grpc+http://h:1"]}, "is no endpoint"),
-        ({"endpoints": ["openai+http://h:1", "openai+http://h:1"]}, "twice"),
+        ({"endpoints": ["openai+http://h:1", "segmind+http://h:1/"]}, "twice"),
+        ({"endpoints": ["openai+http://h:1#limit=x"]}, "is no endpoint"),
+        ({"endpoints": ["openai+http://h:1#speed=9"]}, "#limit=N or #key=env:NAME"),
+        ({"endpoints": ["openai+http://user:hush@h:1"]}, r"is no endpoint"),
+        ({"endpoints": ["openai+http://h:1#key=env:NOWHERE"]}, r"The key of openai\+http://h:1 is not in the env"),
+        ({"endpoints": ["openai+http://h:1#key=hush"]}, r"Export it"),
         ({"endpoints": ["openai+http://h:1"], "reference_transport": "upload"}, "--reference-transport upload"),
     ],
 )
 def test_bad_pools_are_refused(options: dict[str, Any], words: str, tmp_path: Path) -> None:
     """A pool that means nothing is refused in words, before anything is called."""
-    with pytest.raises(RefusedError, match=words):
+    with pytest.raises(RefusedError, match=words) as caught:
         generate(manifest(tmp_path, 1), str(tmp_path / "store"), backend="pool", **options)
+    assert "hush" not in str(caught.value)
 
 
 def test_options_of_a_pool_are_for_a_pool(tmp_path: Path) -> None:

@@ -3,8 +3,8 @@
 import os
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import replace
-from urllib.parse import urlsplit
+from dataclasses import dataclass, replace
+from urllib.parse import parse_qsl, urlsplit
 
 import httpx
 from pydantic import SecretStr
@@ -27,7 +27,9 @@ DEFAULT_IN_FLIGHT = 16
 SEGMIND_REQUESTS_PER_MINUTE = 50.0
 """Segmind publishes 5 to 1000 a minute, depending on page and plan; 50 is safe for paid ones."""
 BACKENDS = ("segmind", "sandbox", "pool")
-_ENDPOINT = re.compile(r"^(?P<dialect>[a-z]+)\+(?P<url>https?://\S+)$")
+_ENDPOINT = re.compile(r"^(?P<dialect>[a-z]+)\+(?P<url>https?://[^\s#]+)(?:#(?P<own>\S*))?$")
+_BEARING = re.compile(r"[?@]")
+"""A query or user information in a URL: a place where secrets stand."""
 
 
 def resolve_backend(settings: BackendSettings, options: GenerateOptions) -> BackendSettings:
@@ -78,15 +80,8 @@ def _resolve_pool(settings: BackendSettings, options: GenerateOptions) -> Backen
         raise RefusedError(
             "no_endpoints", "The pool has no workers.", remedy="Name each with --endpoint DIALECT+http://HOST:PORT."
         )
-    for endpoint in endpoints:
-        match = _ENDPOINT.match(endpoint)
-        if match is None or match["dialect"] not in DIALECTS or not urlsplit(match["url"]).hostname:
-            raise RefusedError(
-                "bad_endpoint",
-                f"{redact(endpoint)} is no endpoint.",
-                remedy=f"Write {' or '.join(f'{name}+http://HOST:PORT' for name in DIALECTS)}.",
-            )
-    if len(set(endpoints)) < len(endpoints):
+    urls = [_worker(endpoint).url for endpoint in endpoints]
+    if len(set(urls)) < len(urls):
         raise RefusedError("bad_endpoint", "An endpoint is named twice.", remedy="Name each once.")
     if options.reference_transport not in ("auto", "data-url"):
         raise RefusedError(
@@ -115,10 +110,48 @@ def make_pool(settings: BackendSettings, limiter: RateLimiter, deadline: float) 
     if settings.kind != "pool":
         api = make_backend(settings, limiter, deadline)
         return Pool([api], PoolPolicy(free=False, deadline=deadline), clock, api)
-    parts = [endpoint.partition("+") for endpoint in settings.endpoints]
-    dialects = [DIALECTS[name](url, settings.api_key, limiter, deadline) for name, _, url in parts]
+    workers = [_worker(endpoint) for endpoint in settings.endpoints]
+    dialects = [DIALECTS[one.dialect](one.url, one.key or settings.api_key, limiter, deadline) for one in workers]
     policy = PoolPolicy(True, deadline, settings.endpoint_limit, PROFILES[settings.profile or DEFAULT_PROFILE])
-    return Pool(dialects, policy, clock)
+    return Pool(dialects, policy, clock, limits=[one.limit for one in workers])
+
+
+@dataclass(frozen=True, slots=True)
+class _Worker:
+    """What an endpoint string says: `DIALECT+URL[#limit=N&key=env:NAME]`."""
+
+    dialect: str
+    url: str
+    limit: int | None = None
+    key: SecretStr | None = None
+
+
+def _worker(endpoint: str) -> _Worker:
+    """Read an endpoint string. Raises RefusedError (`bad_endpoint`), without repeating what may be a secret."""
+    match = _ENDPOINT.match(endpoint)
+    own = dict(parse_qsl(match["own"] or "", keep_blank_values=True)) if match else {}
+    known = match is not None and match["dialect"] in DIALECTS and urlsplit(match["url"]).hostname
+    limit, key = own.pop("limit", None), own.pop("key", None)
+    if match is None or not known or own or _BEARING.search(match["url"]) or (limit and not limit.isdecimal()):
+        forms = " or ".join(f"{name}+http://HOST:PORT" for name in DIALECTS)
+        raise RefusedError(
+            "bad_endpoint",
+            f"{redact(endpoint)} is no endpoint.",
+            remedy=f"Write {forms}, with #limit=N or #key=env:NAME behind it for a worker's own limit or key.",
+        )
+    variable = key.removeprefix("env:") if key and key.startswith("env:") else ""
+    if key is not None and not os.environ.get(variable):
+        raise RefusedError(
+            "bad_endpoint",
+            f"The key of {match['dialect']}+{match['url']} is not in the environment.",
+            remedy="Export it and write #key=env:NAME.",
+        )
+    return _Worker(
+        match["dialect"],
+        match["url"].rstrip("/"),
+        int(limit) if limit else None,
+        SecretStr(os.environ[variable]) if key else None,
+    )
 
 
 def _segmind_worker(url: str, key: SecretStr | None, limiter: RateLimiter, deadline: float) -> Dialect:

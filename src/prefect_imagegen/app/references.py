@@ -22,7 +22,7 @@ _LOCAL = frozenset({"localhost", "127.0.0.1", "::1"})
 
 def is_local(backend: BackendSettings) -> bool:
     """Whether the backend runs on this machine, and can fetch from its loopback addresses."""
-    urls = [url.partition("+")[2] for url in backend.endpoints] or [backend.base_url or ""]
+    urls = [one.partition("+")[2] for one in backend.endpoints] or [backend.base_url or ""]
     return backend.kind == "sandbox" or all((urlsplit(url).hostname or "") in _LOCAL for url in urls)
 
 

@@ -11,6 +11,7 @@ import logging
 from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from itertools import zip_longest
 from typing import Any, TypeVar
 
 from prefect_imagegen.core.errors import BackendError, RefusedError
@@ -50,7 +51,8 @@ class PoolPolicy:
 @dataclass(slots=True, eq=False)
 class _Endpoint:
     dialect: Dialect
-    limit: int
+    given: int | None
+    """The limit that the user set."""
     outstanding: int = 0
     failures: int = 0
     """500s and bad answers in a row."""
@@ -60,6 +62,11 @@ class _Endpoint:
     turn: int = 0
     health: Health = field(default_factory=lambda: Health(True))
     calls: Latencies = field(default_factory=Latencies)
+
+    @property
+    def limit(self) -> int:
+        """Calls at once."""
+        return self.given or self.health.limit or DEFAULT_LIMIT
 
     def serves(self, model: str) -> bool:
         return self.health.models is None or model in self.health.models
@@ -76,11 +83,17 @@ class _Lease:
 class Pool:
     """A `ports.Backend` over one endpoint or several. Close it with `aclose`.
 
-    `account` is the API itself where the one endpoint is paid: history, uploads and balance are its own.
+    `account` is the API itself where the one endpoint is paid: history, uploads and balance are its own. `limits` are
+    those of single endpoints, before the policy's.
     """
 
     def __init__(
-        self, dialects: Sequence[Dialect], policy: PoolPolicy, clock: Clock, account: SegmindBackend | None = None
+        self,
+        dialects: Sequence[Dialect],
+        policy: PoolPolicy,
+        clock: Clock,
+        account: SegmindBackend | None = None,
+        limits: Sequence[int | None] = (),
     ) -> None:
         self.name = "pool" if policy.free else "segmind"
         self.endpoint = ", ".join(dialect.endpoint for dialect in dialects)
@@ -89,7 +102,7 @@ class Pool:
         self._policy = policy
         self._clock = clock
         self._account = account
-        self._endpoints = [_Endpoint(dialect, policy.limit or DEFAULT_LIMIT) for dialect in dialects]
+        self._endpoints = [_Endpoint(dialect, own or policy.limit) for dialect, own in zip_longest(dialects, limits)]
         self._moved = asyncio.Event()
         self._probes: set[asyncio.Task[None]] = set()
         self._turn = 0
@@ -336,7 +349,6 @@ class Pool:
         endpoint.health = health
         endpoint.up, endpoint.failures = health.ready and not misfit, 0
         endpoint.why_down = misfit or health.detail
-        endpoint.limit = self._policy.limit or health.limit or DEFAULT_LIMIT
 
     def _misfit(self, health: Health) -> str:
         """Why a worker that works is of no use to this run; empty if it is."""
