@@ -109,3 +109,14 @@ def test_the_form_of_a_claim() -> None:
     assert not same_call(body | {"image_urls": []}, form)
     assert not same_call({"prompt": "p"}, form)
     assert same_call({"prompt": "p", "image_urls": None}, claim_form({"prompt": "p", "image_urls": []}))
+
+
+def test_more_room_is_grown_into() -> None:
+    """A limit whose most is raised grows with the next answers; it is never lowered so."""
+    limit = AdaptiveLimit(4)
+    limit.raise_to(10)
+    limit.raise_to(2)
+    assert (limit.now, limit.most) == (4, 10)
+    for at in range(30):
+        limit.answered(refused=False, sent=at, at=at + 1)
+    assert limit.now == 10

@@ -154,6 +154,23 @@ def test_limits_come_from_the_user_then_from_the_worker() -> None:
         assert [worker.most for worker in workers] == expected
 
 
+def test_a_late_worker_brings_its_room() -> None:
+    """Whoever keeps the pipe full learns how many calls a worker wants that was not ready at the start."""
+    early, late = Worker("http://early"), Worker("http://late", ready=False)
+    told: list[int] = []
+
+    async def work(pool: Pool) -> None:
+        pool.on_capacity = told.append
+        assert pool.capacity == 4
+        late.state = Health(True, limit=9)
+        await asyncio.sleep(60)
+        await make_many(pool, 60, at_once=60)
+
+    simulated([early, late], work)
+    assert told[-1] == 11
+    assert (early.most, late.most) == (2, 9)
+
+
 def test_a_lost_worker_is_left_out_until_it_is_healthy() -> None:
     """After a lost call a worker gets none until its health says so; it is asked ever more seldom."""
     dead, alive = Worker("http://dead"), Worker("http://alive")

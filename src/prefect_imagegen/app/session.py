@@ -271,6 +271,8 @@ async def open_session(prepared: Prepared) -> AsyncIterator[Session]:
             concurrency=AdaptiveLimit(most),
             budget=Budget.of(options.max_cost_usd, view.costs()),
         )
+        if settings.max_in_flight is None:
+            backend.on_capacity = kit.concurrency.raise_to
         session = Session(prepared, plan, Executor(kit), kit, view)
         session.endpoint, session.backend_name = backend.endpoint, backend.name
         session.max_in_flight, session.settings = most, settings

@@ -28,6 +28,10 @@ class AdaptiveLimit:
         """Calls that may be out at present."""
         return max(1, int(self._limit))
 
+    def raise_to(self, most: int) -> None:
+        """There is room for more, from now on; the limit grows towards it with the next answers."""
+        self.most = max(self.most, most)
+
     def answered(self, *, refused: bool, sent: float, at: float) -> None:
         """Take the answer to a call in that was sent at a time."""
         self._answers.append(refused)

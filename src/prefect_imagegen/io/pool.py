@@ -8,7 +8,7 @@ ejected, timed or repeated here.
 
 import asyncio
 import logging
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from itertools import zip_longest
@@ -103,6 +103,8 @@ class Pool:
         self._clock = clock
         self._account = account
         self._endpoints = [_Endpoint(dialect, own or policy.limit) for dialect, own in zip_longest(dialects, limits)]
+        self.on_capacity: Callable[[int], None] = lambda _: None
+        """Told of the capacity when a worker has said how many calls it wants."""
         self._moved = asyncio.Event()
         self._probes: set[asyncio.Task[None]] = set()
         self._turn = 0
@@ -349,6 +351,7 @@ class Pool:
         endpoint.health = health
         endpoint.up, endpoint.failures = health.ready and not misfit, 0
         endpoint.why_down = misfit or health.detail
+        self.on_capacity(self.capacity)
 
     def _misfit(self, health: Health) -> str:
         """Why a worker that works is of no use to this run; empty if it is."""
