@@ -36,7 +36,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 from pydantic import SecretStr
 
-from prefect_imagegen.app import prepare, session
+from prefect_imagegen.app import prepare, session, wiring
 from prefect_imagegen.app.finish import finish
 from prefect_imagegen.app.options import GenerateOptions
 from prefect_imagegen.app.settings import BackendSettings, StoreSettings
@@ -184,8 +184,9 @@ def instant() -> Iterator[None]:
     """Within: every run uses an `InstantBackend` and a `ForgetfulStore`."""
     backend = InstantBackend()
     with contextlib.ExitStack() as stack:
-        for module, name in ((prepare, "make_backend"), (session, "make_pool")):
+        for module, name in ((prepare, "make_backend"), (wiring, "make_pool")):
             stack.enter_context(mock.patch.object(module, name, return_value=backend))
+        for module in (prepare, session):
             stack.enter_context(mock.patch.object(module, "open_object_store", open_forgetful))
         yield
 

@@ -117,6 +117,6 @@ def test_more_room_is_grown_into() -> None:
     limit.raise_to(10)
     limit.raise_to(2)
     assert (limit.now, limit.most) == (4, 10)
-    for at in range(30):
+    for at in range(60):
         limit.answered(refused=False, sent=at, at=at + 1)
     assert limit.now == 10

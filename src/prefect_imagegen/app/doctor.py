@@ -16,7 +16,7 @@ from prefect_imagegen.core.models import DEFAULT_MODEL
 from prefect_imagegen.io.ledger import load_ledger, segments
 from prefect_imagegen.io.limits import RateGate, SystemClock
 from prefect_imagegen.io.object_store import FsspecObjectStore, open_object_store
-from prefect_imagegen.io.pool import DEFAULT_LIMIT
+from prefect_imagegen.io.pool_endpoint import DEFAULT_LIMIT
 from prefect_imagegen.io.segmind import SANDBOX_ENGINES, SegmindBackend
 from prefect_imagegen.io.store_kind import StoreKind, read_kind
 

@@ -11,38 +11,30 @@ from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from os import cpu_count
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import SecretStr
 
-from prefect_imagegen.app.adapters import make_pool, resolve_backend
-from prefect_imagegen.app.prepare import Job, Prepared
-from prefect_imagegen.app.references import account_of, is_local, reading_options, transport_of
-from prefect_imagegen.app.settings import BackendSettings
+from prefect_imagegen.app.adapters import resolve_backend
+from prefect_imagegen.app.prepare import Prepared
+from prefect_imagegen.app.wiring import open_backend, open_references, with_gateway
 from prefect_imagegen.app.written_plan import WrittenPlan
 from prefect_imagegen.control import RunControl
 from prefect_imagegen.core import layout
 from prefect_imagegen.core.budget import Budget
 from prefect_imagegen.core.concurrency import AdaptiveLimit
-from prefect_imagegen.core.errors import BackendError, ImagegenError, StoreError
+from prefect_imagegen.core.errors import ImagegenError, StoreError
 from prefect_imagegen.core.image import Decoded
 from prefect_imagegen.core.ledger import LedgerView
 from prefect_imagegen.core.results import RequestResult, results_of, results_table
 from prefect_imagegen.executor import Executor, Kit, Policy
-from prefect_imagegen.gateway.server import EmbeddedGateway
-from prefect_imagegen.gateway.settings import GatewaySettings
 from prefect_imagegen.io.compaction import compact
 from prefect_imagegen.io.heartbeat import Heartbeat, Process, StoreNeighbours
 from prefect_imagegen.io.ledger import StoreLedger, load_ledger, segments
 from prefect_imagegen.io.limits import RateGate, SystemClock
 from prefect_imagegen.io.object_store import open_object_store
-from prefect_imagegen.io.reference_cache import ReferenceCache
-from prefect_imagegen.io.reference_routes import ReferenceRoutes, RouteOptions
-from prefect_imagegen.io.references import ReferenceReader
-from prefect_imagegen.ports import Backend, ObjectStore
 
 _IDLE_LOOK_S = 0.1
 _MOST_SHARDS = 8
@@ -232,16 +224,10 @@ async def open_session(prepared: Prepared) -> AsyncIterator[Session]:
         seen = await segments(store)
         view = await load_ledger(store)
         ledger = StoreLedger(store, view, run_id=run_id, nonce=process.nonce, clock=clock, seen=seen)
-        settings = await _with_gateway(resolve_backend(prepared.job.backend, options), stack)
+        settings = await with_gateway(resolve_backend(prepared.job.backend, options), stack)
         control = RunControl(clock, deadline=options.deadline, max_failure_rate=options.max_failure_rate)
         gate = RateGate(settings.requests_per_minute, clock.monotonic, control.sleep)
-        backend = make_pool(settings, gate, options.deadline)
-        backend.expect(sandbox=prepared.kind == "sandbox")
-        stack.push_async_callback(backend.aclose)
-        try:
-            await backend.open()
-        except BackendError as error:
-            control.stop(error.kind, error.message)
+        backend = await open_backend(prepared, settings, gate, control, stack)
         most = settings.max_in_flight or backend.capacity
         threads = ThreadPoolExecutor(cpu_count() or 1, thread_name_prefix="decode")
         stack.callback(threads.shutdown, wait=False)
@@ -250,7 +236,7 @@ async def open_session(prepared: Prepared) -> AsyncIterator[Session]:
             return await asyncio.get_running_loop().run_in_executor(threads, function, data)
 
         kit = Kit(
-            references=await _references(prepared.job, settings, backend, store, stack),
+            references=await open_references(prepared.job, settings, backend, store, stack),
             backend=backend,
             store=store,
             ledger=ledger,
@@ -295,20 +281,6 @@ async def open_session(prepared: Prepared) -> AsyncIterator[Session]:
                 control.stop("store", str(error))
 
 
-async def _references(
-    job: Job, settings: BackendSettings, backend: Backend, store: ObjectStore, stack: AsyncExitStack
-) -> ReferenceRoutes:
-    """How the job's references reach the backend, for the time of the session."""
-    cache = ReferenceCache()
-    stack.callback(cache.close)
-    reading = reading_options(job.options, settings, job.manifest, job.store)
-    reader = await stack.enter_async_context(ReferenceReader(reading, cache))
-    routes = RouteOptions(
-        transport_of(settings, job.options), account_of(settings), is_local(settings), bytes_only=backend.free
-    )
-    return ReferenceRoutes(reader, backend, routes, store if job.options.keep_references else None)
-
-
 async def _awaited(call: Awaitable[object]) -> object:
     return await call
 
@@ -316,13 +288,3 @@ async def _awaited(call: Awaitable[object]) -> object:
 def _note_failure(control: RunControl, task: asyncio.Task[None]) -> None:
     if not task.cancelled() and (error := task.exception()) is not None:
         control.stop("store", str(error))
-
-
-async def _with_gateway(settings: BackendSettings, stack: AsyncExitStack) -> BackendSettings:
-    """The settings; the sandbox backend gets a gateway of its own for the time of the session."""
-    if settings.kind != "sandbox" or settings.base_url:
-        return settings
-    gateway = EmbeddedGateway(GatewaySettings(allow_loopback=True, price_usd=0.0))
-    await asyncio.to_thread(gateway.start)
-    stack.push_async_callback(asyncio.to_thread, gateway.stop)
-    return replace(settings, base_url=gateway.url, history_url=None, api_key=SecretStr("sandbox"))

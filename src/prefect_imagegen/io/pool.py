@@ -9,33 +9,23 @@ ejected, timed or repeated here.
 import asyncio
 import logging
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import datetime
 from itertools import zip_longest
 from typing import Any, TypeVar
 
 from prefect_imagegen.core.errors import BackendError, RefusedError
-from prefect_imagegen.core.latency import Latencies
 from prefect_imagegen.core.profiles import Profile
 from prefect_imagegen.core.request import GenerationRequest
+from prefect_imagegen.io.pool_endpoint import Endpoint, Lease
 from prefect_imagegen.io.segmind import SANDBOX_ENGINES, SegmindBackend
-from prefect_imagegen.ports import Balance, Clock, Delivery, Dialect, Health, HistoryRecord, Submission
+from prefect_imagegen.ports import Balance, Clock, Delivery, Dialect, HistoryRecord, Submission
 
 T = TypeVar("T")
 _logger = logging.getLogger(__name__)
-DEFAULT_LIMIT = 2
-"""Calls at once for each worker: one that runs, and one at hand."""
 _LEAST_PATIENCE_S = 30.0
-_FAILURES_TO_EJECT = 3
 _FIRST_PROBE_S, _LAST_PROBE_S = 0.5, 30.0
 _OPENING_LOOK_S = 5.0
-
-_OF_A_WORKER = {
-    **dict.fromkeys(("unsent", "unknown", "unavailable", "submitted"), "worker_lost"),
-    **dict.fromkeys(("server_error", "bad_output", "generation_error", "output_lost"), "worker_failed"),
-    "rate_limited": "worker_busy",
-}
-"""What a failed call means when it costs nothing: no guess about money, only about the worker."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,38 +36,6 @@ class PoolPolicy:
     deadline: float
     limit: int | None = None
     profile: Profile | None = None
-
-
-@dataclass(slots=True, eq=False)
-class _Endpoint:
-    dialect: Dialect
-    given: int | None
-    """The limit that the user set."""
-    outstanding: int = 0
-    failures: int = 0
-    """500s and bad answers in a row."""
-    up: bool = True
-    why_down: str = ""
-    paused_until: float = 0.0
-    turn: int = 0
-    health: Health = field(default_factory=lambda: Health(True))
-    calls: Latencies = field(default_factory=Latencies)
-
-    @property
-    def limit(self) -> int:
-        """Calls at once."""
-        return self.given or self.health.limit or DEFAULT_LIMIT
-
-    def serves(self, model: str) -> bool:
-        return self.health.models is None or model in self.health.models
-
-
-@dataclass(frozen=True, slots=True)
-class _Lease:
-    """One call that an endpoint has taken."""
-
-    endpoint: _Endpoint
-    since: float
 
 
 class Pool:
@@ -102,7 +60,7 @@ class Pool:
         self._policy = policy
         self._clock = clock
         self._account = account
-        self._endpoints = [_Endpoint(dialect, own or policy.limit) for dialect, own in zip_longest(dialects, limits)]
+        self._endpoints = [Endpoint(dialect, own or policy.limit) for dialect, own in zip_longest(dialects, limits)]
         self.on_capacity: Callable[[int], None] = lambda _: None
         """Told of the capacity when a worker has said how many calls it wants."""
         self._moved = asyncio.Event()
@@ -123,22 +81,21 @@ class Pool:
         if not self.free:
             return
         await asyncio.gather(*(self._look(endpoint) for endpoint in self._endpoints))
-        misfits = [endpoint for endpoint in self._endpoints if self._misfit(endpoint.health)]
-        if misfits and len(misfits) == len(self._endpoints):
+        misfits = [endpoint for endpoint in self._endpoints if endpoint.misfit(self._policy.profile)]
+        if len(misfits) == len(self._endpoints):
             raise RefusedError(
                 "profile_mismatch",
-                f"{misfits[0].dialect.endpoint} {self._misfit(misfits[0].health)}.",
+                f"{misfits[0].name} {misfits[0].why_down}.",
                 remedy="Use its --profile, or other workers.",
             )
         self._refuse_a_mixture()
         for endpoint in self._endpoints:
             if not endpoint.up:
-                name, why = endpoint.dialect.endpoint, endpoint.why_down
-                _logger.warning("Worker %s is left out until it is healthy: %s", name, why)
+                _logger.warning("Worker %s is left out until it is healthy: %s", endpoint.name, endpoint.why_down)
                 self._watch(endpoint)
         waited = 0.0
         while not any(endpoint.up for endpoint in self._endpoints):
-            why = "; ".join(f"{one.dialect.endpoint}: {one.why_down}" for one in self._endpoints)
+            why = "; ".join(f"{one.name}: {one.why_down}" for one in self._endpoints)
             if waited >= self._policy.deadline:
                 raise BackendError("no_worker", f"no worker was ready within {waited:.0f} s: {why}")
             _logger.warning("Waiting for the first healthy worker (%.0f s so far): %s", waited, why)
@@ -150,7 +107,7 @@ class Pool:
     async def examine(self) -> list[tuple[str, str]]:
         """Each endpoint, and why it is of no use just now; empty if it is."""
         await asyncio.gather(*(self._look(endpoint) for endpoint in self._endpoints))
-        return [(one.dialect.endpoint, "" if one.up else one.why_down) for one in self._endpoints]
+        return [(one.name, "" if one.up else one.why_down) for one in self._endpoints]
 
     @property
     def engine(self) -> str | None:
@@ -172,7 +129,7 @@ class Pool:
     async def submit(self, request: GenerationRequest, image_urls: Sequence[str]) -> Submission:
         """Send the call to the endpoint with the fewest calls out, waiting for one with room."""
         endpoint = await self._take(request.model)
-        lease = _Lease(endpoint, self._clock.monotonic())
+        lease = Lease(endpoint, self._clock.monotonic())
         try:
             found = await self._timed(endpoint, endpoint.dialect.submit(self._applied(request), image_urls))
         except BackendError as error:
@@ -189,7 +146,7 @@ class Pool:
 
     async def collect(self, submission: Submission) -> Delivery:
         """The result of an accepted call, from the endpoint that took it."""
-        lease: _Lease | None = submission.taken_by
+        lease: Lease | None = submission.taken_by
         if lease is None:
             return await self._endpoints[0].dialect.collect(submission)
         endpoint, submission.taken_by = lease.endpoint, None
@@ -203,7 +160,7 @@ class Pool:
         endpoint.calls.add(self._clock.monotonic() - lease.since)
         applied = self._applied(submission.request).params
         told = {name: value for name, value in applied.items() if name != "prompt"}
-        return replace(delivery, endpoint=endpoint.dialect.endpoint, cost_usd=0.0, applied=told | delivery.applied)
+        return replace(delivery, endpoint=endpoint.name, cost_usd=0.0, applied=told | delivery.applied)
 
     async def upload(self, data: bytes, media_type: str) -> str:
         """Make a reference known to the paid API."""
@@ -242,7 +199,7 @@ class Pool:
         profile = self._policy.profile
         return request if profile is None else replace(request, params=profile.applied(request.params))
 
-    async def _take(self, model: str) -> _Endpoint:
+    async def _take(self, model: str) -> Endpoint:
         """Wait for an endpoint with room; that with the least load, in turn. Raises BackendError."""
         while True:
             serving = [endpoint for endpoint in self._endpoints if endpoint.serves(model)]
@@ -259,13 +216,13 @@ class Pool:
                 return found
             await self._wait(self._patience(serving, now))
 
-    def _patience(self, serving: Sequence[_Endpoint], now: float) -> float | None:
+    def _patience(self, serving: Sequence[Endpoint], now: float) -> float | None:
         """How long to wait for room. Raises BackendError when no worker has been up for the deadline."""
         if not any(endpoint.up for endpoint in serving):
             self._dark_since = now if self._dark_since is None else self._dark_since
             left = self._dark_since + self._policy.deadline - now
             if left <= 0:
-                why = "; ".join(f"{endpoint.dialect.endpoint}: {endpoint.why_down}" for endpoint in serving)
+                why = "; ".join(f"{endpoint.name}: {endpoint.why_down}" for endpoint in serving)
                 raise BackendError("no_worker", f"no worker has been healthy for {self._policy.deadline:.0f} s: {why}")
             return left
         self._dark_since = None
@@ -288,77 +245,50 @@ class Pool:
         await self._clock.sleep(seconds)
         return None
 
-    def _give_back(self, lease: _Lease) -> None:
+    def _give_back(self, lease: Lease) -> None:
         lease.endpoint.outstanding -= 1
         self._moved.set()
 
-    async def _timed(self, endpoint: _Endpoint, call: Coroutine[Any, Any, T]) -> T:
+    async def _timed(self, endpoint: Endpoint, call: Coroutine[Any, Any, T]) -> T:
         """Await a free call for as long as this endpoint may take; a paid one has the executor's own deadlines."""
         if not self.free:
             return await call
-        limit = endpoint.calls.limit(at_least=_LEAST_PATIENCE_S, unmeasured=self._policy.deadline)
+        usual = endpoint.calls.limit(at_least=_LEAST_PATIENCE_S, unmeasured=self._policy.deadline)
+        limit = min(usual, self._policy.deadline)
         try:
-            return await asyncio.wait_for(call, min(limit, self._policy.deadline))
+            return await asyncio.wait_for(call, limit)
         except TimeoutError:
             raise BackendError("unknown", f"no answer within {limit:.0f} s") from None
 
-    def _judged(self, endpoint: _Endpoint, error: BackendError) -> BackendError:
-        """What a failure of a free call says of its worker, and the error that the executor decides about."""
-        kind = _OF_A_WORKER.get(error.kind) if self.free else None
-        if kind is None:
+    def _judged(self, endpoint: Endpoint, error: BackendError) -> BackendError:
+        """The error that the executor decides about; a worker that is to blame is left out until it is healthy."""
+        if not self.free:
             return error
-        text = (
-            error.message
-            if endpoint.dialect.endpoint in error.message
-            else (f"{endpoint.dialect.endpoint}: {error.message}")
-        )
-        found = BackendError(kind, text, status=error.status, retry_after=0.0)
-        if kind == "worker_busy":
-            endpoint.paused_until = self._clock.monotonic() + (error.retry_after or 1.0)
-        elif kind == "worker_lost":
-            self._eject(endpoint, error.message)
-        else:
-            endpoint.failures += 1
-            found.retry_after = None
-            if endpoint.failures >= _FAILURES_TO_EJECT:
-                self._eject(endpoint, f"{endpoint.failures} failures in a row, the last: {error.message}")
-        return found
-
-    def _eject(self, endpoint: _Endpoint, why: str) -> None:
-        if endpoint.up:
-            _logger.warning("Worker %s is left out until it is healthy again: %s", endpoint.dialect.endpoint, why)
+        found, why = endpoint.judged(error, self._clock.monotonic())
+        if why and endpoint.up:
+            _logger.warning("Worker %s is left out until it is healthy again: %s", endpoint.name, why)
             endpoint.up, endpoint.why_down = False, why
             self._watch(endpoint)
+        return found
 
-    def _watch(self, endpoint: _Endpoint) -> None:
+    def _watch(self, endpoint: Endpoint) -> None:
         task = asyncio.get_running_loop().create_task(self._probe(endpoint))
         self._probes.add(task)
         task.add_done_callback(self._probes.discard)
 
-    async def _probe(self, endpoint: _Endpoint) -> None:
+    async def _probe(self, endpoint: Endpoint) -> None:
         """Ask a worker for its health, ever more seldom, until it is back."""
         pause = _FIRST_PROBE_S
         while not endpoint.up:
             await self._clock.sleep(pause)
             pause = min(_LAST_PROBE_S, 2 * pause)
             await self._look(endpoint)
-        _logger.warning("Worker %s is ready", endpoint.dialect.endpoint)
+        _logger.warning("Worker %s is ready", endpoint.name)
         self._moved.set()
 
-    async def _look(self, endpoint: _Endpoint) -> None:
-        health = await endpoint.dialect.health()
-        misfit = self._misfit(health)
-        endpoint.health = health
-        endpoint.up, endpoint.failures = health.ready and not misfit, 0
-        endpoint.why_down = misfit or health.detail
+    async def _look(self, endpoint: Endpoint) -> None:
+        await endpoint.look(self._policy.profile)
         self.on_capacity(self.capacity)
-
-    def _misfit(self, health: Health) -> str:
-        """Why a worker that works is of no use to this run; empty if it is."""
-        profile = self._policy.profile
-        if profile is None or health.profile in (None, profile.name):
-            return ""
-        return f"runs the profile {health.profile}, not {profile.name}"
 
     def _refuse_a_mixture(self) -> None:
         """Placeholders and real images never share a store."""

@@ -1,0 +1,59 @@
+"""What a session needs from outside, opened for its time: a gateway of its own, the backend, and the references."""
+
+import asyncio
+from contextlib import AsyncExitStack
+from dataclasses import replace
+
+from pydantic import SecretStr
+
+from prefect_imagegen.app.adapters import make_pool
+from prefect_imagegen.app.prepare import Job, Prepared
+from prefect_imagegen.app.references import account_of, is_local, reading_options, transport_of
+from prefect_imagegen.app.settings import BackendSettings
+from prefect_imagegen.control import RunControl
+from prefect_imagegen.core.errors import BackendError
+from prefect_imagegen.gateway.server import EmbeddedGateway
+from prefect_imagegen.gateway.settings import GatewaySettings
+from prefect_imagegen.io.pool import Pool
+from prefect_imagegen.io.reference_cache import ReferenceCache
+from prefect_imagegen.io.reference_routes import ReferenceRoutes, RouteOptions
+from prefect_imagegen.io.references import ReferenceReader
+from prefect_imagegen.ports import Backend, ObjectStore, RateLimiter
+
+
+async def with_gateway(settings: BackendSettings, stack: AsyncExitStack) -> BackendSettings:
+    """The settings; the sandbox backend gets a gateway of its own for the time of the session."""
+    if settings.kind != "sandbox" or settings.base_url:
+        return settings
+    gateway = EmbeddedGateway(GatewaySettings(allow_loopback=True, price_usd=0.0))
+    await asyncio.to_thread(gateway.start)
+    stack.push_async_callback(asyncio.to_thread, gateway.stop)
+    return replace(settings, base_url=gateway.url, history_url=None, api_key=SecretStr("sandbox"))
+
+
+async def open_backend(
+    prepared: Prepared, settings: BackendSettings, limiter: RateLimiter, control: RunControl, stack: AsyncExitStack
+) -> Pool:
+    """The backend, once its first worker is healthy; the run stops where none becomes so."""
+    backend = make_pool(settings, limiter, prepared.job.options.deadline)
+    backend.expect(sandbox=prepared.kind == "sandbox")
+    stack.push_async_callback(backend.aclose)
+    try:
+        await backend.open()
+    except BackendError as error:
+        control.stop(error.kind, error.message)
+    return backend
+
+
+async def open_references(
+    job: Job, settings: BackendSettings, backend: Backend, store: ObjectStore, stack: AsyncExitStack
+) -> ReferenceRoutes:
+    """How the job's references reach the backend, for the time of the session."""
+    cache = ReferenceCache()
+    stack.callback(cache.close)
+    reading = reading_options(job.options, settings, job.manifest, job.store)
+    reader = await stack.enter_async_context(ReferenceReader(reading, cache))
+    routes = RouteOptions(
+        transport_of(settings, job.options), account_of(settings), is_local(settings), bytes_only=backend.free
+    )
+    return ReferenceRoutes(reader, backend, routes, store if job.options.keep_references else None)
