@@ -1,5 +1,6 @@
 """Runs over a pool of workers of the Images dialect: real sockets, real stores, faults of every kind."""
 
+import asyncio
 import json
 import threading
 import time
@@ -12,10 +13,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+from pydantic import SecretStr
 
 from prefect_imagegen import generate
+from prefect_imagegen.app.options import GenerateOptions
 from prefect_imagegen.app.prepare import RowsRefusedError
+from prefect_imagegen.app.reconcile import reconcile
 from prefect_imagegen.app.result import RunResult
+from prefect_imagegen.app.settings import BackendSettings, StoreSettings
 from prefect_imagegen.core.errors import RefusedError
 from prefect_imagegen.gateway.server import EmbeddedGateway
 from prefect_imagegen.gateway.settings import GatewaySettings
@@ -233,6 +238,23 @@ def test_references_go_as_bytes(images_engine: Engine, tmp_path: Path) -> None:
     assert sorted(engine.references) == [0, 1, 2]
     assert [(row["width"], row["height"]) for row in metadata(store, result)] == [(1024, 1024), (160, 80), (1248, 832)]
     assert engine.complaints == []
+
+
+def test_free_images_say_nothing_of_money(tmp_path: Path) -> None:
+    """What workers drew for nothing neither lowers the prices known of the API nor is looked for in its history."""
+    source, store = manifest(tmp_path, 30), StoreSettings(str(tmp_path / "store"))
+    with (
+        EmbeddedGateway(GatewaySettings(allow_loopback=True)) as worker,
+        EmbeddedGateway(GatewaySettings(allow_loopback=True, price_usd=0.01)) as api,
+    ):
+        pool = generate(source, store, backend="pool", endpoints=[f"segmind+{worker.url}"], values={"steps": 20})
+        assert (pool.generated, pool.cost_usd) == (30, 0.0)
+        account = BackendSettings(base_url=api.url, api_key=SecretStr("k"))
+        paid = generate(source, store, backend=account, max_cost_usd=0.045)
+        assert (paid.stop_reason, paid.overshoot_usd) == ("budget", 0.0)
+        assert 1 <= len(api.books.billed) <= 4
+        found = asyncio.run(reconcile(store, account, GenerateOptions()))
+        assert (found.differences, found.ledger_calls) == ([], paid.generated)
 
 
 def test_every_backend_gives_the_same_table(images_engine: Engine, tmp_path: Path) -> None:

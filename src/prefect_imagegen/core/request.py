@@ -101,9 +101,13 @@ class GenerationRequest:
 
     @property
     def cost_class(self) -> str:
-        """What the price of an image depends on: model, steps, sampler and number of references, as one text."""
+        """What the price of an image depends on: model, steps, sampler and number of references, as one text.
+
+        What own workers draw for nothing is of a class of its own, so that it says nothing of the API's prices.
+        """
         steps, sampler = plain_number(self.params.get("steps", "-")), self.params.get("sampler", "-")
-        return f"{self.model} steps={steps} sampler={sampler} references={len(self.references)}"
+        own = f" profile={self.profile}" if self.profile else ""
+        return f"{self.model} steps={steps} sampler={sampler} references={len(self.references)}{own}"
 
     def canonical(self) -> bytes:
         """The bytes whose SHA-256 is the identity of the request (form version 1)."""

@@ -141,7 +141,7 @@ class Pool:
         if not self.free:
             self._give_back(lease)
             return found
-        # Nothing of a free call is kept for later: its id would be of no use to anybody.
+        # Nothing of a free call is kept for later: no history knows its id, and nobody is to be asked for it again.
         return Submission(request, None, open_body=found, taken_by=lease)
 
     async def collect(self, submission: Submission) -> Delivery:
@@ -160,7 +160,7 @@ class Pool:
         endpoint.calls.add(self._clock.monotonic() - lease.since)
         applied = self._applied(submission.request).params
         told = {name: value for name, value in applied.items() if name != "prompt"}
-        return replace(delivery, endpoint=endpoint.name, cost_usd=0.0, applied=told | delivery.applied)
+        return replace(delivery, request_id=None, endpoint=endpoint.name, cost_usd=0.0, applied=told | delivery.applied)
 
     async def upload(self, data: bytes, media_type: str) -> str:
         """Make a reference known to the paid API."""
