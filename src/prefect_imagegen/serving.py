@@ -11,7 +11,7 @@ from rich.console import Console
 from prefect_imagegen.core.profiles import licence_of
 from prefect_imagegen.ending import telling
 from prefect_imagegen.gateway.engines import ENGINES
-from prefect_imagegen.gateway.engines.diffusers import DTYPES, OFFLOADS
+from prefect_imagegen.gateway.engines.diffusers import DTYPES
 from prefect_imagegen.gateway.faults import FaultScript, load_faults
 from prefect_imagegen.gateway.server import run_server
 from prefect_imagegen.gateway.settings import GatewaySettings
@@ -45,14 +45,7 @@ _QUEUE = 64
 )
 @click.option("--dtype", type=click.Choice(DTYPES), help="diffusers: number format. [default: bfloat16; CPU: float32]")
 @click.option("--device", metavar="NAME", help="diffusers: cuda, cuda:1, mps, cpu. [default: the best there is]")
-@click.option(
-    "--offload",
-    type=click.Choice(OFFLOADS),
-    is_flag=False,
-    flag_value="model",
-    default="none",
-    help="diffusers: keep what is not in use in main memory, by model (default) or layer by layer (sequential).",
-)
+@click.option("--offload", is_flag=True, help="diffusers: keep the parts that are not in use in main memory.")
 @click.option("--megapixels", type=click.FloatRange(0.01, 4), default=1.0, show_default=True, help="Size of an image.")
 @click.option("--latency", type=float, default=0.0, metavar="S", help="Seconds that each generation takes at least.")
 @click.option("--credits", "credits_usd", type=float, metavar="X", help="US dollars on the account.")

@@ -59,9 +59,9 @@ class Worker:
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The folders of a distilled and of a base pipeline; the name tells the model that they serve."""
+    """The folders of a pipeline of each kind; the name tells the model that it serves."""
     folders = {}
-    for kind in ("distilled", "base"):
+    for kind in ("distilled", "base", "kv"):
         folders[kind] = tmp_path_factory.mktemp("models") / f"tiny-{kind}-klein-9B"
         script = Path(__file__).with_name("tiny_klein.py")
         command = [sys.executable, str(script), str(folders[kind]), kind]

@@ -187,6 +187,25 @@ def test_the_official_sdk_runs_against_a_worker(start_worker: Start) -> None:
         client._client.close()
 
 
+@pytest.mark.parametrize("options", [["--offload"], ["--dtype", "bfloat16"]])
+def test_memory_is_saved_as_asked(start_worker: Start, options: list[str]) -> None:
+    """With idle parts in main memory, or in another number format, a worker draws all the same."""
+    with start_worker("distilled", *options).client as client:
+        assert picture(client).size == (144, 144)
+        assert picture(client, image_urls=[photo("red")]).size == (144, 144)
+
+
+def test_a_pipeline_with_a_reference_cache(start_worker: Start) -> None:
+    """A checkpoint of the KV kind is distilled, takes no guidance, and draws with and without references."""
+    worker = start_worker("kv", "--batch-delay-ms", "300")
+    assert httpx.get(f"{worker.url}/health").json()["profile"] == "klein-distilled"
+    with worker.client as client, ThreadPoolExecutor(2) as threads:
+        plain, both = picture(client), picture(client, image_urls=[photo("red"), photo("blue")])
+        assert difference(plain, both) > 0
+        pair = list(threads.map(lambda seed: picture(client, seed=seed, image_urls=[photo("red")]), (1, 2)))
+        assert difference(*pair) > 0
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [

@@ -1,4 +1,4 @@
-"""Build a FLUX.2 [klein] pipeline with tiny random weights: `python tiny_klein.py FOLDER [distilled|base]`.
+"""Build a FLUX.2 [klein] pipeline with tiny random weights: `python tiny_klein.py FOLDER [distilled|base|kv]`.
 
 The real code path of diffusers without a download: prompt, seed and references change the pixels, and a size must be
 a multiple of 16. Under a megabyte; built in about a second.
@@ -7,7 +7,13 @@ a multiple of 16. Under a megabyte; built in about a second.
 import sys
 
 import torch
-from diffusers import AutoencoderKLFlux2, FlowMatchEulerDiscreteScheduler, Flux2KleinPipeline, Flux2Transformer2DModel
+from diffusers import (
+    AutoencoderKLFlux2,
+    FlowMatchEulerDiscreteScheduler,
+    Flux2KleinKVPipeline,
+    Flux2KleinPipeline,
+    Flux2Transformer2DModel,
+)
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import Qwen2TokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
@@ -18,8 +24,8 @@ _CHAT = (
 )
 
 
-def build(folder: str, *, distilled: bool) -> None:
-    """Write the pipeline to a folder."""
+def build(folder: str, kind: str) -> None:
+    """Write a pipeline of a kind (distilled, base, kv) to a folder."""
     torch.manual_seed(0)
     vocabulary = {text: number for number, text in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
     letters = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
@@ -72,15 +78,15 @@ def build(folder: str, *, distilled: bool) -> None:
         use_quant_conv=False,
         use_post_quant_conv=False,
     )
-    Flux2KleinPipeline(
+    (Flux2KleinKVPipeline if kind == "kv" else Flux2KleinPipeline)(
         scheduler=FlowMatchEulerDiscreteScheduler(),
         text_encoder=encoder,
         tokenizer=tokenizer,
         transformer=transformer,
         vae=vae,
-        is_distilled=distilled,
+        is_distilled=kind != "base",
     ).save_pretrained(folder)
 
 
 if __name__ == "__main__":
-    build(sys.argv[1], distilled="base" not in sys.argv[2:])
+    build(sys.argv[1], *(sys.argv[2:] or ["distilled"]))

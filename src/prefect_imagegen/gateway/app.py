@@ -15,14 +15,13 @@ from fastapi.responses import HTMLResponse, JSONResponse, Response
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp
 
-from prefect_imagegen.core.errors import RefusedError
 from prefect_imagegen.gateway import account, generation, operation
 from prefect_imagegen.gateway.calls import AnswerError
 from prefect_imagegen.gateway.studio import Studio
 from prefect_imagegen.gateway.wire import Wire
 
 
-def create_app(studio: Studio, on_failure: Callable[[RefusedError], None] | None = None) -> ASGIApp:
+def create_app(studio: Studio, on_failure: Callable[[Exception], None] | None = None) -> ASGIApp:
     """The gateway as an ASGI app over a studio.
 
     With `on_failure` it answers while its engine gets ready (503), and tells there if that fails; without, its start
@@ -42,7 +41,7 @@ def create_app(studio: Studio, on_failure: Callable[[RefusedError], None] | None
     async def get_ready() -> None:
         try:
             await studio.get_ready()
-        except RefusedError as error:
+        except Exception as error:  # whatever it is: nobody may wait for a gateway that never gets ready
             if on_failure is None:
                 raise
             on_failure(error)

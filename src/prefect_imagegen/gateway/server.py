@@ -92,11 +92,11 @@ def run_server(settings: GatewaySettings, host: str, port: int, on_listening: Ca
         # uvicorn stops on SIGTERM and then raises it once more: its default would end the process right there,
         # and leave the temporary files behind.
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    failures: list[RefusedError] = []
+    failures: list[Exception] = []
     with _folder(settings) as folder, contextlib.closing(_listen(host, port)) as listener:
         studio = Studio(Books(settings, folder))
 
-        def failed(error: RefusedError) -> None:
+        def failed(error: Exception) -> None:
             failures.append(error)
             server.should_exit = True
 

@@ -45,6 +45,6 @@ class GatewaySettings:
     batch_delay_s: float = 0.02
     dtype: str | None = None
     device: str | None = None
-    offload: str = "none"
+    offload: bool = False
     megapixels: float = 1.0
     clock: Callable[[], float] = time.time

@@ -8,6 +8,7 @@ uses it. Seeds are drawn on the CPU, so that they mean the same on every kind of
 import asyncio
 import hashlib
 import importlib.util
+import inspect
 import io
 import os
 import time
@@ -28,6 +29,7 @@ from prefect_imagegen.gateway.metrics import Metrics
 from prefect_imagegen.gateway.settings import GatewaySettings
 
 _NEEDED = ("torch", "diffusers", "transformers", "accelerate", "safetensors")
+_PIPELINES = ("Flux2KleinPipeline", "Flux2KleinKVPipeline")
 _WARM_UP_SIDE = 64
 _LEAST_SIDE = 64
 _MOST_RATIO = 8
@@ -107,13 +109,18 @@ class DiffusersEngine:
             pipe = DiffusionPipeline.from_pretrained(
                 name, dtype=getattr(torch, dtype), local_files_only=Path(name).is_dir()
             )
-            if not type(pipe).__name__.startswith("Flux2Klein"):
-                raise TypeError(f"it is a {type(pipe).__name__}, not a Flux2KleinPipeline")
-            _OFFLOADS[settings.offload](pipe, device)
+            if type(pipe).__name__ not in _PIPELINES:
+                raise TypeError(f"it is a {type(pipe).__name__}, not a {' or '.join(_PIPELINES)}")
+            if settings.offload:
+                pipe.enable_model_cpu_offload(device=device)
+            else:
+                pipe.to(device)
             pipe.set_progress_bar_config(disable=True)
             self._pipe = pipe
             side = _WARM_UP_SIDE
             self._draw([Picture("", "a", 0, side, side, "png", 90, "", params={"steps": 1, "cfg": 1})])
+            # A pipeline with a reference cache has no such entry: it is distilled always.
+            self._profile = PROFILES["klein-distilled" if pipe.config.get("is_distilled", True) else "klein-base"]
         except Exception as error:  # files, device and memory fail in many ways: the user learns of it in words
             raise RefusedError(
                 "model_unusable",
@@ -121,7 +128,6 @@ class DiffusersEngine:
                 remedy="Check --model (a folder of a Flux2KleinPipeline, or a model id you have access to), --device, "
                 "--dtype and --offload.",
             ) from error
-        self._profile = PROFILES["klein-distilled" if pipe.config.is_distilled else "klein-base"]
 
     def _draw(self, batch: Sequence[Picture]) -> list[Image.Image]:
         """One call of the pipeline; in the model's thread."""
@@ -131,6 +137,8 @@ class DiffusersEngine:
         more: dict[str, Any] = {}
         if first.references:
             more["image"] = [_opened(data) for data in first.references]
+        if "guidance_scale" in inspect.signature(self._pipe.__call__).parameters:  # not with reference caching (KV)
+            more["guidance_scale"] = float(params["cfg"])
         if params["cfg"] > 1:
             negatives = [str(picture.params.get("negative_prompt") or "") for picture in batch]
             with torch.no_grad():
@@ -140,7 +148,6 @@ class DiffusersEngine:
             width=first.width,
             height=first.height,
             num_inference_steps=int(params["steps"]),
-            guidance_scale=float(params["cfg"]),
             generator=[torch.Generator("cpu").manual_seed(picture.seed) for picture in batch],
             **more,
         )
@@ -166,12 +173,6 @@ def check_diffusers(settings: GatewaySettings) -> None:
 
 
 DTYPES = ("bfloat16", "float16", "float32")
-_OFFLOADS: Mapping[str, Any] = {
-    "none": lambda pipe, device: pipe.to(device),
-    "model": lambda pipe, device: pipe.enable_model_cpu_offload(device=device),
-    "sequential": lambda pipe, device: pipe.enable_sequential_cpu_offload(device=device),
-}
-OFFLOADS = tuple(_OFFLOADS)
 
 
 def _group(picture: Picture) -> Hashable:
