@@ -214,6 +214,25 @@ def test_three_failures_in_a_row_are_enough() -> None:
     assert simulated([bad], work, deadline=60.0) >= 60
 
 
+def test_each_outage_has_its_own_deadline() -> None:
+    """A pool that was dark once, and worked since, is waited for as long as ever when it goes dark again."""
+    worker = Worker()
+
+    async def outage(pool: Pool) -> None:
+        worker.state = Health(False, "restarting")
+        worker.errors = [BackendError("unknown", "connection reset")]
+        asyncio.get_running_loop().call_later(40, lambda: setattr(worker, "state", Health(True)))
+        found = await make_many(pool, 3, at_once=2)
+        assert [one.kind for one in found if isinstance(one, BackendError)] == ["worker_lost"]
+
+    async def work(pool: Pool) -> None:
+        await outage(pool)
+        assert not [one for one in await make_many(pool, 200, at_once=1) if isinstance(one, BaseException)]
+        await outage(pool)
+
+    assert simulated([worker], work, deadline=100.0) > 200
+
+
 def test_a_busy_worker_is_spared_for_a_while() -> None:
     """A worker that refuses with 429 gets nothing until its time; others go on, and nobody else waits."""
     busy, idle = Worker("http://busy"), Worker("http://idle")

@@ -210,6 +210,7 @@ class Pool:
             if self.free:
                 room = [one for one in room if one.outstanding < one.limit]
             if room:
+                self._dark_since = None
                 found = min(room, key=lambda one: (one.outstanding / one.limit, one.turn))
                 self._turn += 1
                 found.outstanding, found.turn = found.outstanding + 1, self._turn
@@ -225,7 +226,6 @@ class Pool:
                 why = "; ".join(f"{endpoint.name}: {endpoint.why_down}" for endpoint in serving)
                 raise BackendError("no_worker", f"no worker has been healthy for {self._policy.deadline:.0f} s: {why}")
             return left
-        self._dark_since = None
         pauses = [one.paused_until - now for one in serving if one.up and one.paused_until > now]
         return min(pauses, default=None)
 
