@@ -1,6 +1,7 @@
 """The command that serves the API: a sandbox for tests and development, or the front of a GPU."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import click
 from pydantic import SecretStr
 from rich.console import Console
 
+from prefect_imagegen.core.errors import RefusedError
 from prefect_imagegen.core.profiles import licence_of
 from prefect_imagegen.ending import telling
 from prefect_imagegen.gateway.engines import ENGINES
@@ -48,9 +50,16 @@ _QUEUE = 64
 @click.option("--offload", is_flag=True, help="diffusers: keep the parts that are not in use in main memory.")
 @click.option("--megapixels", type=click.FloatRange(0.01, 4), default=1.0, show_default=True, help="Size of an image.")
 @click.option("--latency", type=float, default=0.0, metavar="S", help="Seconds that each generation takes at least.")
-@click.option("--credits", "credits_usd", type=float, metavar="X", help="US dollars on the account.")
+@click.option("--credits", "credits_usd", type=float, metavar="X", help="US dollars on each account.")
 @click.option("--requests-per-minute", type=float, metavar="N", help="Answer 429 above this rate.")
 @click.option("--history-lag", type=float, default=0.0, metavar="S", help="Seconds until the history knows a request.")
+@click.option(
+    "--account",
+    "accounts",
+    multiple=True,
+    metavar="NAME=env:VARIABLE",
+    help="An account of its own for the key in a variable.",
+)
 @click.option("--faults", metavar="FILE", help="Fault script, JSON.")
 def serve(**given: Any) -> None:
     """Serve the Segmind API yourself: for tests, for development, without an account, or from your own GPU."""
@@ -59,8 +68,10 @@ def serve(**given: Any) -> None:
         settings = _settings(given)
 
         def show(url: str) -> None:
-            key = "yours" if settings.api_key else "any non-empty one"
+            key = "yours" if settings.api_key or settings.accounts else "any non-empty one"
             console.print(f"engine [bold]{settings.engine}[/], {url}, key: {key}", highlight=False)
+            if settings.accounts:
+                console.print(f"accounts: {', '.join(settings.accounts)}", highlight=False, markup=False)
             if settings.engine == "diffusers":
                 console.print(f"loading {settings.model_path} …", highlight=False, markup=False)
                 console.print(f"licence of the weights: {settings.weights_license or 'unknown (--weights-license)'}")
@@ -69,6 +80,25 @@ def serve(**given: Any) -> None:
             run_server(settings, given["host"], given["port"], on_listening=show)
         except KeyboardInterrupt:  # Ctrl-C is how it is meant to end
             console.print("stopped")
+
+
+def _accounts(given: Sequence[str]) -> dict[str, list[SecretStr]]:
+    """The keys of each account. Keys come from the environment: a command line is seen by every user of a machine."""
+    found: dict[str, list[SecretStr]] = {}
+    for text in given:
+        name, _, source = text.partition("=")
+        kind, _, variable = source.partition(":")
+        if not name or kind != "env" or not variable:
+            raise RefusedError(
+                "bad_option",
+                "An --account is no NAME=env:VARIABLE.",
+                remedy="Put the key into a variable, and give --account alice=env:ALICE_KEY.",
+            )
+        key = os.environ.get(variable)
+        if not key:
+            raise RefusedError("no_key", f"--account {name}: {variable} is not set.", remedy=f"Set {variable}.")
+        found.setdefault(name, []).append(SecretStr(key))
+    return found
 
 
 def _settings(given: dict[str, Any]) -> GatewaySettings:
@@ -82,6 +112,7 @@ def _settings(given: dict[str, Any]) -> GatewaySettings:
         faults=load_faults(given["faults"]) if given["faults"] else FaultScript(),
         data_dir=given["data"],
         api_key=SecretStr(key) if key else None,
+        accounts=_accounts(given["accounts"]),
         drain_s=given["drain_seconds"] or 0.0,
         megapixels=given["megapixels"],
     )

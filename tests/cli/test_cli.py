@@ -295,19 +295,41 @@ def test_an_open_gateway_is_refused(tmp_path: Path) -> None:
     assert "faults.json" in found.stderr
 
 
+def test_accounts_of_a_gateway_that_cannot_be(tmp_path: Path) -> None:
+    """`serve --account` takes keys from variables only, and never shows what was given in place of one."""
+    for text, said in (
+        ("alice=hunter2", "NAME=env:VARIABLE"),
+        ("hunter2", "NAME=env:VARIABLE"),
+        ("=env:ALICE_KEY", "NAME=env:VARIABLE"),
+        ("alice=env:MISSING_KEY", "MISSING_KEY is not set"),
+        ("bob=env:ALICE_KEY", "the same key"),
+    ):
+        words = ("serve", "--port", "0", "--account", "alice=env:ALICE_KEY", "--account", text)
+        found = call(*words, folder=tmp_path, ALICE_KEY="a-secret")
+        assert found.returncode == 2
+        assert said in found.stderr
+        assert "hunter2" not in found.stderr
+        assert "a-secret" not in found.stderr
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_serve_ends_well(number: signal.Signals, tmp_path: Path) -> None:
     """`serve --port 0` names its address, answers there, and ends on either signal with exit code 0 and no litter."""
     litter = tmp_path / "temporary"
     litter.mkdir()
     command = [sys.executable, "-m", "prefect_imagegen.cli", "serve", "--port", "0"]
-    environment = os.environ | {"TMPDIR": str(litter), "COLUMNS": "200"}
+    command += ["--account", "alice=env:ONE", "--account", "bob=env:TWO", "--account", "alice=env:THREE"]
+    environment = os.environ | {"TMPDIR": str(litter), "COLUMNS": "200", "ONE": "1", "TWO": "2", "THREE": "3"}
     server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
     try:
         assert server.stderr
         first = server.stderr.readline()
         url = first.split("http://")[1].split(",")[0]
+        assert server.stderr.readline().strip() == "accounts: alice, bob"
         assert httpx.get(f"http://{url}/health").status_code == 200
+        credits_left = f"http://{url}/v1/get-user-credits"
+        answers = [httpx.get(credits_left, headers={"x-api-key": key}).status_code for key in "1234"]
+        assert answers == [200, 200, 200, 401]
         server.send_signal(number)
         rest = server.communicate(timeout=30)[1]
     finally:

@@ -1,12 +1,19 @@
 """The fault script does what it says, on a real socket, as our own client sees it."""
 
+import ast
 import asyncio
+import io
 import json
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from PIL import Image
 
 from prefect_imagegen.core.errors import RefusedError
 from prefect_imagegen.gateway.faults import Fault, FaultScript, load_faults
@@ -17,6 +24,33 @@ from prefect_imagegen.net.client import TRANSPORT_ERRORS, make_client, never_sen
 pytestmark = pytest.mark.anyio
 MODEL = "flux-2-klein-9b"
 KEY = {"x-api-key": "k"}
+
+
+@contextmanager
+def misbehaving(*faults: dict[str, Any], **settings: Any) -> Iterator[tuple[EmbeddedGateway, httpx.Client]]:
+    """A gateway with these faults, and a client with a key."""
+    script = FaultScript(faults=[Fault(**fault) for fault in faults])
+    with (
+        EmbeddedGateway(GatewaySettings(faults=script, **settings)) as running,
+        httpx.Client(base_url=running.url, headers=KEY, timeout=30) as client,
+    ):
+        yield running, client
+
+
+def accepted(client: httpx.Client, prompt: str = "a", **body: Any) -> str:
+    """The request_id of a v2 call that was accepted."""
+    answer = client.post(f"/v2/{MODEL}", json={"prompt": prompt, **body})
+    return str(answer.json()["request_id"])
+
+
+def drawn(running: EmbeddedGateway, client: httpx.Client, prompt: str = "a", **body: Any) -> str:
+    """The request_id of a v2 call whose work is done; nothing is polled for it."""
+    request_id = accepted(client, prompt, **body)
+    for _ in range(1000):
+        if running.books.records[request_id].finished is not None:
+            return request_id
+        time.sleep(0.01)
+    raise AssertionError("the job did not end")
 
 
 async def posted(version: str, *faults: dict[str, Any], calls: int = 1) -> tuple[list[Any], EmbeddedGateway]:
@@ -150,6 +184,13 @@ async def test_how_often_a_rule_strikes() -> None:
         ('{"faults": [{"fault": "earthquake"}]}', "faults.0.fault"),
         ('{"faults": [{"fault": "hang", "evry": 2}]}', "faults.0.evry"),
         ('{"faults": [{"fault": "status", "status": 7}]}', "faults.0.status"),
+        ('{"faults": [{"fault": "history_shape"}]}', "needs a shape"),
+        ('{"faults": [{"fault": "history_shape", "shape": "oval"}]}', "faults.0.shape"),
+        ('{"faults": [{"fault": "clamp_pages", "on": ["status"]}]}', "strikes only history"),
+        ('{"faults": [{"fault": "small_pages"}]}', "needs per_page"),
+        ('{"faults": [{"fault": "hang", "per_page": 3}]}', "clamp_pages and small_pages only"),
+        ('{"faults": [{"fault": "html", "body": {}}]}', "json_error and status only"),
+        ('{"faults": [{"fault": "other_format", "on": ["history"]}]}', "strikes only download and run"),
     ],
 )
 def test_a_wrong_script_is_refused(text: str, said: str, tmp_path: Path) -> None:
@@ -162,3 +203,180 @@ def test_a_wrong_script_is_refused(text: str, said: str, tmp_path: Path) -> None
     with pytest.raises(RefusedError):
         load_faults(str(tmp_path / "missing.json"))
     assert json.dumps(FaultScript().model_dump())
+
+
+@pytest.mark.parametrize("one", [False, True], ids=["list", "detail"])
+@pytest.mark.parametrize("shape", ["items", "requests", "bare", "error", "empty_body", "cut", "html"])
+def test_a_history_in_another_envelope(shape: str, *, one: bool) -> None:
+    """The right rows come with status 200 in another envelope, or in none that can be read."""
+    with misbehaving({"fault": "history_shape", "shape": shape, "times": 1}) as (running, client):
+        request_id = drawn(running, client)
+        path = "/inference-request/request-history" + (f"/{request_id}" if one else "")
+        answer, right = client.get(path), client.get(path).json()["data"]
+    rows = [right] if one else right
+    assert [row["request_id"] for row in rows] == [request_id]
+    assert answer.status_code == 200
+    assert answer.headers["x-imagegen-engine"] == "sandbox"
+    if shape in ("empty_body", "cut", "html"):
+        assert int(answer.headers["content-length"]) == len(answer.content)
+        assert (shape == "empty_body") == (answer.content == b"")
+        with pytest.raises(json.JSONDecodeError):
+            answer.json()
+        return
+    expected = {"items": {"data": {"items": rows}}, "requests": {"requests": rows}, "bare": right}
+    assert answer.json() == expected.get(shape, {"error": "injected by the fault script"})
+
+
+@pytest.mark.parametrize("one", [False, True], ids=["list", "detail"])
+@pytest.mark.parametrize(
+    ("shape", "field"),
+    [
+        ("text_numbers", "request_body"),
+        ("no_body", "request_body"),
+        ("no_url", "generation_url"),
+        ("no_time", "model_created"),
+        ("no_id", "request_id"),
+    ],
+)
+def test_history_rows_that_lack_something(shape: str, field: str, *, one: bool) -> None:
+    """Rows come with one field changed or missing, and are right in all others."""
+    with misbehaving({"fault": "history_shape", "shape": shape, "times": 1}) as (running, client):
+        request_id = drawn(running, client, seed=7, go_fast=True, cfg=2.5, negative_prompt="", image_urls=[])
+        path = "/inference-request/request-history" + (f"/{request_id}" if one else "")
+        found, right = (client.get(path).json()["data"] for _ in range(2))
+    found, right = (found, right) if one else (found[0], right[0])
+    was, told = right.pop(field), found.pop(field, "absent")
+    assert found == right
+    assert was
+    if shape == "text_numbers":
+        changed = {"seed": "7", "go_fast": "true", "cfg": "2.5"}
+        assert ast.literal_eval(told) == ast.literal_eval(was) | changed
+    else:
+        assert told == ("absent" if shape in ("no_time", "no_id") else None)
+
+
+def test_pages_of_a_history_that_have_a_will_of_their_own() -> None:
+    """Pages hold fewer rows than asked for, and page numbers beyond the last answer the last page again."""
+    faults = [{"fault": "clamp_pages", "per_page": 2, "first": 4}, {"fault": "small_pages", "per_page": 1}]
+    with misbehaving(*faults) as (running, client):
+        ids = [drawn(running, client, f"p{number}") for number in range(3)][::-1]
+
+        def page(number: int) -> list[str]:
+            query = {"page": number, "per_page": 100}
+            rows = client.get("/inference-request/request-history", params=query).json()["data"]
+            return [row["request_id"] for row in rows]
+
+        assert [page(number) for number in (1, 2, 3, 99)] == [ids[:2], ids[2:], ids[2:], ids[2:]]
+        assert [page(number) for number in (1, 3, 4)] == [ids[:1], ids[2:], []]
+    with misbehaving({"fault": "clamp_pages"}) as (_, client):
+        assert client.get("/inference-request/request-history", params={"page": 5}).json() == {"data": [], "total": 0}
+
+
+@pytest.mark.parametrize("status", [503, 500, 429, 404, 200])
+@pytest.mark.parametrize("call", ["status", "result"])
+@pytest.mark.parametrize("fault", ["status", "json_error"])
+def test_a_poll_is_answered_with_json_of_an_error(fault: str, call: str, status: int) -> None:
+    """A poll may be answered with any status and any JSON; the job goes on, and is whole when asked for again."""
+    body = {"status": "error", "message": "busy"}
+    with misbehaving({"fault": fault, "status": status, "on": [call], "body": body, "times": 1}) as (running, client):
+        request_id = drawn(running, client)
+        path = f"/v2/requests/{request_id}" + ("/status" if call == "status" else "")
+        answers = [client.get(path) for _ in range(2)]
+    assert (answers[0].status_code, answers[0].json()) == (status, body)
+    assert ("x-rate-limit-reset-at-utc" in answers[0].headers) == (status == 429)
+    assert (answers[1].status_code, answers[1].json()["status"]) == (200, "COMPLETED")
+
+
+async def test_what_a_v1_call_is_charged_for() -> None:
+    """Work that is answered with anything but 200 costs nothing, whatever the fault is called."""
+    for fault, status, billed in (("json_error", 503, 0), ("html", 502, 0), ("redirect", 302, 0), ("html", 200, 1)):
+        (answer,), gateway = await posted("v1", {"fault": fault, "status": status, "when": "after"})
+        assert answer.status_code == status
+        assert len(gateway.books.billed) == billed
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_any_answer_can_come_late(when: str) -> None:
+    """`hang` holds back the head of every kind of answer for its seconds, and the answer is right when it comes."""
+    calls = ["submit", "run", "status", "result", "download", "history", "credits", "upload"]
+    with misbehaving({"fault": "hang", "seconds": 0.1, "when": when, "on": calls}) as (_, client):
+        started = [time.monotonic()]
+
+        def late(method: str, path: str, body: dict[str, Any] | None = None) -> httpx.Response:
+            answer = client.request(method, path, json=body)
+            started.append(time.monotonic())
+            assert started[-1] - started[-2] >= 0.1
+            assert answer.status_code == 200
+            return answer
+
+        late("POST", f"/v1/{MODEL}", {"prompt": "v1"})
+        request_id = late("POST", f"/v2/{MODEL}", {"prompt": "v2"}).json()["request_id"]
+        while late("GET", f"/v2/requests/{request_id}/status").json()["status"] != "COMPLETED":
+            pass
+        url = late("GET", f"/v2/requests/{request_id}").json()["output"]
+        assert late("GET", url).content.startswith(b"\x89PNG")
+        assert len(late("GET", "/inference-request/request-history").json()["data"]) == 2
+        assert late("GET", f"/inference-request/request-history/{request_id}").json()["data"]["generation_url"] == url
+        late("GET", "/v1/get-user-credits")
+        late("POST", "/upload-asset", {"data_urls": ["data:image/png;base64,iVBORw0KGgo="]})
+
+
+def test_work_goes_on_while_its_answer_hangs() -> None:
+    """A call that hangs `after` is in the books and drawn meanwhile; one that hangs `before` is not there yet."""
+    for when, taken in (("before", 0), ("after", 1)):
+        with misbehaving({"fault": "hang", "seconds": 2.0, "when": when, "first": 1}) as (running, client):
+            thread = threading.Thread(target=accepted, args=(client,))
+            thread.start()
+            while running.books.calls["submit"] == 0 or len(running.books.billed) < taken:
+                assert thread.is_alive()
+                time.sleep(0.01)
+            assert (len(running.books.records), thread.is_alive()) == (taken, True)
+            thread.join()
+            assert len(running.books.records) == 1
+
+
+def test_an_answer_made_up_before_it_hangs_is_old_when_it_comes() -> None:
+    """A poll that hangs `after` tells the state of before; one that hangs `before` tells that of its end."""
+    for when, ended in (("after", False), ("before", True)):
+        rule = {"fault": "hang", "seconds": 1.0, "when": when, "on": ["status"]}
+        with misbehaving(rule, latency_s=0.5) as (running, client):
+            request_id = accepted(client)
+            answer = client.get(f"/v2/requests/{request_id}/status").json()
+            assert (answer["status"] == "COMPLETED") == ended
+            assert len(running.books.billed) == 1
+
+
+def test_downloads_of_junk() -> None:
+    """A download may be a page of HTML, cut, empty, noise or another format, and is whole when asked for again."""
+    names = ["html", "truncated_body", "empty_body", "junk", "other_format", "wrong_content_type"]
+    rules = [{"fault": name, "on": ["download"], "times": 1} for name in names]
+    with misbehaving(*rules, {"fault": "html", "status": 403, "on": ["download"], "times": 1}) as (running, client):
+        request_id = drawn(running, client, image_format="jpeg")
+        url = f"/generations/{request_id}.jpeg"
+        html = client.get(url)
+        with pytest.raises(httpx.RemoteProtocolError):
+            client.get(url)
+        empty, junk, other, typed, forbidden, whole = (client.get(url) for _ in range(6))
+    assert (html.status_code, html.text[:6]) == (200, "<html>")
+    assert (empty.status_code, empty.content, empty.headers["content-length"]) == (200, b"", "0")
+    assert (junk.status_code, junk.headers["content-type"]) == (200, "image/png")
+    with pytest.raises(OSError, match="cannot identify"):
+        Image.open(io.BytesIO(junk.content))
+    assert other.headers["content-type"] == "image/png"
+    assert Image.open(io.BytesIO(other.content)).format == "PNG"
+    assert typed.headers["content-type"].startswith("text/plain")
+    assert (forbidden.status_code, forbidden.text[:6]) == (403, "<html>")
+    assert typed.content == whole.content
+    assert Image.open(io.BytesIO(whole.content)).format == "JPEG"
+
+
+def test_any_json_answer_can_be_spoilt() -> None:
+    """What spoils a body spoils that of polls, history, balance and uploads too, also of jobs that are not done."""
+    calls = ["status", "result", "history", "credits", "upload"]
+    with misbehaving({"fault": "junk", "on": calls}, {"fault": "hang", "when": "during"}) as (_, client):
+        request_id = accepted(client)
+        paths = (f"/v2/requests/{request_id}/status", f"/v2/requests/{request_id}", "/v1/get-user-credits")
+        found = [client.get(path) for path in (*paths, "/inference-request/request-history")]
+        found.append(client.post("/upload-asset", json={"data_urls": ["data:image/png;base64,iVBORw0KGgo="]}))
+    assert {answer.headers["content-type"] for answer in found} == {"image/png"}
+    assert len({answer.content for answer in found}) == 1

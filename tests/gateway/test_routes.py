@@ -116,6 +116,70 @@ def test_money() -> None:
         assert running.books.statistics()["charged_usd"] == 0.08
 
 
+def test_what_is_left_is_always_told() -> None:
+    """Without a limit the balance, the header of v1 and the metrics of v2 all say a million, in plain figures."""
+    with gateway() as (_, client):
+        assert client.post(f"/v1/{MODEL}", json={"prompt": "a"}).headers["x-remaining-credits"] == "1000000"
+        done = client.post(f"/v2/{MODEL}", json={"prompt": "b"}).json()
+        assert finished(client, done["request_id"]).json()["metrics"]["remaining_credits"] == 1e6
+        assert client.get("/v1/get-user-credits").json()["credits"] == 1e6
+
+
+def test_accounts_are_apart() -> None:
+    """Each account has money, rate, history and jobs of its own, whichever of its keys asks; counters are of all."""
+    accounts = {"alice": [SecretStr("a1"), SecretStr("a2")], "bob": [SecretStr("b1")]}
+    more = {"credits": 0.1, "price_usd": 0.04, "requests_per_minute": 3}
+    with gateway(accounts=accounts, **more) as (running, client):
+
+        def ask(key: str, method: str, path: str, **body: Any) -> httpx.Response:
+            return client.request(method, path, headers={"x-api-key": key}, json=body or None)
+
+        assert ask("k", "GET", "/v1/get-user-credits").status_code == 401
+        first = ask("a1", "POST", f"/v1/{MODEL}", prompt="a")
+        assert first.headers["x-remaining-credits"] == "0.06"
+        job = ask("b1", "POST", f"/v2/{MODEL}", prompt="b").json()["request_id"]
+        client.headers["x-api-key"] = "b1"
+        assert finished(client, job).json()["metrics"]["remaining_credits"] == 0.06
+        history = "/inference-request/request-history"
+        drawn = first.headers["x-request-id"]
+        for key, own, foreign in (("a1", drawn, job), ("b1", job, drawn)):
+            rows = ask(key, "GET", history).json()
+            assert ([row["request_id"] for row in rows["data"]], rows["total"]) == ([own], 1)
+            assert ask(key, "GET", f"{history}/{own}").status_code == 200
+            assert ask(key, "GET", f"{history}/{foreign}").status_code == 404
+        for path in (f"/v2/requests/{job}", f"/v2/requests/{job}/status", f"/v1/requests/{job}"):
+            assert (ask("a2", "GET", path).status_code, ask("b1", "GET", path).status_code) == (404, 200)
+        assert ask("a2", "GET", f"{history}/{drawn}").status_code == 200
+        assert ask("a2", "POST", f"/v1/{MODEL}", prompt="c").headers["x-remaining-credits"] == "0.02"
+        assert ask("a1", "POST", f"/v1/{MODEL}", prompt="d").status_code == 406
+        assert ask("a1", "POST", f"/v1/{MODEL}", prompt="e").status_code == 429
+        assert ask("b1", "POST", f"/v1/{MODEL}", prompt="a").status_code == 200
+        assert ask("a2", "GET", "/v1/get-user-credits").json()["credits"] == 0.02
+        told = ask("a1", "GET", "/_gateway/stats").json()
+        assert (told["requests"], told["billed"], told["charged_usd"]) == (4, 4, 0.16)
+        assert told["billed_twice"] == 1
+        assert running.books.statistics() == told
+        assert {one.account for one in running.books.records.values()} == {"alice", "bob"}
+
+
+def test_a_key_without_a_name_beside_accounts() -> None:
+    """The gateway's own key is that of an account without a name; no two accounts share a key."""
+    with gateway(accounts={"alice": [SecretStr("a")]}, api_key=SecretStr("k"), credits=1.0, price_usd=0.1) as (
+        _,
+        client,
+    ):
+        client.post(f"/v1/{MODEL}", json={"prompt": "a"})
+        left = [
+            client.get("/v1/get-user-credits", headers={"x-api-key": key}).json().get("credits")
+            for key in ("k", "a", "z")
+        ]
+        assert left == [0.9, 1.0, None]
+    check_settings(GatewaySettings(accounts={"alice": [SecretStr("a")]}), "0.0.0.0")
+    for accounts in ({"alice": [SecretStr("k")]}, {"alice": [SecretStr("a")], "bob": [SecretStr("a")]}):
+        with pytest.raises(RefusedError, match="same key"):
+            check_settings(GatewaySettings(api_key=SecretStr("k"), accounts=accounts), "127.0.0.1")
+
+
 def test_rate_limit_and_queue() -> None:
     """Over the requests per minute, and over the queue, the answer is 429 with the reset time and no Retry-After."""
     clock = Clock()

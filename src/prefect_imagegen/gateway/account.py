@@ -2,14 +2,25 @@
 
 import asyncio
 import hashlib
+import math
 from datetime import UTC, date, datetime
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import Response
 
-from prefect_imagegen.gateway.calls import WITH_KEY, BooksOf, error_answer, json_body, pick_fault, strike
+from prefect_imagegen.gateway.calls import (
+    WITH_KEY,
+    AccountOf,
+    BooksOf,
+    error_answer,
+    json_answer,
+    json_body,
+    pick_fault,
+    strike,
+)
 from prefect_imagegen.gateway.records import Books, Record
+from prefect_imagegen.gateway.shapes import history_answer
 from prefect_imagegen.gateway.studio import body_text
 from prefect_imagegen.gateway.uploads import BadDataUrlError, asset_path, image_of_data_url
 
@@ -49,38 +60,52 @@ class HistoryFilter:
         )
 
 
-@router.get("/v1/get-user-credits", dependencies=[WITH_KEY])
-async def credits_left(request: Request, books: BooksOf) -> Response:
+@router.get("/v1/get-user-credits")
+async def credits_left(request: Request, books: BooksOf, account: AccountOf) -> Response:
     """The balance; without a limit, a million."""
     books.calls["credits"] += 1
-    await strike(pick_fault(books, "credits"), "before", request)
-    left = books.credits
-    return JSONResponse({"credits": 1e6 if left is None else round(left, 6), "free-credits": 0.0})
+    fault = pick_fault(books, "credits")
+    await strike(fault, "before", request)
+    content = {"credits": round(books.left(account), 6), "free-credits": 0.0}
+    await strike(fault, "after", request)
+    return json_answer(content, fault)
 
 
-@router.get("/inference-request/request-history", dependencies=[WITH_KEY])
-async def history(request: Request, filters: Annotated[HistoryFilter, Depends()], books: BooksOf) -> Response:
+@router.get("/inference-request/request-history")
+async def history(
+    request: Request, filters: Annotated[HistoryFilter, Depends()], books: BooksOf, account: AccountOf
+) -> Response:
     """Own requests, a page of rows, newest first."""
     books.calls["history"] += 1
-    await strike(pick_fault(books, "history"), "before", request)
-    rows = [_history_row(request, record) for record in books.landed() if filters.takes(record)]
+    fault = pick_fault(books, "history")
+    await strike(fault, "before", request)
+    rows = [_history_row(request, record) for record in books.landed(account) if filters.takes(record)]
     if filters.sort_order == "asc":
         rows.reverse()
     if filters.sort_by in ("model_name", "credits_deduction"):
         rows.sort(key=lambda row: row[filters.sort_by] or 0, reverse=filters.sort_order == "desc")
-    start = (filters.page - 1) * filters.per_page
-    return JSONResponse({"data": rows[start : start + filters.per_page], "total": len(rows)})
+    page, per_page = filters.page, filters.per_page
+    if fault and fault.per_page:
+        per_page = min(per_page, fault.per_page)
+    if fault and fault.fault == "clamp_pages":
+        page = min(page, max(1, math.ceil(len(rows) / per_page)))
+    start = (page - 1) * per_page
+    await strike(fault, "after", request)
+    return history_answer(rows[start : start + per_page], fault, {"total": len(rows)})
 
 
-@router.get("/inference-request/request-history/{request_id}", dependencies=[WITH_KEY])
-async def history_detail(request_id: str, request: Request, books: BooksOf) -> Response:
+@router.get("/inference-request/request-history/{request_id}")
+async def history_detail(request_id: str, request: Request, books: BooksOf, account: AccountOf) -> Response:
     """One own request, of any age."""
     books.calls["history"] += 1
-    await strike(pick_fault(books, "history"), "before", request)
-    record = next((record for record in books.landed() if record.request_id == request_id), None)
+    fault = pick_fault(books, "history")
+    await strike(fault, "before", request)
+    record = next((record for record in books.landed(account) if record.request_id == request_id), None)
     if record is None:
         raise error_answer(404, f"Request {request_id} not found")
-    return JSONResponse({"data": _history_row(request, record)})
+    row = _history_row(request, record)
+    await strike(fault, "after", request)
+    return history_answer(row, fault)
 
 
 @router.get("/inference-model-information/list")
@@ -93,16 +118,17 @@ async def catalogue(books: BooksOf) -> list[dict[str, Any]]:
 async def upload(request: Request, books: BooksOf) -> Response:
     """Keep reference images, given as data URLs."""
     books.calls["upload"] += 1
-    await strike(pick_fault(books, "upload"), "before", request)
+    fault = pick_fault(books, "upload")
+    await strike(fault, "before", request)
     body = await json_body(request)
     urls = body.get("data_urls")
     if not isinstance(urls, list) or not urls:
         raise error_answer(400, "data_urls must be a list of data URLs")
     names = [await _keep_asset(books, url) for url in urls]
     base = str(request.base_url).rstrip("/")
-    return JSONResponse(
-        {"file_urls": [f"{base}/assets/{name}" for name in names], "message": "Files uploaded successfully"}
-    )
+    await strike(fault, "after", request)
+    content = {"file_urls": [f"{base}/assets/{name}" for name in names], "message": "Files uploaded successfully"}
+    return json_answer(content, fault)
 
 
 @router.head("/assets/{name}")

@@ -1,13 +1,17 @@
 """What every route does: check the key and the call, and let the script's faults strike."""
 
 import asyncio
-import hmac
+import io
+import json
+import random
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
 from fastapi import Depends, Request
 from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
+from PIL import Image
 
+from prefect_imagegen.core.image import CONTENT_TYPES, encode
 from prefect_imagegen.gateway.faults import HANG_S, Call, Fault
 from prefect_imagegen.gateway.records import Books, Record, reset_header
 from prefect_imagegen.gateway.studio import Studio
@@ -15,7 +19,10 @@ from prefect_imagegen.gateway.wire import Dropped, Short, Slow
 
 _MISSING_KEY = "Missing Authorization or x-api-key in header"
 _BAD_KEY = "Unauthorized. API key is invalid or may have expired."
-_HTML = "<html><body><h1>Bad Gateway</h1></body></html>"
+HTML = "<html><body><h1>Bad Gateway</h1></body></html>"
+"""What somebody else answers who stands before the API."""
+_JUNK_BYTES = 2048
+_OTHER = {"image/png": "jpeg", "image/jpeg": "png"}
 
 
 class AnswerError(Exception):
@@ -40,14 +47,18 @@ def books_of(request: Request) -> Books:
 BooksOf = Annotated[Books, Depends(books_of)]
 
 
-def check_key(request: Request, books: BooksOf) -> None:
-    """Raise the answer 401 unless the right key is given; any key will do where none is set."""
+def check_key(request: Request, books: BooksOf) -> str:
+    """The account of the key. Raises the answer 401 for a wrong one; any key will do where none is set."""
     given = request.headers.get("x-api-key", "")
     if not given:
         raise error_answer(401, _BAD_KEY if request.headers.get("authorization") else _MISSING_KEY)
-    expected = books.settings.api_key
-    if books.revoked or (expected and not hmac.compare_digest(given.encode(), expected.get_secret_value().encode())):
+    account = books.account_of(given)
+    if books.revoked or account is None:
         raise error_answer(401, _BAD_KEY)
+    return account
+
+
+AccountOf = Annotated[str, Depends(check_key)]
 
 
 async def json_body(request: Request) -> dict[str, Any]:
@@ -63,7 +74,9 @@ async def json_body(request: Request) -> dict[str, Any]:
     return body
 
 
-async def accept(request: Request, books: Books, model: str, call: Call) -> tuple[dict[str, Any], Fault | None]:
+async def accept(
+    request: Request, books: Books, account: str, model: str, call: Call
+) -> tuple[dict[str, Any], Fault | None]:
     """Everything that is checked before work is taken on; the body, and the fault that strikes the request."""
     books.calls[call] += 1
     studio: Studio = request.app.state.studio
@@ -74,15 +87,16 @@ async def accept(request: Request, books: Books, model: str, call: Call) -> tupl
     body = await json_body(request)
     fault = books.settings.faults.pick(call, model, str(body.get("prompt", "")))
     await strike(fault, "before", request)
-    if (reset := books.over_rate()) is not None:
+    if (reset := books.over_rate(account)) is not None:
         raise error_answer(429, "rate_limit_exceeded", {"x-rate-limit-reset-at-utc": reset_header(reset)})
     if studio.full:
         moment = books.settings.clock() + studio.free_in
         raise error_answer(
             429, "rate_limit_exceeded: the queue is full", {"x-rate-limit-reset-at-utc": reset_header(moment)}
         )
-    if not books.affords(model):
-        raise error_answer(406, f"Insufficient credits: {books.credits or 0:.4f} left, {books.price(model):.4f} needed")
+    if not books.affords(account, model):
+        left, price = books.left(account), books.price(model)
+        raise error_answer(406, f"Insufficient credits: {left:.4f} left, {price:.4f} needed")
     return body, fault
 
 
@@ -102,28 +116,45 @@ async def strike(fault: Fault | None, when: str, request: Request) -> None:
         raise AnswerError(Dropped())
     elif fault.fault == "redirect":
         raise AnswerError(RedirectResponse(f"{request.base_url}elsewhere", 302))
-    elif fault.fault == "status":
+    elif fault.fault in ("status", "json_error"):
         headers = {}
-        if fault.status == 429:
+        if fault.answered == 429:
             moment = datetime.now(UTC).timestamp() + (1.0 if fault.seconds is None else fault.seconds)
             headers["x-rate-limit-reset-at-utc"] = reset_header(moment)
-        raise error_answer(fault.status, fault.text, headers)
+        raise AnswerError(JSONResponse(fault.content, fault.answered or 200, headers))
     elif fault.fault == "html":
-        raise AnswerError(HTMLResponse(_HTML, 200))
-    elif fault.fault == "json_error":
-        raise AnswerError(JSONResponse({"error": fault.text}, 200))
+        raise AnswerError(HTMLResponse(HTML, fault.answered or 200))
 
 
-def answer_body(data: bytes, media: str, fault: Fault | None, headers: dict[str, str]) -> Response:
+def json_answer(content: Any, fault: Fault | None, status: int = 200) -> Response:
+    """The answer with this JSON, as its fault would have it."""
+    return answer_body(json.dumps(content).encode(), "application/json", fault, {}, status)
+
+
+def answer_body(data: bytes, media: str, fault: Fault | None, headers: dict[str, str], status: int = 200) -> Response:
     """The answer with this body, as its fault would have it."""
     name = fault.fault if fault else None
     if name == "truncated_body":
-        return Short(data[: len(data) // 2], media, headers, announced=len(data))
-    if name == "wrong_length":
-        return Short(data, media, headers, announced=len(data) + 1)
-    if name == "slow_body" and fault:
-        return Slow(data, media, headers, 1.0 if fault.seconds is None else fault.seconds)
-    return Response(data, media_type="text/plain" if name == "wrong_content_type" else media, headers=headers)
+        response: Response = Short(data[: len(data) // 2], media, headers, announced=len(data))
+    elif name == "wrong_length":
+        response = Short(data, media, headers, announced=len(data) + 1)
+    elif name == "slow_body" and fault:
+        response = Slow(data, media, headers, 1.0 if fault.seconds is None else fault.seconds)
+    elif name == "empty_body":
+        response = Response(b"", media_type=media, headers=headers)
+    elif name == "junk" and fault:
+        noise = random.Random(fault.seed).randbytes(_JUNK_BYTES)  # noqa: S311 - a repeatable body
+        response = Response(noise, media_type=CONTENT_TYPES["png"], headers=headers)
+    elif name == "other_format":
+        other = _OTHER.get(media, "png")
+        with Image.open(io.BytesIO(data)) as image:
+            data = encode(image.convert("RGB"), other, quality=90)
+        response = Response(data, media_type=CONTENT_TYPES[other], headers=headers)
+    else:
+        response = Response(data, media_type="text/plain" if name == "wrong_content_type" else media, headers=headers)
+    if name not in ("empty_body", "junk"):
+        response.status_code = status
+    return response
 
 
 WITH_KEY = Depends(check_key)

@@ -2,16 +2,30 @@
 
 A script is JSON: `{"faults": [RULE, ...]}`. A rule names its `fault` and where it strikes:
 
-- `fault`: `status` (with `status`: 401, 402, 403, 404, 410, 429, 500, 502, 503, 504, ...), `disconnect`, `hang`,
-  `slow_body`, `truncated_body`, `wrong_length` (announces more than comes), `html`, `json_error`,
-  `wrong_content_type`, `redirect`; or about the job itself:
-  `black_image`, `failed`, `unknown_state`, `expired_record`.
+- `fault`, in place of the answer: `status` (with `status`: 401, 402, 403, 404, 410, 429, 500, 502, 503, 504, ...),
+  `json_error` and `html` (with status 200, or `status`), `redirect`, `disconnect`. The JSON of the first two is
+  `{"error": TEXT}`, or any object that is given as `body`, such as `{"status": "error", "message": "busy"}`.
+- or when the answer comes: `hang`, whose head comes `seconds` later, on any call; the work goes on meanwhile.
+  `slow_body`: the head at once, the rest over `seconds`.
+- or to the answer: `truncated_body` (half of what is announced), `wrong_length` (announces more than comes),
+  `wrong_content_type`, `empty_body` (200, no bytes), `junk` (random bytes as image/png); on `run` and `download` also
+  `other_format` (the same picture in another image format).
+- or about the job itself, on `submit` and `run`: `black_image`, `failed`, `unknown_state`, `expired_record`.
   A `failed` job answers with 422, or with `status` 200 where that is given.
+- or to the request history, which they strike where no `on` is given: `clamp_pages` (page numbers beyond the last
+  answer the last page again), `small_pages` (at most `per_page` rows a page, whatever was asked for; `clamp_pages`
+  takes `per_page` too), and `history_shape`: the right rows, in another `shape`, always with status 200:
+  `items` (`{"data": {"items": [...]}}`), `requests` (`{"requests": [...]}`), `bare` (the rows alone), `error`
+  (`{"error": TEXT}`), `empty_body`, `cut` (half of the JSON text, and its length is announced rightly), `html`;
+  `text_numbers` (numbers and booleans inside request_body are text), `no_body` (request_body null), `no_url`
+  (generation_url null), `no_time` (no model_created), `no_id` (no request_id). A call about one request is answered
+  likewise: `{"data": {...}}`, in `bare` the row alone, in `items` and `requests` a list of one.
 - `on`: the calls that it strikes: `submit` (POST v2), `run` (POST v1), `status`, `result`, `download`, `history`,
   `credits`, `upload`. Default: `["submit", "run"]`.
-- `when`: `before` (default) or `after` the work was accepted (v2) or done (v1), for `status`, `disconnect`, `hang`;
-  a `hang` may also be `during` the work: the call is accepted, and its job takes `seconds` longer. A v1 call that is
-  answered with another status than 200 is never charged; one whose connection is lost is.
+- `when`, of faults in place of the answer and of `hang`: `before` (default) or `after` the work was accepted (v2), done
+  (v1), or the answer of any other call made up; a `hang` may also be `during` the work: the call is accepted, and its
+  job takes `seconds` longer. A v1 call that is answered with another status than 200 is never charged; one whose
+  connection is lost is.
 - `model`, `prompt_contains`: strike only such requests.
 - `window`: `[START, END]`, strike only so many seconds after the first call of all; an outage or a storm.
 - `first`: the first N matching calls; `every`: each Nth; `share`: this share of them, spread evenly by `seed`;
@@ -26,9 +40,9 @@ import random
 import time
 from collections import Counter
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
 
 from prefect_imagegen.core.errors import RefusedError
 
@@ -44,12 +58,43 @@ FaultName = Literal[
     "json_error",
     "wrong_content_type",
     "redirect",
+    "empty_body",
+    "junk",
+    "other_format",
     "black_image",
     "failed",
     "unknown_state",
     "expired_record",
+    "history_shape",
+    "clamp_pages",
+    "small_pages",
+]
+Shape = Literal[
+    "items",
+    "requests",
+    "bare",
+    "error",
+    "empty_body",
+    "cut",
+    "html",
+    "text_numbers",
+    "no_body",
+    "no_url",
+    "no_time",
+    "no_id",
 ]
 Call = Literal["submit", "run", "status", "result", "download", "history", "credits", "upload"]
+_ONLY_ON: dict[str, set[Call]] = {
+    "history_shape": {"history"},
+    "clamp_pages": {"history"},
+    "small_pages": {"history"},
+    "other_format": {"run", "download"},
+}
+_FIELD_OF: dict[str, set[str]] = {
+    "shape": {"history_shape"},
+    "per_page": {"small_pages", "clamp_pages"},
+    "body": {"status", "json_error"},
+}
 
 
 class Fault(BaseModel):
@@ -71,6 +116,38 @@ class Fault(BaseModel):
     times: int | None = Field(None, ge=1)
     seconds: float | None = Field(None, ge=0)
     text: str = "injected by the fault script"
+    body: dict[str, Any] | None = None
+    shape: Shape | None = None
+    per_page: int | None = Field(None, ge=1)
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        """Fields, calls and faults that do not go together would be a rule that never strikes."""
+        only = _ONLY_ON.get(self.fault)
+        if only == {"history"} and "on" not in self.model_fields_set:
+            self.on = ["history"]
+        if only is not None and not only >= set(self.on):
+            raise ValueError(f"{self.fault} strikes only {' and '.join(sorted(only))}")
+        for name, faults in _FIELD_OF.items():
+            if getattr(self, name) is not None and self.fault not in faults:
+                raise ValueError(f"{name} goes with {' and '.join(sorted(faults))} only")
+        if (self.fault, self.shape) == ("history_shape", None):
+            raise ValueError("history_shape needs a shape")
+        if (self.fault, self.per_page) == ("small_pages", None):
+            raise ValueError("small_pages needs per_page")
+        return self
+
+    @property
+    def answered(self) -> int | None:
+        """The HTTP status of what comes in place of the call's own answer; None if nothing does."""
+        if self.fault in ("json_error", "html"):
+            return self.status if "status" in self.model_fields_set else 200
+        return {"status": self.status, "redirect": 302}.get(self.fault)
+
+    @property
+    def content(self) -> dict[str, Any]:
+        """The JSON that comes in place of the call's own answer."""
+        return {"error": self.text} if self.body is None else self.body
 
     def strikes(self, count: int, struck: int) -> bool:
         """Whether the rule strikes its matching call number `count` (from 1), having struck so often before."""

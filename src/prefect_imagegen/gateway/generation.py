@@ -5,14 +5,15 @@ import json
 from typing import Any
 
 from fastapi import APIRouter, Request
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import Response
 
 from prefect_imagegen.gateway.calls import (
-    WITH_KEY,
+    AccountOf,
     BooksOf,
     accept,
     answer_body,
     error_answer,
+    json_answer,
     pick_fault,
     strike,
 )
@@ -23,18 +24,18 @@ from prefect_imagegen.gateway.studio import BadRequestError, Studio, checked, me
 router = APIRouter()
 
 
-@router.post("/v1/{model}", dependencies=[WITH_KEY])
-async def run(model: str, request: Request, books: BooksOf) -> Response:
+@router.post("/v1/{model}")
+async def run(model: str, request: Request, books: BooksOf, account: AccountOf) -> Response:
     """Draw and answer with the image's bytes; cost, seed and id are in the headers."""
-    body, fault = await accept(request, books, model, "run")
+    body, fault = await accept(request, books, account, model, "run")
     try:
         checked(model, body)
     except BadRequestError as error:
         raise error_answer(400, str(error)) from None
     studio: Studio = request.app.state.studio
-    record = studio.open_record(model, body, fault, str(request.base_url).rstrip("/"))
+    record = studio.open_record(account, model, body, fault, str(request.base_url).rstrip("/"))
     await asyncio.shield(studio.start(record))
-    if fault is not None and (fault.fault, fault.when) == ("status", "after"):
+    if fault is not None and fault.when == "after" and fault.answered not in (None, 200):
         books.refund(record, f"Internal error: {fault.text}")
     await strike(fault, "after", request)
     if record.status == "FAILED":
@@ -46,20 +47,19 @@ async def run(model: str, request: Request, books: BooksOf) -> Response:
         "x-cost": f"{record.cost:.6g}",
         "x-generation-time": f"{(record.finished or 0) - (record.started or 0):.3f}",
         "x-seed-value": str(record.seed),
+        "x-remaining-credits": _plain(books.left(account)),
     }
     if record.applied:
         headers["x-imagegen-applied"] = json.dumps(record.applied)  # ASCII, as headers must be
-    if books.credits is not None:
-        headers["x-remaining-credits"] = f"{books.credits:.6g}"
     return answer_body(data, media_type(record), fault, headers)
 
 
-@router.post("/v2/{model}", dependencies=[WITH_KEY])
-async def submit(model: str, request: Request, books: BooksOf) -> Response:
+@router.post("/v2/{model}")
+async def submit(model: str, request: Request, books: BooksOf, account: AccountOf) -> Response:
     """Queue the request; a body that cannot be drawn is found out later, as at Segmind."""
-    body, fault = await accept(request, books, model, "submit")
+    body, fault = await accept(request, books, account, model, "submit")
     studio: Studio = request.app.state.studio
-    record = studio.open_record(model, body, fault, str(request.base_url).rstrip("/"))
+    record = studio.open_record(account, model, body, fault, str(request.base_url).rstrip("/"))
     studio.start(record)
     await strike(fault, "after", request)
     base = str(request.base_url).rstrip("/")
@@ -70,20 +70,20 @@ async def submit(model: str, request: Request, books: BooksOf) -> Response:
         "status_url": f"{base}/v2/requests/{record.request_id}/status",
         "response_url": f"{base}/v2/requests/{record.request_id}",
     }
-    return answer_body(json.dumps(content).encode(), "application/json", fault, {})
+    return json_answer(content, fault)
 
 
-@router.get("/v2/requests/{request_id}/status", dependencies=[WITH_KEY])
-async def status(request_id: str, request: Request, books: BooksOf) -> Response:
+@router.get("/v2/requests/{request_id}/status")
+async def status(request_id: str, request: Request, books: BooksOf, account: AccountOf) -> Response:
     """The state of a v2 request."""
-    return await _job(request, books, request_id, "status")
+    return await _job(request, books, account, request_id, "status")
 
 
-@router.get("/v1/requests/{request_id}", dependencies=[WITH_KEY])
-@router.get("/v2/requests/{request_id}", dependencies=[WITH_KEY])
-async def result(request_id: str, request: Request, books: BooksOf) -> Response:
+@router.get("/v1/requests/{request_id}")
+@router.get("/v2/requests/{request_id}")
+async def result(request_id: str, request: Request, books: BooksOf, account: AccountOf) -> Response:
     """The final body of a v2 request, with the address of its output."""
-    return await _job(request, books, request_id, "result")
+    return await _job(request, books, account, request_id, "result")
 
 
 @router.get("/generations/{name}")
@@ -96,34 +96,46 @@ async def download(name: str, request: Request, books: BooksOf) -> Response:
     path = books.output_of(record) if record else None
     if record is None or path is None or path.name != name:
         raise error_answer(404, "Not Found")
-    record.fetched = True
-    return answer_body(await asyncio.to_thread(path.read_bytes), media_type(record), fault, {})
+    record.fetched, data = True, await asyncio.to_thread(path.read_bytes)
+    await strike(fault, "after", request)
+    return answer_body(data, media_type(record), fault, {})
 
 
-async def _job(request: Request, books: Books, request_id: str, call: Call) -> Response:
+async def _job(request: Request, books: Books, account: str, request_id: str, call: Call) -> Response:
     """The state (`status`) or the final body (`result`) of a v2 request."""
     books.calls[call] += 1
-    record = books.find(request_id)
+    record = books.find(account, request_id)
     fault = pick_fault(books, call, record)
     await strike(fault, "before", request)
     if record is None:
         raise error_answer(404, f"Request {request_id} not found")
-    base = str(request.base_url).rstrip("/")
-    content: dict[str, Any] = {"status": record.status, "request_id": request_id, "metrics": _metrics(record)}
+    status, content = _told(record, books, str(request.base_url).rstrip("/"), call)
+    await strike(fault, "after", request)
+    return json_answer(content, fault, status)
+
+
+def _told(record: Record, books: Books, base: str, call: Call) -> tuple[int, dict[str, Any]]:
+    """HTTP status and body of an answer about a v2 request."""
+    content: dict[str, Any] = {
+        "status": record.status,
+        "request_id": record.request_id,
+        "metrics": _metrics(record),
+    }
     if record.status == "FAILED":
         said = record.fault.status if record.fault and record.fault.fault == "failed" else 422
-        return JSONResponse(content | {"error": record.error}, said if said == 200 else 422)
+        return (200 if said == 200 else 422), content | {"error": record.error}
     if record.status != "COMPLETED":
         if record.fault and record.fault.fault == "unknown_state":
             content["status"] = "WARMING_UP"
-        url = f"{base}/v2/requests/{request_id}"
-        return JSONResponse(content | {"status_url": f"{url}/status", "response_url": url})
-    content["metrics"]["cost"] = record.cost
-    if books.credits is not None:
-        content["metrics"]["remaining_credits"] = round(books.credits, 6)
-    if call == "result":
-        content |= _output(record, books, base)
-    return answer_body(json.dumps(content).encode(), "application/json", fault, {})
+        url = f"{base}/v2/requests/{record.request_id}"
+        return 200, content | {"status_url": f"{url}/status", "response_url": url}
+    content["metrics"] |= {"cost": record.cost, "remaining_credits": round(books.left(record.account), 6)}
+    return 200, content | (_output(record, books, base) if call == "result" else {})
+
+
+def _plain(amount: float) -> str:
+    """An amount without an exponent, and without zeros that say nothing."""
+    return f"{amount:.6f}".rstrip("0").rstrip(".")
 
 
 def _metrics(record: Record) -> dict[str, float]:

@@ -1,8 +1,9 @@
 """The gateway's books: every request, what it was billed, and what the account has left."""
 
+import hmac
 import json
 import math
-from collections import Counter, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -13,6 +14,8 @@ from prefect_imagegen.core.models import DEFAULT_PRICE_USD, MODELS, PUBLISHED_PR
 from prefect_imagegen.core.profiles import models_of
 from prefect_imagegen.gateway.faults import Fault
 from prefect_imagegen.gateway.settings import GatewaySettings
+
+UNLIMITED = 1e6
 
 
 @dataclass(slots=True)
@@ -40,11 +43,22 @@ class Record:
     """What was used in place of parameters that the engine could not honour."""
     served_at: str = ""
     """The base URL that the client used: under it, uploads are the gateway's own."""
+    account: str = ""
+    """Whose key sent it; without a name where only one is served."""
+
+
+@dataclass(slots=True)
+class Account:
+    """What one account was charged, what is set aside for its work under way, and when it sent its last POSTs."""
+
+    charged: float = 0.0
+    reserved: float = 0.0
+    sent: deque[float] = field(default_factory=deque)
 
 
 @dataclass(slots=True)
 class Books:
-    """All requests of a gateway, and its counters. One event loop writes; other threads may read."""
+    """All requests of a gateway, and its counters, over all accounts. One event loop writes; other threads may read."""
 
     settings: GatewaySettings
     folder: Path
@@ -52,10 +66,8 @@ class Books:
     calls: Counter[str] = field(default_factory=Counter)
     in_flight: int = 0
     max_in_flight: int = 0
-    charged: float = 0.0
-    reserved: float = 0.0
     revoked: bool = False
-    _sent: deque[float] = field(default_factory=deque)
+    accounts: defaultdict[str, Account] = field(default_factory=lambda: defaultdict(Account))
 
     @property
     def models(self) -> list[str]:
@@ -63,10 +75,36 @@ class Books:
         path = self.settings.model_path
         return sorted(MODELS if path is None else models_of(path, MODELS))
 
+    def account_of(self, key: str) -> str | None:
+        """The name of the account that a key belongs to; None for a wrong key."""
+        named = [(name, one) for name, keys in self.settings.accounts.items() for one in keys]
+        if self.settings.api_key:
+            named.append(("", self.settings.api_key))
+        if not named:
+            return ""
+        given = key.encode()
+        found = [name for name, one in named if hmac.compare_digest(given, one.get_secret_value().encode())]
+        return found[0] if found else None
+
+    @property
+    def charged(self) -> float:
+        """What all accounts were charged."""
+        return sum(one.charged for one in list(self.accounts.values()))
+
+    @property
+    def reserved(self) -> float:
+        """What is set aside for work under way."""
+        return sum(one.reserved for one in list(self.accounts.values()))
+
     @property
     def credits(self) -> float | None:
-        """What the account has left; None: no limit."""
-        return None if self.settings.credits is None else self.settings.credits - self.charged
+        """What the account without a name has left; None: no limit."""
+        return None if self.settings.credits is None else self.left("")
+
+    def left(self, account: str) -> float:
+        """What an account has left; without a limit, a million."""
+        limit = self.settings.credits
+        return UNLIMITED if limit is None else limit - self.accounts[account].charged
 
     @property
     def billed(self) -> list[Record]:
@@ -86,29 +124,34 @@ class Books:
     def refund(self, record: Record, error: str) -> None:
         """A v1 call that was not answered with 200 is not charged, however far its work had come."""
         if record.status == "COMPLETED":
-            self.charged -= record.cost
+            self.accounts[record.account].charged -= record.cost
             record.status, record.error, record.cost = "FAILED", error, 0.0
 
-    def affords(self, model: str) -> bool:
-        """Whether the balance covers one more image besides those under way."""
-        return self.credits is None or self.credits - self.reserved >= self.price(model)
+    def affords(self, account: str, model: str) -> bool:
+        """Whether an account's balance covers one more image besides those under way."""
+        if self.settings.credits is None:
+            return True
+        return self.left(account) - self.accounts[account].reserved >= self.price(model)
 
-    def over_rate(self) -> float | None:
+    def over_rate(self, account: str) -> float | None:
         """Count a POST against the requests per minute; over the limit: the time at which the window ends."""
         limit, now = self.settings.requests_per_minute, self.settings.clock()
         if not limit:
             return None
-        while self._sent and self._sent[0] <= now - 60:
-            self._sent.popleft()
-        if len(self._sent) >= limit:
-            return self._sent[0] + 60
-        self._sent.append(now)
+        sent = self.accounts[account].sent
+        while sent and sent[0] <= now - 60:
+            sent.popleft()
+        if len(sent) >= limit:
+            return sent[0] + 60
+        sent.append(now)
         return None
 
-    def find(self, request_id: str) -> Record | None:
-        """A request whose record still lives: one hour from its submission."""
+    def find(self, account: str, request_id: str) -> Record | None:
+        """An account's request whose record still lives: one hour from its submission."""
         record = self.records.get(request_id)
-        if record is None or self.settings.clock() - record.submitted >= self.settings.record_ttl_s:
+        if record is None or record.account != account:
+            return None
+        if self.settings.clock() - record.submitted >= self.settings.record_ttl_s:
             return None
         return None if record.fault and record.fault.fault == "expired_record" else record
 
@@ -129,10 +172,11 @@ class Books:
             for record in reversed(self.records.values())
         )
 
-    def landed(self) -> list[Record]:
-        """The requests that the history knows by now, newest first."""
+    def landed(self, account: str) -> list[Record]:
+        """The requests that an account's history knows by now, newest first."""
         horizon = self.settings.clock() - self.settings.history_lag_s
-        seen = (record for record in reversed(self.records.values()) if record.submitted <= horizon)
+        own = (record for record in reversed(self.records.values()) if record.account == account)
+        seen = (record for record in own if record.submitted <= horizon)
         return [record for record in seen if self.settings.history_pending or record.finished is not None]
 
     def statistics(self) -> dict[str, Any]:

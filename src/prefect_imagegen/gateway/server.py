@@ -138,11 +138,17 @@ def check_settings(settings: GatewaySettings, host: str) -> None:
         )
     if settings.engine == "diffusers":
         check_diffusers(settings)
-    if settings.api_key is None and not _is_loopback(host):
+    keys = [one.get_secret_value() for keys in settings.accounts.values() for one in keys]
+    keys += [settings.api_key.get_secret_value()] if settings.api_key else []
+    if len(keys) > len(set(keys)):
+        raise RefusedError(
+            "shared_key", "Two accounts have the same key.", remedy="Give every --account keys of its own."
+        )
+    if not keys and not _is_loopback(host):
         raise RefusedError(
             "open_gateway",
             f"Serving on {host} without a key would let anybody in.",
-            remedy="Set PREFECT_IMAGEGEN_API_KEY, or serve on 127.0.0.1.",
+            remedy="Set PREFECT_IMAGEGEN_API_KEY, or give --account, or serve on 127.0.0.1.",
         )
 
 

@@ -1,7 +1,7 @@
 """How a gateway is set up."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -27,6 +27,9 @@ class GatewaySettings:
     faults: FaultScript = field(default_factory=FaultScript)
     data_dir: Path | None = None
     api_key: SecretStr | None = None
+    accounts: Mapping[str, Sequence[SecretStr]] = field(default_factory=dict)
+    """Accounts by name, each with its keys. Each has `credits` and `requests_per_minute` of its own, and sees its own
+    requests only. `api_key`, or any key where neither is set, is that of an account without a name."""
     workers: int = 256
     queue_limit: int = 10_000
     record_ttl_s: float = 3600.0

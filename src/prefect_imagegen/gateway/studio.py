@@ -69,14 +69,17 @@ class Studio:
         """Whether the queue takes nothing more."""
         return len(self._tasks) >= self._settings.workers + self._settings.queue_limit
 
-    def open_record(self, model: str, body: dict[str, Any], fault: Fault | None, served_at: str) -> Record:
+    def open_record(
+        self, account: str, model: str, body: dict[str, Any], fault: Fault | None, served_at: str
+    ) -> Record:
         """Enter a request into the books and reserve its price."""
         seed = body.get("seed", DEFAULT_SEED)
         drawn = secrets.randbelow(MAX_SEED + 1) if seed == -1 else seed
         record = Record(str(uuid.uuid4()), model, body, self._settings.clock(), fault=fault, served_at=served_at)
         record.seed = drawn if isinstance(drawn, int) and not isinstance(drawn, bool) else 0
         self.books.records[record.request_id] = record
-        self.books.reserved += self.books.price(model)
+        record.account = account
+        self.books.accounts[account].reserved += self.books.price(model)
         return record
 
     def start(self, record: Record) -> "asyncio.Task[None]":
@@ -114,7 +117,7 @@ class Studio:
                     await asyncio.sleep(HANG_S if record.fault.seconds is None else record.fault.seconds)
                 await self._draw(record)
                 record.cost = books.price(record.model)
-                books.charged += record.cost
+                books.accounts[record.account].charged += record.cost
                 record.status = "COMPLETED"
                 self.metrics.images.labels(record.model).inc()
             except (BadRequestError, BadDataUrlError, FetchError, UndrawableError) as error:
@@ -127,7 +130,7 @@ class Studio:
                 self.metrics.errors.labels("internal").inc()
             finally:
                 books.in_flight -= 1
-                books.reserved -= books.price(record.model)
+                books.accounts[record.account].reserved -= books.price(record.model)
                 record.finished = self._settings.clock()
                 taken = record.finished - record.submitted
                 self.metrics.seconds.observe(max(0.0, taken))
