@@ -9,16 +9,16 @@ from typing import Annotated, Any
 from prefect import flow, get_client, get_run_logger
 from prefect.client.schemas import State
 from prefect.exceptions import ObjectNotFound
-from prefect.states import Completed, Failed
 from pydantic import Field
 
 from prefect_imagegen.app import registry
 from prefect_imagegen.app.options import GenerateOptions
 from prefect_imagegen.app.prepare import Job, Prepared
-from prefect_imagegen.app.result import STOP_REASONS, RunResult
+from prefect_imagegen.app.result import RunResult
 from prefect_imagegen.app.session import AlreadyStartedError, Session, open_session
 from prefect_imagegen.blocks.resolve import resolve_backend, resolve_store
-from prefect_imagegen.core.errors import ImagegenError, RefusedError
+from prefect_imagegen.core.errors import RefusedError
+from prefect_imagegen.flows import states
 from prefect_imagegen.flows.artifacts import publish_summary, showing_progress
 from prefect_imagegen.tasks import finish_run, generate_shard, plan_run
 
@@ -31,6 +31,15 @@ Options = Annotated[GenerateOptions | None, Field(title="Options", description="
 FailOnRowErrors = Annotated[
     bool, Field(title="Fail on row errors", description="End as Failed, not Completed, if any row has no image.")
 ]
+FailAbove = Annotated[
+    float,
+    Field(
+        ge=0.0,
+        le=1.0,
+        title="Fail above",
+        description="End as Failed if more than this share of the rows is invalid, failed or held (0.5 is half).",
+    ),
+]
 ConcurrencyLimit = Annotated[
     str | None,
     Field(
@@ -42,36 +51,52 @@ RunId = Annotated[
 ]
 
 
-@flow(name="generate-images", persist_result=False)
+# retries=0: PREFECT_FLOWS_DEFAULT_RETRIES is not meant for flows that pay, and would otherwise apply.
+@flow(name="generate-images", persist_result=False, retries=0)
 def generate_images(
     manifest: ManifestUrl,
     store: Store,
     backend: Backend = "segmind",
     options: Options = None,
     fail_on_row_errors: FailOnRowErrors = False,
+    fail_above: FailAbove = 0.5,
     concurrency_limit: ConcurrencyLimit = None,
     run_id: RunId = None,
 ) -> Any:
     """Make the image of every row of a manifest, and write images and metadata to the store.
 
-    Ends Completed, Completed 'CompletedWithFailures', Failed 'Refused' (before any call) or Failed 'Stopped'
-    (resumed by running it again). The returned figures are those of `RunResult.as_dict()`.
+    Ends Completed, Completed 'CompletedWithFailures', or Failed: `refused (...)` before any call, `stopped (...)`
+    (resumed by running it again), or `failed (...)` where too many rows have no image. The returned figures are those
+    of `RunResult.as_dict()`.
+
+    Args:
+        manifest: Parquet file, folder or glob, CSV or JSONL; any fsspec URL.
+        store: A URL or path, or a block as image-store/NAME.
+        backend: segmind, sandbox, or a block as segmind/NAME.
+        options: How rows are read and images made.
+        fail_on_row_errors: End as Failed, not Completed, if any row has no image.
+        fail_above: End as Failed if more than this share of the rows is invalid, failed or held (0.5 is half).
+        concurrency_limit: Name of a global concurrency limit that caps calls across flow runs.
+        run_id: A run planned by this process; leave empty to plan a new one.
     """
-    return asyncio.run(_generate(manifest, store, backend, options, fail_on_row_errors, concurrency_limit, run_id))
+    share = 0.0 if fail_on_row_errors else fail_above
+    return asyncio.run(_generate(manifest, store, backend, options, share, concurrency_limit, run_id))
 
 
-@flow(name="generate-images-async", persist_result=False)
+@flow(name="generate-images-async", persist_result=False, retries=0)
 async def agenerate_images(
     manifest: ManifestUrl,
     store: Store,
     backend: Backend = "segmind",
     options: Options = None,
     fail_on_row_errors: FailOnRowErrors = False,
+    fail_above: FailAbove = 0.5,
     concurrency_limit: ConcurrencyLimit = None,
     run_id: RunId = None,
 ) -> Any:
     """`generate_images` for use in a running event loop."""
-    return await _generate(manifest, store, backend, options, fail_on_row_errors, concurrency_limit, run_id)
+    share = 0.0 if fail_on_row_errors else fail_above
+    return await _generate(manifest, store, backend, options, share, concurrency_limit, run_id)
 
 
 async def _generate(
@@ -79,7 +104,7 @@ async def _generate(
     store: str,
     backend: str,
     options: GenerateOptions | None,
-    fail_on_row_errors: bool,
+    fail_above: float,
     concurrency_limit: str | None,
     run_id: str | None,
 ) -> State[Any]:
@@ -96,8 +121,11 @@ async def _generate(
             prepared = await _plan(manifest, store, backend, options, prepared.run_id)
             result = await _execute(prepared, started, concurrency_limit, limit)
     except RefusedError as error:
-        return Failed(name="Refused", message=str(error), data=error)
-    return final_state(result, fail_on_row_errors=fail_on_row_errors)
+        return await states.ended(states.refused(error), RunResult(None, store))
+    except Exception as error:
+        states.tell(RunResult(None, store), "Failed", error)
+        raise
+    return await states.ended(states.final_state(result, fail_above=fail_above), result)
 
 
 async def _plan(
@@ -118,7 +146,7 @@ async def _execute(prepared: Prepared, started: float, limit_name: str | None, l
     logger.info("Run %s of %s rows: %s", prepared.run_id, summary.rows, counts)
     for warning, rows in summary.warnings.items():
         logger.warning("%s (%s rows)", warning, rows)
-    async with open_session(prepared) as session:
+    async with open_session(prepared, states.order_id()) as session:
         registry.sessions[prepared.run_id] = session
         try:
             with session.stopping_on_signals():
@@ -154,19 +182,3 @@ async def _slots_of(name: str) -> int:
             "limit_inactive", f"The global concurrency limit {name!r} lets nothing through.", remedy="Activate it."
         )
     return int(found.limit)
-
-
-def final_state(result: RunResult, *, fail_on_row_errors: bool) -> State[Any]:
-    """The Prefect state that a run's figures amount to."""
-    figures = result.as_dict()
-    said = f"{result.generated} generated, {result.reused} reused, {result.invalid} invalid, {result.failed} failed,"
-    said += f" {result.held} held, {result.not_run} not run; {result.cost_usd:.4f} USD"
-    if result.stop_reason is not None:
-        why = STOP_REASONS.get(result.stop_reason, result.stop_reason)
-        error = ImagegenError(result.stop_reason, f"Stopped: {why} ({result.stop_message}). {said}")
-        return Failed(name="Stopped", message=str(error), data=error)
-    if result.exit_code == 0:
-        return Completed(message=said, data=figures)
-    if fail_on_row_errors:
-        return Failed(name="CompletedWithFailures", message=said, data=ImagegenError("row_errors", said))
-    return Completed(name="CompletedWithFailures", message=said, data=figures)

@@ -146,8 +146,9 @@ def _run_flow(console: Console, prepared: Prepared, store: str, backend: str) ->
         )
     result = registry.results.pop(prepared.run_id, None)
     if result is None:
-        if state.name == "Refused":
-            raise RefusedError("refused", state.message or "")
+        error = state.result(raise_on_failure=False)
+        if isinstance(error, RefusedError):
+            raise error
         raise RuntimeError(f"the flow ended as {state.name}: {state.message}")
     show_result(console, result)
     console.print(f"[dim]metadata: {result.store.rstrip('/')}/runs/{result.run_id}/metadata/[/]", soft_wrap=True)

@@ -62,7 +62,7 @@ def _unwritten(session: Session, seconds: float) -> RunResult:
         session.stats.cost_usd,
         session.stats.flagged,
     )
-    result.failures = dict(session.stats.kinds)
+    result.failures, result.earlier = dict(session.stats.kinds), session.earlier
     return result
 
 
@@ -71,6 +71,7 @@ async def _write(session: Session, seconds: float) -> RunResult:
     result = RunResult(run_id, session.plan.store.url, seconds=seconds)
     result.stop_reason, result.stop_message = session.control.stop_reason, session.control.stop_message
     result.calls, result.overshoot_usd = session.executor.calls, session.budget.overshoot
+    result.earlier = session.earlier
     if session.settings.profile:
         result.weights_license = session.settings.weights_license
     late = await session.read_results(layout.late_results(run_id))
@@ -97,6 +98,7 @@ async def _write(session: Session, seconds: float) -> RunResult:
         "held_rows": result.held_rows,
         "paid": result.paid,
         "overshoot_usd": result.overshoot_usd,
+        "order": result.order,
         "unhonoured": result.unhonoured,
         "weights_license": session.settings.weights_license,
         "endpoint": session.endpoint,
@@ -150,7 +152,7 @@ def _cell(value: object) -> str:
 def money_text(result: RunResult) -> str:
     """What the run delivered, what of it was billed, and what may have been billed twice."""
     text = f"{result.generated} delivered / {result.paid} billed / {result.maybe_paid} possibly billed twice"
-    return f"{text}, {result.cost_usd:.4f} USD"
+    return f"{text}, {result.cost_usd:.4f} USD{result.order_text}"
 
 
 async def _results(session: Session, rows: pa.Table, late: Mapping[bytes, RequestResult]) -> dict[bytes, RequestResult]:

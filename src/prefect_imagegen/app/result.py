@@ -25,6 +25,18 @@ STOP_REASONS: dict[str, str] = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class Earlier:
+    """What the earlier executions of the same flow run (its retries) came to, in US dollars.
+
+    `open_usd` is reserved for their calls whose cost is not known.
+    """
+
+    executions: int
+    cost_usd: float
+    open_usd: float = 0.0
+
+
 @dataclass(slots=True)
 class RunResult:
     """One run in figures. The six states sum to `rows`; `calls` are submits sent; `seconds` is wall time."""
@@ -58,6 +70,8 @@ class RunResult:
     """Images made in this run with another value of a parameter than was asked for, by parameter."""
     weights_license: str | None = None
     """Licence of the GPU workers' weights."""
+    earlier: Earlier | None = None
+    """Set where this run is not the first execution of its flow run."""
 
     @property
     def exit_code(self) -> int:
@@ -65,6 +79,27 @@ class RunResult:
         if self.stop_reason is not None:
             return 3
         return 1 if self.invalid or self.failed or self.held or self.not_run else 0
+
+    @property
+    def order(self) -> dict[str, Any] | None:
+        """The flow run over all its executions; None where this is the only one."""
+        if self.earlier is None:
+            return None
+        return {
+            "executions": self.earlier.executions + 1,
+            "cost_usd": round(self.earlier.cost_usd + self.cost_usd, 6),
+            "open_usd": round(self.earlier.open_usd, 6),
+        }
+
+    @property
+    def order_text(self) -> str:
+        """The money of the flow run over all its executions; empty where this is the only one."""
+        if (order := self.order) is None:
+            return ""
+        text = f"; {order['cost_usd']:.4f} USD over the {order['executions']} executions of this flow run"
+        if order["open_usd"]:
+            text += f", and {order['open_usd']:.4f} reserved for earlier calls whose cost is not known"
+        return text
 
     def as_dict(self) -> dict[str, Any]:
         """The fields of the last line of `--json`, in their order."""

@@ -17,8 +17,10 @@ from os import cpu_count
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from prefect_imagegen.app import orders
 from prefect_imagegen.app.adapters import resolve_backend
 from prefect_imagegen.app.prepare import Prepared
+from prefect_imagegen.app.result import Earlier
 from prefect_imagegen.app.wiring import open_backend, open_references, with_gateway
 from prefect_imagegen.app.written_plan import WrittenPlan
 from prefect_imagegen.control import RunControl
@@ -28,6 +30,7 @@ from prefect_imagegen.core.concurrency import AdaptiveLimit
 from prefect_imagegen.core.errors import ImagegenError, StoreError
 from prefect_imagegen.core.image import Decoded
 from prefect_imagegen.core.ledger import LedgerView
+from prefect_imagegen.core.orders import CAP_USED, Spending, cap_is_used
 from prefect_imagegen.core.results import RequestResult, results_of, results_table
 from prefect_imagegen.executor import Executor, Kit, Policy
 from prefect_imagegen.io.compaction import compact
@@ -92,8 +95,18 @@ class Session:
         self.settings = prepared.job.backend
         self._held: dict[bytes, RequestResult] = {}
         self._opening = 0
+        self.before = Spending()
+        """What the earlier executions of the same order have spent."""
         self.unwritten: dict[str, list[RequestResult]] = {}
         """Results that the store did not take; the run has stopped for that, and ends with them all the same."""
+
+    @property
+    def earlier(self) -> Earlier | None:
+        """The earlier executions of the same order, in figures; None where this is the first one."""
+        if not self.before.executions:
+            return None
+        # What this run has settled of them is among its own costs, and no longer reserved.
+        return Earlier(self.before.executions, self.before.cost_usd, sum(self.budget.carried.values()))
 
     @property
     def open_shards(self) -> int:
@@ -156,6 +169,8 @@ class Session:
         Shards with rows that an earlier run left unsettled come first.
         """
         first = self.plan.unsettled_shards
+        if not first:
+            self._stop_if_cap_is_used()
         running: set[asyncio.Future[object]] = set()
         async with asyncio.TaskGroup() as group:
             for index in [*first, *sorted(set(range(self.plan.shards)) - set(first))]:
@@ -166,6 +181,14 @@ class Session:
                 running.add(task := group.create_task(_awaited(run_one(index))))
                 task.add_done_callback(running.discard)
         await self._settle()
+        if self.before.executions and self.control.stop_reason == "budget" and not self.executor.calls:
+            self.control.stop_message = CAP_USED
+
+    def _stop_if_cap_is_used(self) -> None:
+        """Where earlier executions have used the cap, nothing is begun."""
+        to_make = self.prepared.summary.to_make_by_class
+        if self.before.executions and to_make and cap_is_used(self.budget, to_make):
+            self.control.stop("budget", CAP_USED)
 
     async def _room_for_a_shard(self, running: "set[asyncio.Future[object]]") -> None:
         """Wait until another shard is wanted: too few are open, or the open ones sleep and leave slots idle."""
@@ -204,9 +227,10 @@ class Session:
 
 
 @asynccontextmanager
-async def open_session(prepared: Prepared) -> AsyncIterator[Session]:
+async def open_session(prepared: Prepared, order_id: str | None = None) -> AsyncIterator[Session]:
     """Open everything that executing a run needs; at the end the ledger is flushed, if it can be, and all is closed.
 
+    `order_id`: the order that this run is an execution of. Its cap holds over all of them.
     Raises AlreadyStartedError if this run was begun before, StoreError or BackendError if something is out of reach.
     """
     options, run_id = prepared.job.options, prepared.run_id
@@ -218,6 +242,7 @@ async def open_session(prepared: Prepared) -> AsyncIterator[Session]:
         started = json.dumps({"nonce": process.nonce, "at": clock.now().isoformat()}).encode()
         if not await store.create(layout.run(run_id, "started.json"), started, "application/json"):
             raise AlreadyStartedError("already_started", f"Run {run_id} was begun before.", remedy="Plan it anew.")
+        execution = await orders.enter(store, order_id, run_id) if order_id else orders.Execution(1)
         plan = await WrittenPlan.load(store, run_id)
         heartbeat = Heartbeat(store, run_id, process, clock)
         await heartbeat.beat()
@@ -234,6 +259,11 @@ async def open_session(prepared: Prepared) -> AsyncIterator[Session]:
 
         async def decoder(function: Callable[[bytes], Decoded], data: bytes) -> Decoded:
             return await asyncio.get_running_loop().run_in_executor(threads, function, data)
+
+        budget, before = Budget.of(options.max_cost_usd, view.costs()), Spending()
+        if not backend.free:
+            before = await orders.spent_before(store, execution, queues=backend.queues)
+            orders.carry(budget, before)
 
         kit = Kit(
             references=await open_references(prepared.job, settings, backend, store, stack),
@@ -255,13 +285,13 @@ async def open_session(prepared: Prepared) -> AsyncIterator[Session]:
             draw=random.random,
             decoder=decoder,
             concurrency=AdaptiveLimit(most),
-            budget=Budget.of(options.max_cost_usd, view.costs()),
+            budget=budget,
         )
         if settings.max_in_flight is None:
             backend.on_capacity = kit.concurrency.raise_to
         session = Session(prepared, plan, Executor(kit), kit, view)
         session.endpoint, session.backend_name = backend.endpoint, backend.name
-        session.max_in_flight, session.settings = most, settings
+        session.max_in_flight, session.settings, session.before = most, settings, before
         background = [asyncio.create_task(heartbeat.keep_beating()), asyncio.create_task(ledger.keep_flushing())]
         for task in background:
             task.add_done_callback(lambda done: _note_failure(control, done))

@@ -38,6 +38,8 @@ class Budget:
     measured: Counter[str] = field(default_factory=Counter)
     spent: float = 0.0
     reserved: float = 0.0
+    carried: dict[str, float] = field(default_factory=dict)
+    """What of `reserved` is for calls that earlier executions of the same order have sent, by attempt id."""
     _out: Counter[str] = field(default_factory=Counter)
 
     @classmethod
@@ -45,6 +47,18 @@ class Budget:
         """With what earlier runs measured of each class."""
         worst = {name: stats.high for name, stats in history.items()}
         return cls(cap, worst, Counter({name: stats.count for name, stats in history.items()}))
+
+    def carry(self, spent: float, calls: Mapping[str, float]) -> None:
+        """Begin with what earlier executions of the order spent, and reserve for their calls without a cost."""
+        self.spent += spent
+        self.carried = dict(calls)
+        self.reserved += sum(calls.values())
+
+    def uncarry(self, attempt_id: str) -> float:
+        """An attempt came to its end: what was reserved for it as an earlier execution's call, now given back."""
+        amount = self.carried.pop(attempt_id, 0.0)
+        self.reserved -= amount
+        return amount
 
     @property
     def overshoot(self) -> float:

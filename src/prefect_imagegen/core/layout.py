@@ -10,6 +10,7 @@ GENERATIONS = "ledger/generations"
 LEDGER_TIME = "ledger/time"
 """Written anew to learn what time it is for the store; its content means nothing."""
 RUNS = "runs"
+ORDERS = "flow_runs"
 
 
 IMAGE_PATH = re.compile(r"images/(?P<first>[0-9a-f]{2})/(?P<key>(?P=first)[0-9a-f]{30})\.[a-z]+")
@@ -85,6 +86,11 @@ def generation_of(path: str) -> int:
 def run(run_id: str, *names: str) -> str:
     """A file or folder of one run."""
     return "/".join((RUNS, run_id, *names))
+
+
+def execution(order_id: str, n: int) -> str:
+    """Which run execution number n (from 1) of an order is; an order is a Prefect flow run with all its retries."""
+    return f"{ORDERS}/{order_id}/{n}.json"
 
 
 def late_results(run_id: str) -> str:

@@ -63,10 +63,11 @@ class Closing:
     def delivered(self, row: Row, cost: float | None) -> None:
         """Settle the money of a row that has its image."""
         budget = self._kit.budget
+        carried = budget.uncarry(row.attempt_id)
         if row.reservation is not None:
             budget.settle(row.reservation, cost)
         else:
-            budget.spent += cost or 0.0
+            budget.spent += carried if cost is None else cost
         row.paid += not self._kit.backend.free
         row.reservation = None
 
@@ -79,6 +80,10 @@ class Closing:
         budget, reservation = self._kit.budget, row.reservation
         row.paid += outcome.billed == "yes"
         row.reservation = None
+        if outcome.billed == "yes" and reservation is None:
+            budget.spent += budget.uncarry(row.attempt_id)
+        elif not self._maybe_billed(outcome):
+            budget.uncarry(row.attempt_id)
         if reservation is None:
             return
         if outcome.billed == "yes":
