@@ -50,6 +50,29 @@ class Site:
         with urllib.request.urlopen(f"{self.api}/flow_runs/{run_id}") as answer:
             return json.load(answer)
 
+    def post(self, path: str, content: Any) -> Any:
+        """Call Prefect's API."""
+        data = json.dumps(content).encode()
+        request = urllib.request.Request(f"{self.api}{path}", data, {"content-type": "application/json"})
+        with urllib.request.urlopen(request) as answer:
+            return json.load(answer)
+
+    def retry(self, run_id: str) -> None:
+        """Press Retry in the UI: that sets this very state."""
+        state = {"type": "SCHEDULED", "name": "AwaitingRetry", "message": "Retry from the UI"}
+        assert self.post(f"/flow_runs/{run_id}/set_state", {"state": state})["status"] == "ACCEPT"
+
+    def finished(self, run_id: str) -> list[dict[str, Any]]:
+        """The payloads of our event of a flow run, oldest first."""
+        wanted = {"event": {"name": ["prefect-imagegen.run.finished"]}, "order": "ASC"}
+        events = self.post("/events/filter", {"filter": wanted, "limit": 50})["events"]
+        resource = f"prefect.flow-run.{run_id}"
+        return [
+            one["payload"]
+            for one in events
+            if any(related["prefect.resource.id"] == resource for related in one["related"])
+        ]
+
     def start(self, deployment: str, **parameters: Any) -> str:
         """Start a run of a deployment; its id."""
         words = [word for name, value in parameters.items() for word in ("--param", f"{name}={json.dumps(value)}")]
@@ -86,6 +109,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_BATCH_SIZE": "200",
         "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_FLUSH_INTERVAL": "1",
         "PREFECT_WORKER_QUERY_SECONDS": "1",
+        "PREFECT_FLOWS_DEFAULT_RETRIES": "2",  # not meant for flows that pay: see test_default_retries_do_not_apply
         "IMAGEGEN_WORKDIR": str(folder),
         "SEGMIND_API_KEY": "k",
         "COLUMNS": "200",
@@ -137,9 +161,9 @@ def test_a_worker_runs_the_deployment(site: Site, tmp_path: Path) -> None:
     )
     assert site.wait(run_id, "Completed", "Failed", "Crashed")["state_name"] == "Completed"
     assert len(list((tmp_path / "store" / "images").rglob("*.png"))) == 5
-    request = urllib.request.Request(f"{site.api}/deployments/filter", b"{}", {"content-type": "application/json"})
-    with urllib.request.urlopen(request) as answer:
-        deployments = {one["name"]: one for one in json.load(answer)}
+    (told,) = until(lambda: site.finished(run_id), 60)
+    assert (told["state"], told["stop_reason"], told["counts"]["generated"]) == ("Completed", None, 5)
+    deployments = {one["name"]: one for one in site.post("/deployments/filter", {})}
     assert set(deployments) == {"generate-on-demand", "generate-nightly"}
     assert deployments["generate-nightly"]["schedules"][0]["schedule"]["cron"] == "0 2 * * *"
     steps = json.dumps([one["pull_steps"] for one in deployments.values()])
@@ -162,11 +186,61 @@ def test_cancel_holds_what_was_sent(site: Site, tmp_path: Path) -> None:
         figures = json.loads(report.read_text())
         assert figures["stop_reason"] == "signal"
         assert figures["held"] == 6
+        (told,) = until(lambda: site.finished(run_id), 60)
+        assert (told["run_id"], told["state"], told["stop_reason"]) == (figures["run_id"], "Cancelled", "signal")
+        assert (told["counts"]["rows"], told["counts"]["held"], told["cost_usd"]) == (30, 6, 0.0)
         gateway.books.settings.latency_s = 0.0
         again = site.start("generate-on-demand", **arguments)
         assert site.wait(again, "Completed", "Failed", "Crashed")["state_name"] == "Completed"
         assert gateway.books.statistics()["billed_twice"] == 0
         assert len(gateway.books.billed) == 30
+
+
+def test_retry_in_the_ui_goes_on_under_the_same_cap(site: Site, tmp_path: Path) -> None:
+    """The UI's Retry of a run that stopped at its cap ends at once, without a call, and says what to do instead.
+
+    `PREFECT_FLOWS_DEFAULT_RETRIES`, which the site's worker has, makes nothing run twice.
+    """
+    store, words = tmp_path / "store", "stopped (budget): one more image could exceed --max-cost-usd"
+    with EmbeddedGateway(GatewaySettings(price_usd=0.04)) as gateway:
+        options = {"base_url": gateway.url, "max_cost_usd": 0.5}
+        arguments = {"manifest": manifest(tmp_path, 30), "store": str(store), "backend": "segmind", "options": options}
+        run_id = site.start("generate-on-demand", **arguments)
+        stopped = site.wait(run_id, "Completed", "Failed", "Crashed")
+        assert (stopped["state_name"], stopped["state_type"], stopped["run_count"]) == ("Failed", "FAILED", 1)
+        assert stopped["state"]["message"].startswith(words)
+        assert gateway.books.calls["submit"] == 12
+        site.retry(run_id)
+        until(lambda: site.flow_run(run_id)["run_count"] == 2, 120)
+        again = site.wait(run_id, "Completed", "Failed", "Crashed")
+        assert (again["state_name"], again["run_count"]) == ("Failed", 2)
+        assert "this flow run's cap is used; start a new run to allow more" in again["state"]["message"]
+        assert "0.4800 USD over the 2 executions of this flow run" in again["state"]["message"]
+        assert gateway.books.calls["submit"] == len(gateway.books.billed) == 12
+        first, second = until(lambda: (told := site.finished(run_id)) and len(told) == 2 and told, 60)
+        assert (first["stop_reason"], second["stop_reason"]) == ("budget", "budget")
+        assert (first["order"], second["order"]["executions"]) == (None, 2)
+        fresh = site.start("generate-on-demand", **arguments)
+        assert site.wait(fresh, "Completed", "Failed", "Crashed")["state_name"] == "Failed"
+        assert len(gateway.books.billed) == 24
+
+
+def test_default_retries_do_not_apply(site: Site, tmp_path: Path) -> None:
+    """A script's run is executed once where `PREFECT_FLOWS_DEFAULT_RETRIES` is set, whatever it ends as."""
+    assert site.environment["PREFECT_FLOWS_DEFAULT_RETRIES"] == "2"
+    code = (
+        "from prefect import flow\n"
+        "from prefect_imagegen.flows import generate_images, agenerate_images\n"
+        "assert (generate_images.retries, agenerate_images.retries, flow(lambda: 1).retries) == (0, 0, 2)\n"
+        f"state = generate_images('nothing.parquet', {str(tmp_path / 'store')!r}, 'sandbox', return_state=True)\n"
+        "print(state.state_details.flow_run_id)\n"
+    )
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, env=site.environment, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stderr
+    run = site.flow_run(done.stdout.split()[-1])
+    assert (run["state_name"], run["state_type"], run["run_count"]) == ("Failed", "FAILED", 1)
+    assert run["state"]["message"].startswith("refused (manifest_not_found): ")
 
 
 def test_the_command_line_uses_blocks(site: Site, tmp_path: Path) -> None:
