@@ -156,14 +156,15 @@ def test_rows_without_images_have_their_own_state(tmp_path: Path) -> None:
         state = generate_images(path, store, "segmind/failing", return_state=True)
         assert (state.name, state.type.value) == ("CompletedWithFailures", "COMPLETED")
         state = generate_images(path, store, "segmind/failing", fail_on_row_errors=True, return_state=True)
-        assert (state.name, state.type.value) == ("CompletedWithFailures", "FAILED")
+        assert (state.name, state.type.value) == ("Failed", "FAILED")
 
 
 def test_bad_input_is_refused(tmp_path: Path) -> None:
-    """Invalid rows end the flow as Failed 'Refused', naming the row, and nothing is called or stored."""
+    """Invalid rows end the flow as Failed, refused, naming the row, and nothing is called or stored."""
     store = tmp_path / "store"
     state = generate_images(manifest(tmp_path, ["a", None]), str(store), "sandbox", return_state=True)
-    assert (state.name, state.type.value) == ("Refused", "FAILED")
+    assert (state.name, state.type.value) == ("Failed", "FAILED")
+    assert state.message.startswith("refused (invalid_rows): ")
     assert "row 1, column prompt" in state.message
     assert not store.exists()
     with pytest.raises(RefusedError, match="does not exist"):
@@ -171,13 +172,14 @@ def test_bad_input_is_refused(tmp_path: Path) -> None:
 
 
 def test_credits_stop_the_run(tmp_path: Path) -> None:
-    """Without credits the flow ends Failed 'Stopped'; with new credits the same call finishes, nothing paid twice."""
+    """Without credits the flow ends Failed, stopped; with new credits the same call finishes, nothing paid twice."""
     settings = GatewaySettings(credits=0.1, price_usd=0.04, api_key=SecretStr("k"))
     path, store = manifest(tmp_path, list("abcdef")), str(tmp_path / "store")
     with EmbeddedGateway(settings) as gateway:
         Segmind(api_key="k", base_url=gateway.url).save("poor", overwrite=True)
         state = generate_images(path, store, "segmind/poor", return_state=True)
-        assert state.name == "Stopped"
+        assert (state.name, state.type.value) == ("Failed", "FAILED")
+        assert state.message.startswith("stopped (credits): ")
         assert "balance" in state.message
         with pytest.raises(ImagegenError):
             generate_images(path, store, "segmind/poor", GenerateOptions(max_in_flight=1))
@@ -203,7 +205,7 @@ def test_a_global_concurrency_limit_caps_calls(tmp_path: Path) -> None:
     with get_client(sync_client=True) as client:
         assert client.read_global_concurrency_limit_by_name("imagegen-test").active_slots == 0
     state = generate_images(path, store, "sandbox", concurrency_limit="nobody", return_state=True)
-    assert state.name == "Refused"
+    assert state.message.startswith("refused (limit_not_found): ")
     assert "prefect gcl create nobody" in state.message
 
 
