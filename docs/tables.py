@@ -64,10 +64,10 @@ def exit_codes() -> str:
     """Exit codes, with the Prefect states that go with them."""
     states = {
         0: "Completed",
-        1: "Completed 'CompletedWithFailures'",
-        2: "Failed 'Refused'",
-        3: "Failed 'Stopped', Cancelled",
-        4: "Crashed",
+        1: "Completed 'CompletedWithFailures'; Failed above `fail_above`, or without any image",
+        2: "Failed: `refused (...)`",
+        3: "Failed: `stopped (stop_reason)`; Cancelled",
+        4: "Failed; Crashed where the process died",
     }
     rows = ((str(code), text, states[code]) for code, text in EXIT_CODES.items())
     return table(("exit code", "meaning", "state of the flow run"), *rows)

@@ -101,7 +101,13 @@ def tell(result: RunResult, state: str | None, error: object = None) -> None:
         "order": result.order,
     }
     store = redact(result.store)
-    resource = {"prefect.resource.id": f"prefect-imagegen.store.{store}", "prefect.resource.name": store}
+    # Triggers can look at labels only, not into the payload.
+    resource = {
+        "prefect.resource.id": f"prefect-imagegen.store.{store}",
+        "prefect.resource.name": store,
+        "prefect-imagegen.state": str(payload["state"]),
+        "prefect-imagegen.reason": reason or "",
+    }
     try:
         emit_event(FINISHED, resource=resource, payload=payload)
     except Exception as failure:  # noqa: BLE001 - an event that cannot be sent changes nothing about the run

@@ -15,6 +15,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import yaml
 from pydantic import SecretStr
 
 from prefect_imagegen.gateway.server import EmbeddedGateway
@@ -241,6 +242,38 @@ def test_default_retries_do_not_apply(site: Site, tmp_path: Path) -> None:
     run = site.flow_run(done.stdout.split()[-1])
     assert (run["state_name"], run["state_type"], run["run_count"]) == ("Failed", "FAILED", 1)
     assert run["state"]["message"].startswith("refused (manifest_not_found): ")
+
+
+def test_the_alerts_fire(site: Site, tmp_path: Path) -> None:
+    """Prefect's server takes the automations of alerts.yaml; they fire for a refused run, not for a completed one."""
+    shipped = yaml.safe_load((ROOT / "deployments" / "alerts.yaml").read_text())
+    for one in shipped["automations"]:
+        assert {action["type"] for action in one["actions"]} == {"send-notification"}
+        one["actions"] = [{"type": "do-nothing"}]  # there is no block to send with
+    alerts = tmp_path / "alerts.yaml"
+    alerts.write_text(yaml.safe_dump(shipped))
+    site.call("automation", "create", "--from-file", str(alerts))
+
+    def fired() -> list[str]:
+        wanted = {"event": {"name": ["prefect.automation.triggered"]}}
+        events = site.post("/events/filter", {"filter": wanted, "limit": 50})["events"]
+        return sorted(one["resource"]["prefect.resource.name"] for one in events)
+
+    code = f"""
+import sys
+from prefect_imagegen.flows import generate_images
+generate_images(sys.argv[1], {str(tmp_path / "store")!r}, "sandbox", return_state=True)
+"""
+
+    def run(path: str) -> None:
+        command = [sys.executable, "-c", code, path]
+        subprocess.run(command, env=site.environment, check=True, capture_output=True, timeout=120)
+
+    run(manifest(tmp_path, 2))
+    run("nothing.parquet")
+    until(lambda: len(fired()) >= 2, 60)
+    time.sleep(2)
+    assert fired() == ["imagegen-crashed", "imagegen-failed"]
 
 
 def test_the_command_line_uses_blocks(site: Site, tmp_path: Path) -> None:
