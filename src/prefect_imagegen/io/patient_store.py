@@ -1,0 +1,114 @@
+"""A store that hiccups: every operation is tried again for as long as the run may wait for it."""
+
+import logging
+import random
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TypeVar
+
+from prefect_imagegen.core.errors import StoreError
+from prefect_imagegen.ports import Clock, ObjectInfo, ObjectStore
+
+T = TypeVar("T")
+FINAL_KINDS = frozenset({"store_no_create_only", "store_conflict", "store_damaged", "run_not_found"})
+"""What no further try can change."""
+_PAUSE_S, _LONGEST_PAUSE_S = 1.0, 15.0
+_logger = logging.getLogger(__name__)
+
+
+class PatientStore:
+    """A `ports.ObjectStore` around another one, whose failed operations are tried again with full-jitter back-off.
+
+    An operation is given up, with its last StoreError, `deadline` seconds after its own first failure, or as soon as
+    `time_left` (seconds until a stopping run has to be at its end; None: no limit) has nothing left. Kinds of
+    `FINAL_KINDS` are raised at once.
+
+    `create` may say False for what it wrote itself, in a try whose answer was lost. So who must know whether an object
+    is its own compares content or nonce, as with a client library that sends again by itself.
+    """
+
+    def __init__(
+        self,
+        store: ObjectStore,
+        clock: Clock,
+        *,
+        deadline: float,
+        time_left: Callable[[], float | None] = lambda: None,
+        draw: Callable[[], float] = random.random,
+    ) -> None:
+        self.url = store.url
+        self._store = store
+        self._clock = clock
+        self._deadline = deadline
+        self._time_left = time_left
+        self._draw = draw
+        self._troubled = 0
+        self._since = 0.0
+
+    async def get(self, path: str) -> bytes | None:
+        """The bytes of an object; None if there is none."""
+        return await self._patiently(lambda: self._store.get(path))
+
+    async def create(self, path: str, data: bytes, content_type: str = "application/octet-stream") -> bool:
+        """Create-only put: True if written, False if the path exists, be it by a try of our own."""
+        return await self._patiently(lambda: self._store.create(path, data, content_type))
+
+    async def put(self, path: str, data: bytes, content_type: str = "application/octet-stream") -> None:
+        """Write or replace, atomically."""
+        await self._patiently(lambda: self._store.put(path, data, content_type))
+
+    async def delete(self, path: str) -> None:
+        """Remove an object; one that is not there is no error."""
+        await self._patiently(lambda: self._store.delete(path))
+
+    async def head(self, path: str) -> ObjectInfo | None:
+        """Size and time of an object; None if there is none."""
+        return await self._patiently(lambda: self._store.head(path))
+
+    async def list(self, prefix: str) -> Sequence[ObjectInfo]:
+        """All objects below a folder, sorted by path; empty if there are none."""
+        return await self._patiently(lambda: self._store.list(prefix))
+
+    async def _patiently(self, call: Callable[[], Awaitable[T]]) -> T:
+        try:
+            return await call()
+        except StoreError as error:
+            if error.kind in FINAL_KINDS:
+                raise
+            return await self._again(call, error)
+
+    async def _again(self, call: Callable[[], Awaitable[T]], error: StoreError) -> T:
+        """Try again what has failed once."""
+        end = self._clock.monotonic() + self._deadline
+        longest = _PAUSE_S
+        self._trouble(error)
+        succeeded = False
+        try:
+            while (left := self._left(end)) > 0:
+                await self._clock.sleep(min(self._draw() * longest, left))
+                longest = min(2 * longest, _LONGEST_PAUSE_S)
+                try:
+                    found = await call()
+                except StoreError as again:
+                    error = again
+                    if error.kind in FINAL_KINDS:
+                        break
+                else:
+                    succeeded = True
+                    return found
+            raise error
+        finally:
+            self._troubled -= 1
+            if succeeded and not self._troubled:
+                seconds = self._clock.monotonic() - self._since
+                _logger.info("The store %s works again, after %.0f s.", self.url, seconds)
+
+    def _left(self, end: float) -> float:
+        own, of_the_run = end - self._clock.monotonic(), self._time_left()
+        return own if of_the_run is None else min(own, of_the_run)
+
+    def _trouble(self, error: StoreError) -> None:
+        """Say so when the first of the operations that are troubled now has failed."""
+        self._troubled += 1
+        if self._troubled == 1:
+            self._since = self._clock.monotonic()
+            _logger.warning("%s It is tried again for up to %.0f s.", error.message, self._deadline)
