@@ -26,6 +26,7 @@ from prefect_imagegen.core.errors import RefusedError, StoreError
 from prefect_imagegen.core.redact import redact
 from prefect_imagegen.crashpoints import reached
 from prefect_imagegen.io.local_files import create_file, replace_file
+from prefect_imagegen.io.store_address import unfit
 from prefect_imagegen.ports import ObjectInfo
 
 T = TypeVar("T")
@@ -40,9 +41,12 @@ _memory_lock = threading.Lock()
 def open_object_store(url: str, storage_options: Mapping[str, Any] | None = None) -> "FsspecObjectStore":
     """Open the root at `url` (a local path, `s3://bucket/prefix`, any fsspec URL). Nothing is read or written yet.
 
-    Raises RefusedError for an unknown protocol, a missing extra, or options the file system does not take.
+    Raises RefusedError for an unknown protocol, a missing extra, options the file system does not take, or an address
+    whose objects would be written under other names than they are listed by.
     """
     protocol = url.split("://", 1)[0] if "://" in url else "file"
+    if (wrong := unfit(url)) is not None:
+        raise RefusedError("store_url", f"{redact(url)} {wrong[0]}.", remedy=wrong[1])
     options = dict(storage_options or {})
     if protocol in ("s3", "s3a"):
         options = s3_options(options)

@@ -1,0 +1,32 @@
+"""Which addresses a store may have: those where a listing names what a put wrote."""
+
+_MOVE = "A store that lies there already has to be moved first: at another address nothing is known of it."
+BUCKETS = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss"})
+"""Protocols whose addresses begin with a bucket (a container)."""
+
+
+def unfit(url: str) -> tuple[str, str] | None:
+    """What makes an address one that cannot be kept to, and the remedy; None if nothing does.
+
+    Measured with s3fs 2026.9 and SeaweedFS 4: under such an address a put and a listing do not name the
+    same objects, or fsspec goes to another place than the one written. Names of folders are kept as they are otherwise,
+    blanks, `#` and `%20` included. Local paths are folded by the operating system.
+    """
+    if "::" in url:
+        return "has '::', which fsspec takes for a chain of addresses", "Use an address without it."
+    protocol, separator, rest = url.partition("://")
+    if not separator or protocol in ("file", "local"):
+        return None
+    first, *folders = rest.removesuffix("/").split("/")
+    rules = (
+        ("?" in rest, "has a query ('?')", "Leave it out; options go into --storage-option NAME=VALUE."),
+        (protocol in BUCKETS and not first.strip(), "names no bucket", f"Write {protocol}://bucket/prefix."),
+        ("" in folders, "has an empty folder name ('//')", f"Write it with one slash. {_MOVE}"),
+        (
+            not {".", ".."}.isdisjoint((first, *folders)),
+            "has a folder '.' or '..', which leads nowhere in a bucket",
+            f"Write the folders out. {_MOVE}",
+        ),
+        ("\\" in rest, "has a backslash", f"Write it with slashes. {_MOVE}"),
+    )
+    return next(((what, remedy) for wrong, what, remedy in rules if wrong), None)
