@@ -1,4 +1,4 @@
-"""Local files, written whole and durably or not at all."""
+"""Local files, written whole and durably or not at all: the bytes, the name, and the folders that lead to it."""
 
 import os
 import tempfile
@@ -30,7 +30,7 @@ def replace_file(target: Path, data: bytes) -> None:
 
 
 def _write_temporary(target: Path, data: bytes) -> Path:
-    target.parent.mkdir(parents=True, exist_ok=True)
+    _make_folder(target.parent)
     handle, name = tempfile.mkstemp(prefix=".tmp-", dir=target.parent)
     with os.fdopen(handle, "wb") as file:
         file.write(data)
@@ -39,6 +39,18 @@ def _write_temporary(target: Path, data: bytes) -> Path:
     temporary = Path(name)
     temporary.chmod(0o644)
     return temporary
+
+
+def _make_folder(folder: Path) -> None:
+    """Make a folder and those above it; each one that was not there is made durable in the one that holds it."""
+    missing = []
+    for one in (folder, *folder.parents):
+        if one.exists():
+            break
+        missing.append(one)
+    folder.mkdir(parents=True, exist_ok=True)
+    for one in missing:
+        _sync_folder(one.parent)
 
 
 def _sync_folder(folder: Path) -> None:
