@@ -96,6 +96,7 @@ def main() -> None:
                     backend=BackendSettings(base_url=url, api_key=SecretStr("k"), max_in_flight=IN_FLIGHT),
                     api_version=given.api_version,
                     history_lag=5.0,
+                    deadline=30.0,
                     max_attempts=10,
                     values={"image_format": "jpeg"},
                 )

@@ -22,6 +22,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from datetime import datetime
@@ -36,10 +37,11 @@ import pyarrow.parquet as pq
 from PIL import Image
 from pydantic import SecretStr
 
-from prefect_imagegen.app import prepare, session, wiring
+from prefect_imagegen.app import open_session, prepare, wiring
 from prefect_imagegen.app.finish import finish
 from prefect_imagegen.app.options import GenerateOptions
 from prefect_imagegen.app.settings import BackendSettings, StoreSettings
+from prefect_imagegen.core.reconcile import Look, Window
 from prefect_imagegen.core.request import GenerationRequest
 from prefect_imagegen.io.object_store import FsspecObjectStore
 from prefect_imagegen.ports import Balance, Delivery, HistoryRecord, ObjectInfo, Submission
@@ -60,6 +62,7 @@ class InstantBackend:
         Image.effect_noise((32, 32), 50).save(sink, "PNG")
         self._image = sink.getvalue()
         self._numbers = itertools.count()
+        self.not_understood: Counter[str] = Counter()
 
     async def check(self) -> Balance:
         return Balance(None)
@@ -86,10 +89,11 @@ class InstantBackend:
         await asyncio.sleep(0)
         return Delivery(self._image, "image/png", submission.request_id, 0.01)
 
-    async def find(
-        self, model: str, claimed: Mapping[str, Any], since: datetime, known_ids: frozenset[str], unnamed: int
-    ) -> None:
+    def now(self) -> datetime | None:
         return None
+
+    async def find(self, model: str, claimed: Mapping[str, Any], window: Window) -> Look:
+        return Look()
 
     async def record(self, request_id: str) -> HistoryRecord | None:
         return None
@@ -153,7 +157,7 @@ def measure(rows: int) -> dict[str, Any]:
             by_phase[now[0]].append(samples[-1][1])
 
     async def run(prepared: prepare.Prepared) -> int:
-        async with session.open_session(prepared) as opened:
+        async with open_session.open_session(prepared) as opened:
             await opened.for_each_shard(opened.run_shard)
             now[0] = "metadata"
             return (await finish(opened, 0.0)).generated
@@ -186,7 +190,7 @@ def instant() -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         for module, name in ((prepare, "make_backend"), (wiring, "make_pool")):
             stack.enter_context(mock.patch.object(module, name, return_value=backend))
-        for module in (prepare, session):
+        for module in (prepare, open_session):
             stack.enter_context(mock.patch.object(module, "open_object_store", open_forgetful))
         yield
 

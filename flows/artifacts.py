@@ -70,7 +70,8 @@ def _percent(session: Session) -> float:
 def _figures(session: Session) -> str:
     stats = session.stats
     kinds = ", ".join(f"{count} {kind}" for kind, count in stats.kinds.most_common(5))
-    return f"{stats.done} of {stats.total} images, {stats.cost_usd:.4f} USD" + (f"; {kinds}" if kinds else "")
+    waits = f"; nothing is sent: {session.blocked_by} answers are awaited" if session.blocked_by else ""
+    return f"{stats.done} of {stats.total} images, {stats.cost_usd:.4f} USD" + (f"; {kinds}" if kinds else "") + waits
 
 
 async def _quietly(call: Any) -> Any:

@@ -12,10 +12,11 @@ from prefect.exceptions import ObjectNotFound
 from pydantic import Field
 
 from prefect_imagegen.app import registry
+from prefect_imagegen.app.open_session import AlreadyStartedError, open_session
 from prefect_imagegen.app.options import GenerateOptions
 from prefect_imagegen.app.prepare import Job, Prepared
 from prefect_imagegen.app.result import RunResult
-from prefect_imagegen.app.session import AlreadyStartedError, Session, open_session
+from prefect_imagegen.app.session import Session
 from prefect_imagegen.blocks.resolve import resolve_backend, resolve_store
 from prefect_imagegen.core.errors import RefusedError
 from prefect_imagegen.flows import states

@@ -6,6 +6,7 @@ import signal
 import sys
 import tempfile
 from collections.abc import Mapping
+from copy import copy
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -18,12 +19,19 @@ from prefect_imagegen.app.options import SECRET_OPTIONS, GenerateOptions
 from prefect_imagegen.app.prepare import Job, Prepared, plan_only, prepare
 from prefect_imagegen.app.result import RunResult
 from prefect_imagegen.app.settings import BackendSettings, StoreSettings
-from prefect_imagegen.app.status import statuses
+from prefect_imagegen.app.status import accounts, statuses
 from prefect_imagegen.arguments import backend_of, generate_options, options_of, store_of, store_options
-from prefect_imagegen.console import quiet_prefect, show_plan, show_result, show_statuses, showing_progress
+from prefect_imagegen.console import (
+    quiet_prefect,
+    show_accounts,
+    show_plan,
+    show_result,
+    show_statuses,
+    showing_progress,
+)
 from prefect_imagegen.core.errors import RefusedError
 from prefect_imagegen.ending import Ended, planned, print_json, telling
-from prefect_imagegen.maintenance import COMMANDS
+from prefect_imagegen.maintenance import COMMANDS, OLD_NAMES
 from prefect_imagegen.serving import serve
 
 
@@ -85,12 +93,19 @@ def status(run: str | None, **given: Any) -> None:
     with telling(given["store"], as_json=False):
         found = asyncio.run(statuses(store_of(given), run))
         show_statuses(console, found)
+        if run is None:
+            show_accounts(console, asyncio.run(accounts(store_of(given))))
         if run and found[0].report_text:
             console.print("\n" + found[0].report_text, markup=False)
 
 
-for command in (serve, *COMMANDS):
-    cli.add_command(command)
+cli.add_command(serve)
+for name, command in COMMANDS.items():
+    cli.add_command(command, name)
+for name, command in OLD_NAMES.items():
+    alias = copy(command)
+    alias.hidden = True
+    cli.add_command(alias, name)
 
 
 def main() -> NoReturn:

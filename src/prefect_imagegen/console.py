@@ -15,11 +15,12 @@ from rich.table import Table
 from prefect_imagegen.app import registry
 from prefect_imagegen.app.finish import money_text
 from prefect_imagegen.app.result import STATES, STOP_REASONS, RunResult
-from prefect_imagegen.app.session import Stats
+from prefect_imagegen.app.session import Session
 from prefect_imagegen.app.status import RunStatus
 from prefect_imagegen.core.forecast import Forecast
 from prefect_imagegen.core.outcomes import OUTCOMES
 from prefect_imagegen.core.plan import PlanSummary
+from prefect_imagegen.io.accounts import KeyRecord
 
 _TICK_S = 0.25
 _LINE_S = 10.0
@@ -142,6 +143,15 @@ def show_statuses(console: Console, found: Sequence[RunStatus]) -> None:
     console.print(table)
 
 
+def show_accounts(console: Console, keys: Sequence[KeyRecord]) -> None:
+    """The accounts whose keys were used in a store, each with where it was used and how many keys it had."""
+    for account in dict.fromkeys(key.account for key in keys):
+        own = [key for key in keys if key.account == account]
+        where = ", ".join(dict.fromkeys(f"{key.provider} at {key.origin}" for key in own))
+        count = "one key" if len(own) == 1 else f"{len(own)} keys"
+        console.print(f"[dim]used with account {escape(account)}: {escape(where)}, {count}[/]", highlight=False)
+
+
 @contextmanager
 def showing_progress(console: Console, run_id: str, total: int) -> Iterator[None]:
     """Within: the run's progress, as a live bar on a terminal and as plain lines every 10 s elsewhere."""
@@ -156,9 +166,8 @@ def showing_progress(console: Console, run_id: str, total: int) -> Iterator[None
         thread.join()
 
 
-def _stats(run_id: str) -> Stats | None:
-    session = registry.sessions.get(run_id)
-    return session.stats if session else None
+def _session(run_id: str) -> Session | None:
+    return registry.sessions.get(run_id)
 
 
 def _show_bar(console: Console, run_id: str, total: int, ended: threading.Event) -> None:
@@ -175,31 +184,33 @@ def _show_bar(console: Console, run_id: str, total: int, ended: threading.Event)
         bar = progress.add_task("starting Prefect", total=total, rate="", figures="")
         first: float | None = None
         while not ended.wait(_TICK_S):
-            stats = _stats(run_id)
-            if stats is None:
+            session = _session(run_id)
+            if session is None:
                 continue
-            first = first or time.monotonic()
+            first, done = first or time.monotonic(), session.stats.done
             progress.update(
                 bar,
                 description="images",
-                completed=stats.done,
-                rate=f"{stats.done / max(0.1, time.monotonic() - first):.1f}/s",
-                figures=_figures(stats),
+                completed=done,
+                rate=f"{done / max(0.1, time.monotonic() - first):.1f}/s",
+                figures=_figures(session),
             )
 
 
 def _show_lines(console: Console, run_id: str, total: int, ended: threading.Event) -> None:
     first: float | None = None
     while not ended.wait(_LINE_S):
-        stats = _stats(run_id)
-        if stats is None:
+        session = _session(run_id)
+        if session is None:
             continue
-        first = first or time.monotonic()
-        rate = stats.done / max(1.0, time.monotonic() - first)
-        left = f", {(total - stats.done) / rate:.0f} s left" if rate else ""
-        console.print(f"{stats.done}/{total} images, {rate:.1f}/s{left}, {_figures(stats)}")
+        first, done = first or time.monotonic(), session.stats.done
+        rate = done / max(1.0, time.monotonic() - first)
+        left = f", {(total - done) / rate:.0f} s left" if rate else ""
+        console.print(f"{done}/{total} images, {rate:.1f}/s{left}, {_figures(session)}")
 
 
-def _figures(stats: Stats) -> str:
+def _figures(session: Session) -> str:
+    stats, waits = session.stats, session.blocked_by
     kinds = ", ".join(f"{count} {kind}" for kind, count in stats.kinds.most_common(3))
-    return f"{stats.cost_usd:.2f} USD" + (f", {kinds}" if kinds else "")
+    waiting = f", nothing is sent: {waits} answers are awaited" if waits else ""
+    return f"{stats.cost_usd:.2f} USD" + (f", {kinds}" if kinds else "") + waiting

@@ -8,6 +8,11 @@ from prefect_imagegen.core.breaker import Breaker
 from prefect_imagegen.core.results import RequestResult
 from prefect_imagegen.ports import Clock
 
+STOP_CLOCK_S = 25.0
+"""What an interrupted run has left for draining, for what is not stored yet, and for its results: Prefect kills a
+cancelled run after 30 s."""
+_WATCH_S = 1.0
+
 
 class RunControl:
     """How a run stops, shared by all its shards: first reason wins; an interruption also lets go of what was sent."""
@@ -21,7 +26,8 @@ class RunControl:
         self._clock = clock
         self._deadline = deadline
         self._breaker = Breaker(max_failure_rate)
-        self._progress = clock.monotonic()
+        self._progress = self._moved = clock.monotonic()
+        self._interrupted_at: float | None = None
 
     @property
     def stopped(self) -> bool:
@@ -37,7 +43,15 @@ class RunControl:
     def interrupt(self, reason: str, message: str) -> None:
         """Stop, and leave what was sent as held: its request ids are durable, the next run fetches it."""
         self.stop(reason, message)
+        if self._interrupted_at is None:
+            self._interrupted_at = self._clock.monotonic()
         self.interrupted.set()
+
+    def time_left(self) -> float | None:
+        """Seconds left on the stop clock, which all that still waits shares; None while the run goes on."""
+        if self._interrupted_at is None:
+            return None
+        return max(0.0, self._interrupted_at + STOP_CLOCK_S - self._clock.monotonic())
 
     async def sleep(self, seconds: float) -> None:
         """Wait, but not longer than until the run stops."""
@@ -52,13 +66,25 @@ class RunControl:
             for one in both:
                 one.cancel()
 
+    def moved(self) -> None:
+        """Note that some row has gone a step further, whatever that was."""
+        self._moved = self._clock.monotonic()
+
+    async def watch(self) -> None:
+        """Until cancelled: interrupt the run when no row has moved for so long as the deadline allows."""
+        while True:
+            await self._clock.sleep(_WATCH_S)
+            if self._interrupted_at is None and self._clock.monotonic() - self._moved >= self._deadline:
+                self.interrupt("deadline", f"nothing moved for {self._deadline:.0f} s")
+
     def progressed(self) -> None:
         """Note that a call was accepted or an image came."""
         self._progress = self._clock.monotonic()
+        self.moved()
 
     def check_progress(self, why: str) -> None:
         """Stop if nothing has moved for so long as the deadline allows."""
-        if self._clock.monotonic() - self._progress > self._deadline:
+        if self._clock.monotonic() - self._progress >= self._deadline:
             self.stop("deadline", f"no progress for {self._deadline:.0f} s: {why}")
 
     def finished(self, result: RequestResult) -> None:

@@ -34,11 +34,11 @@ _STYLES = {"ok": "green", "warn": "yellow", "fail": "red"}
 @click.option("--kind", "kinds", multiple=True, metavar="K", help="Only rows of this error kind. Repeatable.")
 @json_option
 @store_options
-def retry(run: str, kinds: tuple[str, ...], as_json: bool, **given: Any) -> None:
+def resend(run: str, kinds: tuple[str, ...], as_json: bool, **given: Any) -> None:
     """Give the held and failed rows of a RUN free, so that the next run asks for them again.
 
     Without --kind, rows whose image is on its way (submitted, other_run) are left alone. It is your decision: a call
-    without an answer may have been billed. Nothing is called now.
+    without an answer may have been billed, and so may one of another account. Nothing is called now.
     """
     console = Console(stderr=as_json)
     with telling(given["store"], as_json=as_json, blank={}):
@@ -98,7 +98,7 @@ def verify(repair: bool, as_json: bool, **given: Any) -> None:
                     on_progress=lambda count: status.update(f"{count:,} images verified"),
                 )
             )
-        _show_problems(console, found)
+        _show_problems(console, found, repair=repair)
         raise Ended(0 if found.sound else 1, found.as_dict())
 
 
@@ -121,7 +121,9 @@ def doctor(as_json: bool, **given: Any) -> None:
         raise Ended(1 if failed else 0, {"checks": [check.as_dict() for check in checks]})
 
 
-COMMANDS = (retry, reconcile, verify, doctor)
+COMMANDS = {"resend": resend, "reconcile": reconcile, "verify": verify, "doctor": doctor}
+OLD_NAMES = {"retry": resend}
+"""What commands were called before; they still answer to it."""
 
 
 def _options(given: dict[str, Any]) -> GenerateOptions:
@@ -157,7 +159,7 @@ def _usd(value: float | None) -> str:
     return "-" if value is None else f"{value:.4f}"
 
 
-def _show_problems(console: Console, found: Verified) -> None:
+def _show_problems(console: Console, found: Verified, *, repair: bool) -> None:
     console.print(f"{found.images:,} images read")
     if found.in_progress:
         console.print(f"{found.in_progress:,} are being recorded by a living run")
@@ -172,12 +174,16 @@ def _show_problems(console: Console, found: Verified) -> None:
         for one in some[:_SHOWN]:
             console.print(f"  {escape(one.path)}: {escape(one.detail)}", soft_wrap=True, highlight=False)
         _show_rest(console, len(some))
-    for repair, meaning in REPAIRS.items():
-        count = sum(one.repair == repair for one in found.problems)
+    for name, meaning in REPAIRS.items():
+        count = sum(one.repair == name for one in found.problems)
         if count:
-            console.print(f"[bold]{repair}[/] {count:,}: {meaning}")
+            console.print(f"[bold]{name}[/] {count:,}: {meaning}")
     if any(one.repair is None for one in found.problems):
-        console.print("Run it with --repair: it fetches lost images again, adopts whole ones, quarantines the rest.")
+        console.print(
+            "What was lost and is left so needs the account's API: set its key and run it again."
+            if repair
+            else "Run it with --repair: it fetches lost images again, adopts whole ones, quarantines the rest."
+        )
 
 
 def _show_rest(console: Console, count: int) -> None:

@@ -1,11 +1,13 @@
 """What the executor and the app need of the outside world, as Protocols. Adapters live in `io`."""
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Literal, Protocol
 
-from prefect_imagegen.core.events import Claim, ClaimRecord, Event
+from prefect_imagegen.core.events import Claim, Event, KnownAttempt
+from prefect_imagegen.core.reconcile import Look, Window
 from prefect_imagegen.core.request import GenerationRequest
 
 
@@ -68,8 +70,11 @@ class ObjectStore(Protocol):
 class Ledger(Protocol):
     """What the store knows of every request key: claims and events (shared by all shards of a process)."""
 
-    async def claims(self, key: bytes) -> Sequence[ClaimRecord]:
-        """All claims of a key, by number, each with its request_id if it got one."""
+    async def known(self, key: bytes, *, lost: int = 0) -> Sequence[KnownAttempt]:
+        """All that is known of the attempts of a key, by number: claims, ids, events. The one answer to that question.
+
+        `lost`: the number of a claim that is known to exist, whatever a listing says.
+        """
         ...
 
     async def claim(self, key: bytes, n: int, claim: Claim) -> bool:
@@ -92,20 +97,19 @@ class Ledger(Protocol):
         """Whether, when the ledger was read, the key had an attempt without an end, and no image."""
         ...
 
-    def is_closed(self, attempt_id: str) -> bool:
-        """Whether the ledger knows the attempt to have ended (failed, delivered or quarantined)."""
-        ...
+    def is_settled(self, key: bytes) -> bool:
+        """Whether, when the ledger was read, the key had its image or had failed for good.
 
-    def is_delivered(self, attempt_id: str) -> bool:
-        """Whether the ledger knows the attempt to have led to an image."""
+        A run that was planned before does not know.
+        """
         ...
 
     def next_attempt(self, key: bytes) -> int:
         """The number of the claim to try first: numbers are never used twice, whatever became of older claims."""
         ...
 
-    def request_ids(self, key: bytes) -> frozenset[str]:
-        """The request ids that the ledger knows of a key that has no image."""
+    async def known_ids(self, request_ids: Collection[str]) -> frozenset[str]:
+        """Those of some request ids that are known to be calls of this store."""
         ...
 
     async def refresh(self, *, at_once: bool = False) -> None:
@@ -114,18 +118,47 @@ class Ledger(Protocol):
 
 
 Life = Literal["live", "silent", "gone"]
-"""`live`: shows signs of life. `silent`: none for 90 s. `gone`: has ended for certain."""
+"""`live`: shows signs of life. `silent`: none for 90 s, or unclear ones for 24 h.
+`gone`: has ended for certain."""
 
 
 class Neighbours(Protocol):
     """Other runs on the same store, and the store's clock, which is the one that all runs share."""
 
-    async def life(self, run_id: str) -> Life:
-        """Whether another run still works."""
+    async def life(self, owner: str) -> Life:
+        """Whether the owner of a heartbeat (its path) still works."""
+        ...
+
+    def since_beat(self) -> float:
+        """Seconds since our own last good sign of life was begun; infinite before the first."""
         ...
 
     def store_now(self) -> datetime:
         """The present time by the store's clock, never later than it really is there."""
+        ...
+
+
+Ownership = Literal["same", "linked", "other"]
+"""Whose call an attempt is. `same`: sent with our key. `linked`: with another key of our account. `other`: of another
+account, or of one that is not known."""
+
+
+class Accounts(Protocol):
+    """Whose calls the store holds, seen from the key in use."""
+
+    name: str | None
+    """Our account; None where calls belong to nobody."""
+    fingerprint: str | None
+    """The fingerprint of our key."""
+    forgets: bool
+    """Whether the API's memory ends with a run: an embedded sandbox knows nothing of earlier ones."""
+
+    async def ownership(self, attempt: KnownAttempt) -> Ownership:
+        """Whose call an attempt is."""
+        ...
+
+    def shows(self, attempt: KnownAttempt, request_ids: Collection[str]) -> bool:
+        """Whether some request ids of a listing are known as calls of the attempt's account."""
         ...
 
 
@@ -146,6 +179,8 @@ class Delivery:
     http_status: int | None = None
     applied: dict[str, Any] = field(default_factory=dict)
     endpoint: str | None = None
+    more: tuple[bytes, ...] = ()
+    """Further images of the same answer, where there are several."""
 
 
 @dataclass(slots=True)
@@ -153,12 +188,14 @@ class Submission:
     """An accepted call.
 
     `open_body` and `taken_by` are backend-private: the answer that is still being read (v1), and who took the call.
+    `is_old`: an earlier run sent it, so that nobody waits for a call of which nothing is known.
     """
 
     request: GenerationRequest
     request_id: str | None
     open_body: Any = None
     taken_by: Any = None
+    is_old: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,9 +217,12 @@ class HistoryRecord:
     status: str
     cost_usd: float | None = None
     body: dict[str, Any] | None = None
-    generation_url: str | None = None
+    generation_urls: tuple[str, ...] = ()
+    """One for each output."""
     error: str | None = None
     created: datetime | None = None
+    zoned: bool = True
+    """Whether `created` came with a time zone; one that did not may be hours off."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,6 +275,15 @@ class Backend(Protocol):
     free: bool
     """Whether calls cost nothing: they need no claims, and a lost one is repeated at once."""
 
+    @property
+    def not_understood(self) -> Counter[str]:
+        """Answers that were not understood, by what they were: they proved nothing."""
+        ...
+
+    def now(self) -> datetime | None:
+        """The present time by the API's clock, as its last answer told it; None until one has."""
+        ...
+
     async def check(self) -> Balance:
         """Reach the endpoint, prove the key and read the balance, before anything is spent."""
         ...
@@ -258,14 +307,10 @@ class Backend(Protocol):
         """Wait for the result and fetch its bytes; never submits. Called again, it fetches afresh."""
         ...
 
-    async def find(
-        self, model: str, claimed: Mapping[str, Any], since: datetime, known_ids: frozenset[str], unnamed: int
-    ) -> str | None:
-        """Look once in the history for an accepted call with the body of a claim; its request_id, None if absent.
+    async def find(self, model: str, claimed: Mapping[str, Any], window: Window) -> Look:
+        """Look once in the history for a call with the body of a claim that was made in a span of time.
 
-        `since` is when the claim was made; `known_ids` are calls that belong to other claims, and so many failed ones
-        as `unnamed` says belong to earlier claims that never learned their ids. Raises BackendError where the look
-        proves nothing.
+        Raises BackendError where the look proves nothing.
         """
         ...
 

@@ -2,16 +2,18 @@
 
 import asyncio
 import hashlib
+import io
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
-from datetime import UTC, date, datetime
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
 import httpx
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 from pydantic import SecretStr
 
 import prefect_imagegen
@@ -155,8 +157,9 @@ def test_lost_images_are_fetched_again(place: Place) -> None:
 
 
 def test_what_cannot_be_fetched_is_kept_and_given_free(place: Place) -> None:
-    """Without a key, damaged bytes go to quarantine/, and the next run makes just these images anew."""
+    """When outputs are deleted, damaged bytes go to quarantine/, and the next run makes just these images anew."""
     place.generate()
+    nine_days_later(place)
     lost, changed, *_ = place.images()
     lost.unlink()
     changed.write_bytes(b"bit rot")
@@ -198,6 +201,7 @@ def test_an_unreachable_api_gives_nothing_free(place: Place) -> None:
 def test_an_error_half_way_loses_no_record(place: Place) -> None:
     """Where the repair of one image fails, what was done about others is known to the next run."""
     place.generate()
+    nine_days_later(place)
     rotten = place.images()[0]
     rotten.write_bytes(b"bit rot")
     key = "ab" * 16
@@ -218,6 +222,7 @@ def test_a_restored_image_is_adopted_for_good(place: Place) -> None:
     lost = place.images()[0]
     data = lost.read_bytes()
     lost.unlink()
+    nine_days_later(place)
     assert kinds(place.verify(repair=True, account=BackendSettings())) == [("missing_image", "quarantined")]
     lost.write_bytes(data)
     assert kinds(place.verify(repair=True)) == [("unrecorded_image", "adopted")]
@@ -249,6 +254,211 @@ def test_a_living_run_is_left_alone(place: Place) -> None:
     asyncio.run(revive())
     found = place.verify(repair=True)
     assert (found.in_progress, found.problems) == (ROWS, [])
+
+
+def write_events(place: Place, *events: Event, name: str = "s") -> None:
+    async def write() -> None:
+        store = open_object_store(place.store.url)
+        await store.create(layout.segment(name), to_parquet(events_table(list(events))))
+        store.close()
+
+    asyncio.run(write())
+
+
+def calls_of(place: Place) -> dict[bytes, str]:
+    """The request_id of each key."""
+    paths = (place.folder / "store" / "ledger" / "claims").rglob("*.id.json")
+    return {bytes.fromhex(path.parent.name): json.loads(path.read_text())["request_id"] for path in paths}
+
+
+def fail_after_paying(place: Place, kind: str = "bad_output", rows: int = ROWS) -> list[Event]:
+    """As if the images of a run could not have been fetched: billed, closed as failed, nothing stored."""
+    place.generate(rows)
+    place.forget_the_ledger()
+    for path in place.images():
+        path.unlink()
+    failed = [
+        Event(
+            *("failed", key, f"{key.hex()}-1", "r", datetime.now(UTC)),
+            request_id=request_id,
+            error_kind=kind,
+            error_message="was junk",
+            model="flux-2-klein-9b",
+            cost_class="c",
+            seed=7,
+        )
+        for key, request_id in calls_of(place).items()
+    ]
+    write_events(place, *failed)
+    return failed
+
+
+@pytest.mark.parametrize("kind", ["bad_output", "output_lost"])
+def test_paid_images_that_never_came_are_fetched(kind: str, place: Place) -> None:
+    """Billed calls without an image are told; with a key, repair fetches, stores and records them, and pays nothing."""
+    fail_after_paying(place, kind)
+    before = place.files()
+    found = place.verify()
+    assert kinds(found) == [("paid_not_stored", None)] * ROWS
+    assert not found.sound
+    for problem in found.problems:
+        key = bytes.fromhex(Path(problem.path).stem)
+        assert calls_of(place)[key] in problem.detail
+        assert kind in problem.detail
+    assert place.files() == before
+    assert kinds(place.verify(repair=True, account=BackendSettings())) == [("paid_not_stored", None)] * ROWS
+    found = place.verify(repair=True)
+    assert kinds(found) == [("paid_not_stored", "fetched_again")] * ROWS
+    assert found.sound
+    assert place.verify().problems == []
+    again = place.generate()
+    assert (again.reused, again.calls, len(place.gateway.books.billed)) == (ROWS, 0, ROWS)
+    path = place.folder / "store" / "runs" / str(again.run_id) / "metadata"
+    assert pq.read_table(path)["flags"].to_pylist() == [["late"]] * ROWS
+    assert place.reconcile().differences == []
+
+
+def test_paid_images_may_come_later_still(place: Place) -> None:
+    """While the host of the outputs serves junk, a paid call stays a problem; later it is fetched."""
+    fail_after_paying(place, rows=1)
+    place.gateway.books.settings.faults = FaultScript(faults=[Fault(fault="html", on=["download"])])
+    assert kinds(place.verify(repair=True)) == [("paid_not_stored", None)]
+    assert place.images() == []
+    place.gateway.books.settings.faults = FaultScript()
+    assert place.verify(repair=True).sound
+
+
+def test_any_call_of_a_key_will_do(place: Place) -> None:
+    """Of several billed calls of one key, the first that still has its image gives it; the key is told of once."""
+    (failed,) = fail_after_paying(place, rows=1)
+    lost = replace(failed, request_id="lost", time=failed.time - timedelta(days=3))
+    write_events(place, lost, replace(lost, time=NOW), name="t")
+    (problem,) = place.verify().problems
+    assert problem.detail.count("lost (bad_output)") == 1
+    assert str(failed.request_id) in problem.detail
+    assert kinds(place.verify(repair=True)) == [("paid_not_stored", "fetched_again")]
+    assert place.verify().sound
+
+
+def test_what_is_no_lost_payment(place: Place) -> None:
+    """Keys with an image, failures that were not billed, calls without an id, images given up: no lost payments."""
+    delivered, free, unnamed, given_up, _ = fail_after_paying(place)
+    facts = ImageFacts(layout.image(delivered.key.hex(), "png"), 8, 8, "png", 1, "ab" * 32)
+    others = [
+        replace(delivered, type="delivered", attempt_id=f"{delivered.key.hex()}-2", image=facts),
+        replace(given_up, type="quarantined", error_kind=None),
+    ]
+    failures = [replace(free, error_kind="generation_failed"), replace(unnamed, request_id=None)]
+    (place.folder / "store" / layout.segment("s")).unlink()
+    write_events(place, delivered, given_up, *failures, *others)
+    assert kinds(place.verify()) == [("missing_image", None)]
+
+
+def test_a_living_run_fetches_its_own_payments(place: Place) -> None:
+    """What a living run has claimed is left to it."""
+    fail_after_paying(place)
+    claim = next((place.folder / "store" / "ledger" / "claims").rglob("1.json"))
+
+    async def revive() -> None:
+        store = open_object_store(place.store.url)
+        run_id = json.loads(claim.read_text())["run_id"]
+        await Heartbeat(store, run_id, Process.this("n"), SystemClock()).beat()
+        store.close()
+
+    asyncio.run(revive())
+    found = place.verify(repair=True)
+    assert (found.in_progress, found.problems, place.images()) == (ROWS, [], [])
+
+
+@pytest.mark.parametrize("fault", [{"fault": "html"}, {"fault": "black_image"}])
+def test_junk_is_no_proof_that_a_paid_image_is_gone(fault: dict[str, object], place: Place) -> None:
+    """While outputs live, a host that serves something else gives no key free; after eight days it does."""
+    place.generate(1)
+    place.images()[0].unlink()
+    if fault["fault"] == "black_image":
+        # Another whole image than the one that is recorded.
+        for output in place.gateway.books.folder.iterdir():
+            output.write_bytes(picture())
+    else:
+        place.gateway.books.settings.faults = FaultScript(faults=[Fault(on=["download"], **fault)])
+    assert kinds(place.verify(repair=True)) == [("missing_image", None)]
+    nine_days_later(place)
+    assert kinds(place.verify(repair=True)) == [("missing_image", "quarantined")]
+
+
+def nine_days_later(place: Place) -> None:
+    """As if all of it had happened nine days ago: outputs are deleted by now."""
+    (segment,) = (place.folder / "store" / "ledger" / "segments").iterdir()
+    table = pq.read_table(segment)
+    old = pa.array([NOW - timedelta(days=9)] * len(table), table.schema.field("time").type)
+    pq.write_table(table.set_column(table.column_names.index("time"), "time", old), segment)
+
+
+def test_without_a_key_nothing_is_given_free(place: Place) -> None:
+    """A lost image that the API may still have waits for the key: its key is not given free, and not bought again."""
+    place.generate()
+    place.images()[0].unlink()
+    found = place.verify(repair=True, account=BackendSettings())
+    assert (kinds(found), found.sound) == ([("missing_image", None)], False)
+    assert place.generate().calls == 0
+    assert kinds(place.verify(repair=True)) == [("missing_image", "fetched_again")]
+    assert len(place.gateway.books.billed) == ROWS
+
+
+def picture() -> bytes:
+    sink = io.BytesIO()
+    Image.effect_noise((64, 64), 50).save(sink, "PNG")
+    return sink.getvalue()
+
+
+def several_images(place: Place, *flags: str) -> tuple[Path, Path]:
+    """A store with one key whose answer had two images; the paths of both."""
+    place.generate(1)
+    (first,) = place.images()
+    second = first.with_name(f"{first.stem}-2.png")
+    second.write_bytes(picture())
+    (segment,) = (place.folder / "store" / "ledger" / "segments").iterdir()
+    table = pq.read_table(segment)
+    column = [list(flags) if kind == "delivered" else None for kind in table["type"].to_pylist()]
+    position = table.column_names.index("flags")
+    pq.write_table(table.set_column(position, "flags", pa.array(column, pa.list_(pa.string()))), segment)
+    return first, second
+
+
+def test_further_images_of_an_answer_are_known(place: Place) -> None:
+    """Images beside the key's own are no problem where the ledger tells of several, and are read like all others."""
+    first, second = several_images(place, "more_images")
+    tenth = second.with_name(f"{first.stem}-10.png")
+    tenth.write_bytes(picture())
+    found = place.verify(repair=True)
+    assert (found.images, found.problems, found.sound) == (3, [], True)
+    second.write_bytes(second.read_bytes()[:-20])
+    assert kinds(place.verify()) == [("undecodable", None)]
+    assert kinds(place.verify(repair=True)) == [("undecodable", "quarantined")]
+    assert place.images() == sorted([first, tenth])
+    assert place.generate(1).reused == 1
+
+
+@pytest.mark.parametrize("name", ["{}-2.png", "{}-1.png", "{}-0.png", "{}-02.png", "{}-x.png", "{}-2-2.png"])
+def test_images_that_the_ledger_does_not_tell_of(name: str, place: Place) -> None:
+    """Where the ledger knows one image of a key, further ones are strangers, and so are names that nobody gives."""
+    first, second = several_images(place, *(["more_images"] if name != "{}-2.png" else []))
+    second.rename(first.with_name(name.replace("{}", first.stem)))
+    assert kinds(place.verify()) == [("unrecorded_image", None)]
+    assert kinds(place.verify(repair=True)) == [("unrecorded_image", "quarantined")]
+    assert place.images() == [first]
+
+
+def test_further_images_of_an_answer_half_stored(place: Place) -> None:
+    """Further images whose key has no image yet are left to the run that settles the claim; without one, strangers."""
+    first, second = several_images(place)
+    first.unlink()
+    place.forget_the_ledger()
+    found = place.verify(repair=True)
+    assert (found.in_progress, found.problems, place.images()) == (1, [], [second])
+    for path in (place.folder / "store" / "ledger" / "claims").rglob("*.json"):
+        path.unlink()
+    assert kinds(place.verify(repair=True)) == [("unrecorded_image", "quarantined")]
 
 
 def test_no_store_is_refused(place: Place) -> None:

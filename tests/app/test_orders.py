@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -13,10 +15,10 @@ from pydantic import SecretStr
 
 from prefect_imagegen.app import orders
 from prefect_imagegen.app.finish import finish
+from prefect_imagegen.app.open_session import open_session
 from prefect_imagegen.app.options import GenerateOptions
 from prefect_imagegen.app.prepare import Job, prepare
 from prefect_imagegen.app.result import RunResult
-from prefect_imagegen.app.session import open_session
 from prefect_imagegen.app.settings import BackendSettings, StoreSettings
 from prefect_imagegen.gateway.faults import Fault, FaultScript
 from prefect_imagegen.gateway.server import EmbeddedGateway
@@ -52,7 +54,9 @@ def lose_the_events(folder: Path) -> None:
     for segment in (store / "ledger" / "segments").glob("*.parquet"):
         segment.unlink()
     (beat,) = store.glob("runs/*/heartbeat.json")
-    beat.write_text(json.dumps(json.loads(beat.read_text()) | {"ended": False, "pid": 0, "started": 1}))
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    beat.write_text(json.dumps(json.loads(beat.read_text()) | {"ended": False, "pid": gone.pid}))
 
 
 def test_a_cap_holds_over_all_executions(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Whole runs without Prefect: manifest in, real HTTP, store out. The gateway's books say what was paid."""
 
 import asyncio
+import json
 import os
 import signal
 import subprocess
@@ -21,6 +22,7 @@ from prefect_imagegen.app.settings import BackendSettings, StoreSettings
 from prefect_imagegen.app.status import statuses
 from prefect_imagegen.core.errors import RefusedError
 from prefect_imagegen.core.metadata import METADATA_SCHEMA
+from prefect_imagegen.gateway import generation
 from prefect_imagegen.gateway.faults import Fault, FaultScript
 from prefect_imagegen.gateway.server import EmbeddedGateway
 from prefect_imagegen.gateway.settings import GatewaySettings
@@ -174,6 +176,31 @@ def test_the_budget_is_a_hard_cap(tmp_path: Path) -> None:
         again = generate(gateway, path, store, max_cost_usd=5.0)
         assert (again.reused, again.generated, again.paid) == (7, 13, 13)
         assert len(gateway.books.billed) == 20
+
+
+@VERSIONS
+def test_an_api_that_names_no_cost(version: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A capped run against an API that names no cost stays within the cap, is not slow for ever, and says so."""
+    sent, told = generation.answer_body, generation.json_answer
+
+    def costless(data: bytes, kind: str, fault: Fault | None, headers: dict[str, str]) -> Any:
+        return sent(data, kind, fault, {name: text for name, text in headers.items() if name != "x-cost"})
+
+    def costless_json(content: dict[str, Any], fault: Fault | None, status: int = 200) -> Any:
+        content.get("metrics", {}).pop("cost", None)
+        return told(content, fault, status)
+
+    monkeypatch.setattr(generation, "answer_body", costless)
+    monkeypatch.setattr(generation, "json_answer", costless_json)
+    store, path = tmp_path / "store", manifest(tmp_path, prompt=prompts(40))
+    with EmbeddedGateway(GatewaySettings(price_usd=0.01, latency_s=0.2)) as gateway:
+        result = generate(gateway, path, str(store), api_version=version, max_cost_usd=0.9)
+        assert (result.stop_reason, result.generated, result.assumed_price) == ("budget", 22, True)
+        assert gateway.books.max_in_flight > 2
+        assert metadata(store, result)["cost_usd"].null_count == 22
+    folder = store / "runs" / str(result.run_id)
+    assert json.loads((folder / "report.json").read_text())["assumed_price"] is True
+    assert "cap held against an assumed price" in (folder / "report.md").read_text()
 
 
 def test_answered_5xx_after_the_work_is_found_in_the_history(tmp_path: Path) -> None:
@@ -353,7 +380,7 @@ def test_a_store_that_gives_way_stops_the_run(tmp_path: Path) -> None:
     store.mkdir()
     (store / "images").write_text("in the way")
     with EmbeddedGateway(GatewaySettings()) as gateway:
-        first = generate(gateway, path, str(store), max_in_flight=2)
+        first = generate(gateway, path, str(store), max_in_flight=2, deadline=2.0)
         assert (first.stop_reason, first.exit_code, first.generated) == ("store", 3, 0)
         assert first.held >= 1
         assert first.held + first.not_run == 6
@@ -378,7 +405,7 @@ def test_a_report_that_cannot_be_written(tmp_path: Path) -> None:
             return 1_800_000_000.0 + next(ticks)
 
         settings.clock = clock
-        first = generate(gateway, path, str(store))
+        first = generate(gateway, path, str(store), deadline=3.0)
         assert (first.stop_reason, first.generated, first.calls) == ("store", 3, 3)
         settings.clock = time.time
         again = generate(gateway, path, str(store))

@@ -1,7 +1,9 @@
 """What an earlier run left, and what this one could not write, is settled at the right price."""
 
 import asyncio
+import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +14,21 @@ from pydantic import SecretStr
 
 import prefect_imagegen
 from prefect_imagegen.app.finish import finish
+from prefect_imagegen.app.open_session import open_session
 from prefect_imagegen.app.options import GenerateOptions
 from prefect_imagegen.app.prepare import Job, prepare
 from prefect_imagegen.app.result import RunResult
-from prefect_imagegen.app.session import open_session
 from prefect_imagegen.app.settings import BackendSettings, StoreSettings
+from prefect_imagegen.app.verify import verify
+from prefect_imagegen.core import layout
 from prefect_imagegen.core.errors import StoreError
+from prefect_imagegen.core.request import GenerationRequest
+from prefect_imagegen.core.results import RequestResult
 from prefect_imagegen.gateway.faults import Fault, FaultScript
 from prefect_imagegen.gateway.server import EmbeddedGateway
 from prefect_imagegen.gateway.settings import GatewaySettings
 from prefect_imagegen.io.object_store import FsspecObjectStore
+from prefect_imagegen.ports import ObjectInfo
 
 PRICE = 0.01
 
@@ -61,40 +68,172 @@ def test_a_run_that_ended_meanwhile_has_paid(tmp_path: Path) -> None:
     assert (result.cost_usd, spent) == (0.0, 0.0)
 
 
-def test_results_that_the_store_refused_are_not_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A part of results that could not be written once stops the run; what was paid is in its metadata all the same."""
+def test_a_run_that_ended_between_plan_and_start_has_paid(tmp_path: Path) -> None:
+    """What another run delivered, or found to fail for good, after this one was planned is neither made nor paid again.
+
+    It was known before this run read the ledger, and not when it was planned.
+    """
+
+    async def both(running: EmbeddedGateway) -> tuple[RunResult, float]:
+        prepared = await prepare(job(running, tmp_path, 5, max_cost_usd=1.0))
+        one = job(running, tmp_path, 4)
+        first = await prefect_imagegen.agenerate(one.manifest, one.store, backend=one.backend)
+        assert (first.generated, first.failed) == (3, 1)
+        async with open_session(prepared) as session:
+            await session.for_each_shard(session.run_shard)
+            return await finish(session, 0.0), session.budget.spent
+
+    with gateway({"fault": "status", "status": 400, "prompt_contains": "number 3"}) as running:
+        result, spent = asyncio.run(both(running))
+        assert (result.reused, result.generated, result.failed, result.paid) == (3, 1, 1, 1)
+        assert (result.failures, result.calls) == ({"invalid_request": 1}, 1)
+        assert len(running.books.billed) == 4
+    assert (result.cost_usd, spent) == (pytest.approx(PRICE), pytest.approx(PRICE))
+    assert not any("late" in (row["flags"] or ()) for row in columns(tmp_path, result, "flags"))
+
+
+def test_what_is_written_while_the_ledger_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Events that another run writes while a run reads the ledger are known to it, whichever listing shows them."""
+    listing, aside = FsspecObjectStore.list, tmp_path / "segment"
+
+    async def late(self: FsspecObjectStore, prefix: str) -> Sequence[ObjectInfo]:
+        found = await listing(self, prefix)
+        if prefix == layout.SEGMENTS and aside.exists():
+            aside.rename(segment)
+        return found
+
+    async def known(running: EmbeddedGateway) -> list[str | None]:
+        prepared = await prepare(job(running, tmp_path, 1))
+        monkeypatch.setattr(FsspecObjectStore, "list", late)
+        async with open_session(prepared) as session:
+            await session.ledger.refresh(at_once=True)
+            (one,) = (await session.plan.shard(0))[:1]
+            return [attempt.error_kind for attempt in await session.ledger.known(one.key)]
+
+    with gateway({"fault": "status", "status": 400}) as running:
+        assert generate(running, tmp_path, 1).failures == {"invalid_request": 1}
+        (segment,) = (tmp_path / "store" / layout.SEGMENTS).iterdir()
+        segment.rename(aside)
+        assert asyncio.run(known(running)) == ["invalid_request"]
+    assert not aside.exists()
+
+
+@pytest.mark.parametrize(("times", "reason"), [(1, None), (1000, "store")])
+def test_results_that_the_store_refused_are_not_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, times: int, reason: str | None
+) -> None:
+    """A part of results that the store refuses is put again; refused for --deadline it stops the run.
+
+    What was paid is in its metadata all the same.
+    """
     put, refused = FsspecObjectStore.put, []
 
     async def flaky(self: FsspecObjectStore, path: str, data: bytes, content_type: str = "") -> None:
-        if "/results/" in path and not refused:
+        if "/results/" in path and len(refused) < times:
             refused.append(path)
             raise StoreError("store_unreachable", f"{path}: one time-out")
         await put(self, path, data, content_type)
 
     monkeypatch.setattr(FsspecObjectStore, "put", flaky)
     with gateway() as running:
-        result = generate(running, tmp_path, 5)
+        result = generate(running, tmp_path, 5, deadline=2.0)
     assert refused
-    assert (result.generated, result.paid, result.stop_reason) == (5, 5, "store")
+    assert (result.generated, result.paid, result.stop_reason) == (5, 5, reason)
     assert result.cost_usd == pytest.approx(5 * PRICE)
 
 
-def test_a_plan_that_cannot_be_read_stops_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A store that fails while a shard is read is a stop with its reason, not a crash."""
+def columns(folder: Path, result: RunResult, *names: str) -> list[dict[str, Any]]:
+    return pq.read_table(folder / "store" / "runs" / str(result.run_id) / "metadata", columns=list(names)).to_pylist()
+
+
+def report(folder: Path, result: RunResult, name: str = "report.json") -> str:
+    return (folder / "store" / "runs" / str(result.run_id) / name).read_text()
+
+
+def test_an_image_that_is_quarantined_after_the_plan(tmp_path: Path) -> None:
+    """An image that was there for the plan and is quarantined before the run ends its row as failed, not the run."""
+
+    async def meanwhile(running: EmbeddedGateway) -> RunResult:
+        prepared = await prepare(job(running, tmp_path, 5))
+        next((tmp_path / "store" / "images").rglob("*.png")).unlink()
+        await verify(prepared.job.store, BackendSettings(), GenerateOptions(), repair=True)
+        async with open_session(prepared) as session:
+            await session.for_each_shard(session.run_shard)
+            return await finish(session, 0.0)
+
+    with gateway() as running:
+        generate(running, tmp_path, 4)
+        result = asyncio.run(meanwhile(running))
+        assert (result.rows, result.reused, result.generated, result.failed, result.exit_code) == (5, 3, 1, 1, 1)
+        assert result.failures == {"image_damaged": 1}
+        (row,) = [row for row in columns(tmp_path, result, "status", "error_kind", "cost_usd") if row["error_kind"]]
+        assert row == {"status": "failed", "error_kind": "image_damaged", "cost_usd": 0.0}
+        assert "verify --repair" in report(tmp_path, result, "report.md")
+        # It was given free: the next run makes it.
+        assert generate(running, tmp_path, 5).generated == 1
+
+
+@pytest.mark.parametrize("named", [None, 0.03])
+@pytest.mark.parametrize(("kind", "paid"), [("bad_output", 1), ("output_lost", 0), ("generation_failed", 1)])
+def test_what_was_billed_and_failed_is_not_free(kind: str, paid: int, named: float | None, tmp_path: Path) -> None:
+    """A row that failed and was billed carries its cost, or null where nobody named one; one that was not, 0."""
+
+    async def run(running: EmbeddedGateway) -> RunResult:
+        async with open_session(await prepare(job(running, tmp_path, 2))) as session:
+
+            async def make(request: GenerationRequest, key: bytes) -> RequestResult:
+                if "0" in request.params["prompt"]:
+                    return RequestResult(key, "failed", kind, "as told", cost_usd=named, paid=paid)
+                return RequestResult(key, "failed", "invalid_request", "as told", cost_usd=named)
+
+            session.executor.make = make  # type: ignore[method-assign]
+            await session.for_each_shard(session.run_shard)
+            return await finish(session, 0.0)
+
+    with gateway() as running:
+        result = asyncio.run(run(running))
+    assert [row["cost_usd"] for row in columns(tmp_path, result, "cost_usd")] == [named, 0.0]
+    assert (result.cost_usd, result.paid) == (named or 0.0, paid)
+
+
+def test_what_was_not_understood_is_reported(tmp_path: Path) -> None:
+    """Answers that were not understood are counted in the result, in report.json, and in words in report.md."""
+
+    async def run(running: EmbeddedGateway) -> RunResult:
+        async with open_session(await prepare(job(running, tmp_path, 1))) as session:
+            session._backend.not_understood.update({"history: no list": 3, "poll: status 503": 1})
+            return await finish(session, 0.0)
+
+    with gateway() as running:
+        result = asyncio.run(run(running))
+    assert result.not_understood == {"history: no list": 3, "poll: status 503": 1}
+    assert json.loads(report(tmp_path, result))["not_understood"] == result.not_understood
+    assert "not understood, and so proved nothing: history: no list (3), poll: status 503 (1)." in report(
+        tmp_path, result, "report.md"
+    )
+
+
+@pytest.mark.parametrize(("times", "reason"), [(1, None), (1000, "store")])
+def test_a_plan_that_cannot_be_read_stops_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, times: int, reason: str | None
+) -> None:
+    """A store that fails while a shard is read is asked again, and is a stop with its reason after --deadline."""
     get = FsspecObjectStore.get
     failed = []
 
     async def flaky(self: FsspecObjectStore, path: str) -> bytes | None:
-        if "/plan/part-" in path and not failed:
+        if "/plan/part-" in path and len(failed) < times:
             failed.append(path)
             raise StoreError("store_unreachable", f"{path}: one time-out")
         return await get(self, path)
 
     monkeypatch.setattr(FsspecObjectStore, "get", flaky)
     with gateway() as running:
-        result = generate(running, tmp_path, 5)
-        assert (result.stop_reason, result.not_run, result.calls) == ("store", 5, 0)
-        assert generate(running, tmp_path, 5).generated == 5
+        result = generate(running, tmp_path, 5, deadline=2.0)
+        assert (result.stop_reason, result.generated) == (reason, 0 if reason else 5)
+        assert result.not_run == (5 if reason else 0)
+        failed.extend(["enough"] * times)
+        assert generate(running, tmp_path, 5).rows == 5
 
 
 def left_behind(running: EmbeddedGateway, folder: Path, rows: int) -> RunResult:

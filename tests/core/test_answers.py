@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+from datetime import UTC, datetime
 
 import pytest
 from hypothesis import given
@@ -30,7 +31,7 @@ ID = "11111111-2222-3333-4444-555555555555"
 def test_images_are_known_by_their_first_bytes(data) -> None:
     """An answer is an image if its bytes say so, whatever its headers say."""
     assert answers.looks_like_image(data)
-    assert answers.image_of_body(data) == Output(data=data)
+    assert answers.images_of_body(data) == (Output(data=data),)
 
 
 @pytest.mark.parametrize("data", [b"", b"<html>", b'{"error": "x"}', b"RIFF1234WAVE", b"\x00" * 40, TEXT64.encode()])
@@ -52,10 +53,11 @@ def test_other_bytes_are_no_image(data) -> None:
         {"output": {"images": [{"url": URL}]}},
         {"output": {"videos": [{"url": URL}]}},
         {"output": json.dumps({"image": {"url": URL}})},
-        {"output": json.dumps([URL, OTHER])},
+        {"output": json.dumps([URL])},
+        {"output": [URL, URL]},
         {"images": [{"url": URL, "content_type": "image/png", "file_size": "1450316"}]},
         {"images": [URL]},
-        {"images": [{"url": URL}, {"url": OTHER}], "output": OTHER},
+        {"images": [{"url": URL}, {"url": URL}], "output": OTHER},
         {"images": [], "output": URL},
         {"images": None, "output": URL},
         {"images": "none", "output_url": URL},
@@ -70,8 +72,33 @@ def test_other_bytes_are_no_image(data) -> None:
 )
 def test_a_url_is_found_wherever_it_is(body) -> None:
     """The image's URL is found in every shape: images first, then output, then any other URL but those of the job."""
-    assert answers.output_of(body) == Output(url=URL)
-    assert answers.image_of_body(json.dumps(body).encode()) == Output(url=URL)
+    assert answers.outputs_of(body) == (Output(url=URL),)
+    assert answers.images_of_body(json.dumps(body).encode()) == (Output(url=URL),)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"images": [{"url": URL}, {"url": OTHER}], "output": URL},
+        {"images": [URL, OTHER]},
+        {"output": [URL, OTHER]},
+        {"output": json.dumps([URL, OTHER])},
+        {"output": {"images": [{"url": URL}, {"url": OTHER}]}},
+        {"data": [{"url": URL}, {"url": OTHER}]},
+        [{"url": URL}, {"image": OTHER}],
+        [URL, OTHER, URL],
+    ],
+    ids=str,
+)
+def test_several_images_are_all_found(body) -> None:
+    """Where an answer gives several images all of them were paid: each is told, in order and once."""
+    assert answers.outputs_of(body) == (Output(url=URL), Output(url=OTHER))
+
+
+def test_several_images_in_their_own_bytes() -> None:
+    """Several images as base64 are all decoded."""
+    body = {"data": [{"b64_json": TEXT64}, {"b64_json": base64.b64encode(JPEG).decode()}]}
+    assert answers.images_of_body(json.dumps(body).encode()) == (Output(data=PNG), Output(data=JPEG))
 
 
 @pytest.mark.parametrize(
@@ -90,13 +117,13 @@ def test_a_url_is_found_wherever_it_is(body) -> None:
 )
 def test_base64_is_decoded(body) -> None:
     """An image as base64, as a data URI, wrapped or URL-safe, is decoded where it stands."""
-    assert answers.output_of(body) == Output(data=PNG)
+    assert answers.outputs_of(body) == (Output(data=PNG),)
 
 
 def test_plain_base64_is_a_body() -> None:
     """A body that is plain base64 text is an image too."""
-    assert answers.image_of_body(TEXT64.encode()) == Output(data=PNG)
-    assert answers.image_of_body(base64.encodebytes(PNG)) == Output(data=PNG)
+    assert answers.images_of_body(TEXT64.encode()) == (Output(data=PNG),)
+    assert answers.images_of_body(base64.encodebytes(PNG)) == (Output(data=PNG),)
 
 
 @pytest.mark.parametrize(
@@ -118,7 +145,7 @@ def test_plain_base64_is_a_body() -> None:
 )
 def test_a_200_without_image_is_an_error(body, text) -> None:
     """An error under status 200, HTML, or an answer without image is told as an error, never as an image."""
-    found = answers.image_of_body(body)
+    (found,) = answers.images_of_body(body)
     assert (found.data, found.url) == (None, None)
     assert text in found.error
 
@@ -166,36 +193,62 @@ RESULT = {
 def test_a_whole_result_is_read() -> None:
     """A result gives the output, the seed that came as text, the cost and the API's own time."""
     job = answers.job_of(RESULT)
-    assert (job.state, job.output, job.error) == ("COMPLETED", Output(url=URL), None)
+    assert (job.state, job.outputs, job.error) == ("COMPLETED", (Output(url=URL),), None)
     assert (job.seed, job.cost_usd, job.latency_s) == (7, 0.0402, 15.8)
     assert job.metrics == RESULT["metrics"]
 
 
-def test_a_finished_status_has_no_output_yet() -> None:
-    """A status answer that says COMPLETED names no output, and its older metrics have the inference time only."""
-    job = answers.job_of({"status": "COMPLETED", "request_id": ID, "metrics": {"inference_time": 13.06}})
-    assert (job.state, job.output, job.latency_s, job.cost_usd) == ("COMPLETED", None, 13.06, None)
+@pytest.mark.parametrize("more", [{}, {"output": None}, {"output": []}, {"images": []}, {"output": "soon"}], ids=str)
+def test_a_finished_status_has_no_output_yet(more) -> None:
+    """A COMPLETED that names no output is no failure: it has none yet; older metrics have the inference time only."""
+    job = answers.job_of({"status": "COMPLETED", "request_id": ID, "metrics": {"inference_time": 13.06}, **more})
+    assert (job.state, job.outputs, job.latency_s, job.cost_usd) == ("COMPLETED", (), 13.06, None)
 
 
-@pytest.mark.parametrize("word", ["FAILED", "failed", "ERROR", "CANCELLED", "CANCELED"])
-def test_a_failed_job_gives_its_reason(word) -> None:
-    """A terminal failure in the body is a failure whatever the HTTP status, with the API's reason."""
+@pytest.mark.parametrize("word", ["FAILED", "failed"])
+@pytest.mark.parametrize("status", [200, 422])
+def test_a_failed_job_gives_its_reason(word, status) -> None:
+    """FAILED in the body of a 200 or 422 is a failure, with the API's reason."""
     body = {"status": word, "error": "Prompt is Mandatory and must be string", "metrics": {"inference_time": 0.007}}
-    job = answers.job_of(body)
+    job = answers.job_of(body, status=status)
     assert (job.state, job.error) == ("FAILED", "Prompt is Mandatory and must be string")
     assert answers.job_of({"status": word}).error == "the API gave no reason"
 
 
-@pytest.mark.parametrize("word", ["QUEUED", "PROCESSING", "queued", "STARTING", "", "WARMING_UP"])
+@pytest.mark.parametrize("word", ["QUEUED", "PROCESSING", "queued", "STARTING", "IN_PROGRESS"])
+def test_a_job_under_way_is_known(word) -> None:
+    """Queued and processing are understood, and waited for."""
+    job = answers.job_of({"status": word, "request_id": ID, "metrics": {}})
+    assert (job.state, job.is_known) == ("PENDING", True)
+
+
+@pytest.mark.parametrize("word", ["", "WARMING_UP", "ERROR", "error", "CANCELLED", "CANCELED", "TIMEOUT", "ok"])
 def test_an_unknown_state_is_not_terminal(word) -> None:
-    """Queued, processing and unheard-of states are waited for."""
-    assert answers.job_of({"status": word, "request_id": ID, "metrics": {}}).state == "PENDING"
+    """Only FAILED ends a paid job without an image: any other word is waited for, and said not to be understood."""
+    job = answers.job_of({"status": word, "request_id": ID, "error": "x"})
+    assert (job.state, job.is_known) == ("PENDING", False)
 
 
 @pytest.mark.parametrize("word", ["SUCCESS", "Succeeded", "completed"])
 def test_other_words_for_done(word) -> None:
     """The words for success that users have seen are understood."""
-    assert answers.job_of({"status": word, "output": URL}).output == Output(url=URL)
+    assert answers.job_of({"status": word, "output": URL}).outputs == (Output(url=URL),)
+
+
+def test_a_job_counts_with_its_own_statuses_only() -> None:
+    """A body that looks like a job's is none under any HTTP status but 200 and 422: a proxy or a limiter wrote it."""
+    body = {"status": "FAILED", "message": "upstream"}
+    counted = [status for status in range(100, 600) if answers.job_of(body, status=status) is not None]
+    assert counted == [200, 422]
+
+
+def test_a_job_of_another_request_proves_nothing() -> None:
+    """A body that names another request is not ours; one that names none may be."""
+    body = {"status": "FAILED", "error": "x"}
+    assert answers.job_of(body | {"request_id": "other"}, request_id=ID) is None
+    assert answers.job_of(body | {"request_id": 7}, request_id=ID) is None
+    for ours in ({}, {"request_id": None}, {"request_id": ID}):
+        assert answers.job_of(body | ours, request_id=ID).state == "FAILED"
 
 
 @pytest.mark.parametrize("body", [None, [], "COMPLETED", 7, {}, {"status": 200}, {"status": None}, {"error": "x"}])
@@ -265,7 +318,9 @@ json_values = st.recursive(
     lambda inner: (
         st.lists(inner, max_size=4)
         | st.dictionaries(
-            st.sampled_from(["status", "error", "output", "images", "url", "data", "metrics", "cost", "seed", "x"]),
+            st.sampled_from(
+                ["status", "error", "output", "images", "url", "data", "metrics", "cost", "seed", "request_id"]
+            ),
             inner,
             max_size=5,
         )
@@ -278,17 +333,27 @@ json_values = st.recursive(
 def test_no_body_raises(data) -> None:
     """Whatever bytes come, each reader gives an answer; an output is an image, a URL or an error."""
     assert answers.error_text(data)
-    found = answers.image_of_body(data)
-    assert [found.data, found.url, found.error].count(None) == 2
+    check_outputs(answers.images_of_body(data))
 
 
-@given(json_values)
-def test_no_json_raises(value) -> None:
+def check_outputs(found) -> None:
+    assert found
+    assert all([one.data, one.url, one.error].count(None) == 2 for one in found)
+    assert len(found) == 1 or all(one.error is None for one in found)
+    assert len(set(found)) == len(found)
+
+
+@given(json_values, st.sampled_from([200, 422, 500]))
+def test_no_json_raises(value, status) -> None:
     """Whatever JSON comes, each reader gives an answer."""
-    found = answers.output_of(value)
-    assert [found.data, found.url, found.error].count(None) == 2
-    job = answers.job_of(value)
+    check_outputs(answers.outputs_of(value))
+    job = answers.job_of(value, status=status, request_id=ID)
     assert job is None or job.state in {"COMPLETED", "FAILED", "PENDING"}
+    assert job is None or all(one.error is None for one in job.outputs)
+    assert answers.listed_rows(value) is None or isinstance(value["data"], list)
+    assert answers.detail_rows(value, ID) is None or answers.detail_rows(value, ID)
+    assert len(answers.shape_of(value)) < 1000
+    answers.moment(value)
     answers.number(value)
     answers.parse_inputs(value)
 
@@ -307,7 +372,122 @@ def test_deep_nesting_is_understood(opening, depth) -> None:
     end = "".join(closing[one] for one in reversed(opening) if one in closing)
     data = (opening * depth + '"x"' + end * depth).encode()
     assert answers.error_text(data)
-    assert answers.image_of_body(data).data is None
+    assert answers.images_of_body(data)[0].data is None
     job = answers.job_of({"status": "FAILED", "error": answers.parse_json(data)})
     assert job is not None
     assert (job.state, bool(job.error)) == ("FAILED", True)
+
+
+ROWS = [{"request_id": "a"}, None, "x"]
+
+
+@pytest.mark.parametrize(
+    "value", [{"data": ROWS}, {"data": ROWS, "total": 3, "page": 1}, {"data": ROWS, "status": "success", "error": None}]
+)
+def test_a_listing_is_a_list_of_rows(value) -> None:
+    """A page of the history is an object with its rows under `data`, whatever the rows are."""
+    assert answers.listed_rows(value) == ROWS
+    assert answers.listed_rows({"data": []}) == []
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        *(None, [], [{"request_id": "a"}], "x", 7, {}),
+        {"data": None},
+        {"data": {}},
+        {"data": {"items": [{}]}},
+        {"requests": [{}]},
+        {"items": []},
+        {"data": [], "error": "maintenance"},
+        {"data": [], "errors": [{"message": "maintenance"}]},
+        {"data": [], "success": False},
+        {"data": [], "ok": False},
+        {"data": [], "status": "error"},
+        {"data": [], "status": "FAILED"},
+        {"data": [], "status": 503},
+    ],
+    ids=str,
+)
+def test_another_envelope_proves_nothing(value) -> None:
+    """A page in any other form, or one that says it failed, is not understood: it is never an empty list."""
+    assert answers.listed_rows(value) is None
+
+
+@pytest.mark.parametrize(
+    ("value", "rows"),
+    [
+        ({"request_id": "a", "x": 1}, [{"request_id": "a", "x": 1}]),
+        ({"data": {"request_id": "a"}}, [{"request_id": "a"}]),
+        ({"data": [{"request_id": "a"}, {"request_id": "b"}, None]}, [{"request_id": "a"}]),
+        ([{"request_id": "a", "n": 1}, {"request_id": "a", "n": 2}], [{"request_id": "a", "n": n} for n in (1, 2)]),
+        ({"request_id": "b"}, None),
+        ({"data": []}, None),
+        ({"error": "not found"}, None),
+        ({}, None),
+        (None, None),
+        ("a", None),
+    ],
+    ids=str,
+)
+def test_a_detail_has_to_name_its_request(value, rows) -> None:
+    """A record counts if it names the request that was asked for; an answer without it is none of that request."""
+    assert answers.detail_rows(value, "a") == rows
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        (None, "no JSON"),
+        ([1, 2], "a list of 2"),
+        ("secret", "a str"),
+        (7, "a int"),
+        ({}, "an empty object"),
+        ({"b": "secret", "a": "secret"}, "an object with a, b"),
+        ({"data": {"items": ["secret"]}}, "an object whose data is an object with items"),
+    ],
+)
+def test_a_shape_in_words_tells_no_content(value, words) -> None:
+    """What was not understood is told by its form: by names, never by what it holds."""
+    assert answers.shape_of(value) == words
+
+
+MOMENT = datetime(2026, 11, 23, 20, 5, 6, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "2026-11-23T20:05:06Z",
+        "2026-11-23T21:05:06+01:00",
+        "2026-11-23 20:05:06.000+00:00",
+        "Mon, 23 Nov 2026 20:05:06 GMT",
+        MOMENT.timestamp(),
+        int(MOMENT.timestamp() * 1000),
+        str(int(MOMENT.timestamp())),
+    ],
+)
+def test_a_time_in_any_form(value) -> None:
+    """ISO and mail forms, seconds and milliseconds are one moment."""
+    assert answers.moment(value) == MOMENT
+
+
+def test_a_time_without_a_zone_has_none() -> None:
+    """Where no zone is told none is made up."""
+    assert answers.moment("2026-11-23T20:05:06") == MOMENT.replace(tzinfo=None)
+    assert answers.moment("Mon Nov 23 20:05:06 2026") == MOMENT.replace(tzinfo=None)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        *(None, "", True, [], {}, "yesterday", "nan", float("inf"), 10**400, -5, 0, "0"),
+        # A day may be any hour of it; a zero is no time; am and pm are not read.
+        *("2026-11-23", "20261123", 20261123, "2026-W48", "0001-01-01T00:00:00Z", "1970-01-01T00:00:00Z"),
+        *("Nov 23, 2026 8:00 PM", "23 Nov 2026 08:05:06 p.m.", 1.7e18),
+    ],
+    ids=str,
+)
+def test_what_is_no_certain_time_is_none(value) -> None:
+    """A time that is missing, a placeholder or half told is no time: by it no call would be out of the window."""
+    assert answers.moment(value) is None

@@ -60,7 +60,60 @@ def test_a_missing_cost_counts_as_its_reservation() -> None:
     budget = measured(1.0)
     budget.settle(reserved(budget), None)
     assert (budget.spent, budget.reserved) == (pytest.approx(0.04), pytest.approx(0.0))
-    assert budget.measured["a"] == 9
+    assert (budget.measured["a"], budget.unnamed["a"]) == (9, 1)
+
+
+def test_an_api_that_names_no_cost_is_not_slow_for_ever() -> None:
+    """After five answers without a cost, more than two calls are out, each reserving the published price."""
+    budget = Budget(cap=1.0)
+    for _ in range(5):
+        first, second = reserved(budget), reserved(budget)
+        assert budget.reserve("a", 0.04) == "wait"
+        budget.settle(first, None)
+        budget.release(second)
+    assert [reserved(budget).amount for _ in range(20)] == [0.04] * 20
+    assert budget.spent == pytest.approx(0.2)
+    assert budget.reserve("a", 0.04) == "wait"
+    assert budget.reserve("b", 0.04) == "wait"
+
+
+def test_answers_with_and_without_a_cost_count_together() -> None:
+    """Five answers are enough to be known by, whether they name a cost or not; another class has its own five."""
+    budget = Budget(cap=9.0)
+    for cost in (0.01, None, 0.02, None, 0.01):
+        first, second = reserved(budget), reserved(budget)
+        assert budget.reserve("a", 0.04) == "wait"
+        budget.settle(first, cost)
+        budget.release(second)
+    assert [reserved(budget).amount for _ in range(5)] == [0.02] * 5
+    assert [reserved(budget, "b").amount, reserved(budget, "b").amount] == [0.04] * 2
+    assert budget.reserve("b", 0.04) == "wait"
+
+
+@pytest.mark.parametrize(("worst", "amount"), [(0.1, 0.1), (0.01, 0.04)])
+def test_an_assumed_price_is_the_higher_one(worst: float, amount: float) -> None:
+    """Once an API names no cost, a call reserves the published price or the worst seen, whichever is more."""
+    budget = measured(9.0, worst)
+    for count in range(5):
+        assert budget.assumed is False
+        assert reserved(budget).amount == worst
+        budget.settle(reserved(budget), None)
+        assert budget.unnamed["a"] == count + 1
+    assert reserved(budget).amount == amount
+    assert budget.assumed is True
+
+
+def test_an_assumed_price_is_said() -> None:
+    """A cap that is held against a price that nobody measured says so, from the first image; without a cap, nothing."""
+    for cap, expected in ((1.0, True), (None, False)):
+        budget = Budget(cap=cap)
+        assert budget.assumed is False
+        budget.settle(reserved(budget), None)
+        assert budget.assumed is expected
+    budget = measured(1.0)
+    budget.settle(reserved(budget), 0.04)
+    assert budget.assumed is False
+    assert budget.unnamed == {}
 
 
 def test_stranded_money_stays_reserved_and_is_not_waited_for() -> None:

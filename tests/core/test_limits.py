@@ -1,10 +1,7 @@
-"""What calls teach: how long is too long, how many at once are too many, and when to look for a lost one."""
-
-import pytest
+"""What calls teach: how long is too long, and how many at once are too many."""
 
 from prefect_imagegen.core.concurrency import AdaptiveLimit
 from prefect_imagegen.core.latency import Latencies
-from prefect_imagegen.core.reconcile import claim_form, next_look, same_call
 
 
 def test_ten_times_the_usual() -> None:
@@ -78,37 +75,6 @@ def test_one_is_the_least() -> None:
     for second in range(50):
         limit.answered(refused=True, sent=float(second), at=second + 0.5)
     assert limit.now == 1
-
-
-@pytest.mark.parametrize(
-    ("lag", "looks"), [(7200.0, [30.0, 120.0, 7200.0]), (60.0, [30.0, 60.0]), (10.0, [10.0]), (0.0, [0.0])]
-)
-def test_when_to_look(lag: float, looks: list[float]) -> None:
-    """At 30 s, at 2 min and at the lag; looks later than the lag fall away."""
-    found, looked = [], None
-    while (due := next_look(looked, lag)) is not None:
-        found.append(due)
-        looked = due
-    assert found == looks
-
-
-def test_a_late_comer_looks_once() -> None:
-    """Who looks first after the lag need not look again."""
-    assert next_look(None, 7200.0) == 30.0
-    assert next_look(9000.0, 7200.0) is None
-    assert next_look(300.0, 7200.0) == 7200.0
-
-
-def test_the_form_of_a_claim() -> None:
-    """Addresses become digests, the rest stays; a call is the same if every field that was sent is."""
-    body = {"prompt": "p", "cfg": 5, "image_urls": ["https://host/a?sig=1"]}
-    form = claim_form(body)
-    assert form["image_urls"][0].startswith("sha256:")
-    assert "sig" not in str(form)
-    assert same_call(body | {"cfg": 5.0, "added_by_the_api": 1}, form)
-    assert not same_call(body | {"image_urls": []}, form)
-    assert not same_call({"prompt": "p"}, form)
-    assert same_call({"prompt": "p", "image_urls": None}, claim_form({"prompt": "p", "image_urls": []}))
 
 
 def test_more_room_is_grown_into() -> None:

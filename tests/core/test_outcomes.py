@@ -94,6 +94,7 @@ TABLE = {
     "invalid_request": ("no", "no", False, "row", 5, True, True),
     "bad_output": ("yes", "yes", False, "row", 5, True, True),
     "output_lost": ("yes", "yes", False, "row", 5, True, True),
+    "image_damaged": ("yes", "no", True, "row", 1, True, False),
     "model_unavailable": ("no", "no", False, "model", 5, True, False),
     "auth": ("no", "no", False, "run", 5, True, False),
     "credits": ("no", "no", False, "run", 5, True, False),
@@ -104,6 +105,9 @@ TABLE = {
     "sent_again": ("unknown", "maybe", True, "row", 5, True, False),
     "retry_asked": ("unknown", "maybe", True, "row", 5, True, False),
     "submitted": ("yes", "yes", False, "row", 5, True, False),
+    "outcome_unknown": ("unknown", "maybe", False, "row", 5, True, True),
+    "other_account": ("unknown", "maybe", False, "row", 5, True, False),
+    "internal": ("no", "no", True, "row", 5, True, False),
     "other_run": ("unknown", "no", False, "row", 5, True, False),
     "worker_lost": ("no", "no", True, "row", 5, True, False),
     "worker_failed": ("no", "no", True, "row", 3, True, False),
@@ -139,13 +143,15 @@ def test_what_may_be_paid_is_never_asked_again_by_guess() -> None:
     """What may have been taken is asked again only after an answered 5xx, a failure, or on the user's own decision."""
     retried = {kind for kind, row in OUTCOMES.items() if row.retryable and row.accepted != "no"}
     told_failures = {"server_error", "unavailable", "generation_error", "reference_unfetched"}
-    assert retried == told_failures | {"sent_again", "retry_asked"}
+    # A damaged image is no call: the next run looks at the store again.
+    assert retried == told_failures | {"sent_again", "retry_asked", "image_damaged"}
     assert not any(OUTCOMES[kind].retryable for kind in HELD_KINDS)
 
 
 def test_held_kinds_are_rows() -> None:
     """Every kind that holds a row is in the table, and none of them is permanent."""
-    assert {"unknown", "submitted", "other_run"} == HELD_KINDS
+    assert {"unknown", "submitted", "other_run", "other_account"} == HELD_KINDS
+    assert set(OUTCOMES) >= HELD_KINDS
     assert not any(map(is_permanent, HELD_KINDS))
 
 
@@ -172,3 +178,17 @@ def test_failures_that_are_about_fetching(text: str, expected: bool) -> None:
     assert is_fetch_failure(classify_failure(text), text) is expected
     assert not is_fetch_failure("content_policy", text)
     assert not is_fetch_failure("unknown", text)
+
+
+def test_what_may_have_been_paid_says_so() -> None:
+    """No kind of an attempt that the API may have taken, and that has no certain end, is told to be free."""
+    no_end = {kind for kind, row in OUTCOMES.items() if row.accepted == "unknown"} - {"other_run"}
+    assert all(OUTCOMES[kind].billed == "maybe" for kind in no_end)
+    assert {kind for kind, row in OUTCOMES.items() if row.billed == "yes"} == {"bad_output", "output_lost", "submitted"}
+
+
+def test_an_unknown_outcome_is_never_sent_again_by_itself() -> None:
+    """After a month an outcome that nobody can tell is closed for good: permanent, and never retried."""
+    assert is_permanent("outcome_unknown")
+    assert not OUTCOMES["outcome_unknown"].retryable
+    assert all("resend" in OUTCOMES[kind].remedy for kind in ("outcome_unknown", "other_account", "output_lost"))

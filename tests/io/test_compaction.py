@@ -6,15 +6,19 @@ import os
 import secrets
 import subprocess
 import sys
+from contextlib import suppress
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
 from prefect_imagegen.core import layout
 from prefect_imagegen.core.errors import StoreError
-from prefect_imagegen.core.events import RANK, Claim, Event, ImageFacts
+from prefect_imagegen.core.events import RANK, RETRY_ASKED, Claim, Event, ImageFacts
 from prefect_imagegen.core.ledger import EVENT_SCHEMA, KEY_TYPE, LedgerView, events_table
 from prefect_imagegen.io import compaction
 from prefect_imagegen.io.compaction import compact
@@ -391,6 +395,7 @@ CLAIM = Claim("run-1", "n1", "a", datetime(2026, 8, 1, tzinfo=UTC), {})
         pytest.param([1], ["1 delivered"], [], 23, True, id="young"),
         pytest.param([1], ["1 submitted"], [], 25, True, id="open"),
         pytest.param([1, 2], ["1 submitted", "2 delivered"], [], 25, True, id="an open attempt beside"),
+        pytest.param([2], ["1 submitted", "2 delivered"], [], 25, True, id="an open attempt whose claim is not listed"),
         pytest.param([1, 2], ["1 delivered"], [], 25, True, id="a claim that the ledger does not know"),
         pytest.param([1], ["1 failed"], [], 25, True, id="failed: will be asked for again"),
         pytest.param([1], ["1 delivered", "1 quarantined"], [], 25, True, id="quarantined: will be asked for again"),
@@ -419,6 +424,129 @@ async def test_claims_go_when_nobody_can_need_them(timed_store, claims, steps, o
     assert len(paths(timed_store, layout.CLAIMS)) == (2 * len(claims) if stays else 0)
 
 
+def test_exactly_the_needless_claims_go(timed_store) -> None:
+    """A key's claims go, all or none, if it is delivered, all its attempts have ended, and all objects are old."""
+    numbers = st.integers(1, 3)
+    ends = st.dictionaries(st.one_of(numbers, st.sampled_from(["x", "0", "007"])), st.sampled_from(TYPES), max_size=4)
+    hours = st.sampled_from([1, 23, 25, 99])
+    claims = st.dictionaries(numbers, st.tuples(hours, st.none() | hours), max_size=3)
+
+    async def run(keys: list[tuple[dict, dict]]) -> None:
+        store, expected = type(timed_store)(), []
+        now = store.now
+        for position, (attempts, claimed) in enumerate(keys):
+            key = key_of(500 + 7 * position)
+            objects = []
+            for n, (age, id_age) in claimed.items():
+                for path, hours_ago in ((layout.claim(key.hex(), n), age), (layout.claim_id(key.hex(), n), id_age)):
+                    if hours_ago is not None:
+                        store.now = now - timedelta(hours=hours_ago)
+                        await store.create(path, b"{}")
+                        objects.append((path, hours_ago))
+            store.now = now
+            events = [replace(event(kind, key), attempt_id=f"{key.hex()}-{n}") for n, kind in attempts.items()]
+            await write(store, f"s{position}", *events)
+            is_over = "delivered" in attempts.values() and not {"claimed", "submitted"} & set(attempts.values())
+            if not (is_over and set(claimed) <= set(attempts) and all(age > 24 for _, age in objects)):
+                expected += [path for path, _ in objects]
+        await compact(store, CLOCK, more_than=0)
+        assert paths(store, layout.CLAIMS) == sorted(expected)
+
+    @given(st.lists(st.tuples(ends, claims), min_size=1, max_size=4))
+    @example([({}, {})])
+    @example([({1: "failed"}, {1: (25, 25)})])
+    @example([({1: "delivered", "x": "claimed"}, {1: (25, 25)})])
+    @example([({1: "delivered", 2: "failed"}, {1: (25, 25), 2: (25, None)})])
+    def check(keys: list[tuple[dict, dict]]) -> None:
+        asyncio.run(run(keys))
+
+    check()
+
+
+class Model:
+    """What has to lie in the ledger's folders: all that was written, less what a day-old generation replaced."""
+
+    def __init__(self, store) -> None:
+        self.store = store
+        self.kept: set[str] = set()
+        self.made: list[tuple[datetime, set[str]]] = []
+        """When each generation was made, and the segments that it absorbed."""
+        self.events: list[dict] = []
+        self.segments = 0
+
+    async def write(self) -> None:
+        await fill(self.store, 1, start=self.segments)
+        self.kept.add(layout.segment(f"s{self.segments:04d}"))
+        self.segments += 1
+        self.events = await all_events(self.store)
+
+    async def crash(self) -> None:
+        """A compactor dies between its files and its manifest."""
+
+        def die(point: str) -> None:
+            raise RuntimeError(point)
+
+        with pytest.MonkeyPatch.context() as patched, suppress(RuntimeError):
+            patched.setattr(compaction, "reached", die)
+            await compact(self.store, CLOCK, more_than=0)
+            # Nothing was open, so that nobody died, and what is old is gone.
+            self._forget()
+        files = paths(self.store, layout.GENERATIONS)
+        self.kept |= {path for path in files if layout.generation_of(path) > len(self.made)}
+
+    async def compact(self) -> None:
+        is_new = bool(segments_of(self.kept) - set().union(*(segments for _, segments in self.made)))
+        assert await compact(self.store, CLOCK, more_than=0) is is_new
+        if is_new:
+            self.made.append((self.store.now, segments_of(self.kept)))
+            manifest = layout.generation(len(self.made))
+            self.kept |= {manifest, *json.loads(self.store.objects[manifest][0])["files"]}
+        self._forget()
+
+    def _forget(self) -> None:
+        moment = self.store.now - timedelta(hours=24)
+        newest = max((n for n, (at, _) in enumerate(self.made, 1) if at < moment), default=0)
+        absorbed = self.made[newest - 1][1] if newest else set()
+        self.kept = {path for path in self.kept if path not in absorbed and not 0 < number_of(path) < newest}
+
+
+def test_exactly_what_was_replaced_goes(timed_store) -> None:
+    """All events stay, and what goes is what a generation of over a day ago replaced, whoever writes and dies when."""
+
+    async def run(steps: list[tuple[str, float]]) -> None:
+        store = type(timed_store)()
+        model = Model(store)
+        for step, hours in steps:
+            if step == "wait":
+                store.later(hours)
+            else:
+                await getattr(model, step)()
+            assert {*paths(store, layout.SEGMENTS), *paths(store, layout.GENERATIONS)} == model.kept
+            assert await all_events(store) == model.events
+
+    steps = st.tuples(st.sampled_from(["write", "compact", "wait", "crash"]), st.sampled_from([1.0, 12.5, 25.0]))
+
+    @settings(max_examples=60)
+    @given(st.lists(steps, max_size=12))
+    @example([("write", 0), ("compact", 0), ("write", 0), ("compact", 0), ("wait", 25.0), ("compact", 0)])
+    @example([("write", 0), ("crash", 0), ("compact", 0), ("write", 0), ("compact", 0), ("wait", 25.0), ("compact", 0)])
+    def check(given_steps: list[tuple[str, float]]) -> None:
+        asyncio.run(run(given_steps))
+
+    check()
+
+
+def segments_of(all_paths: set[str]) -> set[str]:
+    return {path for path in all_paths if path.startswith(f"{layout.SEGMENTS}/")}
+
+
+def number_of(path: str) -> int:
+    """The generation that a manifest or a file belongs to; 0 for others."""
+    if not path.startswith(f"{layout.GENERATIONS}/"):
+        return 0
+    return int(path.split("/")[2].removesuffix(".json"))
+
+
 async def test_numbers_go_on_after_claims_are_gone(timed_store) -> None:
     """A key whose claims were removed is claimed with a number that none of its attempts had."""
     key = key_of(500)
@@ -429,3 +557,81 @@ async def test_numbers_go_on_after_claims_are_gone(timed_store) -> None:
     assert (book.next_attempt(key), book.next_attempt(key_of(501))) == (3, 1)
     await write(timed_store, "c", event("submitted", key, 3))
     assert (await load_ledger(timed_store)).next_attempt(key) == 3
+
+
+def whole(view: LedgerView) -> dict:
+    """All that a ledger says of two keys and of calls."""
+    keys = [key_of(1), key_of(2)]
+    ids = [f"id-{n}" for n in range(1, 9)]
+
+    def told(row: dict) -> list[str]:
+        return [str(row[name]) for name in ("attempt_id", "type", "request_id", "error_kind", "account", "endpoint")]
+
+    return {
+        "states": view.states(pa.array(keys, KEY_TYPE)).to_pylist(),
+        "failures": [view.failure(key) for key in keys],
+        "ranks": [dict(view.ranks(key)) for key in keys],
+        "courses": [sorted(map(told, view.course(key))) for key in keys],
+        "calls": view.newest_calls(account="acc", most=99),
+        "known": view.known_ids(ids),
+        "among": view.calls_among(ids, run_id="run-1"),
+    }
+
+
+@pytest.mark.parametrize("rows", [1, 2, 50_000])
+async def test_compaction_changes_nothing_of_what_is_said(timed_store, monkeypatch, rows) -> None:
+    """States, failures, courses, accounts and request ids are the same before and after, in files of any size."""
+    monkeypatch.setattr(compaction, "_FILE_ROWS", rows)
+    monkeypatch.setattr(compaction, "_RUN_ROWS", rows)
+    one, two = key_of(1), key_of(2)
+    told = {"account": "acc", "endpoint": "https://api"}
+    steps = [
+        event("claimed", one, 1, account="acc"),
+        event("submitted", one, 1, request_id="id-1", **told),
+        event("failed", one, 1, error_kind="content_policy", request_id="id-1", **told),
+        event("failed", one, 1, error_kind=RETRY_ASKED),
+        event("submitted", one, 2, request_id="id-2"),
+        event("failed", two, 10, error_kind="unsent"),
+        event("failed", two, 9, error_kind="server_error", request_id="id-9"),
+        event("submitted", two, 9, request_id="id-3", **told),
+    ]
+    for n, step in enumerate(steps):
+        await write(timed_store, f"{n}", step)
+    before = whole(await load_ledger(timed_store))
+    assert await compact(timed_store, CLOCK, more_than=0)
+    assert whole(await load_ledger(timed_store)) == before
+    assert before["states"] == ["open", "failed"]
+    assert before["failures"] == [(RETRY_ASKED, ""), ("unsent", "")]
+    assert before["known"] == {"id-1", "id-2", "id-3"}
+    assert before["calls"][0][0] == "id-3"
+
+
+async def test_a_store_from_before_accounts_is_compacted(timed_store) -> None:
+    """Segments and generations without the column `account` are read and compacted; their accounts are null."""
+    for n in (1, 2):
+        old = events_table([event("submitted", key_of(n), 1, request_id=f"id-{n}")]).drop_columns(["account"])
+        assert await timed_store.create(layout.segment(f"old-{n}"), to_parquet(old))
+        assert await compact(timed_store, CLOCK, more_than=0)
+    await write(timed_store, "new", event("submitted", key_of(2), 2, request_id="id-3", account="acc"))
+    assert await compact(timed_store, CLOCK, more_than=0)
+    view = await load_ledger(timed_store)
+    assert [name for name, _ in view.newest_calls(account="acc")] == ["id-3"]
+    assert view.known_ids(["id-1", "id-2", "id-3"]) == {"id-1", "id-2", "id-3"}
+    assert [row["account"] for row in view.course(key_of(1))] == [None]
+
+
+async def test_what_is_known_of_an_attempt_outlives_its_claims(timed_store) -> None:
+    """A key that was delivered, lost its claims and then its image goes on with numbers of its own."""
+    key = key_of(1)
+    book = StoreLedger(timed_store, LedgerView.empty(), run_id="run-1", nonce="n1", clock=CLOCK)
+    await book.claim(key, 1, Claim("run-1", "n1", f"{key.hex()}-1", CLOCK.now(), {}))
+    await write(timed_store, "a", event("submitted", key, 1, request_id="id-1"), event("delivered", key, 1))
+    timed_store.later(25)
+    await compact(timed_store, CLOCK, more_than=0)
+    assert await book.claims(key) == []
+    await write(timed_store, "b", event("quarantined", key, 1))
+    view = await load_ledger(timed_store)
+    later = StoreLedger(timed_store, view, run_id="run-2", nonce="n2", clock=CLOCK)
+    (known,) = await later.known(key)
+    assert (known.n, known.record, known.request_id, known.rank) == (1, None, "id-1", RANK["quarantined"])
+    assert later.next_attempt(key) == 2

@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 
 from prefect_imagegen.core import layout
+from prefect_imagegen.core.errors import StoreError
+from prefect_imagegen.io import heartbeat as heartbeat_module
 from prefect_imagegen.io.heartbeat import Heartbeat, Process, StoreNeighbours
 from prefect_imagegen.io.limits import SystemClock
 from prefect_imagegen.io.object_store import open_object_store
@@ -94,14 +96,15 @@ async def life(store, run_id, process, *, beats: bool = True) -> str:
     heartbeat = Heartbeat(store, "run-2", process, Ticks())
     if beats:
         await heartbeat.beat()
-    return await StoreNeighbours(store, heartbeat, process, Ticks()).life(run_id)
+    return await StoreNeighbours(store, heartbeat, process, Ticks()).life(layout.heartbeat(run_id))
 
 
 async def test_the_heartbeat_names_its_process(store) -> None:
-    """The sign of life holds nonce, boot id, pid and the start of the process."""
+    """The sign of life holds nonce, boot id, pid and the start of the process, and its machine's time."""
     me = Process.this("n1")
     await beat(store, "run-1", me)
-    assert json.loads(await store.get("runs/run-1/heartbeat.json")) == dataclasses.asdict(me)
+    found = json.loads(await store.get("runs/run-1/heartbeat.json"))
+    assert found == dataclasses.asdict(me) | {"at": "1999-01-01T00:00:00+00:00"}
     assert me.pid == os.getpid()
     assert me.started
     assert me.boot_id
@@ -176,21 +179,222 @@ async def test_a_run_without_heartbeat_is_dead(store) -> None:
     assert await life(store, "run-1", me) == "silent"
 
 
-@pytest.mark.parametrize("data", [b"", b"{", b"[]", b'"x"', b"{}", b'{"nonce": "x"}', b"null", b"7"])
-async def test_an_unreadable_heartbeat_counts_as_alive(store, data) -> None:
-    """A sign of life that cannot be read is taken for one: nobody submits over a claim on a guess."""
-    await store.put(layout.run("run-1", "heartbeat.json"), data)
-    assert await life(store, "run-1", Process.this("n1")) == "live"
+class Passing:
+    """A clock that tests set; sleeps pass time, until the horizon."""
+
+    def __init__(self) -> None:
+        self.time = 0.0
+        self.sleeps: list[float] = []
+        self.horizon = float("inf")
+        self.enough = asyncio.Event()
+
+    def now(self) -> datetime:
+        return datetime(2026, 8, 1, tzinfo=UTC) + timedelta(seconds=self.time)
+
+    def monotonic(self) -> float:
+        return self.time
+
+    async def sleep(self, seconds: float) -> None:
+        self.sleeps.append(seconds)
+        self.time += seconds
+        if self.time >= self.horizon:
+            self.enough.set()
+            await asyncio.Event().wait()
 
 
-async def test_a_store_without_times_counts_as_alive() -> None:
-    """Where the store tells no times, or we have not beaten yet, a run is not declared dead."""
+UNREADABLE = [
+    *(b"", b"{", b"[]", b'"x"', b"{}", b'{"nonce": "x"}', b"null", b"7", b"\xff"),
+    b'{"nonce": 1, "boot_id": "b", "pid": 1, "started": 1}',
+    b'{"nonce": "n", "boot_id": "b", "pid": "1", "started": 1}',
+    b'{"nonce": "n", "boot_id": "b", "pid": 0, "started": 1}',
+    b'{"nonce": "n", "boot_id": "b", "pid": 1, "started": []}',
+    b'{"nonce": "n", "boot_id": "b", "pid": 1, "started": 1, "ended": "no"}',
+]
+
+
+@pytest.mark.parametrize("data", UNREADABLE)
+async def test_an_unreadable_heartbeat_counts_as_alive_for_a_day(data) -> None:
+    """A sign of life that cannot be read is taken for one for 24 hours, then it says nothing; it never proves death."""
+    store, me = DatedStore(), Process.this("n1")
+    await store.put(layout.heartbeat("run-1"), data)
+    for hours, expected in ((0, "live"), (24, "live"), (24.01, "silent"), (9_999, "silent")):
+        store.time = datetime(2026, 8, 1, tzinfo=UTC) + timedelta(hours=hours)
+        assert await life(store, "run-1", me) == expected
+
+
+@pytest.mark.parametrize("data", UNREADABLE)
+async def test_an_unreadable_heartbeat_without_a_time(data) -> None:
+    """Where the store tells no times either, the day begins when this process first sees the bytes as they are."""
+    store, clock, me = DatedStore(), Passing(), Process.this("n1")
+    store.time = None
+    neighbours = StoreNeighbours(store, Heartbeat(store, "run-2", me, clock), me, clock)
+    path = layout.heartbeat("run-1")
+    await store.put(path, data)
+    assert await neighbours.life(path) == "live"
+    clock.time += 24 * 3600
+    assert await neighbours.life(path) == "live"
+    await store.put(path, data + b" changed")
+    clock.time += 6
+    assert await neighbours.life(path) == "live"
+    clock.time += 24 * 3600
+    assert await neighbours.life(path) == "live"
+    clock.time += 6
+    assert await neighbours.life(path) == "silent"
+
+
+async def test_before_our_own_beat_nobody_is_declared_dead() -> None:
+    """Where we have not beaten yet, our own clock counts: one that is behind declares nobody dead."""
     store, me = DatedStore(), Process.this("n1")
     await beat(store, "run-1", ELSEWHERE)
     assert await life(store, "run-1", me, beats=False) == "live"
+
+
+@pytest.mark.parametrize(("ahead", "lives"), [(0, 24), (-23, 1), (5, 24)])
+async def test_a_store_without_times_counts_as_alive_for_a_day(ahead, lives) -> None:
+    """Where the store tells no times, a run lives for 24 hours by the time in its beat, or since we saw one to come."""
+    store, clock, me = DatedStore(), Passing(), Process.this("n1")
     store.time = None
-    await beat(store, "run-1", ELSEWHERE)
+    theirs = Passing()
+    theirs.time = ahead * 3600.0
+    await Heartbeat(store, "run-1", ELSEWHERE, theirs).beat()
+    neighbours = StoreNeighbours(store, Heartbeat(store, "run-2", me, clock), me, clock)
+    path = layout.heartbeat("run-1")
+    assert await neighbours.life(path) == "live"
+    clock.time = lives * 3600.0
+    assert await neighbours.life(path) == "live"
+    theirs.time = clock.time
+    await Heartbeat(store, "run-1", ELSEWHERE, theirs).beat()
+    clock.time += 23 * 3600
+    assert await neighbours.life(path) == "live"
+    clock.time += 3601
+    assert await neighbours.life(path) == "silent"
+
+
+@pytest.mark.parametrize(
+    "more", [{}, {"at": None}, {"at": "?"}, {"at": "2026-08-01T00:00:00"}, {"later": [1], "at": 7}]
+)
+async def test_beats_of_other_versions_are_read(more) -> None:
+    """A beat without its machine's time (an older version's), or with fields that we do not know, is a beat."""
+    store, me = DatedStore(), Process.this("n1")
+    for ended, behind, expected in ((False, 0, "live"), (False, 91, "silent"), (True, 0, "gone")):
+        store.time = datetime(2026, 8, 1, tzinfo=UTC)
+        data = json.dumps(dataclasses.asdict(dataclasses.replace(ELSEWHERE, ended=ended)) | more).encode()
+        await store.put(layout.heartbeat("run-1"), data)
+        store.time += timedelta(seconds=behind)
+        assert await life(store, "run-1", me) == expected
+
+
+class Failing(DatedStore):
+    """A store whose puts, or heads, fail until a moment of the clock."""
+
+    def __init__(self, clock: Passing, until: float, operation: str = "put") -> None:
+        super().__init__()
+        self.clock, self.until, self.operation = clock, until, operation
+
+    def _check(self, operation: str) -> None:
+        if operation == self.operation and self.clock.time < self.until:
+            raise StoreError("store_unreachable", f"down at {self.clock.time:.0f}")
+
+    async def put(self, path: str, data: bytes, content_type: str = "") -> None:
+        self._check("put")
+        await super().put(path, data)
+
+    async def head(self, path: str) -> ObjectInfo | None:
+        self._check("head")
+        return await super().head(path)
+
+
+async def test_a_failed_beat_is_tried_again() -> None:
+    """A beat that fails is tried again every 5 seconds; when one succeeds, the next comes 15 seconds later."""
+    clock = Passing()
+    store = Failing(clock, 0.0)
+    heartbeat = Heartbeat(store, "run-1", Process.this("n1"), clock)
+    await heartbeat.beat()
+    store.until, clock.horizon = 500.0, 560.0
+    beating = asyncio.create_task(heartbeat.keep_beating())
+    await clock.enough.wait()
+    beating.cancel()
+    assert clock.sleeps[:2] == [15.0, 5.0]
+    assert set(clock.sleeps[1:98]) == {5.0}
+    assert set(clock.sleeps[98:]) == {15.0}
+
+
+async def test_silence_for_too_long_ends_the_beating() -> None:
+    """When no beat has succeeded for `deadline` seconds the last error is raised, and not before."""
+    clock = Passing()
+    store = Failing(clock, 0.0)
+    heartbeat = Heartbeat(store, "run-1", Process.this("n1"), clock, deadline=120.0)
+    clock.time = 100.0
+    await heartbeat.beat()
+    store.until = 1e9
+    with pytest.raises(StoreError, match="down at 220"):
+        await heartbeat.keep_beating()
+    assert Heartbeat(store, "run-1", Process.this("n1"), clock)._deadline == 600.0
+
+
+async def test_beating_may_begin_in_an_outage() -> None:
+    """Where there was no good beat yet, the deadline counts from the start of the beating."""
+    clock = Passing()
+    clock.time = 1_000.0
+    heartbeat = Heartbeat(Failing(clock, 1e9), "run-1", Process.this("n1"), clock, deadline=60.0)
+    with pytest.raises(StoreError, match="down at 1060"):
+        await heartbeat.keep_beating()
+
+
+async def test_a_beat_whose_time_cannot_be_asked_is_a_beat() -> None:
+    """Others see what was put: where only the store's time cannot be read, the beating goes on."""
+    clock = Passing()
+    heartbeat = Heartbeat(Failing(clock, 1e9, "head"), "run-1", Process.this("n1"), clock, deadline=60.0)
+    clock.horizon = 300.0
+    beating = asyncio.create_task(heartbeat.keep_beating())
+    await clock.enough.wait()
+    assert not beating.done()
+    beating.cancel()
+    assert heartbeat.age() <= 5
+
+
+async def test_the_age_of_a_beat_counts_from_its_beginning() -> None:
+    """The age is infinite before the first good beat, and counts from when that was begun, not from its answer."""
+    clock = Passing()
+    me = Process.this("n1")
+
+    class Slow(DatedStore):
+        async def put(self, path: str, data: bytes, content_type: str = "") -> None:
+            clock.time += 20
+            await super().put(path, data)
+
+    store = Slow()
+    heartbeat = Heartbeat(store, "run-1", me, clock)
+    neighbours = StoreNeighbours(store, heartbeat, me, clock)
+    assert heartbeat.age() == float("inf")
+    await heartbeat.ask_time()
+    assert neighbours.since_beat() == float("inf")
+    await heartbeat.beat()
+    assert heartbeat.age() == 20
+    clock.time += 7
+    assert neighbours.since_beat() == heartbeat.age() == 27
+
+
+async def test_a_zombie_is_dead(store, child) -> None:
+    """A killed process that nobody has waited for yet is dead all the same."""
+    process, started = child
+    me = Process.this("n1")
+    await beat(store, "run-1", dataclasses.replace(me, nonce="n2", pid=process.pid, started=started))
+    process.kill()
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # noqa: ASYNC222 - dead in a moment
+    assert await life(store, "run-1", me) == "gone"
+
+
+async def test_a_process_that_we_may_not_see(store, child, tmp_path, monkeypatch) -> None:
+    """Where /proc hides the processes of other users, a living one is not taken for dead, and a dead one is."""
+    process, started = child
+    me = Process.this("n1")
+    await beat(store, "run-1", dataclasses.replace(me, nonce="n2", pid=process.pid, started=started))
+    monkeypatch.setattr(heartbeat_module, "_PROC", tmp_path)
     assert await life(store, "run-1", me) == "live"
+    process.kill()
+    process.communicate()
+    assert await life(store, "run-1", me) == "gone"
 
 
 async def test_a_run_that_has_ended_is_gone(store) -> None:
@@ -221,5 +425,6 @@ async def test_containers_of_one_machine(tmp_path) -> None:
     await Heartbeat(store, "run2", there, clock).beat()
     await Heartbeat(store, "run3", dataclasses.replace(there, boot_id=us.boot_id), clock).beat()
     neighbours = StoreNeighbours(store, heartbeat, us, clock)
-    assert (await neighbours.life("run2"), await neighbours.life("run3")) == ("live", "gone")
+    found = [await neighbours.life(layout.heartbeat(name)) for name in ("run2", "run3")]
+    assert found == ["live", "gone"]
     store.close()

@@ -4,6 +4,7 @@ import asyncio
 import io
 import json
 import secrets
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pyarrow as pa
@@ -12,7 +13,7 @@ import pytest
 
 from prefect_imagegen.core import layout
 from prefect_imagegen.core.errors import StoreError
-from prefect_imagegen.core.events import Claim, Event, ImageFacts
+from prefect_imagegen.core.events import RETRY_ASKED, RETRY_ASKED_RANK, Claim, Event, ImageFacts
 from prefect_imagegen.core.ledger import EVENT_SCHEMA, KEY_TYPE, LedgerView, events_table
 from prefect_imagegen.io.ledger import FLUSH_EVENTS, StoreLedger, load_ledger
 from prefect_imagegen.io.object_store import FsspecObjectStore, open_object_store
@@ -57,6 +58,10 @@ def ledger(store, nonce="n1", view=None) -> StoreLedger:
 
 def claim(nonce="n1", attempt="a1") -> Claim:
     return Claim("run-1", nonce, attempt, NOW, {"prompt": "Käse 🧀", "seed": 7, "image_urls": ["ab" * 32]})
+
+
+def named(n: int, key: bytes = KEY) -> str:
+    return f"{key.hex()}-{n}"
 
 
 def event(kind="claimed", key=KEY, attempt="a1", **facts) -> Event:
@@ -146,6 +151,146 @@ async def test_claims_lie_where_the_layout_says(store) -> None:
     assert json.loads(await store.get(f"{base}/1.id.json")) == {"request_id": "id-1"}
     body = json.loads(await store.get(f"{base}/1.json"))
     assert (body["nonce"], body["attempt_id"], body["body"]["prompt"]) == ("n1", "a1", "Käse 🧀")
+
+
+async def test_a_claim_keeps_all_that_it_says(store) -> None:
+    """Account, fingerprint, endpoint, owner and the times by three clocks come back as they were written."""
+    made = Claim(
+        *("run-1", "n1", "a1", NOW, {"seed": 7}, "acc", "fp", "https://api", "runs/run-1/heartbeat.json"),
+        store_time=NOW + timedelta(seconds=1),
+        api_time=NOW + timedelta(hours=5, microseconds=3),
+    )
+    await ledger(store).claim(KEY, 1, made)
+    (found,) = await ledger(store).claims(KEY)
+    assert found.claim == made
+    (info,) = await store.list("ledger/claims")
+    assert found.stored == info.modified
+
+
+async def test_a_claim_of_an_older_store_is_read(store) -> None:
+    """A claim of version 0.1 names no account, key, endpoint, owner or further times: they are null, not an error."""
+    old = {"run_id": "run-0", "nonce": "n0", "attempt_id": named(1), "time": NOW.isoformat(), "body": {"seed": 7}}
+    await store.put(layout.claim(KEY.hex(), 1), json.dumps(old).encode())
+    await store.put(layout.claim_id(KEY.hex(), 1), b'{"request_id": "id-1"}')
+    (known,) = await ledger(store).known(KEY)
+    assert known.record.claim == Claim("run-0", "n0", named(1), NOW, {"seed": 7})
+    assert (known.account, known.endpoint, known.request_id, known.run_id) == (None, None, "id-1", "run-0")
+    assert known.record.claim.owner is known.record.claim.api_time is known.record.claim.store_time is None
+
+
+async def test_a_claim_of_a_later_store_is_read(store) -> None:
+    """A claim with fields that this version does not know is read without them."""
+    await ledger(store).claim(KEY, 1, claim())
+    path = layout.claim(KEY.hex(), 1)
+    await store.put(path, json.dumps(json.loads(await store.get(path)) | {"part": 7}).encode())
+    assert (await ledger(store).claims(KEY))[0].claim == claim()
+
+
+# What is known of an attempt
+
+
+class LaggingStore(FailingStore):
+    """A store whose listings show nothing yet; what is asked for by name is there."""
+
+    async def list(self, prefix: str):
+        return [] if prefix.startswith("ledger/claims") else await self._store.list(prefix)
+
+
+async def test_claim_id_and_events_are_one(store) -> None:
+    """Of each attempt claim, id object and events are told together, whichever of them a crash has left."""
+    book = ledger(store)
+    await book.claim(KEY, 1, replace(claim(attempt=named(1)), account="acc", endpoint="https://api"))
+    await book.claim(KEY, 3, claim(attempt=named(3)))
+    await book.record_request_id(KEY, 3, "id-3")
+    # The id of the first reached a segment, its id object was never written.
+    await book.record(event("submitted", attempt=named(1), request_id="id-1", account="acc"))
+    await book.record(event("failed", attempt=named(2), request_id="id-2", error_kind="unsent", error_message="dns"))
+    await book.record(event("submitted", OTHER, named(1, OTHER), request_id="id-9"))
+
+    def told(known):
+        return [(one.n, one.rank, one.request_id, one.error_kind, one.record is not None) for one in known]
+
+    expected = [(1, 1, "id-1", None, True), (2, 2, "id-2", "unsent", False), (3, -1, "id-3", None, True)]
+    before = await book.known(KEY)
+    assert told(before) == expected
+    await book.flush()
+    other = ledger(store, "n2")
+    await other.refresh(at_once=True)
+    for known in (await book.known(KEY), await other.known(KEY)):
+        assert known == before
+    later = await ledger(store, "n3", await load_ledger(store)).known(KEY)
+    assert later == before
+    assert [(one.account, one.endpoint, one.is_closed) for one in later] == [
+        ("acc", "https://api", False),
+        (None, None, True),
+        (None, None, False),
+    ]
+
+
+@pytest.mark.parametrize("flushed", [False, True])
+@pytest.mark.parametrize("first", [0, 1])
+async def test_a_persons_word_gives_an_attempt_free(store, flushed, first) -> None:
+    """`retry_asked` closes an attempt above its failure, is told as asked, and leaves the reason as it was."""
+    book = ledger(store)
+    steps = [event("failed", attempt=named(1), error_kind=kind) for kind in ("content_policy", RETRY_ASKED)]
+    for step in (steps[first], steps[1 - first]):
+        await book.record(step)
+    if flushed:
+        await book.flush()
+    (known,) = await book.known(KEY)
+    assert (known.rank, known.is_asked, known.error_kind) == (RETRY_ASKED_RANK, True, "content_policy")
+    assert (known.is_closed, known.is_delivered) == (True, False)
+
+
+async def test_a_word_alone_is_no_failure(store) -> None:
+    """An open attempt that a person gave free is closed by that alone."""
+    book = ledger(store)
+    await book.claim(KEY, 1, claim(attempt=named(1)))
+    await book.record(event("failed", attempt=named(1), error_kind=RETRY_ASKED))
+    (known,) = await book.known(KEY)
+    assert (known.error_kind, known.is_asked, known.is_closed) == (RETRY_ASKED, True, True)
+
+
+@pytest.mark.parametrize("lost", [1, 2])
+async def test_a_listing_that_lags_hides_no_claim(store, lost) -> None:
+    """Claims that are known to exist are read by name, with their ids, while the listing is empty."""
+    await ledger(store).claim(KEY, 1, claim(attempt=named(1)))
+    await ledger(store).record_request_id(KEY, 1, "id-1")
+    await ledger(store).claim(KEY, 2, claim(attempt=named(2)))
+    book = ledger(LaggingStore(store, 0))
+    assert await book.known(KEY) == await book.claims(KEY) == []
+    assert [one.request_id for one in await book.known(KEY, lost=lost)] == ["id-1", None][:lost]
+    assert [one.n for one in await book.claims(KEY, lost=lost)] == [1, 2][:lost]
+    await book.record(event(attempt=named(1)))
+    assert [one.record is not None for one in await book.known(KEY)] == [True]
+
+
+async def test_a_lost_claim_that_is_not_there_is_none(store) -> None:
+    """A claim that is asked for by name and does not exist is left out; one that is listed and gone is an error."""
+    assert await ledger(store).claims(KEY, lost=2) == []
+    await ledger(store).claim(KEY, 1, claim())
+
+    class Gone(FailingStore):
+        async def get(self, path: str) -> bytes | None:
+            return None
+
+    with pytest.raises(StoreError, match=r"1\.json"):
+        await ledger(Gone(store, 0)).claims(KEY)
+
+
+async def test_known_ids_are_those_of_any_run(store) -> None:
+    """The ids of calls are known from what is buffered, flushed, read since, and read at the start."""
+    await store.put("ledger/segments/a.parquet", segment_of(event("delivered", request_id="id-0", image=None)))
+    book = ledger(store, view=await load_ledger(store))
+    await book.record(event("submitted", OTHER, "b", request_id="id-1"))
+    await book.flush()
+    await book.record(event("submitted", OTHER, "c", request_id="id-2"))
+    await store.put("ledger/segments/z.parquet", segment_of(event("failed", b"\x07" * 16, "d", request_id="id-3")))
+    asked = ["id-0", "id-1", "id-2", "id-3", "strange"]
+    assert await book.known_ids(asked) == {"id-0", "id-1", "id-2"}
+    await book.refresh(at_once=True)
+    assert await book.known_ids(asked) == set(asked) - {"strange"}
+    assert await book.known_ids([]) == frozenset()
 
 
 async def test_a_request_id_is_told_once(store) -> None:

@@ -24,7 +24,7 @@ from hypothesis.stateful import (
 )
 
 from prefect_imagegen.core import layout
-from prefect_imagegen.core.events import RANK, Claim, Event, ImageFacts
+from prefect_imagegen.core.events import RANK, RETRY_ASKED, RETRY_ASKED_RANK, Claim, Event, ImageFacts
 from prefect_imagegen.core.ledger import KEY_TYPE, LedgerView
 from prefect_imagegen.io import compaction
 from prefect_imagegen.io.compaction import compact
@@ -32,6 +32,7 @@ from prefect_imagegen.io.ledger import StoreLedger, event_tables, load_ledger
 
 T = TypeVar("T")
 KEYS = [bytes([n]) * 16 for n in (0, 7, 128, 255)]
+RANKS = RANK | {RETRY_ASKED: RETRY_ASKED_RANK}
 TIME = datetime(2026, 8, 1, tzinfo=UTC)
 Step = tuple[str, bytes, str]
 """Type, key and attempt of an event."""
@@ -65,6 +66,9 @@ class Run:
     next: dict[bytes, int] = field(default_factory=dict)
     """The number to go on with, of the keys whose attempt it ended itself."""
     buffered: list[Step] = field(default_factory=list)
+    durable: list[Step] = field(default_factory=list)
+    """What was durable when it read the ledger."""
+    recorded: list[Step] = field(default_factory=list)
 
 
 @dataclass
@@ -111,7 +115,7 @@ class LedgerModel(RuleBasedStateMachine):
         self.born += 1
         view = self.wait(load_ledger(self.store))
         ledger = StoreLedger(self.store, view, run_id="run", nonce=f"n{self.born}", clock=Clock())
-        return Run(ledger, self.ever_delivered())
+        return Run(ledger, self.ever_delivered(), durable=list(self.durable))
 
     @rule(run=runs, key=st.sampled_from(KEYS))
     def ask(self, run: Run, key: bytes) -> None:
@@ -149,6 +153,24 @@ class LedgerModel(RuleBasedStateMachine):
         if self.used:
             self.record(run, "quarantined", *data.draw(st.sampled_from(sorted(self.used))))
 
+    @rule(run=runs, data=st.data())
+    def resend(self, run: Run, data: st.DataObject) -> None:
+        """A person gives a key free, whatever its attempt has come to."""
+        if self.used:
+            self.record(run, RETRY_ASKED, *data.draw(st.sampled_from(sorted(self.used))))
+
+    @rule(run=runs, key=st.sampled_from(KEYS))
+    def known(self, run: Run, key: bytes) -> None:
+        """What is known of an attempt holds all that was durable when the run began, and all that it recorded."""
+        known = {one.n: one for one in self.wait(run.ledger.known(key))}
+        for kind, its_key, attempt in [*run.durable, *run.recorded]:
+            n = attempt.split("-")[1]
+            if its_key == key and n.isdigit():
+                assert known[int(n)].rank >= RANKS[kind]
+        for its_key, n in self.used:
+            if its_key == key and layout.claim(key.hex(), n) in self.store.objects:
+                assert known[n].record is not None
+
     @rule(run=runs, key=st.sampled_from(KEYS), odd=st.sampled_from(["x", "y"]), kind=st.sampled_from(list(RANK)))
     def oddity(self, run: Run, key: bytes, odd: str, kind: str) -> None:
         """An attempt with a name of another kind is an attempt too."""
@@ -157,8 +179,15 @@ class LedgerModel(RuleBasedStateMachine):
     def record(self, run: Run, kind: str, key: bytes, n: object) -> None:
         attempt = f"{key.hex()}-{n}"
         image = ImageFacts(f"images/{attempt}.png", 1, 1, "png", 5, "ab" * 32) if kind == "delivered" else None
-        self.wait(run.ledger.record(Event(kind, key, attempt, "run", TIME, image=image)))
+        asked = kind == RETRY_ASKED
+        kind_told = "failed" if asked else kind
+        self.wait(
+            run.ledger.record(
+                Event(kind_told, key, attempt, "run", TIME, image=image, error_kind=RETRY_ASKED if asked else None)
+            )
+        )
         run.buffered.append((kind, key, attempt))
+        run.recorded.append((kind, key, attempt))
 
     @rule(run=runs)
     def flush(self, run: Run) -> None:
@@ -261,14 +290,20 @@ class LedgerModel(RuleBasedStateMachine):
         return {key for kind, key, _ in self.durable if kind == "delivered"}
 
     def model_state(self, key: bytes) -> str | None:
-        """The rule, in words: rank inside an attempt, then delivered before open before failed."""
+        """The rule, in words: rank inside an attempt; then delivered, else what the highest number says.
+
+        An attempt without a number is below none.
+        """
         ranks: dict[str, int] = {}
         for kind, its_key, attempt in self.durable:
             if its_key == key:
-                ranks[attempt] = max(ranks.get(attempt, 0), RANK[kind])
+                n = attempt.split("-")[1]
+                ranks[n] = max(ranks.get(n, 0), RANKS[kind])
+        numbers = sorted(int(n) for n in ranks if n.isdigit())
+        deciding = [ranks[n] for n in ranks if not n.isdigit()] + [ranks[str(n)] for n in numbers[-1:]]
         if RANK["delivered"] in ranks.values():
             return "delivered"
-        if any(rank <= RANK["submitted"] for rank in ranks.values()):
+        if any(rank <= RANK["submitted"] for rank in deciding):
             return "open"
         return "failed" if ranks else None
 
@@ -283,7 +318,7 @@ class LedgerModel(RuleBasedStateMachine):
         view: LedgerView = self.wait(load_ledger(self.store))
         keys = pa.array(KEYS, KEY_TYPE)
         assert view.states(keys).to_pylist() == [self.model_state(key) for key in KEYS]
-        ended = {attempt for kind, _, attempt in self.durable if RANK[kind] >= RANK["failed"]}
+        ended = {attempt for kind, _, attempt in self.durable if RANKS[kind] >= RANK["failed"]}
         assert {attempt for _, _, attempt in self.durable if (view.rank_of(attempt) >= RANK["failed"])} == ended
         assert set(view.facts(keys)) == {key for key in KEYS if self.model_state(key) == "delivered"}
 
@@ -300,7 +335,10 @@ async def collect(tables: AsyncIterator[pa.Table]) -> list[pa.Table]:
 
 
 def rows_of(table: pa.Table) -> list[Step]:
-    return [(row["type"], row["key"], row["attempt_id"]) for row in table.to_pylist()]
+    return [
+        (RETRY_ASKED if row["error_kind"] == RETRY_ASKED else row["type"], row["key"], row["attempt_id"])
+        for row in table.to_pylist()
+    ]
 
 
 def steps_of(table: pa.Table) -> set[Step]:

@@ -227,3 +227,23 @@ def test_pauses_are_bounded(draws, deadline) -> None:
         asyncio.run(store.get("a"))
     assert max(clock.sleeps) <= 15
     assert sum(clock.sleeps) == pytest.approx(deadline)
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
+async def test_an_operation_that_hangs_is_no_reason_to_wait(shaky, clock, monkeypatch, operation: str) -> None:
+    """A call that gives no answer ends as trouble when the run's time is over: a stop waits for no stalled store."""
+    left: list[float | None] = [None]
+    hanging = asyncio.Event()
+
+    async def hang(*_: object) -> None:
+        hanging.set()
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(shaky, operation, hang)
+    store = patient(shaky, clock, time_left=lambda: left[0])
+    working = asyncio.create_task(call_of(store, operation, "a/b")())
+    await hanging.wait()
+    assert not working.done()
+    left[0] = 0.0
+    with pytest.raises(StoreError, match="no answer"):
+        await asyncio.wait_for(working, 10)

@@ -18,9 +18,9 @@ from pydantic import SecretStr
 
 from prefect_imagegen.core.errors import BackendError
 from prefect_imagegen.core.outcomes import OUTCOMES
-from prefect_imagegen.core.reconcile import claim_form
+from prefect_imagegen.core.reconcile import Finding, Window, claim_form, finding_of
 from prefect_imagegen.core.request import GenerationRequest
-from prefect_imagegen.io import segmind_history
+from prefect_imagegen.io import segmind_history, segmind_http
 from prefect_imagegen.io.limits import RateGate, SystemClock
 from prefect_imagegen.io.segmind import Endpoints, SegmindBackend
 
@@ -150,7 +150,12 @@ async def test_polls_and_downloads_never_submit_again() -> None:
     async with server() as script:
         script.on(SUBMIT, (200, {"request_id": "r1"}))
         script.on(
-            STATUS, (500, b"x"), (200, b"<html>"), (429, {"error": "slow down"}), (502, b""), (404, {"error": "gone"})
+            STATUS,
+            (500, b"x"),
+            (200, b"<html>"),
+            (429, {"error": "slow down"}, {"retry-after": "1"}),
+            (502, b""),
+            (404, {"error": "gone"}),
         )
         row = {"request_id": "r1", "model_name": "flux-2-klein-9b", "model_status": "PENDING"}
         done = row | {"model_status": "COMPLETED", "generation_url": f"{script.url}/out.png", "credits_deduction": 0.04}
@@ -210,14 +215,193 @@ async def test_the_reset_time_of_a_429_is_read() -> None:
     ],
 )
 async def test_failed_jobs(text: str, kind: str) -> None:
-    """FAILED counts whatever its HTTP status, and its text tells bad luck from bad rows."""
+    """FAILED counts with 200 and 422 where status and result agree, and its text tells bad luck from bad rows."""
     for status in (200, 422):
         async with server() as script:
             script.on(SUBMIT, (200, {"request_id": "r1"}))
             script.on(STATUS, (status, {"status": "FAILED", "error": text}))
+            script.on(RESULT, (status, {"status": "FAILED", "error": text, "request_id": "r1"}))
             with pytest.raises(BackendError) as caught:
                 await delivered(script)
         assert (caught.value.kind, caught.value.request_id) == (kind, "r1")
+        assert script.calls(RESULT) == 1
+
+
+IMAGE = "data:image/png;base64," + base64.b64encode(PNG).decode()
+DONE = (200, {"status": "COMPLETED", "output": IMAGE, "metrics": {"cost": 0.04}})
+FAILED = (200, {"status": "FAILED", "error": "boom"})
+
+
+@pytest.mark.parametrize(
+    "result",
+    [
+        (404, {"error": "not found"}),
+        (503, {"status": "FAILED", "error": "upstream"}),
+        (200, {"status": "PROCESSING"}),
+        (200, {"status": "FAILED", "error": "boom", "request_id": "another"}),
+        (200, {"status": "ERROR", "error": "boom"}),
+        (200, b"<html>"),
+    ],
+    ids=str,
+)
+async def test_a_failure_that_one_answer_tells_ends_nothing(result: Any) -> None:
+    """FAILED leads to a new POST, so both GETs have to say it; while they do not, the job is asked for again."""
+    async with server() as script, backend(script, deadline=0.4) as client:
+        script.on(SUBMIT, (200, {"request_id": "r1"}))
+        script.on(STATUS, FAILED)
+        script.on(RESULT, result)
+        with pytest.raises(BackendError) as caught:
+            await client.collect(await client.submit(REQUEST, []))
+        assert (caught.value.kind, caught.value.request_id) == ("submitted", "r1")
+        script.on(RESULT, result, DONE)
+        assert (await client.fetch("r1")).data == PNG
+    assert script.calls(SUBMIT) == 1
+
+
+@pytest.mark.parametrize(
+    ("poll", "words"),
+    [
+        ((503, {"status": "error", "message": "maintenance"}), "a poll: status 503, an object with message, status"),
+        ((500, {"status": "FAILED", "error": "x"}), "a poll: status 500, an object with error, status"),
+        ((403, {"status": "FAILED"}), "a poll: status 403, an object with status"),
+        ((201, {"status": "FAILED"}), "a poll: status 201, an object with status"),
+        ((200, {"status": "FAILED", "request_id": "r2"}), "a poll: status 200, an object with request_id, status"),
+        ((200, {"status": "ERROR", "error": "x"}), "a poll: an unknown state"),
+        ((200, {"status": "CANCELLED"}), "a poll: an unknown state"),
+        ((200, [1]), "a poll: status 200, a list of 1"),
+        ((200, b"<html>"), "a poll: status 200, no JSON"),
+        ((429, {"status": "error", "message": "slow down"}, {"retry-after": "1"}), None),
+        ((404, {"status": "FAILED"}), None),
+    ],
+    ids=str,
+)
+async def test_a_poll_that_is_not_understood_ends_nothing(poll: Any, words: str | None) -> None:
+    """No answer to a poll but an agreed FAILED ends a paid job: the next one delivers; what was odd is counted."""
+    async with server() as script, backend(script) as client:
+        script.on(SUBMIT, (200, {"request_id": "r1"}))
+        script.on(STATUS, poll, poll, (200, {"status": "COMPLETED"}))
+        script.on(RESULT, DONE)
+        delivery = await client.collect(await client.submit(REQUEST, []))
+        assert (delivery.data, delivery.cost_usd) == (PNG, 0.04)
+        assert dict(client.not_understood) == ({words: 2} if words else {})
+    assert script.calls(SUBMIT) == 1
+
+
+async def test_a_rejected_key_ends_the_polls() -> None:
+    """A 401 on a poll is about the key, and stops the run; the job keeps its id."""
+    async with server() as script, backend(script) as client:
+        script.on(STATUS, (401, {"error": f"bad key {KEY}"}))
+        with pytest.raises(BackendError) as caught:
+            await client.fetch("r1")
+    assert (caught.value.kind, caught.value.request_id) == ("auth", "r1")
+    assert KEY not in str(caught.value)
+
+
+async def test_a_finished_job_without_an_output_is_waited_for() -> None:
+    """COMPLETED without an output is not lost: the result is asked again, then the history, which may lack it too."""
+    async with server() as script, backend(script) as client:
+        script.on(STATUS, (200, {"status": "COMPLETED"}))
+        script.on(RESULT, (200, {"status": "COMPLETED", "output": None}))
+        row = {"request_id": "r1", "model_status": "COMPLETED"}
+        script.on(f"{HISTORY}/r1", (200, row), (200, row | {"generation_url": f"{script.url}/out.png"}))
+        script.on("/out.png", (200, PNG))
+        assert (await client.fetch("r1")).data == PNG
+        assert script.calls(RESULT) >= 3
+        assert script.calls(f"{HISTORY}/r1") == 2
+
+
+async def test_an_old_call_is_asked_for_once() -> None:
+    """A call of an earlier run of which neither record nor history knows is asked for once, and stays submitted."""
+    async with server() as script, backend(script) as client:
+        with pytest.raises(BackendError) as caught:
+            await client.fetch("r1", is_old=True)
+        assert (caught.value.kind, script.calls(STATUS), script.calls(f"{HISTORY}/r1")) == ("submitted", 1, 1)
+
+
+async def test_several_images_of_one_answer_are_all_delivered() -> None:
+    """All images of one answer were paid: the first goes to the row, the others come with it."""
+    other = png()
+    async with server() as script, backend(script) as client:
+        script.on(STATUS, (200, {"status": "COMPLETED"}))
+        script.on(RESULT, (200, {"status": "COMPLETED", "images": [{"url": f"{script.url}/{n}.png"} for n in (1, 2)]}))
+        script.on("/1.png", (200, PNG))
+        script.on("/2.png", (200, other))
+        delivery = await client.fetch("r1")
+    assert (delivery.data, delivery.more) == (PNG, (other,))
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+async def test_downloads_follow_redirects(status: int) -> None:
+    """An output is fetched over redirects, relative ones and to other hosts, without the key and with its query."""
+    async with server() as script, server() as cdn, backend(script) as client:
+        script.on(STATUS, (200, {"status": "COMPLETED"}))
+        script.on(RESULT, (200, {"status": "COMPLETED", "output": f"{script.url}/0?sig=a%2Bb"}))
+        script.on("/0", (status, b"", {"location": "1?sig=c"}))
+        script.on("/1", (status, b"", {"location": f"{cdn.url}/2?sig=d%2Be"}))
+        cdn.on("/2", (200, PNG))
+        assert (await client.fetch("r1")).data == PNG
+        outputs = [request for request in (*script.seen, *cdn.seen) if request.path in ("/0", "/1", "/2")]
+        assert [request.raw_path for request in outputs] == ["/0?sig=a%2Bb", "/1?sig=c", "/2?sig=d%2Be"]
+        assert all("x-api-key" not in request.headers for request in outputs)
+
+
+@pytest.mark.parametrize(("redirects", "arrives"), [(6, True), (7, False)])
+async def test_redirects_have_an_end(redirects: int, arrives: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Six redirects are followed, no more; an output that is not reached is not lost: the row stays submitted."""
+    monkeypatch.setattr(segmind_http, "GET_TRIES", 1)
+    async with server() as script, backend(script) as client:
+        script.on(STATUS, (200, {"status": "COMPLETED"}))
+        script.on(RESULT, (200, {"status": "COMPLETED", "output": f"{script.url}/0"}))
+        for n in range(redirects):
+            script.on(f"/{n}", (302, b"", {"location": f"/{n + 1}"}))
+        script.on(f"/{redirects}", (200, PNG))
+        if arrives:
+            assert (await client.fetch("r1")).data == PNG
+        else:
+            with pytest.raises(BackendError, match="more than 6 redirects") as caught:
+                await client.fetch("r1")
+            assert (caught.value.kind, caught.value.request_id) == ("submitted", "r1")
+
+
+@pytest.mark.parametrize("target", ["file:///etc/passwd", "ftp://host/a.png", "data:image/png;base64,AA", "gopher://x"])
+async def test_redirects_stay_with_http(target: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A redirect to anything but http is not followed."""
+    monkeypatch.setattr(segmind_http, "GET_TRIES", 1)
+    async with server() as script, backend(script) as client:
+        script.on(STATUS, (200, {"status": "COMPLETED"}))
+        script.on(RESULT, (200, {"status": "COMPLETED", "output": f"{script.url}/0"}))
+        script.on("/0", (302, b"", {"location": target}))
+        with pytest.raises(BackendError, match=r"no http URL|InvalidURL") as caught:
+            await client.fetch("r1")
+    assert caught.value.kind == "submitted"
+
+
+async def test_a_download_that_fails_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An output that cannot be fetched yet leaves the row submitted, with its id and status: paid, and asked again."""
+    monkeypatch.setattr(segmind_http, "GET_TRIES", 1)
+    async with server() as script, backend(script) as client:
+        script.on(STATUS, (200, {"status": "COMPLETED"}))
+        script.on(RESULT, (200, {"status": "COMPLETED", "output": f"{script.url}/0"}))
+        script.on("/0", (503, b""))
+        with pytest.raises(BackendError) as caught:
+            await client.fetch("r1")
+        assert (caught.value.kind, caught.value.status, caught.value.request_id) == ("submitted", 503, "r1")
+        script.on("/0", (404, b""))
+        row = {"request_id": "r1", "model_status": "COMPLETED", "generation_url": f"{script.url}/1"}
+        script.on(f"{HISTORY}/r1", (200, row))
+        script.on("/1", (200, PNG))
+        assert (await client.fetch("r1")).data == PNG  # the history knows another address
+
+
+async def test_the_time_of_the_api_is_that_of_its_answers() -> None:
+    """What the API says of the time, in its Date header, goes on with ours; before it nothing is known."""
+    async with server() as script, backend(script) as client:
+        assert client.now() is None
+        script.on("/v1/get-user-credits", (200, {"credits": 5}, {"date": "Mon, 23 Nov 2026 20:00:00 GMT"}))
+        await client.check()
+        now = client.now()
+        assert now is not None
+        assert timedelta() <= now - datetime(2026, 11, 23, 20, tzinfo=UTC) < timedelta(seconds=5)
 
 
 async def test_a_job_without_end_is_left_to_the_next_run() -> None:
@@ -245,8 +429,12 @@ async def test_bad_v1_bytes_are_looked_up_by_their_id() -> None:
         assert script.calls("/v1/flux-2-klein-9b") == 1
 
 
+def around(moment: datetime) -> Window:
+    return Window(moment - timedelta(minutes=10), moment + timedelta(minutes=10))
+
+
 async def test_the_history_is_searched_by_the_whole_body() -> None:
-    """A match is a call of this very body that nobody knows yet, JSON or Python repr; anything else is none."""
+    """A match is a call of this very body that nobody knows yet; one whose body is not shown yet leaves it unclear."""
     body = REQUEST.body([])
     rows = [
         {"request_id": "known", "model_name": REQUEST.model, "request_body": repr(body)},
@@ -255,32 +443,12 @@ async def test_the_history_is_searched_by_the_whole_body() -> None:
         {"request_id": "match", "model_name": REQUEST.model, "request_body": json.dumps(body)},
     ]
     async with server() as script, backend(script) as client:
-        script.on(HISTORY, (200, {"data": rows}))
-        now, claimed = datetime.now(UTC), claim_form(body)
-        assert await client.find(REQUEST.model, claimed, now, frozenset({"known"}), 0) == "match"
-        assert await client.find(REQUEST.model, claimed, now, frozenset({"known", "match"}), 0) is None
-
-
-async def test_failed_calls_of_earlier_claims_in_the_history() -> None:
-    """So many failed calls as earlier claims never learned the ids of are theirs; a call with an image is taken."""
-    body = REQUEST.body([])
-
-    def row(name: str, status: str) -> dict[str, Any]:
-        return {"request_id": name, "model_name": REQUEST.model, "model_status": status, "request_body": repr(body)}
-
-    async with server() as script, backend(script) as client:
-        one, two = [row("a", "FAILED")], [row("b", "FAILED"), row("a", "FAILED")]
-        for rows, unnamed, expected in (
-            (one, 0, "a"),
-            (one, 1, None),
-            (two, 1, "b"),
-            (two, 2, None),
-            ([row("c", "COMPLETED"), *two], 2, "c"),
-            ([row("c", "PENDING"), *two], 2, "c"),
-        ):
-            script.on(HISTORY, (200, {"data": rows}))
-            found = await client.find(REQUEST.model, claim_form(body), datetime.now(UTC), frozenset(), unnamed)
-            assert found == expected
+        script.on(HISTORY, (200, {"data": rows}), (200, {"data": []}))
+        look = await client.find(REQUEST.model, claim_form(body), around(datetime.now(UTC)))
+    assert look.shown == {"known", "other", "unseen", "match"}
+    assert finding_of(look, {"known"}, 0) == Finding("match")
+    assert finding_of(look, {"known", "match"}, 0) == Finding(unclear="unseen")
+    assert finding_of(look, {"known", "match", "unseen"}, 0).is_absent
 
 
 async def test_paging_of_the_history(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -288,19 +456,38 @@ async def test_paging_of_the_history(monkeypatch: pytest.MonkeyPatch) -> None:
     now = datetime.now(UTC)
 
     def page(age: timedelta) -> dict[str, Any]:
-        moment = (now - age).isoformat()
-        rows = [{"request_id": f"{age}-{n}", "model_name": REQUEST.model, "model_created": moment} for n in range(100)]
-        return {"data": rows}
+        times = [(now - age - timedelta(seconds=n)).isoformat() for n in range(100)]
+        return {
+            "data": [
+                {
+                    "request_id": f"{age}-{n}",
+                    "model_name": REQUEST.model,
+                    "model_created": moment,
+                    "request_body": {"prompt": "y"},
+                }
+                for n, moment in enumerate(times)
+            ]
+        }
 
     async with server() as script, backend(script) as client:
         script.on(HISTORY, (200, page(timedelta())), (200, page(timedelta(hours=5))), (500, {"error": "not asked for"}))
-        assert await client.find(REQUEST.model, {"prompt": "x"}, now, frozenset(), 0) is None
+        assert finding_of(await client.find(REQUEST.model, {"prompt": "x"}, around(now)), [], 0).is_absent
         assert script.calls(HISTORY) == 2
     monkeypatch.setattr(segmind_history, "MAX_PAGES", 2)
     async with server() as script, backend(script) as client:
-        script.on(HISTORY, (200, page(timedelta())))
+        script.on(HISTORY, (200, page(timedelta())), (200, page(timedelta(minutes=1))))
         with pytest.raises(BackendError, match="more than 200 requests"):
-            await client.find(REQUEST.model, {"prompt": "x"}, now, frozenset(), 0)
+            await client.find(REQUEST.model, {"prompt": "x"}, around(now))
+
+
+async def test_a_history_that_is_not_understood_is_counted() -> None:
+    """A listing in another envelope is an error that says so, and is counted for the report."""
+    async with server() as script, backend(script) as client:
+        script.on(HISTORY, (200, {"requests": [{"request_body": "secret"}]}))
+        with pytest.raises(BackendError) as caught:
+            await client.find(REQUEST.model, {"prompt": "x"}, around(datetime.now(UTC)))
+        assert caught.value.kind == "unknown"
+        assert dict(client.not_understood) == {"the request history: an object with requests": 1}
 
 
 async def test_looks_at_the_same_time_share_a_listing() -> None:
@@ -308,7 +495,7 @@ async def test_looks_at_the_same_time_share_a_listing() -> None:
     async with server() as script, backend(script) as client:
         script.on(HISTORY, (200, {"data": []}))
         now = datetime.now(UTC)
-        await asyncio.gather(*(client.find(REQUEST.model, {"prompt": "x"}, now, frozenset(), 0) for _ in range(100)))
+        await asyncio.gather(*(client.find(REQUEST.model, {"prompt": "x"}, around(now)) for _ in range(100)))
         assert script.calls(HISTORY) <= 2
 
 
@@ -367,29 +554,28 @@ def test_no_answer_is_without_a_meaning(status: int, body: bytes, headers: dict[
     asyncio.run(go())
 
 
-async def test_a_poll_refused_with_429_is_tried_again_at_the_rate_of_submits() -> None:
-    """After a 429 on a poll the polls go through the rate gate, and the result still comes."""
+async def test_a_429_on_a_poll_holds_no_submit_back() -> None:
+    """After a 429 on a poll the polls wait, and the result still comes; the gate of the submits is left alone."""
     clock = SystemClock()
     gate = RateGate(None, clock.monotonic, clock.sleep)
-    acquired = 0
-    acquire = gate.acquire
+    touched: list[str] = []
 
-    async def counted() -> None:
-        nonlocal acquired
-        acquired += 1
-        await acquire()
+    async def acquired() -> None:
+        touched.append("acquire")
 
-    gate.acquire = counted  # type: ignore[method-assign]
+    gate.acquire = acquired  # type: ignore[method-assign]
+    gate.pause = lambda _: touched.append("pause")  # type: ignore[method-assign]
     async with server() as script:
         script.on(SUBMIT, (200, {"request_id": "r1", "status": "QUEUED"}))
         script.on(STATUS, (200, {"status": "QUEUED"}), (429, {}, {"Retry-After": "1"}), (200, {"status": "COMPLETED"}))
-        data = "data:image/png;base64," + base64.b64encode(PNG).decode()
-        script.on(RESULT, (200, {"status": "COMPLETED", "output": data}))
+        script.on(RESULT, DONE)
         client = SegmindBackend(Endpoints.of(script.url, None), SecretStr(KEY), limiter=gate)
+        started = asyncio.get_running_loop().time()
         try:
             assert (await client.collect(await client.submit(REQUEST, []))).data == PNG
+            assert asyncio.get_running_loop().time() - started >= 1.0
+            assert touched == []
+            assert not client.not_understood
         finally:
             await client.aclose()
-        # The poll after the 429, and the fetch of the result.
-        assert acquired == 2
         assert script.calls(SUBMIT) == 1

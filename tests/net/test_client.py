@@ -4,10 +4,12 @@ import asyncio
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from typing import Any
 
 import httpx
 import pytest
 
+from prefect_imagegen.net import client as client_module
 from prefect_imagegen.net.client import TRANSPORT_ERRORS, make_client, never_sent
 
 pytestmark = pytest.mark.anyio
@@ -120,3 +122,23 @@ async def test_more_than_a_hundred_calls_at_once() -> None:
     async with server(meet) as url, make_client(max_connections=together) as client:
         answers = await asyncio.gather(*(client.get(url) for _ in range(together)))
     assert [answer.status_code for answer in answers] == [httpx.codes.OK] * together
+
+
+async def test_idle_connections_are_probed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A call that waits minutes for its answer keeps its connection alive: it is probed every 30 s."""
+    made: list[socket.socket] = []
+    factory = client_module._probed_socket
+
+    def kept(address: Any) -> socket.socket:
+        made.append(factory(address))
+        return made[-1]
+
+    monkeypatch.setattr(client_module, "_probed_socket", kept)
+
+    async def answer(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n")
+
+    async with server(answer) as url, make_client(max_connections=1) as client, client.stream("GET", url):
+        (used,) = made
+        assert used.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+        assert used.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == 30

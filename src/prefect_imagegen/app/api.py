@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from prefect_imagegen.app.finish import finish
+from prefect_imagegen.app.open_session import open_session
 from prefect_imagegen.app.options import GenerateOptions
 from prefect_imagegen.app.prepare import Job, Prepared, prepare
 from prefect_imagegen.app.result import RunResult
-from prefect_imagegen.app.session import open_session
 from prefect_imagegen.app.settings import BackendSettings, StoreSettings
 
 

@@ -1,23 +1,27 @@
 """Everything that a run needs, looked at before one: store, clock, endpoint, key, balance, history, limits."""
 
+import asyncio
 import secrets
 import shutil
 from collections.abc import AsyncIterator
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal
 
 from prefect_imagegen.app.adapters import DEFAULT_IN_FLIGHT, make_backend, make_pool, resolve_backend, store_kind
 from prefect_imagegen.app.options import GenerateOptions
 from prefect_imagegen.app.settings import BackendSettings, StoreSettings
+from prefect_imagegen.core.accounts import fingerprint_of
 from prefect_imagegen.core.errors import BackendError, RefusedError, StoreError
 from prefect_imagegen.core.models import DEFAULT_MODEL
+from prefect_imagegen.core.reconcile import Window
+from prefect_imagegen.io.accounts import known_keys
 from prefect_imagegen.io.ledger import load_ledger, segments
 from prefect_imagegen.io.limits import RateGate, SystemClock
 from prefect_imagegen.io.object_store import FsspecObjectStore, open_object_store
 from prefect_imagegen.io.pool_endpoint import DEFAULT_LIMIT
-from prefect_imagegen.io.segmind import SANDBOX_ENGINES, SegmindBackend
+from prefect_imagegen.io.segmind import SANDBOX_ENGINES, SEGMIND_URL, SegmindBackend
 from prefect_imagegen.io.store_kind import StoreKind, read_kind
 
 try:
@@ -148,6 +152,8 @@ async def _endpoint(
         yield await _kind(store, store_kind(backend, engine, SANDBOX_ENGINES))
         async for check in _account(client, backend):
             yield check
+        if backend.api_key is not None:
+            yield await _paid_before(store, backend.api_key.get_secret_value(), backend.base_url or SEGMIND_URL)
     finally:
         await client.aclose()
 
@@ -199,12 +205,36 @@ async def _account(client: SegmindBackend, backend: BackendSettings) -> AsyncIte
     yield await _history(client)
 
 
+async def _paid_before(store: FsspecObjectStore, api_key: str, base_url: str) -> Check:
+    """Whether the key belongs to an account that has paid in the store."""
+    try:
+        keys = await known_keys(store)
+    except StoreError as error:
+        return Check("account", "fail", error.message, error.remedy)
+    fingerprint = await asyncio.to_thread(fingerprint_of, api_key, base_url)
+    own = next((key for key in keys if key.fingerprint == fingerprint), None)
+    if own is not None:
+        return Check("account", "ok", f"the key belongs to account {own.account}, which is known in this store")
+    if not keys:
+        return Check(
+            "account", "ok", "nothing was paid in this store with a key that is known: this one founds an account"
+        )
+    names = ", ".join(dict.fromkeys(key.account for key in keys))
+    text = f"this store was used with account {names}, and has not seen this key"
+    remedy = "The next run finds out whether it is of the same account; until then calls of that one are held."
+    return Check("account", "warn", text, remedy)
+
+
 async def _history(client: SegmindBackend) -> Check:
     try:
-        await client.find(DEFAULT_MODEL, {}, datetime.now(UTC), frozenset(), 0)
+        now = datetime.now(UTC)
+        await client.find(DEFAULT_MODEL, {}, Window(now - timedelta(minutes=1), now))
     except BackendError as error:
         text = f"the request history cannot be read ({error.message}): calls without an answer would stay held"
-        return Check("history", "warn", text, "Check the history URL of the block, and the key's rights.")
+        # An answer that is not understood is worse than none: the API has changed.
+        state: Literal["warn", "fail"] = "fail" if client.not_understood else "warn"
+        remedy = "Check the history URL of the block, and the key's rights; upgrade prefect-imagegen."
+        return Check("history", state, text, remedy)
     return Check("history", "ok", "it can be read, so that the fate of calls without an answer can be told")
 
 

@@ -3,7 +3,7 @@
 import asyncio
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -32,6 +32,11 @@ _HELD_COLUMNS = ("row_index", "id", "error_kind", "request_id", "attempts")
 _ROWS_AT_ONCE = 4096
 """Rows that are Python objects at the same time; each such slice is a row group of the file."""
 _WITH_IMAGE = frozenset({"generated", "reused"})
+_DAMAGED = {
+    "status": "failed",
+    "error_kind": "image_damaged",
+    "error_message": "the image was there when the run was planned, and was quarantined before the run began",
+}
 
 
 async def finish(session: Session, seconds: float) -> RunResult:
@@ -63,6 +68,7 @@ def _unwritten(session: Session, seconds: float) -> RunResult:
         session.stats.flagged,
     )
     result.failures, result.earlier = dict(session.stats.kinds), session.earlier
+    result.assumed_price, result.not_understood = session.budget.assumed, dict(session.not_understood)
     return result
 
 
@@ -71,6 +77,7 @@ async def _write(session: Session, seconds: float) -> RunResult:
     result = RunResult(run_id, session.plan.store.url, seconds=seconds)
     result.stop_reason, result.stop_message = session.control.stop_reason, session.control.stop_message
     result.calls, result.overshoot_usd = session.executor.calls, session.budget.overshoot
+    result.assumed_price, result.not_understood = session.budget.assumed, dict(session.not_understood)
     result.earlier = session.earlier
     if session.settings.profile:
         result.weights_license = session.settings.weights_license
@@ -98,6 +105,8 @@ async def _write(session: Session, seconds: float) -> RunResult:
         "held_rows": result.held_rows,
         "paid": result.paid,
         "overshoot_usd": result.overshoot_usd,
+        "assumed_price": result.assumed_price,
+        "not_understood": result.not_understood,
         "order": result.order,
         "unhonoured": result.unhonoured,
         "weights_license": session.settings.weights_license,
@@ -117,15 +126,7 @@ def report_markdown(result: RunResult) -> str:
     lines += [f"| {state} | {getattr(result, state)} |" for state in STATES]
     lines += [f"| **all** | **{result.rows}** |", ""]
     lines += [f"{money_text(result)}; {result.calls} calls, {result.seconds:.1f} s."]
-    if result.flagged:
-        lines += ["", f"{result.flagged} images are flagged (see `flags` in the metadata)."]
-    if result.unhonoured:
-        counts = ", ".join(f"{name} in {count}" for name, count in sorted(result.unhonoured.items()))
-        lines += ["", f"Parameters replaced by what the worker can do (rows): {counts}; see `applied`."]
-    if result.weights_license:
-        lines += ["", f"Licence of the weights: {result.weights_license}."]
-    if result.overshoot_usd:
-        lines += ["", f"The budget was overshot by {result.overshoot_usd:.4f} USD: calls cost more than any before."]
+    lines += [line for remark in _remarks(result) for line in ("", remark)]
     if result.stop_reason:
         lines += [
             "",
@@ -141,8 +142,27 @@ def report_markdown(result: RunResult) -> str:
         lines += ["", f"Held rows (the first {len(result.held_rows)}; all are in `failures/`):", ""]
         lines += ["| row | id | error | request_id | attempts |", "|---|---|---|---|---|"]
         lines += [f"| {' | '.join(_cell(row[name]) for name in _HELD_COLUMNS)} |" for row in result.held_rows]
-        lines += ["", "`prefect-imagegen retry` gives them free, at the risk of paying twice."]
+        lines += ["", "The same command settles what can be settled. `prefect-imagegen resend` gives rows free, at the"]
+        lines += ["risk of paying twice; rows on their way (submitted, other_run) only where --kind names them."]
     return "\n".join(lines) + "\n"
+
+
+def _remarks(result: RunResult) -> Iterator[str]:
+    """What is worth a sentence beside the figures."""
+    if result.flagged:
+        yield f"{result.flagged} images are flagged (see `flags` in the metadata)."
+    if result.unhonoured:
+        counts = ", ".join(f"{name} in {count}" for name, count in sorted(result.unhonoured.items()))
+        yield f"Parameters replaced by what the worker can do (rows): {counts}; see `applied`."
+    if result.not_understood:
+        counts = ", ".join(f"{_cell(what)} ({count})" for what, count in sorted(result.not_understood.items()))
+        yield f"Answers that were not understood, and so proved nothing: {counts}."
+    if result.weights_license:
+        yield f"Licence of the weights: {result.weights_license}."
+    if result.overshoot_usd:
+        yield f"The budget was overshot by {result.overshoot_usd:.4f} USD: calls cost more than any before."
+    if result.assumed_price:
+        yield "Answers named no cost: cap held against an assumed price (published, or the worst seen)."
 
 
 def _cell(value: object) -> str:
@@ -215,7 +235,8 @@ def _row(
     if state in ("invalid", "failed"):
         return row | {"status": state}
     if state == "done":
-        return row | {"status": "reused"} | _from_ledger(facts[planned["request_key"]])
+        event = facts.get(planned["request_key"])
+        return row | (_DAMAGED if event is None else {"status": "reused"} | _from_ledger(event))
     found = results.get(planned["request_key"])
     if found is None:
         return row | {
@@ -237,7 +258,15 @@ def _row(
         }
     if state == "identical":
         return row | {"status": "reused"} if found.status == "generated" else row
-    return row | {"attempts": found.attempts, "cost_usd": found.cost_usd if found.status == "generated" else 0.0}
+    return row | {"attempts": found.attempts, "cost_usd": found.cost_usd if _is_billed(found) else 0.0}
+
+
+def _is_billed(found: RequestResult) -> bool:
+    """Whether a row costs what its answer said, or an unknown sum, with or without an image."""
+    if found.status != "failed":
+        return found.status == "generated"
+    outcome = OUTCOMES.get(found.error_kind or "")
+    return found.paid > 0 or (outcome is not None and outcome.billed == "yes")
 
 
 def _from_ledger(event: Mapping[str, Any]) -> dict[str, Any]:

@@ -21,6 +21,7 @@ STOP_REASONS: dict[str, str] = {
     "no_worker": "no GPU worker of the pool was healthy for --deadline seconds",
     "protocol": "the endpoint stopped speaking the API",
     "sandbox_mismatch": "a sandbox answered in a real run, or the reverse",
+    "internal": "an unexpected error of this program met twenty rows in a row",
     "signal": "SIGINT or SIGTERM was received",
 }
 
@@ -66,6 +67,10 @@ class RunResult:
     paid: int = 0
     """Images billed in this run, those of earlier calls that it settled included."""
     overshoot_usd: float = 0.0
+    assumed_price: bool = False
+    """Whether the cap was held against an assumed price, since answers named no cost."""
+    not_understood: dict[str, int] = field(default_factory=dict)
+    """Answers of the API that were not understood, and so proved nothing, by what was wrong with them."""
     unhonoured: dict[str, int] = field(default_factory=dict)
     """Images made in this run with another value of a parameter than was asked for, by parameter."""
     weights_license: str | None = None

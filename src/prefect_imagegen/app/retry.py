@@ -14,11 +14,12 @@ from prefect_imagegen.app.opened import existing_store
 from prefect_imagegen.app.settings import StoreSettings
 from prefect_imagegen.core import layout
 from prefect_imagegen.core.errors import RefusedError
-from prefect_imagegen.core.events import Event
+from prefect_imagegen.core.events import RETRY_ASKED, Event
 from prefect_imagegen.core.models import DEFAULT_PRICE_USD, PUBLISHED_PRICES_USD
 from prefect_imagegen.core.outcomes import HELD_KINDS, OUTCOMES
 from prefect_imagegen.io.heartbeat import Heartbeat, Process, StoreNeighbours
 from prefect_imagegen.io.ledger import StoreLedger, load_ledger
+from prefect_imagegen.io.ledger_files import damaged
 from prefect_imagegen.io.limits import SystemClock
 from prefect_imagegen.io.object_store import FsspecObjectStore
 
@@ -72,7 +73,7 @@ async def _retry(store: FsspecObjectStore, run_id: str, kinds: frozenset[str]) -
     neighbours = StoreNeighbours(store, heartbeat, process, clock)
     found = Retried()
     for part in await store.list(layout.run(run_id, "failures")):
-        table = pq.read_table(pa.BufferReader(await store.get(part.path) or b""))
+        table = _failures(part.path, await store.get(part.path) or b"")
         wanted = kinds or frozenset(set(OUTCOMES) - CERTAIN)
         table = table.filter(pc.is_in(table["error_kind"], pa.array(sorted(wanted))))
         table = table.filter(pc.is_in(table["status"], pa.array(["failed", "held"])))
@@ -82,23 +83,25 @@ async def _retry(store: FsspecObjectStore, run_id: str, kinds: frozenset[str]) -
             key, kind, model = bytes.fromhex(row["request_key"]), row["error_kind"], row["model"]
             if states.pop(key, "delivered") == "delivered":
                 continue  # made meanwhile, or given free with an identical row
-            claims = await ledger.claims(key)
-            last = claims[-1] if claims else None
-            if last is not None and await neighbours.life(last.claim.run_id) == "live":
+            known = await ledger.known(key)
+            last = known[-1] if known else None
+            owner = last.record.claim.owner if last is not None and last.record is not None else None
+            if last is not None and await neighbours.life(owner or layout.heartbeat(str(last.run_id))) == "live":
                 found.still_alive += 1
                 continue
-            on_its_way = last is not None and last.request_id and not ledger.is_closed(last.claim.attempt_id)
-            if on_its_way and "submitted" not in kinds:
+            on_its_way = last is not None and last.request_id and not last.is_closed
+            # With the key of another account it is on nobody's way.
+            if on_its_way and kind != "other_account" and kinds.isdisjoint({"submitted", kind}):
                 found.on_their_way += 1
                 continue
             await ledger.record(
                 Event(
                     "failed",
                     key,
-                    last.claim.attempt_id if last else f"{key.hex()}-0",
+                    f"{key.hex()}-{last.n if last else 1}",
                     run_id,
                     clock.now(),
-                    error_kind="retry_asked",
+                    error_kind=RETRY_ASKED,
                     error_message=f"was: {kind}: {row['error_message']}"[:500],
                     request_id=last.request_id if last else None,
                     model=model,
@@ -110,3 +113,11 @@ async def _retry(store: FsspecObjectStore, run_id: str, kinds: frozenset[str]) -
                 found.risk_usd += PUBLISHED_PRICES_USD.get(model, DEFAULT_PRICE_USD)
     await ledger.flush()
     return found
+
+
+def _failures(path: str, data: bytes) -> pa.Table:
+    """The failures of a run, as written. Raises StoreError that names a damaged file."""
+    try:
+        return pq.read_table(pa.BufferReader(data))
+    except (pa.ArrowException, OSError) as error:
+        raise damaged(path) from error

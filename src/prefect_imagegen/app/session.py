@@ -2,50 +2,29 @@
 
 import asyncio
 import io
-import json
-import random
-import secrets
 import signal
 import threading
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from os import cpu_count
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from prefect_imagegen.app import orders
-from prefect_imagegen.app.adapters import resolve_backend
 from prefect_imagegen.app.prepare import Prepared
 from prefect_imagegen.app.result import Earlier
-from prefect_imagegen.app.wiring import open_backend, open_references, with_gateway
 from prefect_imagegen.app.written_plan import WrittenPlan
-from prefect_imagegen.control import RunControl
 from prefect_imagegen.core import layout
-from prefect_imagegen.core.budget import Budget
-from prefect_imagegen.core.concurrency import AdaptiveLimit
-from prefect_imagegen.core.errors import ImagegenError, StoreError
-from prefect_imagegen.core.image import Decoded
+from prefect_imagegen.core.errors import StoreError
 from prefect_imagegen.core.ledger import LedgerView
 from prefect_imagegen.core.orders import CAP_USED, Spending, cap_is_used
 from prefect_imagegen.core.results import RequestResult, results_of, results_table
-from prefect_imagegen.executor import Executor, Kit, Policy
-from prefect_imagegen.io.compaction import compact
-from prefect_imagegen.io.heartbeat import Heartbeat, Process, StoreNeighbours
-from prefect_imagegen.io.ledger import StoreLedger, load_ledger, segments
-from prefect_imagegen.io.limits import RateGate, SystemClock
-from prefect_imagegen.io.object_store import open_object_store
+from prefect_imagegen.executor import Executor, Kit
 
 _IDLE_LOOK_S = 0.1
 _MOST_SHARDS = 8
 """So many times the usual number of shards may be open while their rows wait to be tried again."""
-
-
-class AlreadyStartedError(ImagegenError):
-    """Another execution of this run has begun: plan anew, with this run as the parent."""
 
 
 @dataclass(slots=True)
@@ -93,6 +72,7 @@ class Session:
         self.backend_name = "segmind"
         self.max_in_flight = 1
         self.settings = prepared.job.backend
+        self._backend = kit.backend
         self._held: dict[bytes, RequestResult] = {}
         self._opening = 0
         self.before = Spending()
@@ -107,6 +87,17 @@ class Session:
             return None
         # What this run has settled of them is among its own costs, and no longer reserved.
         return Earlier(self.before.executions, self.before.cost_usd, sum(self.budget.carried.values()))
+
+    @property
+    def not_understood(self) -> dict[str, int]:
+        """Answers that were not understood, by what they were."""
+        return dict(self._backend.not_understood)
+
+    @property
+    def blocked_by(self) -> int:
+        """Answers that are awaited beside the slots, where they are so many that nothing is sent; else 0."""
+        awaited = self.executor.awaited
+        return awaited if awaited >= self.max_in_flight else 0
 
     @property
     def open_shards(self) -> int:
@@ -168,6 +159,17 @@ class Session:
 
         Shards with rows that an earlier run left unsettled come first.
         """
+        self.control.moved()
+        watching = asyncio.create_task(self.control.watch())
+        try:
+            await self._run_shards(run_one)
+            await self._settle()
+        finally:
+            watching.cancel()
+        if self.before.executions and self.control.stop_reason == "budget" and not self.executor.calls:
+            self.control.stop_message = CAP_USED
+
+    async def _run_shards(self, run_one: Callable[[int], Awaitable[object]]) -> None:
         first = self.plan.unsettled_shards
         if not first:
             self._stop_if_cap_is_used()
@@ -180,9 +182,6 @@ class Session:
                 self._opening += 1
                 running.add(task := group.create_task(_awaited(run_one(index))))
                 task.add_done_callback(running.discard)
-        await self._settle()
-        if self.before.executions and self.control.stop_reason == "budget" and not self.executor.calls:
-            self.control.stop_message = CAP_USED
 
     def _stop_if_cap_is_used(self) -> None:
         """Where earlier executions have used the cap, nothing is begun."""
@@ -226,95 +225,5 @@ class Session:
             restore()
 
 
-@asynccontextmanager
-async def open_session(prepared: Prepared, order_id: str | None = None) -> AsyncIterator[Session]:
-    """Open everything that executing a run needs; at the end the ledger is flushed, if it can be, and all is closed.
-
-    `order_id`: the order that this run is an execution of. Its cap holds over all of them.
-    Raises AlreadyStartedError if this run was begun before, StoreError or BackendError if something is out of reach.
-    """
-    options, run_id = prepared.job.options, prepared.run_id
-    clock = SystemClock()
-    async with AsyncExitStack() as stack:
-        store = open_object_store(prepared.job.store.url, prepared.job.store.storage_options)
-        stack.callback(store.close)
-        process = Process.this(secrets.token_hex(8))
-        started = json.dumps({"nonce": process.nonce, "at": clock.now().isoformat()}).encode()
-        if not await store.create(layout.run(run_id, "started.json"), started, "application/json"):
-            raise AlreadyStartedError("already_started", f"Run {run_id} was begun before.", remedy="Plan it anew.")
-        execution = await orders.enter(store, order_id, run_id) if order_id else orders.Execution(1)
-        plan = await WrittenPlan.load(store, run_id)
-        heartbeat = Heartbeat(store, run_id, process, clock)
-        await heartbeat.beat()
-        seen = await segments(store)
-        view = await load_ledger(store)
-        ledger = StoreLedger(store, view, run_id=run_id, nonce=process.nonce, clock=clock, seen=seen)
-        settings = await with_gateway(resolve_backend(prepared.job.backend, options), stack)
-        control = RunControl(clock, deadline=options.deadline, max_failure_rate=options.max_failure_rate)
-        gate = RateGate(settings.requests_per_minute, clock.monotonic, control.sleep)
-        backend = await open_backend(prepared, settings, gate, control, stack)
-        most = settings.max_in_flight or backend.capacity
-        threads = ThreadPoolExecutor(cpu_count() or 1, thread_name_prefix="decode")
-        stack.callback(threads.shutdown, wait=False)
-
-        async def decoder(function: Callable[[bytes], Decoded], data: bytes) -> Decoded:
-            return await asyncio.get_running_loop().run_in_executor(threads, function, data)
-
-        budget, before = Budget.of(options.max_cost_usd, view.costs()), Spending()
-        if not backend.free:
-            before = await orders.spent_before(store, execution, queues=backend.queues)
-            orders.carry(budget, before)
-
-        kit = Kit(
-            references=await open_references(prepared.job, settings, backend, store, stack),
-            backend=backend,
-            store=store,
-            ledger=ledger,
-            limiter=gate,
-            control=control,
-            policy=Policy(
-                run_id,
-                process.nonce,
-                options.max_attempts,
-                options.on_unknown,
-                options.history_lag,
-                options.drain_seconds,
-            ),
-            clock=clock,
-            neighbours=StoreNeighbours(store, heartbeat, process, clock),
-            draw=random.random,
-            decoder=decoder,
-            concurrency=AdaptiveLimit(most),
-            budget=budget,
-        )
-        if settings.max_in_flight is None:
-            backend.on_capacity = kit.concurrency.raise_to
-        session = Session(prepared, plan, Executor(kit), kit, view)
-        session.endpoint, session.backend_name = backend.endpoint, backend.name
-        session.max_in_flight, session.settings, session.before = most, settings, before
-        background = [asyncio.create_task(heartbeat.keep_beating()), asyncio.create_task(ledger.keep_flushing())]
-        for task in background:
-            task.add_done_callback(lambda done: _note_failure(control, done))
-        try:
-            yield session
-        finally:
-            for task in background:
-                task.cancel()
-            await asyncio.gather(*background, return_exceptions=True)
-            try:
-                await ledger.flush()
-                if not control.stopped:
-                    await compact(store, clock)
-                await heartbeat.beat(ended=True)
-            except StoreError as error:
-                # Claims, ids and images are in the store already: the next run finds out what the ledger lacks.
-                control.stop("store", str(error))
-
-
 async def _awaited(call: Awaitable[object]) -> object:
     return await call
-
-
-def _note_failure(control: RunControl, task: asyncio.Task[None]) -> None:
-    if not task.cancelled() and (error := task.exception()) is not None:
-        control.stop("store", str(error))

@@ -1,21 +1,22 @@
 """What a store says of its runs."""
 
-import json
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any
 
 from prefect_imagegen.app.opened import existing_store
 from prefect_imagegen.app.settings import StoreSettings
 from prefect_imagegen.core import layout
-from prefect_imagegen.core.errors import RefusedError
-from prefect_imagegen.io.heartbeat import Process, life_of
+from prefect_imagegen.core.errors import RefusedError, StoreError
+from prefect_imagegen.io.accounts import KeyRecord, known_keys
+from prefect_imagegen.io.heartbeat import Process, Sights, life_of
+from prefect_imagegen.io.ledger_files import json_object
+from prefect_imagegen.io.limits import SystemClock
 from prefect_imagegen.io.object_store import FsspecObjectStore
 
 
 @dataclass(frozen=True, slots=True)
 class RunStatus:
-    """One run: `state` is finished, stopped, running, planned or abandoned; `report` is there once it has ended."""
+    """One run: `state` is finished, stopped, running, planned, abandoned or damaged; `report` comes with its end."""
 
     run_id: str
     state: str
@@ -32,7 +33,21 @@ async def statuses(settings: StoreSettings, run_id: str | None = None) -> list[R
             names = sorted({parts[1] for parts in files if parts[-1] == "run.json"})
         else:
             names = [run_id]
-        return [await _status(store, name) for name in names]
+        found = []
+        for name in names:
+            try:
+                found.append(await _status(store, name))
+            except StoreError:
+                if run_id is not None:
+                    raise
+                found.append(RunStatus(name, "damaged", "", {}))  # the others are told all the same
+        return found
+
+
+async def accounts(settings: StoreSettings) -> list[KeyRecord]:
+    """The keys that have paid in a store, and their accounts. Raises RefusedError."""
+    async with existing_store(settings) as store:
+        return await known_keys(store)
 
 
 async def _status(store: FsspecObjectStore, run_id: str) -> RunStatus:
@@ -46,13 +61,13 @@ async def _status(store: FsspecObjectStore, run_id: str) -> RunStatus:
         return RunStatus(run_id, state, about.get("manifest", ""), report, (text or b"").decode())
     if await store.head(layout.run(run_id, "started.json")) is None:
         return RunStatus(run_id, "planned", about.get("manifest", ""), {})
-    alive = await life_of(store, run_id, datetime.now(UTC), Process.this("")) == "live"
-    return RunStatus(run_id, "running" if alive else "abandoned", about.get("manifest", ""), {})
+    clock = SystemClock()
+    life = await life_of(store, layout.heartbeat(run_id), clock.now(), Process.this(""), Sights(clock))
+    return RunStatus(run_id, "running" if life == "live" else "abandoned", about.get("manifest", ""), {})
 
 
 async def _read(store: FsspecObjectStore, run_id: str, name: str) -> dict[str, Any] | None:
     data = await store.get(layout.run(run_id, name))
     if data is None:
         return None
-    found: dict[str, Any] = json.loads(data)
-    return found
+    return json_object(layout.run(run_id, name), data)

@@ -5,7 +5,7 @@ import hashlib
 import json
 import secrets
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -19,10 +19,13 @@ from prefect_imagegen.app.mending import Mending, Repair
 from prefect_imagegen.app.opened import account, existing_store
 from prefect_imagegen.app.options import GenerateOptions
 from prefect_imagegen.app.settings import BackendSettings, StoreSettings
+from prefect_imagegen.app.unstored import paid_not_stored
 from prefect_imagegen.core import layout
-from prefect_imagegen.core.events import ImageFacts
+from prefect_imagegen.core.events import ClaimRecord, ImageFacts
 from prefect_imagegen.core.image import BadImageError, decode, facts_of
-from prefect_imagegen.core.ledger import KEY_TYPE, LedgerView, image_facts
+from prefect_imagegen.core.ledger import KEY_TYPE, LedgerView, first_of_each_key, image_facts
+from prefect_imagegen.core.request import GenerationRequest
+from prefect_imagegen.executor.kit import MORE_IMAGES
 from prefect_imagegen.io.heartbeat import Heartbeat, Process, StoreNeighbours
 from prefect_imagegen.io.ledger import StoreLedger, load_ledger
 from prefect_imagegen.io.limits import SystemClock
@@ -32,12 +35,13 @@ AT_ONCE = 16
 """Images in memory at the same time."""
 _SLICE_KEYS = 1 << 16
 
-ProblemKind = Literal["missing_image", "wrong_bytes", "undecodable", "unrecorded_image"]
+ProblemKind = Literal["missing_image", "wrong_bytes", "undecodable", "unrecorded_image", "paid_not_stored"]
 MEANINGS: dict[ProblemKind, str] = {
     "missing_image": "the ledger has an image that is not in the store",
     "wrong_bytes": "an image's bytes are not those that the ledger recorded",
     "undecodable": "an image has the recorded bytes, and they are no whole image",
     "unrecorded_image": "an image that the ledger does not know",
+    "paid_not_stored": "a call was billed, and its image could not be fetched",
 }
 
 
@@ -53,7 +57,7 @@ class Problem:
 
 @dataclass(slots=True)
 class Verified:
-    """What `verify` found. `in_progress`: images that a living run is just about to record."""
+    """What `verify` found. `in_progress`: images that a run is just about to record, or will settle."""
 
     store: str
     images: int = 0
@@ -131,15 +135,17 @@ class _Verification:
         self._neighbours = neighbours
         self._mending = mending
         self._on_progress = on_progress
+        self._adopted: set[bytes] = set()
 
     async def run(self) -> None:
-        """Everything recorded, then everything that is not."""
+        """Everything recorded, then everything that is not, then what was paid for and is neither."""
         unrecorded: list[str] = []
         async for events, paths in self._slices():
             unrecorded += sorted(paths - {event["image_path"] for event in events})
             await _each(events, partial(self._check, frozenset(paths)))
         if unrecorded:
             await self._check_unrecorded(unrecorded)
+        await _each((await paid_not_stored(self._store)).items(), self._check_paid)
         self.found.problems.sort(key=lambda problem: (problem.kind, problem.path))
 
     async def _slices(self) -> AsyncIterator[tuple[list[dict[str, Any]], set[str]]]:
@@ -177,20 +183,69 @@ class _Verification:
     async def _check_unrecorded(self, paths: list[str]) -> None:
         # What a run has recorded since we read the ledger is no problem.
         view = await load_ledger(self._store)
-        keys = {path: bytes.fromhex(match["key"]) for path in paths if (match := layout.IMAGE_PATH.fullmatch(path))}
-        facts = await asyncio.to_thread(view.facts, pa.array(set(keys.values()), KEY_TYPE))
+        matches = {path: match for path in paths if (match := layout.IMAGE_PATH.fullmatch(path))}
+        keys = {path: bytes.fromhex(match["key"]) for path, match in matches.items()}
+        delivered = await asyncio.to_thread(view.delivered, pa.array(set(keys.values()), KEY_TYPE))
+        facts = first_of_each_key(delivered)
+        with_more = {row["key"] for row in delivered.to_pylist() if MORE_IMAGES in (row["flags"] or ())}
 
         async def check(path: str) -> None:
-            known = facts.get(keys.get(path, b""))
-            if known is None or known["image_path"] != path:
+            key = keys.get(path, b"")
+            known = facts.get(key)
+            if path in matches and matches[path]["number"]:
+                await self._check_further(path, key, is_known=key in with_more, is_delivered=known is not None)
+            elif known is None or known["image_path"] != path:
                 await self._check_one_unrecorded(path, None if known else keys.get(path))
 
         await _each(paths, check)
 
+    async def _check_further(self, path: str, key: bytes, *, is_known: bool, is_delivered: bool) -> None:
+        """One of several images of an answer, beside the key's own."""
+        if not is_delivered and await self._ledger.claims(key):
+            # Stored before the key's own image, by a run that died then: the next run fetches the answer again.
+            self.found.in_progress += 1
+            return
+        if not is_known:
+            await self._check_one_unrecorded(path, None)
+            return
+        self.found.images += 1
+        data = await self._store.get(path) or b""
+        try:
+            await asyncio.to_thread(decode, data)
+        except BadImageError as error:
+            problem = Problem("undecodable", path, str(error))
+            self.found.problems.append(problem)
+            if self._mending is not None:
+                problem.repair = await self._mending.move_away(path, data)
+
+    async def _check_paid(self, item: tuple[bytes, Sequence[dict[str, Any]]]) -> None:
+        """A key without an image, and the failed events of its billed calls."""
+        key, events = item
+        if key in self._adopted:
+            return
+        claims = await self._ledger.claims(key)
+        if await self._is_alive(claims):
+            self.found.in_progress += 1
+            return
+        body = claims[-1].claim.body if claims else {}
+        path = layout.image(key.hex(), GenerationRequest(str(events[-1]["model"]), body).extension)
+        calls = ", ".join(f"{event['request_id']} ({event['error_kind']})" for event in events)
+        problem = Problem("paid_not_stored", path, f"billed: {calls}; {events[-1]['error_message'] or ''}")
+        self.found.problems.append(problem)
+        if self._mending is not None:
+            problem.repair = await self._mending.fetch_late(events, path)
+
+    async def _is_alive(self, claims: Sequence[ClaimRecord]) -> bool:
+        """Whether the run that claimed last still works."""
+        if not claims:
+            return False
+        last = claims[-1].claim
+        return await self._neighbours.life(last.owner or layout.heartbeat(last.run_id)) == "live"
+
     async def _check_one_unrecorded(self, path: str, key: bytes | None) -> None:
         """`key`: the request whose image it can be; None where it is out of place."""
         claims = await self._ledger.claims(key) if key else ()
-        if claims and await self._neighbours.life(claims[-1].claim.run_id) == "live":
+        if await self._is_alive(claims):
             self.found.in_progress += 1
             return
         data = await self._store.get(path) or b""
@@ -207,6 +262,7 @@ class _Verification:
             return
         if key is not None and facts is not None:
             problem.repair = await self._mending.adopt(key, facts, claims[-1] if claims else None)
+            self._adopted.add(key)
         else:
             problem.repair = await self._mending.move_away(path, data)
 

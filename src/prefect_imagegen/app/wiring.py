@@ -1,8 +1,9 @@
 """What a session needs from outside, opened for its time: a gateway of its own, the backend, and the references."""
 
 import asyncio
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 
 from pydantic import SecretStr
 
@@ -12,13 +13,18 @@ from prefect_imagegen.app.references import account_of, is_local, reading_option
 from prefect_imagegen.app.settings import BackendSettings
 from prefect_imagegen.control import RunControl
 from prefect_imagegen.core.errors import BackendError
+from prefect_imagegen.core.ledger import LedgerView
 from prefect_imagegen.gateway.server import EmbeddedGateway
 from prefect_imagegen.gateway.settings import GatewaySettings
+from prefect_imagegen.io.accounts import NoAccounts, open_accounts
 from prefect_imagegen.io.pool import Pool
 from prefect_imagegen.io.reference_cache import ReferenceCache
 from prefect_imagegen.io.reference_routes import ReferenceRoutes, RouteOptions
 from prefect_imagegen.io.references import ReferenceReader
-from prefect_imagegen.ports import Backend, ObjectStore, RateLimiter
+from prefect_imagegen.io.segmind import SEGMIND_URL
+from prefect_imagegen.ports import Accounts, Backend, ObjectStore, RateLimiter
+
+_ASK_WITHIN_S = 30.0
 
 
 async def with_gateway(settings: BackendSettings, stack: AsyncExitStack) -> BackendSettings:
@@ -57,3 +63,27 @@ async def open_references(
         transport_of(settings, job.options), account_of(settings), is_local(settings), bytes_only=backend.free
     )
     return ReferenceRoutes(reader, backend, routes, store if job.options.keep_references else None)
+
+
+async def accounts_behind(
+    settings: BackendSettings, prepared: Prepared, backend: Backend, store: ObjectStore, view: LedgerView
+) -> Accounts:
+    """Whose calls the store holds, seen from the key in use. Raises StoreError.
+
+    GPU workers have no accounts, and the sandbox of a session knows nothing of earlier ones.
+    """
+    if settings.kind == "pool" or settings.api_key is None:
+        return NoAccounts()
+    if settings.kind == "sandbox" and not prepared.job.backend.base_url and not prepared.job.options.base_url:
+        return NoAccounts(forgets=True)
+    with suppress(BackendError, TimeoutError):
+        await asyncio.wait_for(backend.check(), _ASK_WITHIN_S)  # for the API's time, which the first claims are to know
+    return await open_accounts(
+        store,
+        view,
+        api_key=settings.api_key.get_secret_value(),
+        base_url=settings.base_url or SEGMIND_URL,
+        provider=settings.kind,
+        recorded=backend.record,
+        settled_before=datetime.now(UTC) - timedelta(seconds=prepared.job.options.history_lag),
+    )

@@ -1,7 +1,7 @@
 """The shapes in which the Segmind API answers, read without trusting its headers.
 
 Source: Segmind's documentation of v1 and v2, its SDK 1.3.0, and public users' code; they contradict one another,
-so every shape that any of them shows is understood.
+so every shape that any of them shows is understood. What is not understood proves nothing, and is said to be so.
 """
 
 import ast
@@ -9,7 +9,10 @@ import base64
 import binascii
 import json
 import re
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from typing import Any
 
 _MAGIC = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF8", b"BM", b"II*\x00", b"MM\x00*")
@@ -18,7 +21,17 @@ _DATA_URI = re.compile(r"^data:[^,]*;base64,(.+)$", re.DOTALL)
 _DEEPEST = 6
 """No known answer nests deeper; a hostile one shall cost no stack."""
 _DONE = frozenset({"COMPLETED", "SUCCESS", "SUCCEEDED"})
-_FAILED = frozenset({"FAILED", "ERROR", "CANCELLED", "CANCELED"})
+_UNDER_WAY = frozenset({"QUEUED", "PROCESSING", "PENDING", "IN_QUEUE", "IN_PROGRESS", "STARTING", "RUNNING"})
+_JOB_STATUSES = (200, 422)
+"""The HTTP statuses under which a body tells of a job: 422 goes with FAILED."""
+_OUTPUT_NAMES = ("output", "images", "image_url", "output_url", "data")
+_LISTED = "data"
+"""The name under which the request history gives its rows."""
+_NO_OUTPUT = frozenset({"prompt", "status_url", "response_url", "poll_url", "image_urls", "input", "inputs"})
+"""What may hold addresses that are no output."""
+_EPOCH_MS = 1e11
+_YEARS = range(2000, 2100)
+_HALF_DAY = re.compile(r"\b[ap]\.?m\b", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +49,10 @@ class JobAnswer:
 
     state: str
     error: str | None = None
-    output: Output | None = None
+    outputs: tuple[Output, ...] = ()
+    """One for each image; empty where none is named (yet)."""
+    is_known: bool = True
+    """Whether the word for the state is one that we know; another one is not terminal."""
     seed: int | None = None
     cost_usd: float | None = None
     latency_s: float | None = None
@@ -65,37 +81,48 @@ def error_text(data: bytes) -> str:
     return re.sub(r"<[^>]*>", " ", text).strip() or "no text"
 
 
-def image_of_body(data: bytes) -> Output:
-    """The image of a v1 answer with status 200: raw bytes, JSON with a URL or base64, or plain base64."""
+def images_of_body(data: bytes) -> tuple[Output, ...]:
+    """The images of a v1 answer with status 200: raw bytes, JSON with URLs or base64, or plain base64.
+
+    Where there is none, one `Output` with the error.
+    """
     if looks_like_image(data):
-        return Output(data=data)
+        return (Output(data=data),)
     value = parse_json(data)
     if isinstance(value, dict | list | str):
-        return output_of(value)
+        return outputs_of(value)
     text = data[:64].decode("latin-1").strip()
-    return _base64(data.decode("latin-1")) or Output(error=f"no image in the answer, which begins {text!r}")
+    found = _base64(data.decode("latin-1"))
+    return (found or Output(error=f"no image in the answer, which begins {text!r}"),)
 
 
-def output_of(value: Any) -> Output:
-    """The image of a JSON answer, in the order: images[].url, output, then any URL or base64 within."""
+def outputs_of(value: Any) -> tuple[Output, ...]:
+    """The images of a JSON answer, in the order: images[].url, output, then any URL or base64 within.
+
+    Several, where the answer gives several; where there is none, one `Output` with the error.
+    """
     if isinstance(value, dict):
         images = value.get("images")
-        for item in images if isinstance(images, list) else ():
-            found = _text_output(item.get("url") if isinstance(item, dict) else item)
-            if found:
-                return found
+        items = images if isinstance(images, list) else ()
+        found = _distinct(out for item in items for out in _images_of(item))
+        if found:
+            return found
         error = _error_of(value) if value.get("error") else None
         if error:
-            return Output(error=error)
-    return _walk(value, 0) or Output(error="the answer names no output")
+            return (Output(error=error),)
+    return _distinct(_walk(value, 0)) or (Output(error="the answer names no output"),)
 
 
-def job_of(value: Any) -> JobAnswer | None:
-    """A v2 status or result body; None if it is no such body (HTML, another service).
+def job_of(value: Any, *, status: int = 200, request_id: str | None = None) -> JobAnswer | None:
+    """A v2 status or result body; None if it is no such body: it proves nothing then.
 
-    A body that announces a terminal state wins over the HTTP status. An unknown state is not terminal.
+    It counts with HTTP status 200 or 422 only, and if it names our `request_id` or none. Only FAILED and the words for
+    'done' are terminal.
     """
-    if not isinstance(value, dict) or not isinstance(value.get("status"), str):
+    if status not in _JOB_STATUSES or not isinstance(value, dict) or not isinstance(value.get("status"), str):
+        return None
+    named = value.get("request_id")
+    if request_id is not None and named not in (None, request_id):
         return None
     state = value["status"].upper()
     metrics = value.get("metrics")
@@ -106,12 +133,81 @@ def job_of(value: Any) -> JobAnswer | None:
         "latency_s": number(metrics.get("total_time")) or number(metrics.get("inference_time")),
         "metrics": metrics,
     }
-    if state in _FAILED:
+    if state == "FAILED":
         return JobAnswer("FAILED", error=_error_of(value) or "the API gave no reason", **facts)
     if state in _DONE:
-        has_output = any(value.get(name) for name in ("output", "images", "image_url", "output_url", "data"))
-        return JobAnswer("COMPLETED", output=output_of(value) if has_output else None, **facts)
-    return JobAnswer("PENDING", **facts)
+        outputs = outputs_of(value) if any(value.get(name) for name in _OUTPUT_NAMES) else ()
+        return JobAnswer("COMPLETED", outputs=tuple(one for one in outputs if one.error is None), **facts)
+    return JobAnswer("PENDING", is_known=state in _UNDER_WAY, **facts)
+
+
+def listed_rows(value: Any) -> list[Any] | None:
+    """The rows of a page of the request history; None if it is no such page, and so proves nothing."""
+    if not isinstance(value, dict) or says_failed(value):
+        return None
+    rows = value.get(_LISTED)
+    return rows if isinstance(rows, list) else None
+
+
+def detail_rows(value: Any, request_id: str) -> list[dict[str, Any]] | None:
+    """The rows of one request, bare or under `data`, one for each output; None if it is none of that request."""
+    if not isinstance(value, dict | list):
+        return None
+    found = value.get(_LISTED, value) if isinstance(value, dict) else value
+    rows = found if isinstance(found, list) else [found]
+    ours = [row for row in rows if isinstance(row, dict) and str(row.get("request_id")) == request_id]
+    return ours or None
+
+
+def says_failed(value: dict[str, Any]) -> bool:
+    """Whether an object says of itself, under whatever HTTP status, that it is no answer to what was asked."""
+    status = value.get("status")
+    words = isinstance(status, str) and status.lower() in ("error", "failed", "failure", "fail")
+    codes = isinstance(status, int) and not isinstance(status, bool) and status >= 400
+    said = bool(value.get("error")) or bool(value.get("errors"))
+    return said or value.get("success") is False or value.get("ok") is False or words or codes
+
+
+def shape_of(value: Any) -> str:
+    """A JSON value in a few words, without what it holds: for telling what was not understood."""
+    if isinstance(value, dict):
+        inner = value.get(_LISTED)
+        if isinstance(inner, dict):
+            return f"an object whose {_LISTED} is {shape_of(inner)}"
+        names = ", ".join(sorted(str(name)[:30] for name in value)[:6])
+        return f"an object with {names}" if names else "an empty object"
+    if isinstance(value, list):
+        return f"a list of {len(value)}"
+    return "no JSON" if value is None else f"a {type(value).__name__}"
+
+
+def moment(value: Any) -> datetime | None:
+    """A time in any form that an API may give it; without a zone where it says none. None if it is no time.
+
+    A day without an hour, a time with am or pm, and one of another epoch (a zero) are none: too little is known.
+    """
+    found = _moment(value)
+    return found if found is not None and found.year in _YEARS else None
+
+
+def _moment(value: Any) -> datetime | None:
+    if isinstance(value, bool) or value in (None, ""):
+        return None
+    seconds = number(value)
+    if seconds:
+        try:
+            return datetime.fromtimestamp(seconds / (1000 if seconds > _EPOCH_MS else 1), UTC)
+        except (ValueError, OverflowError, OSError):
+            return None
+    text = str(value).strip()
+    if ":" not in text or _HALF_DAY.search(text):
+        return None
+    for read in (datetime.fromisoformat, parsedate_to_datetime):
+        try:
+            return read(text)
+        except (ValueError, TypeError, IndexError):
+            continue
+    return None
 
 
 def parse_inputs(text: Any) -> dict[str, Any] | None:
@@ -162,37 +258,46 @@ def _error_of(value: Any, depth: int = 0) -> str | None:
     return None
 
 
-def _walk(value: Any, depth: int) -> Output | None:
+def _walk(value: Any, depth: int) -> Iterator[Output]:
+    """All images of the first part of a value that has any; of a list, those of all its items."""
     if isinstance(value, str):
-        return _text_output(value)
-    if depth > _DEEPEST:
-        return None
-    if isinstance(value, dict):
-        first = ("output_url", "image_url", "url", "output", "image", "data", "b64_json")
-        names = [name for name in first if name in value] + [
-            name
-            for name in value
-            if name not in first and name not in ("prompt", "status_url", "response_url", "poll_url")
-        ]
-        items = [value[name] for name in names]
+        yield from _text_outputs(value)
+    elif depth > _DEEPEST:
+        return
     elif isinstance(value, list):
-        items = value
-    else:
-        return None
-    return next((found for item in items if (found := _walk(item, depth + 1))), None)
+        for item in value:
+            yield from _walk(item, depth + 1)
+    elif isinstance(value, dict):
+        first = ("output_url", "image_url", "url", "output", "image", "data", "b64_json")
+        others = [name for name in value if name not in first and name not in _NO_OUTPUT]
+        for name in [*(name for name in first if name in value), *others]:
+            found = list(_walk(value[name], depth + 1))
+            if found:
+                yield from found
+                return
 
 
-def _text_output(text: Any) -> Output | None:
+def _images_of(item: Any) -> Iterator[Output]:
+    yield from _text_outputs(item.get("url") if isinstance(item, dict) else item)
+
+
+def _distinct(outputs: Iterable[Output]) -> tuple[Output, ...]:
+    return tuple(dict.fromkeys(outputs))
+
+
+def _text_outputs(text: Any) -> Iterator[Output]:
     if not isinstance(text, str):
-        return None
+        return
     if text.startswith(("http://", "https://")):
-        return Output(url=text)
-    if match := _DATA_URI.match(text):
-        return _base64(match[1])
-    if text[:1] in "{[":
+        yield Output(url=text)
+    elif match := _DATA_URI.match(text):
+        yield from filter(None, [_base64(match[1])])
+    elif text[:1] in "{[":
         inner = parse_json(text)
-        return _walk(inner, 1) if inner is not None else None
-    return _base64(text)
+        if inner is not None:
+            yield from _walk(inner, 1)
+    else:
+        yield from filter(None, [_base64(text)])
 
 
 def _base64(text: str) -> Output | None:

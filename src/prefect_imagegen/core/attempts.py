@@ -1,4 +1,8 @@
-"""The rank of every attempt in 21 bytes: request key, number, highest rank seen. Pure, in any order of events."""
+"""The rank of every attempt in 21 bytes: request key, number, highest rank seen. Pure, in any order of events.
+
+The state of a key is that of its highest attempt: an attempt below it has ended, whether the ledger learned how or not.
+An attempt without a number stands below none, so an open one keeps its key open.
+"""
 
 import re
 from bisect import bisect_left
@@ -7,7 +11,7 @@ from collections.abc import Mapping
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from prefect_imagegen.core.events import RANK
+from prefect_imagegen.core.events import RANK, RETRY_ASKED, RETRY_ASKED_RANK
 from prefect_imagegen.core.growing import GrowingTable
 from prefect_imagegen.core.request import KEY_BYTES
 
@@ -16,9 +20,8 @@ _TYPES = pa.array(list(RANK))
 _RANKS = pa.array(list(RANK.values()), pa.int8())
 _NUMBER = "[1-9][0-9]{0,8}"
 _ATTEMPT_ID = re.compile(f"([0-9a-f]{{{2 * KEY_BYTES}}})-({_NUMBER})")
-_STATES = pa.array(["failed", "open", "delivered"])
-_STATE_OF_RANK = pa.array([1, 1, 0, 2, 0], pa.int8())
-"""By rank: claimed and submitted are open, failed and quarantined are failed. The highest state of a key counts."""
+_OPEN_BELOW = RANK["failed"]
+_DELIVERED = RANK["delivered"]
 
 
 class Attempts:
@@ -32,8 +35,10 @@ class Attempts:
         self._odd: dict[str, int] = {}
 
     def add(self, events: pa.Table) -> None:
-        """Take in the events of a table (columns `type`, `key`, `attempt_id`); unknown types count for nothing."""
+        """Take in the events of a table of `EVENT_SCHEMA`; unknown types count for nothing."""
         ranks = _RANKS.take(pc.index_in(events["type"].combine_chunks(), _TYPES))
+        asked = pc.and_(pc.equal(ranks, RANK["failed"]), pc.equal(events["error_kind"].combine_chunks(), RETRY_ASKED))
+        ranks = pc.if_else(asked.fill_null(False), pa.scalar(RETRY_ASKED_RANK, pa.int8()), ranks)
         known = pc.and_(pc.is_valid(ranks), pc.is_valid(events["key"].combine_chunks()))
         keys, attempt_ids = (events[name].combine_chunks().filter(known) for name in ("key", "attempt_id"))
         ranked = pa.table([keys, self._numbers(keys, attempt_ids), ranks.filter(known)], schema=_SCHEMA)
@@ -55,11 +60,15 @@ class Attempts:
         """`delivered`, `open`, `failed` or null for each key (binary(16))."""
         table = self._ranked.table()
         # The few keys that are asked for are hashed, not the many that are known.
-        found = table.filter(pc.is_in(table["key"], keys))
-        found = found.set_column(2, "state", _STATE_OF_RANK.take(found["rank"].combine_chunks()))
-        top = found.group_by("key").aggregate([("state", "max")])
-        rows = pc.index_in(keys, top["key"].combine_chunks())
-        return _STATES.take(top["state_max"].combine_chunks().take(rows))
+        found = table.filter(pc.is_in(table["key"], keys)).combine_chunks()
+        last = found.filter(last_of_each(found["key"]))
+        delivered = pc.unique(found.filter(pc.equal(found["rank"], _DELIVERED))["key"].combine_chunks())
+        is_open = pc.less(last["rank"].combine_chunks(), _OPEN_BELOW)
+        odd = found.filter(pc.and_(pc.less(found["n"], 0), pc.less(found["rank"], _OPEN_BELOW)))["key"]
+        is_open = pc.or_(is_open, pc.is_in(last["key"].combine_chunks(), pc.unique(odd.combine_chunks())))
+        states = pc.if_else(is_open, "open", "failed")
+        states = pc.if_else(pc.is_in(last["key"].combine_chunks(), delivered), "delivered", states)
+        return states.take(pc.index_in(keys, last["key"].combine_chunks()))
 
     def ranks(self, key: bytes) -> Mapping[int, int]:
         """The rank of each attempt of a key by its number; attempts with other ids have numbers below zero."""
@@ -98,6 +107,21 @@ class Attempts:
 def first_row(keys: pa.ChunkedArray, key: bytes) -> int:
     """The first row of a sorted column of keys that is not below `key`."""
     return bisect_left(range(len(keys)), key, key=lambda row: keys[row].as_py())
+
+
+def last_of_each(keys: pa.ChunkedArray) -> pa.Array:
+    """Where, in a sorted column of keys, the last row of each key stands; a mask."""
+    values = keys.combine_chunks()
+    if not len(values):
+        return pa.array([], pa.bool_())
+    return pa.concat_arrays([pc.not_equal(values[1:], values[:-1]), pa.array([True])])
+
+
+def numbers_of(attempt_ids: pa.Array) -> pa.Array:
+    """The n of every `<key in hex>-<n>`, whatever the key; -1 for any other id."""
+    tails = pc.utf8_slice_codeunits(attempt_ids, 2 * KEY_BYTES + 1)
+    plain = pc.match_substring_regex(tails, f"^{_NUMBER}$").fill_null(False)
+    return pc.if_else(plain, tails, "-1").cast(pa.int32())
 
 
 def _distinct(keys: pa.ChunkedArray) -> pa.Array:

@@ -5,7 +5,7 @@ import io
 from dataclasses import dataclass
 from typing import Any
 
-from PIL import Image, ImageStat
+from PIL import Image, ImageStat, UnidentifiedImageError
 
 from prefect_imagegen.core.events import ImageFacts
 
@@ -48,7 +48,7 @@ def upright_size(data: bytes) -> tuple[int, int]:
             width, height = image.size
             turned = image.getexif().get(_ORIENTATION, 1) >= _TURNED
     except Exception as error:  # Pillow raises many types on hostile bytes; all mean the same here
-        raise BadImageError(f"not an image ({len(data)} bytes): {error}") from error
+        raise BadImageError(f"not an image ({len(data)} bytes): {_said(error)}") from error
     return (height, width) if turned else (width, height)
 
 
@@ -82,8 +82,13 @@ def decode(data: bytes) -> Decoded:
         raise
     except Exception as error:  # Pillow raises many types on hostile bytes; all mean the same here
         start = data[:24].decode("latin-1")
-        raise BadImageError(f"not a whole image ({len(data)} bytes beginning {start!r}): {error}") from error
+        raise BadImageError(f"not a whole image ({len(data)} bytes beginning {start!r}): {_said(error)}") from error
     return Decoded(width, height, kind, hashlib.sha256(data).hexdigest(), ("blank",) if blank else ())
+
+
+def _said(error: Exception) -> str:
+    """What Pillow says, without the address of an object in memory: reasons are told, and counted, by their text."""
+    return "its format is unknown" if isinstance(error, UnidentifiedImageError) else str(error)
 
 
 def facts_of(path: str, decoded: Decoded, size: int) -> ImageFacts:

@@ -5,6 +5,7 @@ import re
 STORE_FORMAT = 1
 STORE_FILE = "store.json"
 CLAIMS = "ledger/claims"
+ACCOUNTS = "ledger/accounts"
 SEGMENTS = "ledger/segments"
 GENERATIONS = "ledger/generations"
 LEDGER_TIME = "ledger/time"
@@ -13,13 +14,20 @@ RUNS = "runs"
 ORDERS = "flow_runs"
 
 
-IMAGE_PATH = re.compile(r"images/(?P<first>[0-9a-f]{2})/(?P<key>(?P=first)[0-9a-f]{30})\.[a-z]+")
-"""What `image` gives."""
+IMAGE_PATH = re.compile(
+    r"images/(?P<first>[0-9a-f]{2})/(?P<key>(?P=first)[0-9a-f]{30})(?:-(?P<number>[2-9]|[1-9][0-9]+))?\.[a-z0-9]+"
+)
+"""What `image` gives, and with a `number` what `more_image` gives."""
 
 
 def image(key: str, extension: str) -> str:
     """The image of a request key (hex)."""
     return f"images/{key[:2]}/{key}.{extension}"
+
+
+def more_image(key: str, number: int, extension: str) -> str:
+    """A further image of the same answer, from number 2 on."""
+    return f"images/{key[:2]}/{key}-{number}.{extension}"
 
 
 def images_below(first: int) -> str:
@@ -62,6 +70,11 @@ def claim_id(key: str, n: int) -> str:
     return f"{claims_of(key)}/{n}.id.json"
 
 
+def account(fingerprint: str) -> str:
+    """What is known of the key with this fingerprint."""
+    return f"{ACCOUNTS}/{fingerprint}.json"
+
+
 def segment(name: str) -> str:
     """One immutable batch of ledger events."""
     return f"{SEGMENTS}/{name}.parquet"
@@ -86,6 +99,11 @@ def generation_of(path: str) -> int:
 def run(run_id: str, *names: str) -> str:
     """A file or folder of one run."""
     return "/".join((RUNS, run_id, *names))
+
+
+def heartbeat(run_id: str) -> str:
+    """The sign of life of a run: what vouches for its claims."""
+    return run(run_id, "heartbeat.json")
 
 
 def execution(order_id: str, n: int) -> str:

@@ -1,19 +1,20 @@
 """The ledger's fold: what a pile of events says of every request key. Pure, vectorised, in any order of events.
 
-Inside one attempt the highest rank wins (quarantined > delivered > failed > submitted > claimed), never the clock.
-A key is delivered if any attempt is, else open if any attempt is open, else failed.
+Inside one attempt the highest rank wins (quarantined > delivered > retry_asked > failed > submitted > claimed), never
+the clock. A key is delivered if any attempt is; else its highest attempt says whether it is open or failed, and why.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from functools import cached_property
 from typing import Any, Protocol
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from prefect_imagegen.core.attempts import Attempts, first_row
-from prefect_imagegen.core.events import RANK, Event, ImageFacts
+from prefect_imagegen.core.attempts import Attempts, first_row, last_of_each, numbers_of
+from prefect_imagegen.core.events import RANK, RETRY_ASKED, Event, ImageFacts
 from prefect_imagegen.core.growing import GrowingTable
 from prefect_imagegen.core.request import KEY_BYTES
 
@@ -49,17 +50,32 @@ EVENT_SCHEMA = pa.schema(
         ("backend", pa.string()),
         ("endpoint", pa.string()),
         ("applied", pa.string()),
+        ("account", pa.string()),
         *_FACTS,
     ]
 )
 """One row per event: the columns of `core.events.Event`, the image's facts beside them."""
 _ORDER = [("time", "ascending"), ("attempt_id", "ascending")]
 """Which of several failures is the last: told alike whatever the order of segments."""
-_CALLS = pa.schema([EVENT_SCHEMA.field(name) for name in ("key", "request_id")])
 _FAILURES = pa.schema(
-    [EVENT_SCHEMA.field(name) for name in ("key", "time", "attempt_id", "error_kind", "error_message")]
+    [
+        ("key", KEY_TYPE),
+        ("n", pa.int32()),
+        ("asked", pa.bool_()),
+        *(EVENT_SCHEMA.field(name) for name in ("time", "attempt_id", "error_kind", "error_message")),
+    ]
 )
-"""What is remembered of failures, sorted by it: the last row of a key is its last failure."""
+"""What is remembered of failures, sorted by it: the last row of a key is its last failure, by number, not by clock."""
+COURSE = pa.schema(
+    [
+        EVENT_SCHEMA.field(name)
+        for name in (
+            *("key", "attempt_id", "type", "time", "run_id", "request_id"),
+            *("error_kind", "error_message", "account", "endpoint"),
+        )
+    ]
+)
+"""What is told of the course of attempts that have led to no image."""
 _GATHERED_ROWS = 1 << 15
 _PLAIN = [name for name in EVENT_SCHEMA.names if name not in _FACTS.names]
 
@@ -100,7 +116,7 @@ class CostStats:
 
 
 class Kept(Protocol):
-    """Where a fold puts the events that tell of an image or a call: written once through, then read at will."""
+    """Where a fold puts the events that tell of an image, a call or an end: written through once, then read at will."""
 
     def write(self, events: pa.Table) -> None:
         """Take a table of `EVENT_SCHEMA`."""
@@ -162,12 +178,50 @@ class LedgerView:
         """The (first) delivered event of each key that has one, as a row of `EVENT_SCHEMA`."""
         return first_of_each_key(self.delivered(keys))
 
-    def request_ids(self, key: bytes) -> frozenset[str]:
-        """The request ids known of a key that has no image."""
-        row, found = first_row(self._calls["key"], key), set()
-        while row < len(self._calls) and self._calls["key"][row].as_py() == key:
-            found.add(self._calls["request_id"][row].as_py())
-            row += 1
+    def course(self, key: bytes) -> list[dict[str, Any]]:
+        """What is known of the attempts of a key that has no image: rows of `COURSE`."""
+        row = first_row(self._courses["key"], key)
+        end = row
+        while end < len(self._courses) and self._courses["key"][end].as_py() == key:
+            end += 1
+        return list(self._courses.slice(row, end - row).to_pylist())
+
+    def ranks(self, key: bytes) -> Mapping[int, int]:
+        """The rank of each attempt of a key by its number."""
+        return self._attempts.ranks(key)
+
+    def newest_calls(
+        self, *, account: str | None = None, run_id: str | None = None, before: datetime | None = None, most: int = 3
+    ) -> list[tuple[str, datetime]]:
+        """The newest request ids of an account, or of a run, and the times of their events; newest first."""
+        found: dict[str, datetime] = {}
+        for part in self._calls_of(account, run_id):
+            early = part if before is None else part.filter(pc.less(part["time"], before))
+            for request_id, moment in zip(early["request_id"].to_pylist(), early["time"].to_pylist(), strict=True):
+                found[request_id] = min(moment, found.get(request_id, moment))
+        return sorted(found.items(), key=lambda one: (one[1], one[0]), reverse=True)[:most]
+
+    def calls_among(
+        self, request_ids: Collection[str], *, account: str | None = None, run_id: str | None = None
+    ) -> frozenset[str]:
+        """Those of some request ids that are known as calls of an account, or of a run."""
+        asked = pa.array(sorted(request_ids), pa.string())
+        found: set[str] = set()
+        for part in self._calls_of(account, run_id):
+            found.update(part.filter(pc.is_in(part["request_id"], asked))["request_id"].to_pylist())
+        return frozenset(found)
+
+    def _calls_of(self, account: str | None, run_id: str | None) -> Iterator[pa.Table]:
+        for part in self._kept:
+            owned = pc.equal(part["account"], account) if account is not None else pc.equal(part["run_id"], run_id)
+            yield part.filter(pc.and_(owned, pc.is_valid(part["request_id"])).fill_null(False))
+
+    def known_ids(self, request_ids: Collection[str]) -> frozenset[str]:
+        """Those of some request ids that any event names. Reads what is kept, all of it."""
+        asked = pa.array(sorted(request_ids), pa.string())
+        found: set[str] = set()
+        for part in self._kept:
+            found.update(part.filter(pc.is_in(part["request_id"], asked))["request_id"].to_pylist())
         return frozenset(found)
 
     def costs(self) -> dict[str, CostStats]:
@@ -194,12 +248,12 @@ class LedgerView:
         return 1 if last < 1 else last + (ranks[last] >= RANK["failed"])
 
     @cached_property
-    def _calls(self) -> pa.Table:
-        """The request ids of all keys without an image, sorted by key. Few runs ask for them."""
+    def _courses(self) -> pa.Table:
+        """The course of all keys without an image, sorted by key. Few runs ask for it."""
         keys = self._attempts.undelivered_keys
-        wanted = (part.filter(pc.is_in(part["key"], keys)).select(_CALLS.names) for part in self._kept)
-        calls = pa.concat_tables([_CALLS.empty_table(), *wanted]).drop_null()
-        return calls.sort_by("key").combine_chunks()
+        wanted = (part.filter(pc.is_in(part["key"], keys)).select(COURSE.names) for part in self._kept)
+        courses = pa.concat_tables([COURSE.empty_table(), *wanted])
+        return courses.sort_by("key").combine_chunks()
 
 
 class LedgerFold:
@@ -234,10 +288,10 @@ class LedgerFold:
         events = pa.concat_tables(self._waiting).combine_chunks()
         self._waiting, self._waiting_rows = [], 0
         self._attempts.add(events)
-        self._kept.write(events.filter(pc.or_(_delivered(events), pc.is_valid(events["request_id"]))))
+        self._kept.write(events.filter(pc.or_(_told(events), pc.is_valid(events["request_id"]))))
         quarantined = events.filter(pc.equal(events["type"], "quarantined"))
         self._quarantined.append(quarantined["attempt_id"].combine_chunks())
-        self._failures.add(events.filter(pc.equal(events["type"], "failed")).select(_FAILURES.names))
+        self._failures.add(_failures_of(events))
 
 
 def fold(tables: Iterable[pa.Table]) -> LedgerView:
@@ -252,9 +306,19 @@ def _last_of_each_key(failures: pa.Table) -> pa.Table:
     if not len(failures):
         return failures
     ordered = failures.sort_by([(name, "ascending") for name in _FAILURES.names])
-    keys = ordered["key"].combine_chunks()
-    last = pa.concat_arrays([pc.not_equal(keys[1:], keys[:-1]), pa.array([True])])
-    return ordered.filter(last)
+    return ordered.filter(last_of_each(ordered["key"]))
+
+
+def _failures_of(events: pa.Table) -> pa.Table:
+    failed = events.filter(pc.equal(events["type"], "failed")).combine_chunks()
+    asked = pc.equal(failed["error_kind"], RETRY_ASKED).fill_null(False)
+    table = failed.append_column("n", numbers_of(failed["attempt_id"].combine_chunks())).append_column("asked", asked)
+    return table.select(_FAILURES.names)
+
+
+def _told(events: pa.Table) -> pa.ChunkedArray:
+    """Where events tell of an image or of an end."""
+    return pc.is_in(events["type"], pa.array(["delivered", "failed"]))
 
 
 def _delivered(events: pa.Table) -> pa.ChunkedArray:

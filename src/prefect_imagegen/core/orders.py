@@ -88,8 +88,9 @@ class SpendingFold:
     def add(self, events: pa.Table) -> None:
         """Take in a table of `EVENT_SCHEMA`; events that come twice count once."""
         if self.unheard:
-            heard = events["attempt_id"].filter(pc.is_in(events["attempt_id"], self._claimed))
-            self.unheard.difference_update(heard.to_pylist())
+            # Only who claimed says that it did: others may have settled the call meanwhile.
+            told = pc.and_(pc.equal(events["type"], "claimed"), pc.is_in(events["attempt_id"], self._claimed))
+            self.unheard.difference_update(events["attempt_id"].filter(told).to_pylist())
         own = events.filter(pc.is_in(events["run_id"], self._run_ids))
         if len(own):
             self._steps.add(self._steps_of(own))
@@ -111,8 +112,10 @@ class SpendingFold:
                 pc.not_equal(calls["end"], _FREE),
             )
         )
+        settled = calls.filter(pc.or_(pc.is_valid(calls["cost_usd"]), pc.equal(calls["end"], _FREE)))
+        unheard = set(unheard) - set(settled["attempt_id"].to_pylist())
         classes = dict(zip(unpriced["attempt_id"].to_pylist(), unpriced["cost_class"].to_pylist(), strict=True))
-        return Spending(self._executions, pc.sum(priced, min_count=0).as_py(), dict.fromkeys(unheard) | classes)
+        return Spending(self._executions, pc.sum(priced, min_count=0).as_py(), dict.fromkeys(sorted(unheard)) | classes)
 
     def _steps_of(self, events: pa.Table) -> pa.Table:
         kind = events["error_kind"]

@@ -118,16 +118,24 @@ _ROWS = (
     Outcome(
         "bad_output",
         "yes",
-        "what was delivered is empty, truncated or no image, also when fetched again",
-        "The call was paid; ask Segmind's support with the request_id.",
+        "what was delivered is empty, truncated or no image, until outputs are deleted",
+        "The call was paid; ask Segmind's support with the request_id. `resend` buys it again.",
         billed="yes",
     ),
     Outcome(
         "output_lost",
         "yes",
-        "the record and the history no longer give the result",
-        "Ask Segmind's support with the request_id; outputs live for 7 days.",
+        "the record and the history no longer give the result: outputs are deleted after 7 days",
+        "The call was paid; ask Segmind's support with the request_id. `resend` buys it again.",
         billed="yes",
+    ),
+    Outcome(
+        "image_damaged",
+        "yes",
+        "the store's image of this request is damaged or was quarantined",
+        "Run `prefect-imagegen verify --repair`, then the same command again.",
+        retryable=True,
+        max_posts=1,
     ),
     Outcome(
         "model_unavailable",
@@ -190,7 +198,7 @@ _ROWS = (
     Outcome(
         "retry_asked",
         "unknown",
-        "`prefect-imagegen retry` gave the row free again",
+        "`prefect-imagegen resend` gave the row free again",
         "Run the same command again.",
         billed="maybe",
         retryable=True,
@@ -201,6 +209,27 @@ _ROWS = (
         "the call was accepted and its result was not fetched yet",
         "Run the same command again: it fetches the result without paying again.",
         billed="yes",
+    ),
+    Outcome(
+        "outcome_unknown",
+        "unknown",
+        "no answer came, and a month later the request history still does not tell whether the call was accepted",
+        "Look at the request_id in the message; `prefect-imagegen resend` sends it again, at the risk of paying twice.",
+        billed="maybe",
+    ),
+    Outcome(
+        "other_account",
+        "unknown",
+        "the call was sent with the key of another account, or of one that is not known: only that key can look it up",
+        "Run with the old key, or `prefect-imagegen resend`, at the risk of paying twice.",
+        billed="maybe",
+    ),
+    Outcome(
+        "internal",
+        "no",
+        "an unexpected error of this program about one row, before its call was sent",
+        "Report it with its traceback from the log; the next run tries again.",
+        retryable=True,
     ),
     Outcome(
         "other_run",
@@ -247,7 +276,7 @@ _ROWS = (
     ),
 )
 OUTCOMES: dict[str, Outcome] = {row.kind: row for row in _ROWS}
-HELD_KINDS = frozenset({"unknown", "submitted", "other_run"})
+HELD_KINDS = frozenset({"unknown", "submitted", "other_run", "other_account"})
 """Kinds that end a row as `held`: sent, or claimed by somebody, and never guessed."""
 
 _POLICY = re.compile(r"content|policy|nsfw|moderation|safety", re.IGNORECASE)

@@ -1,33 +1,30 @@
-"""Claims: winning one before a paid call, going on with those of runs that ended, and settling unknown outcomes."""
+"""Claims: winning one before a paid call, and going on with those of runs that ended. See docs/pay-once.md."""
 
-from datetime import timedelta
+from collections.abc import Sequence
 
 from prefect_imagegen.core import layout
 from prefect_imagegen.core.errors import BackendError
-from prefect_imagegen.core.events import Claim, ClaimRecord
-from prefect_imagegen.core.reconcile import next_look
+from prefect_imagegen.core.events import Claim, KnownAttempt
+from prefect_imagegen.core.outcomes import OUTCOMES, is_permanent
 from prefect_imagegen.core.results import RequestResult
 from prefect_imagegen.crashpoints import reached
-from prefect_imagegen.executor.closing import Closing
 from prefect_imagegen.executor.kit import Kit
+from prefect_imagegen.executor.lookups import Lookups
 from prefect_imagegen.executor.rows import Again, Park, Row, Step
 from prefect_imagegen.ports import Delivery, Submission
 
-CLAIM_FRESH = timedelta(seconds=60)
-"""A claim older than this is read again before its POST: the process may have slept."""
-CLAIM_SAFE_S = 120.0
-"""Nobody sends over the claim of another, unless that process is gone for certain, before it is so old."""
-EARLY_LOOK_S = 30.0
-_LOOK_AGAIN_S = 30.0
+CLAIM_FRESH_S = 60.0
+"""A claim older than this is given up unsent, for a new one: the process may have slept."""
+_LISTING_TRIES = 6
 _WATCH_S = (1.0, 15.0)
 
 
 class Claims:
     """What becomes of a row before its POST, or in place of it."""
 
-    def __init__(self, kit: Kit, closing: Closing) -> None:
+    def __init__(self, kit: Kit, lookups: Lookups) -> None:
         self._kit = kit
-        self._closing = closing
+        self._lookups = lookups
         self._watched = 0
         self._read_after: set[str] = set()
 
@@ -35,91 +32,167 @@ class Claims:
         """Win a claim (None), or follow what an earlier one led to."""
         kit = self._kit
         while True:
-            now = kit.clock.now()
-            claim = Claim(kit.policy.run_id, kit.policy.nonce, row.attempt_id, now, row.claim_body)
+            claim = self._new_claim(row)
             if await kit.ledger.claim(row.key, row.n, claim):
-                row.claimed_at, row.stored_at, row.claimant_gone = now, kit.neighbours.store_now(), True
+                row.claim, row.claimed, row.stored_at = claim, kit.clock.monotonic(), claim.store_time
+                row.claimant_gone = True
                 await kit.record(row, "claimed")
                 reached("claim")
-                return None
-            step = await self.resume(row)
+                return await self._given_up_before(row) if row.n > 1 else None
+            step = await self.resume(row, lost=row.n)
             if not isinstance(step, Again):
                 return step
 
-    async def resume(self, row: Row) -> Submission | Step:
-        """What the last claim of a key led to, whoever made it; `Again` if the way to the next one is free."""
+    def _new_claim(self, row: Row) -> Claim:
         kit = self._kit
-        claims = await kit.ledger.claims(row.key)
-        if not claims:
+        return Claim(
+            kit.policy.run_id,
+            kit.policy.nonce,
+            row.attempt_id,
+            kit.clock.now(),
+            row.claim_body,
+            kit.accounts.name,
+            kit.accounts.fingerprint,
+            kit.backend.endpoint,
+            layout.heartbeat(kit.policy.run_id),
+            kit.neighbours.store_now(),
+            kit.backend.now(),
+        )
+
+    async def _given_up_before(self, row: Row) -> Submission | Step | None:
+        """Look for calls of earlier runs that were given up on a guess: the history may show them by now."""
+        if not row.is_left_behind or row.failures or self._kit.policy.on_unknown == "hold":
+            return None
+        known = await self._kit.ledger.known(row.key)
+        doubtful = [one for one in known if one.n < row.n and one.record is not None and self._was_a_guess(one)]
+        return await self._lookups.before_sending(row, doubtful) if doubtful else None
+
+    def _was_a_guess(self, attempt: KnownAttempt) -> bool:
+        """Whether an attempt was closed though the API may have taken the call."""
+        outcome = OUTCOMES.get(attempt.error_kind or "")
+        if outcome is None:
+            return False
+        # An id that came with a refusal is a name of the refusal, not of a call.
+        is_unnamed = outcome.accepted == "unknown" and attempt.request_id is None
+        return is_unnamed or (outcome.accepted == "answered_5xx" and self._kit.backend.queues)
+
+    async def resume(self, row: Row, *, lost: int = 0) -> Submission | Step:
+        """What the highest claim of a key led to, whoever made it; `Again` if the way to the next one is free.
+
+        `lost`: the number of a claim that somebody else was first to make.
+        """
+        kit = self._kit
+        known = await self._known(row, lost)
+        if known is None:
+            text = f"the store says that claim {lost} exists, and does not show it"
+            return row.held(BackendError("other_run", text))
+        last = next((one for one in reversed(known) if one.record is not None), None)
+        if last is None:
+            row.n = max([row.n, *(one.n + 1 for one in known)])
             return Again()
-        last = claims[-1]
-        attempt_id, run_id = last.claim.attempt_id, last.claim.run_id
-        if not kit.ledger.is_closed(attempt_id) and run_id not in self._read_after:
-            if await kit.neighbours.life(run_id) == "live":
-                return await self._follow(row, last)
+        if not last.is_closed and last.run_id not in self._read_after:
+            if await kit.neighbours.life(_owner(last)) == "live":
+                return self._leave(row, last)
             # It writes no more: what it wrote after we read the ledger is read once.
             await kit.ledger.refresh(at_once=True)
-            self._read_after.add(run_id)
-        if kit.ledger.is_delivered(attempt_id):
+            self._read_after.add(str(last.run_id))
+            return await self.resume(row, lost=lost)
+        if any(one.is_delivered for one in known):
             return await self._reused(row, last)
-        if kit.ledger.is_closed(attempt_id):
-            row.n = last.n + 1
-            return Again()
-        return await self._follow(row, last)
+        return self._after_its_end(row, last, known[-1].n) if last.is_closed else await self._follow(row, last)
 
-    async def still_ours(self, row: Row) -> bool:
-        """Whether the claim still stands for us: after a long pause of the process others may have taken it over."""
-        if row.claimed_at is None or self._kit.clock.now() - row.claimed_at <= CLAIM_FRESH:
-            return True
-        return (await self._kit.ledger.claims(row.key))[-1].n == row.n
+    def _after_its_end(self, row: Row, last: KnownAttempt, highest: int) -> Step:
+        """What follows a closed attempt: the next one, unless another run found the row to fail for good."""
+        is_final = last.error_kind is not None and is_permanent(last.error_kind) and not last.is_asked
+        if is_final and last.run_id != self._kit.policy.run_id:
+            kind, message = str(last.error_kind), last.error_message or ""
+            return row.failed(BackendError(kind, message, request_id=last.request_id))
+        row.n = max(last.n, highest) + 1
+        return Again()
 
-    async def adopt(self, row: Row, request_id: str | None = None) -> RequestResult | None:
-        """The image, if the store has it already without the ledger knowing; its cost as the history tells it."""
+    async def _known(self, row: Row, lost: int) -> Sequence[KnownAttempt] | None:
+        """What is known of a key; None if a claim that exists cannot be read, however often it is asked for."""
+        for tries in range(_LISTING_TRIES):
+            known = await self._kit.ledger.known(row.key, lost=lost)
+            if not lost or any(one.n >= lost and one.record is not None for one in known):
+                return known
+            await self._kit.control.sleep(0.25 * 2.0**tries)
+        return None
+
+    def is_stale(self, row: Row) -> bool:
+        """Whether a claim has waited too long for its POST: the process may have slept, or the store been away."""
+        kit = self._kit
+        if row.claim is None or row.claimed is None:
+            return False
+        # The monotonic clock stands still while a machine sleeps, the other one may be set.
+        asleep = (kit.clock.now() - row.claim.time).total_seconds()
+        return max(asleep, kit.clock.monotonic() - row.claimed) > CLAIM_FRESH_S
+
+    async def adopt(self, row: Row, attempt: KnownAttempt | None = None) -> RequestResult | None:
+        """The image, if the store has it already without the ledger knowing; its cost as the history tells it.
+
+        It is that of `attempt`, or of whichever earlier one made it last.
+        """
         kit = self._kit
         path = layout.image(row.key.hex(), row.request.extension)
         if await kit.store.head(path) is None:
             return None
         facts = await kit.stored_facts(path)
-        cost = None
-        if request_id is not None:
-            try:
-                record = await kit.backend.record(request_id)
-                cost = record.cost_usd if record else None
-            except BackendError:
-                cost = None  # the image counts; what it cost stays unknown
-        return await kit.delivered(row, facts, Delivery(b"", request_id=request_id, cost_usd=cost))
+        if attempt is None:
+            earlier = [one for one in await kit.ledger.known(row.key) if one.n < row.n and one.record is not None]
+            attempt = earlier[-1] if earlier else None
+            row.late = attempt is not None
+        request_id = attempt.request_id if attempt else None
+        endpoint = attempt.endpoint if attempt else None
+        cost = await self._cost(request_id)
+        return await kit.delivered(row, facts, Delivery(b"", request_id=request_id, cost_usd=cost, endpoint=endpoint))
 
-    def unknown(self, row: Row, error: BackendError) -> Step:
-        """A call was sent under the row's claim and nobody knows its fate: look it up before anything else."""
-        held = row.held(error)
-        if self._kit.policy.on_unknown == "hold":
-            return held
-        if row.posts:
-            # Ours, and bad news at once; what an earlier run left says nothing of how things go now.
-            self._kit.control.finished(held)
-            row.told = True
-        return Park(lambda: self._reconcile(row, held), held)
+    async def _cost(self, request_id: str | None) -> float | None:
+        if request_id is None:
+            return None
+        try:
+            record = await self._kit.asked(self._kit.backend.record(request_id))
+        except BackendError:
+            return None  # the image counts; what it cost stays unknown
+        return record.cost_usd if record else None
 
-    async def _follow(self, row: Row, last: ClaimRecord) -> Submission | Step:
-        """Go on with the open claim of another run, or leave it to that run as long as it lives."""
-        kit, run_id = self._kit, last.claim.run_id
-        life = await kit.neighbours.life(run_id)
-        if life == "live":
-            text = f"run {run_id} is working on the same request"
-            error = BackendError("other_run", text, request_id=last.request_id)
-            return Park(lambda: self._watch(row, last), row.held(error))
-        row.n, row.claimed_at, row.claimant_gone = last.n, last.claim.time, life == "gone"
-        row.stored_at = last.stored or last.claim.time
-        if (found := await self.adopt(row, last.request_id)) is not None:
+    async def _follow(self, row: Row, last: KnownAttempt) -> Submission | Step:
+        """Go on with the open claim of a run that ended."""
+        kit, record = self._kit, last.record
+        if record is None:
+            return Again()
+        row.n, row.claim, row.claimed = last.n, record.claim, None
+        row.stored_at = record.stored or record.claim.store_time
+        row.claimant_gone = await kit.neighbours.life(_owner(last)) == "gone"
+        row.request_id, row.kept_id = last.request_id, record.request_id
+        found = await self.adopt(row, last) or await self._unowned(row, last)
+        if found is not None:
             return found
+        if kit.accounts.forgets:
+            return await self._lookups.forgotten(row, last)
         if last.request_id is not None:
-            row.kept_id = last.request_id
-            return Submission(row.request, last.request_id)
-        return self.unknown(
-            row, BackendError("unknown", f"run {run_id} sent the request and learned nothing of its fate")
-        )
+            return Submission(row.request, last.request_id, is_old=True)
+        if row.ownership == "other" and last.account is not None:
+            text = f"run {last.run_id} sent the request with the key of account {last.account}"
+            return row.held(BackendError("other_account", text))
+        text = f"run {last.run_id} sent the request and learned nothing of its fate"
+        return self._lookups.unknown(row, BackendError("unknown", text), last)
 
-    async def _watch(self, row: Row, last: ClaimRecord) -> Step:
+    async def _unowned(self, row: Row, last: KnownAttempt) -> RequestResult | None:
+        """Find out whose call it is; the row's end where the run stops before that is known."""
+        try:
+            row.ownership = await self._kit.asked(self._kit.accounts.ownership(last))
+        except BackendError as error:
+            return row.held(error)
+        return None
+
+    def _leave(self, row: Row, last: KnownAttempt) -> Park:
+        """Leave a row to the run that works on it, as long as it lives."""
+        text = f"run {last.run_id} is working on the same request"
+        error = BackendError("other_run", text, request_id=last.request_id)
+        return Park(lambda: self._watch(row, last), row.held(error))
+
+    async def _watch(self, row: Row, last: KnownAttempt) -> Step:
         """Wait for what a living run does with a row: its image, its end of the attempt, or its own end."""
         kit, path = self._kit, layout.image(row.key.hex(), row.request.extension)
         pause, longest = _WATCH_S
@@ -132,72 +205,23 @@ class Claims:
                 if await kit.store.head(path) is not None:
                     return await self._reused(row, last)
                 await kit.ledger.refresh()
-                closed = kit.ledger.is_closed(last.claim.attempt_id)
-                if closed or await kit.neighbours.life(last.claim.run_id) != "live":
+                known = await kit.ledger.known(row.key)
+                closed = any(one.n == last.n and one.is_closed for one in known)
+                if closed or await kit.neighbours.life(_owner(last)) != "live":
                     return Again()
         finally:
             self._watched -= 1
 
-    async def _reused(self, row: Row, last: ClaimRecord) -> RequestResult:
+    async def _reused(self, row: Row, last: KnownAttempt) -> RequestResult:
         """The image that another run has made, and paid for."""
         facts = await self._kit.stored_facts(layout.image(row.key.hex(), row.request.extension))
         result = RequestResult(row.key, "reused", image=facts, cost_usd=0.0)
-        result.request_id, result.created_at = last.request_id, self._kit.clock.now()
+        result.request_id, result.endpoint = last.request_id, last.endpoint
+        result.created_at = self._kit.clock.now()
         return result
 
-    async def _reconcile(self, row: Row, held: RequestResult) -> Step:
-        """Look into the history when it is due; absent after its lag means that the call was not accepted."""
-        kit, lag = self._kit, self._kit.policy.history_lag
-        looked: float | None = None
-        once = kit.policy.on_unknown == "retry-once"
-        while True:
-            due = min(EARLY_LOOK_S, lag) if once else next_look(looked, lag)
-            if due is None:
-                break
-            await kit.clock.sleep(max(0.0, due - self._age(row)))
-            row.busy = True
-            try:
-                age = self._age(row)
-                found = await self._look(row)
-            except BackendError:
-                # A look that failed proves nothing.
-                row.busy = False
-                await kit.clock.sleep(_LOOK_AGAIN_S)
-                continue
-            finally:
-                row.busy = False
-            if found is not None:
-                row.accepted = found
-                return Again()
-            looked = age
-            if once:
-                break
-        if once and row.by_kind["sent_again"]:
-            return held
-        if not row.claimant_gone:
-            await kit.clock.sleep(max(0.0, CLAIM_SAFE_S - self._age(row)))
-        kind = "sent_again" if once else "not_accepted"
-        return await self._closing.close(row, BackendError(kind, f"{held.error_message}; the history does not know it"))
 
-    async def look(self, row: Row) -> Submission | None:
-        """One look into the history right after an answered 5xx: was the work taken after all?"""
-        try:
-            return await self._look(row)
-        except BackendError:
-            return None
-
-    async def _look(self, row: Row) -> Submission | None:
-        kit = self._kit
-        claims = await kit.ledger.claims(row.key)
-        known = kit.ledger.request_ids(row.key) | {claim.request_id for claim in claims if claim.request_id}
-        body = next((claim.claim.body for claim in claims if claim.n == row.n), row.claim_body)
-        since = row.claimed_at or kit.clock.now()
-        unnamed = sum(claim.n < row.n and claim.request_id is None for claim in claims)
-        request_id = await kit.backend.find(row.request.model, body, since, frozenset(known), unnamed)
-        return None if request_id is None else Submission(row.request, request_id)
-
-    def _age(self, row: Row) -> float:
-        """Seconds since the row's claim was put, by the store's clock."""
-        if row.stored_at is None:
-            return 0.0
-        return (self._kit.neighbours.store_now() - row.stored_at).total_seconds()
+def _owner(attempt: KnownAttempt) -> str:
+    """The path of the heartbeat that vouches for an attempt's claim; claims of older stores name none."""
+    named = attempt.record.claim.owner if attempt.record else None
+    return named or layout.heartbeat(str(attempt.run_id))

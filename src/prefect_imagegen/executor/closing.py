@@ -1,6 +1,6 @@
 """The end of an attempt that led to no image: recorded, and what follows from it by the table of outcomes."""
 
-from prefect_imagegen.core.errors import BackendError
+from prefect_imagegen.core.errors import BackendError, StoreError
 from prefect_imagegen.core.outcomes import OUTCOMES, Outcome, is_fetch_failure
 from prefect_imagegen.core.results import RequestResult
 from prefect_imagegen.core.retry import backoff
@@ -27,25 +27,20 @@ class Closing:
             and row.counted < kit.policy.max_attempts
             and row.by_kind[error.kind] < (outcome.max_posts if outcome.counted else row.failures + 1)
         )
-        await kit.record(
-            row,
-            "failed",
-            error_kind=error.kind,
-            error_message=error.message,
-            http_status=error.status,
-            request_id=error.request_id,
-        )
-        self._settle(row, outcome)
-        row.n += 1
-        row.claimed_at = row.stored_at = row.sent_at = None
-        row.kept_id = None
+        cost = await self._cost(row, error) if outcome.billed == "yes" else None
+        await self.leave(row, error, cost)
+        self._settle(row, outcome, cost)
+        row.begin()
+        kit.control.moved()
         if outcome.scope == "run":
             kit.control.stop(error.kind, error.message)
             return self.not_run(row, error.kind, error.message)
         if outcome.scope == "model":
             kit.control.dead_models[row.request.model] = error.message
         if not again:
-            return row.failed(error)
+            result = row.failed(error)
+            result.cost_usd = cost
+            return result
         if self._maybe_billed(outcome):
             row.maybe_paid += 1
         seconds = backoff(row.failures, kit.draw()) if error.retry_after is None else error.retry_after
@@ -55,10 +50,43 @@ class Closing:
             kit.control.check_progress(error.message)
         return Again(seconds)
 
+    async def leave(self, row: Row, error: BackendError, cost: float | None = None) -> None:
+        """End the attempt in the ledger, and decide nothing more."""
+        await self._kit.record(
+            row,
+            "failed",
+            error_kind=error.kind,
+            error_message=error.message,
+            http_status=error.status,
+            request_id=error.request_id or row.request_id,
+            cost_usd=cost,
+        )
+
+    async def _cost(self, row: Row, error: BackendError) -> float | None:
+        """What a call cost that led to no image, where the history tells."""
+        request_id = error.request_id or row.request_id
+        if request_id is None:
+            return None
+        try:
+            record = await self._kit.asked(self._kit.backend.record(request_id))
+        except BackendError:
+            return None
+        return record.cost_usd if record else None
+
     def not_run(self, row: Row, kind: str | None = None, message: str | None = None) -> RequestResult:
         """Not sent, since the run stopped."""
         control = self._kit.control
         return RequestResult(row.key, "not_run", kind or control.stop_reason, message or control.stop_message)
+
+    def without_store(self, row: Row, error: StoreError) -> RequestResult:
+        """The store failed amid a row: held where a call of it may be out, else not run."""
+        if row.claim is None and not row.may_be_out:
+            if error.kind == "store_damaged":
+                return row.held(BackendError("unknown", f"what an earlier run left cannot be read: {error.message}"))
+            return self.not_run(row, "store", error.message)
+        kind = "unknown" if row.request_id is None else "submitted"
+        text = f"the store failed after the call: {error.message}"
+        return row.held(BackendError(kind, text, request_id=row.request_id))
 
     def delivered(self, row: Row, cost: float | None) -> None:
         """Settle the money of a row that has its image."""
@@ -75,19 +103,20 @@ class Closing:
         # v1 answers only when the work is done, and bills nothing but a 200; v2 may have queued what it refused.
         return outcome.billed == "maybe" and (self._kit.backend.queues or outcome.accepted == "unknown")
 
-    def _settle(self, row: Row, outcome: Outcome) -> None:
+    def _settle(self, row: Row, outcome: Outcome, cost: float | None) -> None:
         """Settle the money of an attempt without an image."""
         budget, reservation = self._kit.budget, row.reservation
         row.paid += outcome.billed == "yes"
         row.reservation = None
         if outcome.billed == "yes" and reservation is None:
-            budget.spent += budget.uncarry(row.attempt_id)
+            carried = budget.uncarry(row.attempt_id)
+            budget.spent += carried if cost is None else cost
         elif not self._maybe_billed(outcome):
             budget.uncarry(row.attempt_id)
         if reservation is None:
             return
         if outcome.billed == "yes":
-            budget.settle(reservation, None)
+            budget.settle(reservation, cost)
         elif self._maybe_billed(outcome):
             budget.strand(reservation)
         else:

@@ -4,6 +4,8 @@ A row that waits holds no slot: one that is to be tried again sleeps, one whose 
 """
 
 import asyncio
+import logging
+from collections.abc import Awaitable
 from dataclasses import replace
 
 from prefect_imagegen.core.budget import Reservation
@@ -16,10 +18,15 @@ from prefect_imagegen.executor.calls import Calls
 from prefect_imagegen.executor.claims import Claims
 from prefect_imagegen.executor.closing import Closing
 from prefect_imagegen.executor.kit import Kit
+from prefect_imagegen.executor.lookups import Lookups
 from prefect_imagegen.executor.lot import Lot
 from prefect_imagegen.executor.rows import Again, Park, Row, Step
 from prefect_imagegen.executor.slots import Slots
 from prefect_imagegen.ports import Submission
+
+MOST_INTERNAL = 20
+"""So many unexpected errors in a row are no matter of single rows."""
+_logger = logging.getLogger(__name__)
 
 
 class Executor:
@@ -30,8 +37,10 @@ class Executor:
         self._kit = kit
         self._turn = asyncio.Lock()
         self._closing = Closing(kit)
-        self._claims = Claims(kit, self._closing)
-        self._calls = Calls(kit, self._claims, self._closing)
+        self._lookups = Lookups(kit, self._closing)
+        self._claims = Claims(kit, self._lookups)
+        self._calls = Calls(kit, self._claims, self._lookups, self._closing)
+        self._internal: list[str] = []
         self._lot = Lot(kit)
         self._came_back = asyncio.Event()
 
@@ -39,6 +48,11 @@ class Executor:
     def calls(self) -> int:
         """POSTs sent."""
         return self._calls.sent
+
+    @property
+    def awaited(self) -> int:
+        """POSTs whose answers are awaited without a slot; when as many wait as there are slots, nothing is sent."""
+        return self._calls.waiting
 
     @property
     def idle(self) -> bool:
@@ -51,10 +65,10 @@ class Executor:
         `settle` says what became of parked ones. Raises on bugs only.
         """
         row = Row(request, key, self._kit.ledger.next_attempt(key))
-        step = await self._until_it_waits(row, await self._left_behind(row))
+        step = await self._until_it_waits(row, await self._guarded(row, self._left_behind(row)))
         if isinstance(step, RequestResult):
             return self._finished(row, step)
-        if self._kit.control.interrupted.is_set() or self._lot.full:
+        if (self._kit.control.interrupted.is_set() or self._lot.full) and not row.is_posting:
             return self._finished(row, step.drop())
         self._lot.add(row, step, asyncio.create_task(self._wait_out(row, step)))
         return self._counted(row, replace(step.held))
@@ -65,13 +79,11 @@ class Executor:
 
     async def _left_behind(self, row: Row) -> Step:
         """What an earlier run left of the row comes first: it needs no slot, no money and no run that goes on."""
-        if not self._kit.ledger.is_open(row.key):
+        ledger = self._kit.ledger
+        # Only what has ended can be settled, and what has ended is followed by another attempt.
+        if not ledger.is_open(row.key) and not (row.n > 1 and ledger.is_settled(row.key)):
             return Again()
-        try:
-            found = await self._claims.resume(row)
-        except StoreError as error:
-            self._kit.control.stop("store", str(error))
-            return row.held(BackendError("unknown", f"what an earlier run left cannot be read: {error.message}"))
+        found = await self._claims.resume(row)
         if isinstance(found, Submission):
             row.accepted = found
             return Again()
@@ -79,25 +91,60 @@ class Executor:
 
     async def _wait_out(self, row: Row, step: Park) -> RequestResult:
         while True:
-            found = await self._until_it_waits(row, await self._parked(step))
+            found = await self._until_it_waits(row, await self._guarded(row, step.wait()))
             if isinstance(found, RequestResult):
                 return self._finished(row, found)
             step = found
             self._lot.again(row, step)
 
-    async def _parked(self, step: Park) -> Step:
+    async def _guarded(self, row: Row, call: Awaitable[Step]) -> Step:
+        """A step of a row; what goes wrong in it ends that row, or holds it once its call may be out.
+
+        A store that cannot be used stops the run; a damaged file in it, and an error of ours, do not.
+        """
         try:
-            return await step.wait()
+            step = await call
         except StoreError as error:
-            self._kit.control.stop("store", str(error))
-            return step.drop()
+            if error.kind != "store_damaged":
+                # It has been tried for as long as the run may wait: nothing more can be kept.
+                self._kit.control.interrupt("store", str(error))
+            step = self._closing.without_store(row, error)
+        except Exception as error:  # noqa: BLE001 - one row's trouble, whatever it is, is no other row's
+            if isinstance(error, BackendError) and error.kind == "image_damaged":
+                step = row.failed(error)  # nothing was called, and nothing is decided about the attempt
+            else:
+                step = await self._unexpected(row, error)
+        else:
+            if isinstance(step, RequestResult) and step.error_kind != "internal":
+                self._internal.clear()
+        self._kit.control.moved()
+        return step
+
+    async def _unexpected(self, row: Row, error: Exception) -> Step:
+        """An error of ours about one row: its traceback once, and the end of the run if it is one of many."""
+        text = f"{type(error).__name__}: {error}"
+        if text not in self._internal:
+            _logger.error("An unexpected error about one row: %s", text, exc_info=error)
+        self._internal.append(text)
+        if len(self._internal) >= MOST_INTERNAL:
+            self._kit.control.stop("internal", f"{len(self._internal)} rows in a row met an unexpected error: {text}")
+        failure = BackendError("internal", text, request_id=row.request_id)
+        if row.may_be_out and not self._kit.backend.free:
+            kind = "unknown" if row.request_id is None else "submitted"
+            return row.held(BackendError(kind, text, request_id=row.request_id))
+        if row.claim is not None:
+            await self._closing.leave(row, failure)
+        return row.failed(failure)
 
     async def _until_it_waits(self, row: Row, step: Step) -> RequestResult | Park:
         while isinstance(step, Again):
             if step.seconds:
                 await self._kit.control.sleep(step.seconds)
-            step = await self._unaddressed(row, in_slot=False) or await self._in_slot(row)
+            step = await self._guarded(row, self._next(row))
         return step
+
+    async def _next(self, row: Row) -> Step:
+        return await self._unaddressed(row, in_slot=False) or await self._in_slot(row)
 
     async def _unaddressed(self, row: Row, *, in_slot: bool) -> RequestResult | None:
         """Get the row's references to where the backend can fetch them; its end if that fails. Costs no money.
@@ -110,16 +157,26 @@ class Executor:
         if row.accepted is not None or self._barred(row):
             return None
         try:
-            row.addresses = await kit.references.addresses(row.request, fresh=row.fresh)
-        except StoreError as error:
-            kit.control.stop("store", str(error))
-            return self._closing.not_run(row, "store", error.message)
-        except BackendError as error:
-            if OUTCOMES[error.kind].scope == "run":
-                kit.control.stop(error.kind, error.message)
-                return self._closing.not_run(row, error.kind, error.message)
-            return row.failed(error)
+            # Pictures are prepared and uploaded: nothing that a run that is told to stop would have to wait for.
+            getting = kit.references.addresses(row.request, fresh=row.fresh)
+            row.addresses = await kit.unless_interrupted(getting, "unsent", 0.0)
+        except (StoreError, BackendError) as error:
+            return self._without_addresses(row, error)
         return None
+
+    def _without_addresses(self, row: Row, error: StoreError | BackendError) -> RequestResult:
+        """The references of a row could not be got ready: nothing was called, so it is no refusal of the row."""
+        control = self._kit.control
+        if control.interrupted.is_set():
+            return self._closing.not_run(row)
+        if isinstance(error, StoreError):
+            control.stop("store", str(error))
+            return self._closing.not_run(row, "store", error.message)
+        if OUTCOMES[error.kind].scope == "run":
+            control.stop(error.kind, error.message)
+            return self._closing.not_run(row, error.kind, error.message)
+        kind = error.kind if error.kind == "reference_unreadable" else "upload_failed"
+        return row.failed(BackendError(kind, error.message, status=error.status))
 
     async def _in_slot(self, row: Row) -> Step:
         control, fetching = self._kit.control, row.accepted is not None
@@ -130,28 +187,26 @@ class Executor:
         async with self._turn:
             if not control.stopped and not fetching:
                 await self._kit.limiter.acquire()
+                control.moved()
             await self.slots.acquire()
         row.busy = True
+        step: Step | None = None
         try:
-            if fetching or not self._barred(row):
-                step = await self._unaddressed(row, in_slot=True) or await self._calls.attempt(row)
-            elif control.stopped:
-                step = self._closing.not_run(row)
-            else:
-                step = row.failed(BackendError("model_unavailable", control.dead_models[row.request.model]))
-        except StoreError as error:
-            control.stop("store", str(error))
-            if row.claimed_at is None:
-                step = self._closing.not_run(row, "store", error.message)
-            else:
-                kind = "unknown" if row.kept_id is None else "submitted"
-                text = f"the store failed after the call: {error.message}"
-                step = row.held(BackendError(kind, text, request_id=row.kept_id))
+            step = await self._guarded(row, self._worked(row, fetching=fetching))
         finally:
             row.busy, row.addresses = False, ()
             self.slots.release()
         self._free_money(row, step)
         return step
+
+    async def _worked(self, row: Row, *, fetching: bool) -> Step:
+        """What becomes of a row that has a slot."""
+        control = self._kit.control
+        if fetching or not self._barred(row):
+            return await self._unaddressed(row, in_slot=True) or await self._calls.attempt(row)
+        if control.stopped:
+            return self._closing.not_run(row)
+        return row.failed(BackendError("model_unavailable", control.dead_models[row.request.model]))
 
     def _barred(self, row: Row) -> bool:
         """Whether nothing may be sent for the row any more."""
@@ -169,7 +224,8 @@ class Executor:
             if isinstance(found, Reservation):
                 return found
             if found == "over":
-                text = f"{budget.spent:.4f} of {budget.cap:.4f} USD are spent, {budget.reserved:.4f} more reserved"
+                more = max(0.0, budget.reserved)
+                text = f"{budget.spent:.4f} of {budget.cap:.4f} USD are spent, {more:.4f} more reserved"
                 control.stop("budget", f"{text}, and one more image could exceed the cap")
                 return None
             self._came_back.clear()

@@ -3,22 +3,40 @@
 import asyncio
 import json
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from prefect_imagegen.control import RunControl
 from prefect_imagegen.core.budget import Budget
 from prefect_imagegen.core.concurrency import AdaptiveLimit
-from prefect_imagegen.core.errors import BackendError, StoreError
+from prefect_imagegen.core.errors import BackendError
 from prefect_imagegen.core.events import Event, EventType, ImageFacts
 from prefect_imagegen.core.image import BadImageError, Decoded, decode, facts_of
 from prefect_imagegen.core.latency import Latencies
 from prefect_imagegen.core.reconcile import DEFAULT_LAG_S, OnUnknown
 from prefect_imagegen.core.results import RequestResult
 from prefect_imagegen.executor.rows import Row
-from prefect_imagegen.ports import Backend, Clock, Delivery, Ledger, Neighbours, ObjectStore, RateLimiter, References
+from prefect_imagegen.ports import (
+    Accounts,
+    Backend,
+    Clock,
+    Delivery,
+    Ledger,
+    Neighbours,
+    ObjectStore,
+    RateLimiter,
+    References,
+)
 
 T = TypeVar("T")
+HEARTBEAT_FRESH_S = 45.0
+"""Nothing is sent while the last sign of life is older: others may take over what looks dead after 90 s."""
+LATE = "late"
+"""The flag of an image that came from an attempt which had been given up."""
+MORE_IMAGES = "more_images"
+"""The flag of an image whose answer held further ones: they lie beside it."""
+ASK_GRACE_S = 5.0
+_TICK_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +50,8 @@ class Policy:
     history_lag: float = DEFAULT_LAG_S
     drain_seconds: float = 20.0
     straggler_seconds: float = 30.0
+    deadline: float = 600.0
+    """How long one paid call may take, and how long the store is tried."""
 
 
 @dataclass(slots=True)
@@ -42,6 +62,7 @@ class Kit:
     store: ObjectStore
     ledger: Ledger
     references: References
+    accounts: Accounts
     limiter: RateLimiter
     control: RunControl
     policy: Policy
@@ -63,7 +84,8 @@ class Kit:
         return self.totals.limit(at_least=least, unmeasured=least)
 
     async def record(self, row: Row, kind: EventType, **facts: Any) -> None:
-        """Write one event of the row's present attempt."""
+        """Write one event of the row's present attempt. Its account is the claim's, whoever fetches the result."""
+        claimant = row.claim.account if row.claim else None
         event = Event(
             kind,
             row.key,
@@ -74,12 +96,15 @@ class Kit:
             cost_class=row.request.cost_class,
             seed=row.request.seed,
             backend=self.backend.name,
+            account=claimant or self.accounts.name,
             **{"endpoint": self.backend.endpoint} | facts,
         )
         await self.ledger.record(event)
 
     async def delivered(self, row: Row, facts: ImageFacts, delivery: Delivery) -> RequestResult:
         """The row has its image: recorded, and as a result."""
+        if row.late:
+            facts = replace(facts, flags=(*facts.flags, LATE))
         result = RequestResult(
             row.key,
             "generated",
@@ -108,15 +133,29 @@ class Kit:
         return result
 
     async def stored_facts(self, path: str) -> ImageFacts:
-        """The facts of an image that is there already: what is there counts, not what was received."""
+        """The facts of an image that is there already: what is there counts, not what was received.
+
+        Raises BackendError (`image_damaged`).
+        """
         data = await self.store.get(path) or b""
         try:
             decoded = await self.decoder(decode, data)
         except BadImageError as error:
-            raise StoreError(
-                "store_damaged", f"{path}: {error}", remedy="Run `prefect-imagegen verify --repair` on the store."
-            ) from error
+            raise BackendError("image_damaged", f"{path} in the store is no whole image: {error}") from error
         return facts_of(path, decoded, len(data))
+
+    async def vouched(self) -> bool:
+        """Wait until our sign of life is young enough to send anything; False if the run stops first."""
+        while self.neighbours.since_beat() > HEARTBEAT_FRESH_S and not self.control.stopped:
+            await self.control.sleep(_TICK_S)
+        return not self.control.stopped
+
+    async def asked(self, call: Coroutine[Any, Any, T]) -> T:
+        """Await what only GETs tell. A run that is told to stop has time for a usual answer, and for none that hangs.
+
+        Raises BackendError (`unknown`) then: the next run can ask as well.
+        """
+        return await self.unless_interrupted(call, "unknown", ASK_GRACE_S)
 
     async def unless_interrupted(self, call: Coroutine[Any, Any, T], kind: str, grace: float) -> T:
         """Await a call; an interruption of the run ends it, after some grace, with the outcome `kind`."""
@@ -124,8 +163,9 @@ class Kit:
         interrupted = asyncio.ensure_future(self.control.interrupted.wait())
         try:
             await asyncio.wait((working, interrupted), return_when=asyncio.FIRST_COMPLETED)
-            if not working.done() and grace:
-                await asyncio.wait((working,), timeout=grace)
+            left = self.control.time_left()
+            if not working.done() and grace and left != 0:
+                await asyncio.wait((working,), timeout=grace if left is None else min(grace, left))
             if working.done():
                 return working.result()
             raise BackendError(kind, "the run was stopped before the answer came")
@@ -133,4 +173,4 @@ class Kit:
             interrupted.cancel()
             if not working.done():
                 working.cancel()
-                await asyncio.wait((working,))
+                await asyncio.gather(working, return_exceptions=True)

@@ -52,13 +52,11 @@ class Lot:
                 break
             await asyncio.wait([one.task for one in waiting], timeout=_TICK_S, return_when=asyncio.FIRST_COMPLETED)
         left = list(self._rows.values())
-        self._rows.clear()
-        if busy := [one.task for one in left if one.row.busy]:
-            # An interruption lets calls that are under way come to their end, for as long as each of them may.
-            await asyncio.wait(busy, timeout=self._kit.policy.drain_seconds + _LOOK_GRACE_S)
+        await self._drained(left)
         for one in left:
             one.task.cancel()
         ends = await asyncio.gather(*(one.task for one in left), return_exceptions=True)
+        self._rows.clear()
         found = []
         for one, end in zip(left, ends, strict=True):
             if isinstance(end, Exception):
@@ -66,7 +64,18 @@ class Lot:
             found.append((one.row, one.step.drop() if isinstance(end, BaseException) else end))
         return found
 
+    async def _drained(self, left: list[Parked]) -> None:
+        """Let calls that are under way come to their end, for as long as the stop clock of an interruption runs."""
+        while busy := [one.task for one in left if (one.row.busy or one.row.is_posting) and not one.task.done()]:
+            if self._kit.control.time_left() == 0:
+                return
+            await asyncio.wait(busy, timeout=_TICK_S, return_when=asyncio.FIRST_COMPLETED)
+
     def _is_straggler(self, one: Parked) -> bool:
+        if one.row.waits:
+            return True
+        if one.row.is_posting:
+            return False  # it ends by its answer, by its connection, or after --deadline
         limit = self._kit.straggler_limit
         age = self._kit.clock.monotonic() - one.since
         return not one.row.busy and age > limit + _LOOK_GRACE_S

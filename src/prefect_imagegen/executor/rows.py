@@ -9,15 +9,16 @@ from typing import Any
 
 from prefect_imagegen.core.budget import Reservation
 from prefect_imagegen.core.errors import BackendError
+from prefect_imagegen.core.events import Claim
 from prefect_imagegen.core.reconcile import claim_form
 from prefect_imagegen.core.request import GenerationRequest
 from prefect_imagegen.core.results import RequestResult
-from prefect_imagegen.ports import Submission
+from prefect_imagegen.ports import Ownership, Submission
 
 
 @dataclass(slots=True)
 class Row:
-    """One request on its way. `claimed_at` is set while it has an open claim, ours or one that was taken over."""
+    """One request on its way."""
 
     request: GenerationRequest
     key: bytes
@@ -32,12 +33,20 @@ class Row:
     paid: int = 0
     """Images that this run had to pay for."""
     by_kind: Counter[str] = field(default_factory=Counter)
-    claimed_at: datetime | None = None
-    """When the claim was made, by the clock of the machine that made it."""
+    claim: Claim | None = None
+    """The open claim of the present attempt, ours or one that was taken over."""
+    claimed: float | None = None
+    """When we made the claim, by our monotonic clock; None for one that was taken over."""
     stored_at: datetime | None = None
     """When the claim was made, by the store's clock."""
     claimant_gone: bool = True
     """Whether nobody else can still be about to send under this claim."""
+    ownership: Ownership = "same"
+    """Whose call it is, seen from our key."""
+    sending_s: float | None = None
+    """How long after the claim its POST had ended; None where nobody knows."""
+    is_posting: bool = False
+    """A POST of it is out, and not answered yet."""
     sent_at: float | None = None
     """When the last POST went out, by our monotonic clock."""
     addresses: Sequence[str] = ()
@@ -46,8 +55,14 @@ class Row:
     """The API could not fetch a reference: it is uploaded anew."""
     accepted: Submission | None = None
     """A call known to be accepted, whose result is still to be fetched."""
+    request_id: str | None = None
+    """The request_id of the present attempt, once it is known."""
     kept_id: str | None = None
     """The request_id of the present claim, once the store has it."""
+    waits: bool = False
+    """It only waits for the next look for what an earlier run left: the run need not stay open for it."""
+    late: bool = False
+    """Its result is that of an attempt that had been given up."""
     told: bool = False
     """Whether the circuit breaker has heard of it already."""
     reservation: Reservation | None = None
@@ -58,6 +73,23 @@ class Row:
     def attempt_id(self) -> str:
         """The name of the present attempt."""
         return f"{self.key.hex()}-{self.n}"
+
+    @property
+    def is_left_behind(self) -> bool:
+        """Whether all that was ever sent for it was sent by earlier runs."""
+        return self.posts == 0
+
+    @property
+    def may_be_out(self) -> bool:
+        """Whether a call of its present attempt may have been sent."""
+        return self.sent_at is not None or self.request_id is not None or self.accepted is not None
+
+    def begin(self) -> None:
+        """Leave the present attempt behind: nothing of it counts for the next one."""
+        self.n += 1
+        self.claim = self.stored_at = self.claimed = self.sending_s = self.sent_at = None
+        self.request_id = self.kept_id = None
+        self.ownership, self.late = "same", False
 
     @property
     def claim_body(self) -> dict[str, Any]:

@@ -16,6 +16,7 @@ import pyarrow as pa
 from prefect_imagegen.core import layout
 from prefect_imagegen.core.attempts import Attempts
 from prefect_imagegen.core.events import RANK
+from prefect_imagegen.core.ledger import EVENT_SCHEMA
 from prefect_imagegen.core.request import KEY_BYTES
 from prefect_imagegen.crashpoints import reached
 from prefect_imagegen.io.event_file import EventFile
@@ -110,7 +111,8 @@ def _merged(runs: Iterable[pa.Table]) -> Iterator[pa.Table]:
     ranges = max(1, round(sum(map(len, runs)) / _FILE_ROWS))
     step = _NO_KEY // ranges + 1
     for low in range(0, _NO_KEY, step):
-        table = pa.concat_tables([_between(run, low, low + step) for run in runs]).sort_by(_ORDER)
+        within = (_between(run, low, low + step) for run in runs)
+        table = pa.concat_tables([EVENT_SCHEMA.empty_table(), *within]).sort_by(_ORDER)
         if len(table):
             yield table
 
@@ -142,9 +144,8 @@ async def _tidy(store: ObjectStore, files: LedgerFiles, before: datetime) -> Non
         return
     generation = parse_generation(layout.generation(settled), data)
     await _delete(store, [info.path for info in files.segments if name_of(info.path) in generation.absorbed])
-    needed = {*generation.files, *files.generation.files}
-    older = [info.path for info in files.parts if 0 < layout.generation_of(info.path) < settled]
-    await _delete(store, [path for path in older if path not in needed])
+    # A generation names files of its own number alone.
+    await _delete(store, [info.path for info in files.parts if 0 < layout.generation_of(info.path) < settled])
     # Manifests go last, so that a crash in between leaves no file without one.
     await _delete(store, [files.manifests[number].path for number in files.manifests if number < settled])
 
@@ -166,12 +167,9 @@ def _needless(claims: Sequence[ObjectInfo], attempts: Attempts, before: datetime
     for folder, group in groupby(claims, lambda info: info.path.rsplit("/", 1)[0]):
         infos = list(group)
         ranks = attempts.ranks(bytes.fromhex(name_of(folder)))
-        closed = {str(n) for n, rank in ranks.items() if rank >= RANK["failed"]}
-        if (
-            RANK["delivered"] in ranks.values()
-            and len(closed) == len(ranks)
-            and all(name_of(info.path).split(".")[0] in closed and _is_before(info, before) for info in infos)
-        ):
+        is_over = RANK["delivered"] in ranks.values() and min(ranks.values()) >= RANK["failed"]
+        known = set(map(str, ranks))
+        if is_over and all(name_of(info.path).split(".")[0] in known and _is_before(info, before) for info in infos):
             found += [info.path for info in infos]
     return found
 

@@ -2,17 +2,22 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Iterable, Sequence
+import re
+from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, fields, replace
 from datetime import datetime
+from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from prefect_imagegen.core import layout
 from prefect_imagegen.core.attempts import Attempts
 from prefect_imagegen.core.errors import StoreError
-from prefect_imagegen.core.events import RANK, Claim, ClaimRecord, Event
-from prefect_imagegen.core.ledger import KEY_TYPE, LedgerFold, LedgerView, events_table
+from prefect_imagegen.core.events import RANK, RETRY_ASKED, RETRY_ASKED_RANK, Claim, ClaimRecord, Event, KnownAttempt
+from prefect_imagegen.core.growing import GrowingTable
+from prefect_imagegen.core.ledger import COURSE, KEY_TYPE, LedgerFold, LedgerView, events_table
+from prefect_imagegen.core.outcomes import is_permanent
 from prefect_imagegen.crashpoints import reached
 from prefect_imagegen.io.event_file import EventFile
 from prefect_imagegen.io.ledger_files import (
@@ -31,6 +36,10 @@ FLUSH_SECONDS = 15.0
 REFRESH_SECONDS = 5.0
 _TRIES = 3
 _CLOSING = frozenset({"failed", "delivered", "quarantined"})
+_ATTEMPT = re.compile(r"[0-9a-f]{32}-([1-9][0-9]{0,8})")
+_CLAIM_TIMES = ("time", "store_time", "api_time")
+_CLAIM_FIELDS = tuple(one.name for one in fields(Claim))
+_CLAIM_NEEDS = ("run_id", "nonce", "attempt_id", "time", "body")
 
 
 class StoreLedger:
@@ -57,27 +66,56 @@ class StoreLedger:
         self._events: list[Event] = []
         self._closed: set[str] = set()
         self._since = Attempts()  # what was flushed by us, or read of others, after `view`
+        self._course = GrowingTable(COURSE, self._undelivered)
+        """The course of attempts without an image, of the same events."""
+        self._later: list[str] = []
+        """The segments that those events are in."""
         self._segments = 0
         self._flushing = asyncio.Lock()
 
-    async def claims(self, key: bytes) -> Sequence[ClaimRecord]:
+    async def known(self, key: bytes, *, lost: int = 0) -> Sequence[KnownAttempt]:
+        """All that is known of the attempts of a key, by number. `lost`: the number of a claim that is known to exist.
+
+        Claims are read by name, so that a listing that lags hides neither the id of one nor the one that was lost.
+        """
+        found: dict[int, KnownAttempt] = {n: KnownAttempt(n, rank) for n, rank in self._ranks(key).items()}
+        for row in (*self.view.course(key), *self._rows_since(key)):
+            match = _ATTEMPT.fullmatch(row["attempt_id"])
+            if match is not None:
+                n = int(match[1])
+                found[n] = _with_event(found.get(n, KnownAttempt(n)), row)
+        for record in await self._claims(key, {*found, *range(1, lost + 1)}):
+            found[record.n] = _with_claim(found.get(record.n, KnownAttempt(record.n)), record)
+        return [found[n] for n in sorted(found)]
+
+    async def claims(self, key: bytes, *, lost: int = 0) -> Sequence[ClaimRecord]:
         """All claims of a key, by number, each with its request_id if it got one."""
-        folder = layout.claims_of(key.hex())
-        found = {info.path.rsplit("/", 1)[1]: info.modified for info in await self._store.list(folder)}
-        numbers = sorted(int(name[: -len(".json")]) for name in found if name[: -len(".json")].isdigit())
-        return [
-            replace(await self._read_claim(key, n, has_id=f"{n}.id.json" in found), stored=found[layout.claim_name(n)])
-            for n in numbers
-        ]
+        return await self._claims(key, range(1, lost + 1))
+
+    async def _claims(self, key: bytes, named: Iterable[int]) -> Sequence[ClaimRecord]:
+        """The claims that are listed, and those of some numbers that exist though they are not."""
+        infos = await self._store.list(layout.claims_of(key.hex()))
+        times = {info.path.rsplit("/", 1)[1]: info.modified for info in infos}
+        numbers = {int(name[: -len(".json")]) for name in times if name[: -len(".json")].isdigit()}
+        found = []
+        for n in sorted(numbers.union(named)):
+            record = await self._read_claim(key, n, stored=times.get(layout.claim_name(n)))
+            if record is not None:
+                found.append(record)
+            elif n in numbers:
+                raise damaged(layout.claim(key.hex(), n))
+        return found
 
     async def claim(self, key: bytes, n: int, claim: Claim) -> bool:
         """Create claim number n: True if it is ours (an own put re-sent by a client library included)."""
         path = layout.claim(key.hex(), n)
-        data = json.dumps(asdict(claim) | {"time": claim.time.isoformat()}, ensure_ascii=False).encode()
-        if await self._store.create(path, data, "application/json"):
+        content = asdict(claim) | {
+            name: moment and moment.isoformat() for name in _CLAIM_TIMES for moment in [getattr(claim, name)]
+        }
+        if await self._store.create(path, json.dumps(content, ensure_ascii=False).encode(), "application/json"):
             return True
-        found = await self._read_claim(key, n, has_id=False)
-        return found.claim.nonce == claim.nonce and found.claim.attempt_id == claim.attempt_id
+        found = await self._read_claim(key, n)
+        return found is not None and (found.claim.nonce, found.claim.attempt_id) == (claim.nonce, claim.attempt_id)
 
     async def record_request_id(self, key: bytes, n: int, request_id: str) -> None:
         """Make the request_id of claim n durable."""
@@ -113,7 +151,8 @@ class StoreLedger:
             self._segments += 1
             del self._events[: len(events)]
             # Known in 21 bytes from here on, not by its name: a run may make millions.
-            self._since.add(table)
+            self._take_in(table)
+            self._later.append(path)
             self._closed.difference_update(event.attempt_id for event in events if event.type in _CLOSING)
 
     async def keep_flushing(self) -> None:
@@ -128,22 +167,68 @@ class StoreLedger:
 
     def is_open(self, key: bytes) -> bool:
         """Whether, when the ledger was read, the key had an attempt without an end, and no image."""
-        return bool(self.view.states(pa.array([key], KEY_TYPE))[0].as_py() == "open")
+        return self._state(key) == "open"
+
+    def is_settled(self, key: bytes) -> bool:
+        """Whether, when the ledger was read, the key had its image or had failed for good."""
+        state = self._state(key)
+        return state == "delivered" or (state == "failed" and is_permanent(self.view.failure(key)[0]))
+
+    def _state(self, key: bytes) -> str | None:
+        state: str | None = self.view.states(pa.array([key], KEY_TYPE))[0].as_py()
+        return state
 
     def is_closed(self, attempt_id: str) -> bool:
         """Whether the ledger knows the attempt to have ended."""
         return attempt_id in self._closed or self._rank_of(attempt_id) >= RANK["failed"]
 
-    def is_delivered(self, attempt_id: str) -> bool:
-        """Whether the ledger knows the attempt to have led to an image."""
-        return self._rank_of(attempt_id) == RANK["delivered"]
-
     def _rank_of(self, attempt_id: str) -> int:
         return max(self._since.rank_of(attempt_id), self.view.rank_of(attempt_id))
 
-    def request_ids(self, key: bytes) -> frozenset[str]:
-        """The request ids that the ledger knows of a key that has no image."""
-        return self.view.request_ids(key)
+    def _ranks(self, key: bytes) -> dict[int, int]:
+        """The rank of each numbered attempt of a key, by events alone."""
+        found = dict(self.view.ranks(key))
+        for n, rank in self._since.ranks(key).items():
+            found[n] = max(rank, found.get(n, -1))
+        for event in self._events:
+            match = _ATTEMPT.fullmatch(event.attempt_id) if event.key == key else None
+            if match is not None:
+                asked = event.type == "failed" and event.error_kind == RETRY_ASKED
+                rank = RETRY_ASKED_RANK if asked else RANK[event.type]
+                found[int(match[1])] = max(rank, found.get(int(match[1]), -1))
+        return {n: rank for n, rank in found.items() if n > 0}
+
+    def _rows_since(self, key: bytes) -> list[dict[str, Any]]:
+        """The course of a key's attempts since the ledger was read."""
+        table = self._course.table()
+        rows: list[dict[str, Any]] = table.filter(pc.equal(table["key"], pa.scalar(key, KEY_TYPE))).to_pylist()
+        return rows + [
+            {name: getattr(event, name) for name in COURSE.names} for event in self._events if event.key == key
+        ]
+
+    def _take_in(self, events: pa.Table) -> None:
+        """Take in events that are durable."""
+        self._since.add(events)
+        told = pc.is_in(events["type"], pa.array(["submitted", "failed"]))
+        self._course.add(events.filter(told).select(COURSE.names))
+
+    def _undelivered(self, course: pa.Table) -> pa.Table:
+        return course.filter(pc.invert(pc.is_in(course["key"], self._since.delivered_keys))).combine_chunks()
+
+    async def known_ids(self, request_ids: Collection[str]) -> frozenset[str]:
+        """Those of some request ids that the ledger knows to be calls of this store.
+
+        What was written since the ledger was read is read again: few ask, and many ids would fill the memory.
+        """
+        found = {event.request_id for event in self._events if event.request_id in set(request_ids)}
+        found |= self.view.known_ids(request_ids)
+        asked = pa.array(sorted(request_ids), pa.string())
+        for path in self._later:
+            data = await self._store.get(path)
+            if data is not None:
+                table = await asyncio.to_thread(from_parquet, path, data)
+                found.update(table.filter(pc.is_in(table["request_id"], asked))["request_id"].to_pylist())
+        return frozenset(filter(None, found))
 
     async def refresh(self, *, at_once: bool = False) -> None:
         """Read the segments that other runs have written since; at most every 5 seconds, unless `at_once`."""
@@ -155,23 +240,63 @@ class StoreLedger:
                     continue
                 data = await self._store.get(path)
                 if data is not None:
-                    self._since.add(await asyncio.to_thread(from_parquet, path, data))
+                    self._take_in(await asyncio.to_thread(from_parquet, path, data))
+                    self._later.append(path)
                 self._seen.add(path)
             self._refreshed = self._clock.monotonic()
 
-    async def _read_claim(self, key: bytes, n: int, *, has_id: bool) -> ClaimRecord:
-        path = layout.claim(key.hex(), n)
+    async def _read_claim(self, key: bytes, n: int, stored: datetime | None = None) -> ClaimRecord | None:
+        """One claim, and its id if it got one; None if there is no such claim. Raises StoreError for a damaged one."""
+        path, id_path = layout.claim(key.hex(), n), layout.claim_id(key.hex(), n)
+        data, about = await asyncio.gather(self._store.get(path), self._store.get(id_path))
+        if data is None:
+            return None
         try:
-            body = json_object(path, await self._store.get(path))
-            body["time"] = datetime.fromisoformat(str(body["time"]))
-            claim = Claim(**{one.name: body[one.name] for one in fields(Claim)})  # type: ignore[arg-type]
-            request_id = None
-            if has_id:
-                path = layout.claim_id(key.hex(), n)
-                request_id = str(json_object(path, await self._store.get(path))["request_id"])
-        except (KeyError, ValueError) as error:
+            claim = _claim_of(json_object(path, data))
+            path = id_path
+            request_id = None if about is None else str(json_object(path, about)["request_id"])
+        except (KeyError, ValueError, TypeError) as error:
             raise damaged(path) from error
-        return ClaimRecord(n, claim, request_id)
+        return ClaimRecord(n, claim, request_id, stored)
+
+
+def _claim_of(content: Mapping[str, Any]) -> Claim:
+    """A claim as read; one of a later version may have more fields, one of an earlier version fewer."""
+    values = {name: content[name] for name in _CLAIM_NEEDS} | {
+        name: content[name] for name in _CLAIM_FIELDS if name in content
+    }
+    for name in _CLAIM_TIMES:
+        if values.get(name) is not None:
+            values[name] = datetime.fromisoformat(str(values[name]))
+    return Claim(**values)
+
+
+def _with_event(known: KnownAttempt, row: Mapping[str, Any]) -> KnownAttempt:
+    """What is known of an attempt, with one more event of its course. A person's word is no reason for its end."""
+    asked = row["error_kind"] == RETRY_ASKED
+    ends = row["type"] == "failed" and (known.error_kind in (None, RETRY_ASKED) or not asked)
+    return replace(
+        known,
+        request_id=known.request_id or row["request_id"],
+        error_kind=row["error_kind"] if ends else known.error_kind,
+        error_message=row["error_message"] if ends else known.error_message,
+        is_asked=known.is_asked or asked,
+        account=known.account or row["account"],
+        endpoint=known.endpoint or row["endpoint"],
+        run_id=known.run_id or row["run_id"],
+    )
+
+
+def _with_claim(known: KnownAttempt, record: ClaimRecord) -> KnownAttempt:
+    """What is known of an attempt, with its claim, which names account and endpoint as the call was made."""
+    return replace(
+        known,
+        record=record,
+        request_id=record.request_id or known.request_id,
+        account=record.claim.account or known.account,
+        endpoint=record.claim.endpoint or known.endpoint,
+        run_id=record.claim.run_id,
+    )
 
 
 async def segments(store: ObjectStore) -> list[str]:

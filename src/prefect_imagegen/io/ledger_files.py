@@ -118,7 +118,14 @@ async def read_files(store: ObjectStore, files: LedgerFiles) -> AsyncIterator[pa
 
     sizes = {info.path: info.size for info in (*files.parts, *files.segments)}
     for paths in _waves(files.paths, sizes):
-        for table in await asyncio.gather(*map(read, paths)):
+        tasks = [asyncio.create_task(read(path)) for path in paths]
+        try:
+            tables = await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+        for table in tables:
             yield table
 
 

@@ -1,5 +1,6 @@
 """A store that hiccups: every operation is tried again for as long as the run may wait for it."""
 
+import asyncio
 import logging
 import random
 from collections.abc import Awaitable, Callable, Sequence
@@ -11,6 +12,7 @@ from prefect_imagegen.ports import Clock, ObjectInfo, ObjectStore
 T = TypeVar("T")
 FINAL_KINDS = frozenset({"store_no_create_only", "store_conflict", "store_damaged", "run_not_found"})
 """What no further try can change."""
+_TICK_S = 0.25
 _PAUSE_S, _LONGEST_PAUSE_S = 1.0, 15.0
 _logger = logging.getLogger(__name__)
 
@@ -70,11 +72,30 @@ class PatientStore:
 
     async def _patiently(self, call: Callable[[], Awaitable[T]]) -> T:
         try:
-            return await call()
+            return await self._once(call)
         except StoreError as error:
             if error.kind in FINAL_KINDS:
                 raise
             return await self._again(call, error)
+
+    async def _once(self, call: Callable[[], Awaitable[T]]) -> T:
+        """One try. One that hangs counts as failed after the deadline, or when the run's time is over.
+
+        It may still succeed: what it wrote is found as what a try whose answer was lost wrote.
+        """
+        trying = asyncio.ensure_future(call())
+        started = self._clock.monotonic()
+        try:
+            while not trying.done():
+                await asyncio.wait((trying,), timeout=_TICK_S)
+                seconds = self._clock.monotonic() - started
+                if not trying.done() and (seconds >= self._deadline or self._time_left() == 0):
+                    remedy = "Check the store, then run the same command again."
+                    text = f"{self.url} has given no answer for {seconds:.0f} s."
+                    raise StoreError("store_unreachable", text, remedy=remedy)
+            return trying.result()
+        finally:
+            trying.cancel()
 
     async def _again(self, call: Callable[[], Awaitable[T]], error: StoreError) -> T:
         """Try again what has failed once."""
@@ -87,7 +108,7 @@ class PatientStore:
                 await self._clock.sleep(min(self._draw() * longest, left))
                 longest = min(2 * longest, _LONGEST_PAUSE_S)
                 try:
-                    found = await call()
+                    found = await self._once(call)
                 except StoreError as again:
                     error = again
                     if error.kind in FINAL_KINDS:

@@ -8,6 +8,7 @@ ejected, timed or repeated here.
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -16,6 +17,7 @@ from typing import Any, TypeVar
 
 from prefect_imagegen.core.errors import BackendError, RefusedError
 from prefect_imagegen.core.profiles import Profile
+from prefect_imagegen.core.reconcile import Look, Window
 from prefect_imagegen.core.request import GenerationRequest
 from prefect_imagegen.io.pool_endpoint import Endpoint, Lease
 from prefect_imagegen.io.segmind import SANDBOX_ENGINES, SegmindBackend
@@ -67,6 +69,15 @@ class Pool:
         self._probes: set[asyncio.Task[None]] = set()
         self._turn = 0
         self._dark_since: float | None = None
+
+    @property
+    def not_understood(self) -> Counter[str]:
+        """Answers of the paid API that were not understood; a worker's are its own failures."""
+        return Counter() if self._account is None else self._account.not_understood
+
+    def now(self) -> datetime | None:
+        """The present time by the paid API's clock."""
+        return None if self._account is None else self._account.now()
 
     @property
     def capacity(self) -> int:
@@ -170,11 +181,9 @@ class Pool:
         """Whether an upload is still there."""
         return await self._paid.has_upload(url)
 
-    async def find(
-        self, model: str, claimed: Mapping[str, Any], since: datetime, known_ids: frozenset[str], unnamed: int
-    ) -> str | None:
+    async def find(self, model: str, claimed: Mapping[str, Any], window: Window) -> Look:
         """Look into the history of the paid API."""
-        return await self._paid.find(model, claimed, since, known_ids, unnamed)
+        return await self._paid.find(model, claimed, window)
 
     async def record(self, request_id: str) -> HistoryRecord | None:
         """One call as the history of the paid API tells it."""

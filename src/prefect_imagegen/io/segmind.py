@@ -5,10 +5,9 @@ POST means is decided by `core.outcomes`. The key goes to the endpoint's own hos
 base URL and the request id.
 """
 
-import asyncio
 import json
-import time
 from base64 import b64encode
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime
@@ -20,13 +19,12 @@ from pydantic import SecretStr
 
 from prefect_imagegen.core import answers
 from prefect_imagegen.core.errors import BackendError
-from prefect_imagegen.core.outcomes import classify_failure
+from prefect_imagegen.core.reconcile import Look, Window
 from prefect_imagegen.core.redact import redact
 from prefect_imagegen.core.request import GenerationRequest
-from prefect_imagegen.core.retry import next_poll
-from prefect_imagegen.io.polls import Polls
 from prefect_imagegen.io.segmind_history import SegmindHistory
-from prefect_imagegen.io.segmind_http import GET_TRIES, UNREADABLE, SegmindHttp, pieces, plain_name, read_body
+from prefect_imagegen.io.segmind_http import UNREADABLE, SegmindHttp, pieces, plain_name, read_body
+from prefect_imagegen.io.segmind_jobs import SegmindJobs, applied_seed
 from prefect_imagegen.net.client import TRANSPORT_ERRORS, never_sent
 from prefect_imagegen.ports import Balance, Delivery, Health, HistoryRecord, RateLimiter, Submission
 
@@ -75,10 +73,20 @@ class SegmindBackend:
         self._v1 = api_version == "v1"
         self.queues = not self._v1
         self._deadline = deadline
-        self._polls = Polls(limiter)
+        self.not_understood: Counter[str] = Counter()
         self._sandbox: bool | None = None
         self._http = SegmindHttp(api_key, limiter=limiter, max_in_flight=max_in_flight, connect_timeout=connect_timeout)
-        self._history = SegmindHistory(endpoints.history, self._http.get_json)
+        self._history = SegmindHistory(endpoints.history, self._http.get_json, self._odd)
+        self._jobs = SegmindJobs(
+            endpoints.base, self._http, self._history, self._odd, deadline=deadline, has_records=self.queues
+        )
+
+    def now(self) -> datetime | None:
+        """The present time by the API's clock: what its last answer said, and the time since."""
+        return self._http.now()
+
+    def _odd(self, what: str) -> None:
+        self.not_understood[redact(what)] += 1
 
     async def check(self) -> Balance:
         """Read the balance: proves address and key, costs nothing. One more try after a failed connection."""
@@ -116,7 +124,8 @@ class SegmindBackend:
             f"{self._base}/{version}/{quote(request.model, safe='')}",
             content=pieces(data),
             headers=self._http.posting(data),
-            timeout=httpx.Timeout(self._deadline if self._v1 else 60.0, connect=4.0),
+            # Nothing that was learned of other calls cuts a paid one short.
+            timeout=httpx.Timeout(self._deadline, connect=4.0),
         )
         try:
             response = await self._http.client.send(call, stream=True)
@@ -126,22 +135,24 @@ class SegmindBackend:
             raise BackendError(
                 "unknown", f"{self.endpoint} took the call and gave no answer: {plain_name(error)}"
             ) from error
+        self._http.note_time(response)
         request_id = response.headers.get("x-request-id")
-        if self._v1 and response.status_code == 200:
-            self._check_engine(response)
+        if self._v1 and 200 <= response.status_code < 300:
+            self._check_engine(response, request_id)
             return Submission(request, request_id, response)
         try:
             body = await read_body(response)
         except UNREADABLE as error:
-            if response.status_code == 200:
+            if response.status_code < 300:
                 raise BackendError(
-                    "unknown", f"the answer to the call broke off: {plain_name(error)}", status=200
+                    "unknown", f"the answer to the call broke off: {plain_name(error)}", status=response.status_code
                 ) from error
             body = b""
         if response.status_code >= 300:
-            raise self._http.refusal(response, body, request_id)
-        self._check_engine(response)
-        return Submission(request, _request_id_of(body, response.status_code))
+            raise self._http.refusal(response, body)
+        found = self._request_id_of(body, response.status_code)
+        self._check_engine(response, found)
+        return Submission(request, found)
 
     async def collect(self, submission: Submission) -> Delivery:
         """The bytes of an accepted call. v1 reads the open answer first; all else is polls, history and downloads."""
@@ -152,13 +163,11 @@ class SegmindBackend:
         if submission.request_id is None:
             raise BackendError("unknown", "the answer broke off and named no request_id")
         # The records of v1 calls are not served: those are found in the history.
-        return await self.fetch(submission.request_id)
+        return await self.fetch(submission.request_id, is_old=submission.is_old)
 
-    async def find(
-        self, model: str, claimed: Mapping[str, Any], since: datetime, known_ids: frozenset[str], unnamed: int
-    ) -> str | None:
-        """Look once in the history for a call with the body of a claim that nobody knows of yet."""
-        return await self._history.find(model, claimed, since, known_ids, unnamed)
+    async def find(self, model: str, claimed: Mapping[str, Any], window: Window) -> Look:
+        """Look once in the history for a call with the body of a claim."""
+        return await self._history.find(model, claimed, window)
 
     async def record(self, request_id: str) -> HistoryRecord | None:
         """One call as the history tells it."""
@@ -170,6 +179,7 @@ class SegmindBackend:
 
     async def aclose(self) -> None:
         """Close the connections."""
+        await self._history.aclose()
         await self._http.aclose()
 
     async def health(self) -> Health:
@@ -217,134 +227,41 @@ class SegmindBackend:
             raise BackendError(
                 "bad_output", f"the answer broke off: {plain_name(error)}", request_id=submission.request_id, status=200
             ) from error
-        output = answers.image_of_body(body)
         headers = response.headers
         facts: dict[str, Any] = {
             "request_id": submission.request_id,
             "cost_usd": answers.number(headers.get("x-cost")),
             "latency_s": answers.number(headers.get("x-generation-time")),
             "http_status": response.status_code,
-            "applied": _applied(headers.get("x-seed-value")),
+            "applied": applied_seed(headers.get("x-seed-value")),
         }
-        if output.url:
-            data, content_type = await self._http.download(output.url, submission.request_id)
-            return Delivery(data, content_type, **facts)
-        if output.data is None:
+        outputs = answers.images_of_body(body)
+        if outputs[0].error is not None:
             raise BackendError(
-                "bad_output", redact(output.error or ""), request_id=submission.request_id, status=response.status_code
+                "bad_output", redact(outputs[0].error), request_id=submission.request_id, status=response.status_code
             )
-        return Delivery(output.data, headers.get("content-type"), **facts)
+        return await self._jobs.delivery(outputs, submission.request_id, headers.get("content-type"), facts)
 
-    async def fetch(self, request_id: str) -> Delivery:
-        """The result of a call by its id, by its record or by the history. Outputs live for 7 days."""
-        url = f"{self._base}/v2/requests/{quote(request_id, safe='')}"
-        job = await self._await_terminal(url, request_id)
-        if job is not None and job.state == "COMPLETED" and job.output is None:
-            job = await self._job(url, request_id)
-        if job is None:
-            return await self._from_history(request_id)
-        if job.state == "FAILED":
-            text = job.error or ""
-            raise BackendError(classify_failure(text), redact(text), status=422, request_id=request_id)
-        output = job.output or answers.Output(error="the answer names no output")
-        if output.data is not None:
-            data, content_type = output.data, None
-        elif output.url is not None:
-            try:
-                data, content_type = await self._http.download(output.url, request_id)
-            except BackendError as error:
-                if error.status not in (404, 410):
-                    raise
-                return await self._from_history(request_id)  # it may know another address
-        else:
-            raise BackendError("bad_output", redact(output.error or ""), request_id=request_id, status=200)
-        return Delivery(
-            data,
-            content_type,
-            request_id=request_id,
-            cost_usd=job.cost_usd,
-            latency_s=job.latency_s,
-            http_status=200,
-            applied=_applied(job.seed),
+    async def fetch(self, request_id: str, *, is_old: bool = False) -> Delivery:
+        """The result of a call by its id; `is_old`: an earlier run sent it."""
+        return await self._jobs.fetch(request_id, is_old=is_old)
+
+    def _request_id_of(self, body: bytes, status: int) -> str:
+        value = answers.parse_json(body)
+        request_id = value.get("request_id") if isinstance(value, dict) else None
+        if isinstance(request_id, str) and request_id:
+            return request_id
+        # A 2xx without an id: the work may have been queued, so it is not sent again.
+        self._odd(f"a submit: status {status}, {answers.shape_of(value)}")
+        raise BackendError(
+            "unknown", redact(f"the answer to the call has no request_id: {answers.error_text(body)}"), status=status
         )
 
-    async def _await_terminal(self, url: str, request_id: str) -> answers.JobAnswer | None:
-        """Poll until the job has ended; None if its record has expired."""
-        started = time.monotonic()
-        while (elapsed := time.monotonic() - started) < self._deadline:
-            await self._polls.wait(elapsed)
-            job = await self._job(f"{url}/status", request_id)
-            if job is None or job.state != "PENDING":
-                self._polls.ended(time.monotonic() - started)
-                return job
-        raise BackendError("submitted", f"no result after {self._deadline:.0f} s (--deadline)", request_id=request_id)
-
-    async def _job(self, url: str, request_id: str) -> answers.JobAnswer | None:
-        """One poll; None if the record has expired. Only a body that is a job's counts, whatever its HTTP status."""
-        last = ""
-        for failures in range(GET_TRIES):
-            await self._polls.turn()
-            try:
-                async with self._http.get(url) as response:
-                    body = await read_body(response)
-                    status = response.status_code
-                    job = answers.job_of(answers.parse_json(body))
-                    if job is not None:
-                        return job
-                    if status == 404:
-                        return None
-                    if status in (401, 402, 403):
-                        raise self._http.refusal(response, body, request_id)
-                    if status == 429:
-                        self._polls.refused(self._http.pause(response))
-                    last = f"status {status}"
-            except UNREADABLE as error:
-                last = plain_name(error)
-            await asyncio.sleep(min(5.0, 0.2 * 2**failures))
-        raise BackendError("submitted", f"polling failed {GET_TRIES} times: {last}", request_id=request_id)
-
-    async def _from_history(self, request_id: str) -> Delivery:
-        """The result through the request history: where the record has expired, or a v1 answer was bad."""
-        started = time.monotonic()
-        record = await self._history.detail(request_id)
-        while record is not None and record.status == "PENDING":
-            elapsed = time.monotonic() - started
-            if elapsed > self._deadline:
-                break
-            await asyncio.sleep(max(0.2, next_poll(elapsed, None)))
-            record = await self._history.detail(request_id)
-        if record is None or record.status == "PENDING":
-            raise BackendError(
-                "submitted", "neither the record nor the history tells the result yet", request_id=request_id
-            )
-        if record.status == "FAILED":
-            text = record.error or "the history says FAILED"
-            raise BackendError(classify_failure(text), redact(text), request_id=request_id)
-        if not record.generation_url:
-            raise BackendError("output_lost", "the history names no output", request_id=request_id)
-        data, content_type = await self._http.download(record.generation_url, request_id)
-        return Delivery(data, content_type, request_id, record.cost_usd, http_status=200)
-
-    def _check_engine(self, response: httpx.Response) -> None:
+    def _check_engine(self, response: httpx.Response, request_id: str | None) -> None:
         if self._sandbox is None:
             return
         engine = response.headers.get(ENGINE_HEADER)
         if (engine in SANDBOX_ENGINES) != self._sandbox:
             what = f"engine {engine!r}" if engine else "no sandbox"
-            raise BackendError("sandbox_mismatch", f"{self.endpoint} changed during the run: it is now {what}")
-
-
-def _request_id_of(body: bytes, status: int) -> str:
-    value = answers.parse_json(body)
-    request_id = value.get("request_id") if isinstance(value, dict) else None
-    if isinstance(request_id, str) and request_id:
-        return request_id
-    # A 2xx without an id: the work may have been queued, so it is not sent again.
-    raise BackendError(
-        "unknown", redact(f"the answer to the call has no request_id: {answers.error_text(body)}"), status=status
-    )
-
-
-def _applied(seed: Any) -> dict[str, Any]:
-    found = answers.number(seed)
-    return {} if found is None else {"seed": int(found)}
+            text = f"{self.endpoint} changed during the run: it is now {what}"
+            raise BackendError("sandbox_mismatch", text, status=response.status_code, request_id=request_id)

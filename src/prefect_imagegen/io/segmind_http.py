@@ -7,9 +7,9 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import urljoin, urlsplit
 
 import aiohttp
 import httpx
@@ -25,6 +25,8 @@ from prefect_imagegen.ports import RateLimiter
 
 MAX_BODY_BYTES = 256 * 1024 * 1024
 GET_TRIES = 6
+_REDIRECTS = (301, 302, 303, 307, 308)
+_MOST_REDIRECTS = 6
 _PIECE = 1 << 18
 UNREADABLE = (*TRANSPORT_ERRORS, ValueError)
 """What reading an answer may raise."""
@@ -44,28 +46,55 @@ class SegmindHttp:
         )
         self._key = api_key.get_secret_value() if api_key else ""
         self._limiter = limiter
+        self._told: tuple[datetime, float] | None = None
+
+    def note_time(self, response: httpx.Response) -> None:
+        """Learn the API's time from the `Date` of an answer of its own hosts."""
+        told = answers.moment(response.headers.get("date"))
+        if told is not None and told.tzinfo is not None:
+            self._told = (told, asyncio.get_running_loop().time())
+
+    def now(self) -> datetime | None:
+        """The present time by the API's clock; None until an answer has told it."""
+        if self._told is None:
+            return None
+        moment, at = self._told
+        return moment + timedelta(seconds=asyncio.get_running_loop().time() - at)
 
     async def aclose(self) -> None:
         """Close the connections."""
         await self.client.aclose()
 
     async def download(self, url: str, request_id: str | None) -> tuple[bytes, str | None]:
-        """Fetch an output, without the key; tried again, never submitted again."""
-        if urlsplit(url).scheme not in ("http", "https"):
-            raise BackendError("bad_output", "the output URL is no http URL", request_id=request_id)
+        """Fetch an output, without the key, over redirects; tried again, never submitted again."""
         last, status = "", None
         for failures in range(GET_TRIES):
+            if failures:
+                await asyncio.sleep(min(5.0, 0.2 * 2**failures))
             try:
-                async with self.get(url, with_key=False) as response:
+                async with self._followed(url) as response:
                     body = await read_body(response)
                     if response.status_code == 200:
                         return body, response.headers.get("content-type")
                     last, status = f"status {response.status_code}", response.status_code
             except UNREADABLE as error:
                 last, status = plain_name(error), None
-            await asyncio.sleep(min(5.0, 0.2 * 2**failures))
         text = f"the output could not be downloaded: {last}"
         raise BackendError("submitted", text, request_id=request_id, status=status)
+
+    @asynccontextmanager
+    async def _followed(self, url: str) -> AsyncIterator[httpx.Response]:
+        """Open a GET without the key, and where it leads to. ValueError for what is no http URL."""
+        for _ in range(_MOST_REDIRECTS + 1):
+            if urlsplit(url).scheme not in ("http", "https"):
+                raise ValueError("the address of the output is no http URL")
+            async with self.get(url, with_key=False) as response:
+                target = response.headers.get("location")
+                if response.status_code not in _REDIRECTS or not target:
+                    yield response
+                    return
+            url = urljoin(url, target)
+        raise ValueError(f"more than {_MOST_REDIRECTS} redirects")
 
     async def get_json(self, url: str, params: dict[str, str] | None = None, tries: int = GET_TRIES) -> Any:
         """A GET with the key, for balance and history; raises BackendError."""
@@ -95,6 +124,7 @@ class SegmindHttp:
                 await asyncio.sleep(min(5.0, 0.2 * 2**failures))
             try:
                 async with call() as response:
+                    self.note_time(response)
                     body = await read_body(response)
             except UNREADABLE as error:
                 failure = BackendError("unsent", f"{urlsplit(url).hostname} gave no answer: {plain_name(error)}")
@@ -105,6 +135,9 @@ class SegmindHttp:
                     raise BackendError("protocol", f"{urlsplit(url).hostname} answered with no JSON", status=200)
                 return value
             failure = self.refusal(response, body)
+            if response.status_code == 404 and not isinstance(answers.parse_json(body), dict):
+                # Not the API's own word: a route that is missing, or a proxy.
+                raise BackendError("unknown", failure.message)
             if response.status_code == 429:
                 self._limiter.pause(failure.retry_after or 5.0)
             elif response.status_code < 500:

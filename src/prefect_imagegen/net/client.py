@@ -1,12 +1,21 @@
 """The one HTTP client factory: the httpx API over aiohttp's transport, and what its failures mean."""
 
+import socket
+import ssl
+from functools import cache, partial
+
 import aiohttp
 import httpx
+from aiohttp.connector import AddrInfoType
 from httpx_aiohttp import AiohttpTransport
 
 # Shorter than the 5 s after which common servers close an idle connection: a POST sent on a connection that is
 # being closed has an unknown outcome.
 KEEPALIVE_S = 4.0
+_PROBE_S = 30
+"""A connection without traffic is probed so often: a call that waits minutes for its answer outlives routers that
+forget idle connections, and notices a machine that is gone."""
+_PROBES = 4
 TRANSPORT_ERRORS = (httpx.HTTPError, httpx.InvalidURL, aiohttp.ClientError, OSError, TimeoutError)
 """Everything that a call can raise for want of an answer: the transport lets some of aiohttp's own errors through."""
 
@@ -17,14 +26,41 @@ def make_client(
     """An `httpx.AsyncClient` for so many calls at once; times in seconds; redirects are never followed.
 
     Plain httpx collapses from 64 calls in flight on (its pool rebuilds its lists for every queued call), so the
-    transport is aiohttp's. Limits go to the transport: httpx ignores `limits=` once it is given one.
+    transport is aiohttp's.
     """
-    limits = httpx.Limits(max_connections=max_connections, keepalive_expiry=KEEPALIVE_S)
     return httpx.AsyncClient(
-        transport=AiohttpTransport(limits=limits),
+        transport=AiohttpTransport(verify=_tls(), client=partial(_session, max_connections)),
         timeout=httpx.Timeout(read_timeout, connect=connect_timeout, pool=None),
         follow_redirects=False,
     )
+
+
+@cache
+def _tls() -> ssl.SSLContext:
+    """The trusted certificates, read once: that takes longer than a call."""
+    return httpx.create_ssl_context()
+
+
+def _session(max_connections: int) -> aiohttp.ClientSession:
+    """The connections of one client; made in the loop that uses them."""
+    connector = aiohttp.TCPConnector(
+        limit=max_connections,
+        keepalive_timeout=KEEPALIVE_S,
+        ssl=_tls(),
+        socket_factory=_probed_socket,
+    )
+    return aiohttp.ClientSession(connector=connector)
+
+
+def _probed_socket(address: AddrInfoType) -> socket.socket:
+    """A socket that is probed while it is idle, where the system can."""
+    family, kind, protocol, *_ = address
+    made = socket.socket(family, kind, protocol)
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in (("TCP_KEEPIDLE", _PROBE_S), ("TCP_KEEPINTVL", _PROBE_S), ("TCP_KEEPCNT", _PROBES)):
+        if hasattr(socket, name):
+            made.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+    return made
 
 
 def never_sent(error: BaseException) -> bool:
