@@ -1,0 +1,267 @@
+"""What a played scenario must not have done. Each finding names the rule by a short word, then the facts."""
+
+import json
+from collections import Counter
+from io import BytesIO
+
+from pyarrow import parquet
+
+from prefect_imagegen.core import layout
+from prefect_imagegen.core.outcomes import is_permanent
+from prefect_imagegen.core.request import GenerationRequest
+
+from .api import FILE_LIVES_S, Call, Job
+from .images import png
+from .world import Played, World
+
+OVER_DEADLINE_S = 25.0 + 1.5
+"""A run ends so many seconds after --deadline since a row last moved, at the latest: it is watched every second."""
+SLOT_S = 60.0
+"""A row that gives its slot away has moved, and nobody outside sees it."""
+_STATES = frozenset({"generated", "reused", "failed", "held", "not_run"})
+_FOR_GOOD = frozenset({400, 406, 409, 411, 413, 415, 418, 422, 451})
+
+
+def judge(world: World) -> list[str]:
+    """All findings about a world; empty if every rule held."""
+    found = [text for run in world.runs for text in run.broke]
+    if found:
+        return found
+    for request in world.requests:
+        found += _money(world, request.prompt, request.key)
+        found += _image(world, request.prompt, request.key, request.extension)
+        found += _resent(world, request.prompt, request.key)
+        found += _counted_once(world, request)
+    for run in world.runs:
+        found += _ends(world, run)
+        found += _states(world, run)
+        found += _cap(world, run)
+        found += _dropped(world, run)
+    return found + _abandoned(world) + _unsafe(world) + _secrets(world)
+
+
+def _jobs(world: World, prompt: str) -> list[Job]:
+    return [job for job in world.service.jobs.values() if job.prompt == prompt and not job.foreign]
+
+
+def _calls(world: World, prompt: str) -> list[Call]:
+    return [call for call in world.service.calls if call.prompt == prompt]
+
+
+def _billed(job: Job) -> bool:
+    return job.fails_with is None
+
+
+def _money(world: World, prompt: str, key: bytes) -> list[str]:
+    """(a) Nothing is billed twice, but for accepted POSTs that were answered 5xx, or sent again by the user's wish."""
+    billed = [call for call in _calls(world, prompt) if call.job is not None and _billed(call.job)]
+    if len(billed) < 2:
+        return []
+    guesses = sum(call.answer == "5xx" for call in billed[:-1])
+    if world.scenario.options.on_unknown == "retry-once":
+        guesses += sum(call.answer in ("none", "2xx", "3xx") for call in billed[:-1])
+    extra = len(billed) - 1
+    answers = ", ".join(f"run {call.run}: {call.answer}" for call in billed)
+    if extra > guesses:
+        return [f"billed-twice: {prompt} was billed {len(billed)} times ({answers})"]
+    results = [run.ended.results.get(key) for run in world.runs if run.ended]
+    if all(run.ended and not run.ended.refused for run in world.runs):
+        counted = sum(result.maybe_paid for result in results if result)
+        if extra > counted:
+            return [f"uncounted: {prompt} was billed {len(billed)} times, and maybe_paid says {counted} ({answers})"]
+    return []
+
+
+def _image(world: World, prompt: str, key: bytes, extension: str) -> list[str]:
+    """(b, e) In the end every row has its image, or a reason that the truth justifies."""
+    last = world.runs[-1]
+    assert last.ended is not None
+    kept = world.objects.kept.get(layout.image(key.hex(), extension))
+    account = dict(world.scenario.keys)[last.plan.key]
+    jobs = _jobs(world, prompt)
+    if layout.image(key.hex(), extension) in world.damaged:
+        return []
+    if kept is not None:
+        mine = [job for job in jobs if kept[0] in [png(path) for path in job.outputs]]
+        lost = [path for job in mine for path in job.outputs if not _is_kept(world, key, extension, path)]
+        return [f"lost-outputs: {prompt}: paid outputs {lost} are not in the store"] if lost else []
+    result = last.ended.results.get(key)
+    told = f"{result.status} ({result.error_kind}: {result.error_message})" if result else "no result"
+    by_wish = ("none", "2xx", "3xx") if world.scenario.options.on_unknown == "retry-once" else ()
+    guessed = [call.job for call in _calls(world, prompt) if call.answer in ("5xx", *by_wish)]
+    there = [job for job in jobs if job.account == account and _billed(job) and job not in guessed]
+    alive = [job for job in there if last.began < job.ready_at + FILE_LIVES_S]
+    justified = _justified(world, prompt, jobs, account) or _cannot_be_linked(world, prompt)
+    if alive and not (justified and result and result.status == "held"):
+        return [f"given-up: {prompt} was paid ({alive[0].request_id}), can be fetched, and ends {told}"]
+    if not justified and not there:
+        return [f"undelivered: {prompt} ends {told} in good times"]
+    return []
+
+
+def _is_kept(world: World, key: bytes, extension: str, path: str) -> bool:
+    folder = f"images/{key.hex()[:2]}/{key.hex()}"
+    return any(one.startswith(folder) and kept[0] == png(path) for one, kept in world.objects.kept.items())
+
+
+def _justified(world: World, prompt: str, jobs: list[Job], account: str) -> bool:
+    """Whether a row may be without an image in the end."""
+    refused = any(call.answer == "4xx" and call.status in _FOR_GOOD for call in _calls(world, prompt))
+    failed = any(job.fails_with is not None for job in jobs)
+    accounts = dict(world.scenario.keys)
+    others = any(accounts[run.plan.key] != account for run in _claimants(world, prompt))
+    own_wish = world.scenario.options.on_unknown != "reconcile"
+    return refused or failed or others or own_wish or world.runs[-1].ended is None
+
+
+def _claimants(world: World, prompt: str) -> list[Played]:
+    """The runs that claimed a row: their calls may have been sent, whether they arrived or not."""
+    key = next(request.key.hex() for request in world.requests if request.prompt == prompt)
+    paths = [path for path in world.objects.kept if path.startswith(layout.claims_of(key))]
+    claims = [json.loads(world.objects.kept[path][0]) for path in paths if not path.endswith(".id.json")]
+    return [run for run in world.runs if any(claim["run_id"] == f"run-{run.number}" for claim in claims)]
+
+
+def _cannot_be_linked(world: World, prompt: str) -> bool:
+    """Whether the last run's key is another one than sent the row, and the store knows no call to prove it by.
+
+    Then nobody can tell whose call it was: the row is held for the old key, or for a person.
+    """
+    last = world.runs[-1]
+    senders = {run.plan.key for run in _claimants(world, prompt)} - {last.plan.key}
+    sent = [call for call in world.service.calls if world.runs[call.run - 1].plan.key in senders]
+    ids = {call.job.request_id for call in sent if call.job is not None}
+    if not senders:
+        return False
+    for path, (data, _, _) in world.objects.kept.items():
+        if path.startswith("ledger/segments/") and f"-nonce{last.number}-" not in path:
+            events = parquet.read_table(BytesIO(data), columns=["request_id"])
+            if not ids.isdisjoint(events["request_id"].to_pylist()):
+                return False
+    return True
+
+
+def _resent(world: World, prompt: str, key: bytes) -> list[str]:
+    """A row that failed for good is not sent again by other runs."""
+    calls = _calls(world, prompt)
+    for run in world.runs:
+        result = run.ended.results.get(key) if run.ended else None
+        if result is None or result.status != "failed" or not is_permanent(result.error_kind or ""):
+            continue
+        own = [call for call in calls if call.run == run.number]
+        # A run that only saw what another one had found knows it at its end for certain.
+        since = own[-1].at if own and _ends_for_good(own[-1]) else run.over
+        later = [call for call in calls if call.run != run.number and call.at > since]
+        if later:
+            story = f"failed for good in run {run.number} ({result.error_kind})"
+            return [f"resent: {prompt} {story}, and was sent in run {later[0].run}"]
+    return []
+
+
+def _ends_for_good(call: Call) -> bool:
+    refused = call.answer == "4xx" and call.status in _FOR_GOOD
+    # What came of a call that was answered 5xx is a guess: it may be sent again.
+    return refused or (call.answer != "5xx" and call.job is not None and call.job.fails_with is not None)
+
+
+def _ends(world: World, run: Played) -> list[str]:
+    """(d) A run ends soon after the last row moved."""
+    latest = run.moved + world.scenario.options.deadline + SLOT_S + OVER_DEADLINE_S
+    found = []
+    if run.stopped_at is not None and run.over > run.stopped_at + OVER_DEADLINE_S:
+        found.append(f"slow-stop: run {run.number} ended {run.over - run.stopped_at:.0f} s after SIGTERM")
+    if run.over > latest:
+        found.append(f"late: run {run.number} ended {run.over - run.moved:.0f} s after a row last moved")
+    if run.ended and run.ended.stop_reason == "store":
+        hiccups = f"after {len(run.store.failures)} hiccups of the store"
+        found.append(f"store-stop: run {run.number} stopped {hiccups}: {run.ended.stop_message}")
+    return found
+
+
+def _states(world: World, run: Played) -> list[str]:
+    """(c) Every row ends in one state, with a reason where it has no image."""
+    if run.ended is None or run.ended.refused:
+        return []
+    found = []
+    for request in world.requests:
+        result = run.ended.results.get(request.key)
+        if result is None or result.status not in _STATES:
+            found.append(f"states: run {run.number}: {request.prompt} ends {result!r}")
+        elif result.status in ("failed", "held", "not_run") and not (result.error_kind and result.error_message):
+            found.append(f"states: run {run.number}: {request.prompt} is {result.status} without a reason")
+        elif result.status in ("generated", "reused") and not _has_image(world, request):
+            found.append(f"states: run {run.number}: {request.prompt} is {result.status} without an image")
+    return found
+
+
+def _has_image(world: World, request: GenerationRequest) -> bool:
+    return layout.image(request.key.hex(), request.extension) in world.objects.kept
+
+
+def _cap(world: World, run: Played) -> list[str]:
+    """A run spends no more than it may; and once costs are known, or assumed, it is not held to two calls for ever."""
+    if run.plan.cap is None:
+        return []
+    jobs = [call.job for call in world.service.calls if call.run == run.number and call.job and _billed(call.job)]
+    spent = sum(job.cost for job in jobs)
+    if spent > run.plan.cap + 1e-9:
+        return [f"over-cap: run {run.number} spent {spent:.2f} of {run.plan.cap:.2f}"]
+    later = jobs[8:] if run.plan.cap > 10 * spent and not world.scenario.troubles else []
+    most = max((sum(one.accepted_at <= job.accepted_at < one.ready_at for one in jobs) for job in later), default=9)
+    if most <= 2 < world.scenario.options.in_flight:
+        return [f"throttled: run {run.number} never has more than {most} calls out"]
+    return []
+
+
+def _dropped(world: World, run: Played) -> list[str]:
+    """The bytes of a paid image that a run has in hand are stored before it ends, for as long as it may try."""
+    if run.ended is None or run.ended.stop_reason == "store":
+        return []
+    if run.stopped_at is not None and run.over > run.stopped_at + OVER_DEADLINE_S - 3.0:
+        return []
+    kept = world.objects.kept
+    lost = [path for path in sorted(run.store.begun) if path not in kept or kept[path][1] > run.over]
+    return [f"dropped: run {run.number} began to store {path}, and ended" for path in lost]
+
+
+def _counted_once(world: World, request: GenerationRequest) -> list[str]:
+    """A row is `generated` in one run; in all others it is reused.
+
+    But two runs at once may fetch what an earlier one left, and where lists lag nobody knows of the latest events.
+    """
+    if layout.image(request.key.hex(), request.extension) in world.damaged or world.scenario.list_lag:
+        return []
+    ended = [run for run in world.runs if run.ended and run.ended.stop_reason != "store"]
+    results = [(run.number, run.ended.results.get(request.key)) for run in ended if run.ended]
+    made = [(number, result) for number, result in results if result and result.status == "generated"]
+    if len(made) < 2 or not any(result.attempts for _, result in made):
+        return []
+    return [f"counted-twice: {request.prompt} is generated in runs {[number for number, _ in made]}"]
+
+
+def _abandoned(world: World) -> list[str]:
+    """A paid POST is let go after the deadline, or when the run was told to stop; never by what was learned."""
+    found = []
+    for call in world.service.calls:
+        run = world.runs[call.run - 1]
+        if call.abandoned_at is None or run.stopped_at is not None or run.ended is None or run.ended.stop_reason:
+            continue
+        waited = call.abandoned_at - call.at
+        if call.status < 300 and call.whole and waited < world.scenario.options.deadline - 1.0 and call.answer == "2xx":
+            found.append(f"let-go: a POST of {call.prompt} was let go after {waited:.0f} s")
+    return found[:1]
+
+
+def _unsafe(world: World) -> list[str]:
+    """The request_id is durable before the first poll."""
+    return [f"unsafe-poll: {request_id} was polled before the store had it" for request_id in world.unsafe_polls][:1]
+
+
+def _secrets(world: World) -> list[str]:
+    """(f) No key in what is told or stored."""
+    keys = [key for key, _ in world.scenario.keys]
+    texts = Counter(str(run.ended) for run in world.runs if run.ended)
+    for path, (data, _, _) in world.objects.kept.items():
+        if not path.endswith((".png", ".parquet")):
+            texts[data.decode("utf-8", "replace")] += 1
+    return [f"secret: a key is told in {text[:80]}" for text in texts for key in keys if key in text][:1]

@@ -1,0 +1,276 @@
+"""The faults that were found before, each to be put back into the product for the time of a `with`.
+
+They are named as in the list of findings of November 2026: A1 to A15 are what billed twice or lost paid images, E what
+changes of the code no test had noticed. What the adversary itself found stands in `own_mutations`. See `test_sight`.
+"""
+
+import asyncio
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
+from typing import Any
+from unittest.mock import patch
+
+import pyarrow as pa
+
+from prefect_imagegen.core import answers, layout
+from prefect_imagegen.core.attempts import Attempts
+from prefect_imagegen.core.budget import Budget
+from prefect_imagegen.core.errors import BackendError
+from prefect_imagegen.core.events import RANK
+from prefect_imagegen.core.reconcile import claim_form
+from prefect_imagegen.executor import lookups
+from prefect_imagegen.executor.calls import STUCK_AT_LEAST_S, STUCK_UNMEASURED_S, Calls
+from prefect_imagegen.executor.claims import Claims
+from prefect_imagegen.executor.executor import Executor
+from prefect_imagegen.executor.lot import Lot
+from prefect_imagegen.executor.rows import Again, Row
+from prefect_imagegen.io import segmind_history
+from prefect_imagegen.io.accounts import StoreAccounts
+from prefect_imagegen.io.ledger import StoreLedger, load_ledger, segments
+from prefect_imagegen.io.patient_store import PatientStore
+from prefect_imagegen.io.segmind import SegmindBackend
+from prefect_imagegen.io.segmind_history import Page, SegmindHistory
+
+from . import session
+
+Mutation = Callable[[], AbstractContextManager[Any]]
+
+
+@contextmanager
+def a1_own_id_excluded() -> Iterator[None]:
+    """The id that the ledger alone knows counts as that of another call; and it is told before it is stored."""
+    known, keep = StoreLedger.known, Calls._keep_id
+
+    async def claims_only(self: StoreLedger, key: bytes, *, lost: int = 0) -> Any:
+        found = await known(self, key, lost=lost)
+        return [replace(one, request_id=one.record.request_id) if one.record else one for one in found]
+
+    async def told_first(self: Calls, row: Row, request_id: str) -> None:
+        await self._kit.record(row, "submitted", request_id=request_id)
+        await keep(self, row, request_id)
+
+    with patch.object(StoreLedger, "known", claims_only), patch.object(Calls, "_keep_id", told_first):
+        yield
+
+
+def a2_any_status_is_a_job() -> AbstractContextManager[Any]:
+    """A body with a `status` tells of a job under any HTTP status, and an unknown word is a failure."""
+    original = answers.job_of
+
+    def job_of(value: Any, *, status: int = 200, request_id: str | None = None) -> Any:
+        job = original(value)
+        return replace(job, state="FAILED", error=answers.error_text(b"")) if job and not job.is_known else job
+
+    return patch.object(answers, "job_of", job_of)
+
+
+def a3_unknown_shape_is_empty() -> AbstractContextManager[Any]:
+    """A listing that is not understood has no rows."""
+    original = SegmindHistory._page
+
+    async def page(self: SegmindHistory, *place: Any) -> Page:
+        try:
+            return await original(self, *place)
+        except BackendError as error:
+            if "not understood" not in error.message:
+                raise
+            return Page(())
+
+    return patch.object(SegmindHistory, "_page", page)
+
+
+def a3_unreadable_differs() -> AbstractContextManager[Any]:
+    """A row that cannot be read, or that tells numbers as text, is another call."""
+
+    def compare(seen: Mapping[str, Any] | None, claimed: Mapping[str, Any]) -> str:
+        form = claim_form(seen) if isinstance(seen, Mapping) else {}
+        return "same" if all(form.get(name) == value for name, value in claimed.items()) else "differs"
+
+    return patch.object(segmind_history, "compare_calls", compare)
+
+
+def a3_pages_without_end() -> AbstractContextManager[Any]:
+    """Pages are asked for until one is empty, however often they repeat."""
+
+    async def walk(self: SegmindHistory, page: Any, number: int, stop_before: object) -> list[Any]:
+        found: list[Any] = []
+        while (current := await page(number)).records:
+            found += current.records
+            number += 1
+        return found
+
+    return patch.object(SegmindHistory, "_walk", walk)
+
+
+def a4_no_accounts() -> AbstractContextManager[Any]:
+    """Whoever looks takes every call for an own one."""
+
+    async def ownership(self: StoreAccounts, attempt: object) -> str:
+        return "same"
+
+    return patch.object(StoreAccounts, "ownership", ownership)
+
+
+def a5_junk_is_final() -> AbstractContextManager[Any]:
+    """An output that cannot be fetched now is lost."""
+    return patch.object(Calls, "_is_past_its_time", lambda self, row: True)
+
+
+def a5_late_address_is_final() -> AbstractContextManager[Any]:
+    """A history row of a finished call without an address is a lost output."""
+    original = SegmindBackend.fetch
+
+    async def fetch(self: SegmindBackend, request_id: str, *, is_old: bool = False) -> Any:
+        try:
+            return await original(self, request_id, is_old=is_old)
+        except BackendError:
+            record = await self._history.detail(request_id)
+            if record is None or record.status != "COMPLETED" or record.generation_urls:
+                raise
+        raise BackendError("output_lost", "the history names no output", request_id=request_id, status=404)
+
+    return patch.object(SegmindBackend, "fetch", fetch)
+
+
+def a6_learned_patience_cuts() -> AbstractContextManager[Any]:
+    """A paid POST is cut by what other calls took."""
+
+    async def send(self: Calls, row: Row) -> Any:
+        patience = self._kit.submits.patience(at_least=STUCK_AT_LEAST_S, unmeasured=STUCK_UNMEASURED_S)
+        try:
+            submission = await asyncio.wait_for(self._post(row), patience)
+        except TimeoutError:
+            return await self._after_refused_post(row, BackendError("unknown", "no answer in time"))
+        except BackendError as error:
+            return await self._after_refused_post(row, error)
+        return await self._receive(row, submission)
+
+    return patch.object(Calls, "_send", send)
+
+
+@contextmanager
+def a7_lost_end_keeps_open() -> Iterator[None]:
+    """An attempt whose end was lost keeps its key open, and what runs found to fail for good is no reason to stop."""
+    original = Attempts.states
+
+    def states(self: Attempts, keys: pa.Array) -> pa.Array:
+        found = original(self, keys).to_pylist()
+        for position, key in enumerate(keys.to_pylist()):
+            if found[position] == "failed" and any(rank < RANK["failed"] for rank in self.ranks(key).values()):
+                found[position] = "open"
+        return pa.array(found, pa.string())
+
+    with patch.object(Attempts, "states", states), a8_kind_of_the_end_is_not_asked():
+        yield
+
+
+def a8_kind_of_the_end_is_not_asked() -> AbstractContextManager[Any]:
+    """After a closed attempt comes the next one, whatever it was closed with."""
+
+    def after(self: Claims, row: Row, last: Any, highest: int) -> Again:
+        row.n = max(last.n, highest) + 1
+        return Again()
+
+    return patch.object(Claims, "_after_its_end", after)
+
+
+def a10_store_fails_at_once() -> AbstractContextManager[Any]:
+    """What the store refuses once is not tried again."""
+
+    async def again(self: PatientStore, call: object, error: Exception) -> None:
+        raise error
+
+    return patch.object(PatientStore, "_again", again)
+
+
+def a11_machine_clock_only() -> AbstractContextManager[Any]:
+    """The history is searched around the claim's machine time."""
+    original = lookups.window_of
+
+    def window_of(claim: Any, stored: object, sending_s: float) -> Any:
+        return original(replace(claim, store_time=None, api_time=claim.time), None, sending_s)
+
+    return patch.object(lookups, "window_of", window_of)
+
+
+def a12_damage_ends_the_run() -> AbstractContextManager[Any]:
+    """What goes wrong with one row goes wrong with the run."""
+
+    async def unguarded(self: Executor, row: Row, call: Any) -> Any:
+        step = await call
+        self._kit.control.moved()
+        return step
+
+    return patch.object(Executor, "_guarded", unguarded)
+
+
+def a13_first_image_only() -> AbstractContextManager[Any]:
+    """Of several images in an answer the first is taken."""
+    original = answers.outputs_of
+    return patch.object(answers, "outputs_of", lambda value: original(value)[:1])
+
+
+def a14_no_cost_no_measure() -> AbstractContextManager[Any]:
+    """Answers without a cost measure nothing, so that a capped run stays at two calls."""
+    original = Budget.settle
+
+    def settle(self: Budget, reservation: Any, cost: float | None) -> None:
+        original(self, reservation, cost)
+        self.unnamed.clear()
+
+    return patch.object(Budget, "settle", settle)
+
+
+@contextmanager
+def a15_lists_are_trusted() -> Iterator[None]:
+    """A claim that exists and is not listed is tried again and again."""
+    known = StoreLedger.known
+
+    async def listed(self: StoreLedger, key: bytes, *, lost: int = 0) -> Any:
+        names = {info.path.rsplit("/", 1)[1] for info in await self._store.list(layout.claims_of(key.hex()))}
+        return [one for one in await known(self, key) if layout.claim_name(one.n) in names]
+
+    async def at_once(self: Claims, row: Row, lost: int) -> Any:
+        return await self._kit.ledger.known(row.key)
+
+    with patch.object(StoreLedger, "known", listed), patch.object(Claims, "_known", at_once):
+        yield
+
+
+def e_kept_id_is_kept() -> AbstractContextManager[Any]:
+    """The second POST's id is never stored."""
+    original = Row.begin
+
+    def begin(self: Row) -> None:
+        kept = self.kept_id
+        original(self)
+        self.kept_id = kept
+
+    return patch.object(Row, "begin", begin)
+
+
+def e_busy_rows_are_cut() -> AbstractContextManager[Any]:
+    """Parked rows that are just worked on are given up like the others."""
+    original = Lot.empty
+
+    async def empty(self: Lot) -> Any:
+        while waiting := [one for one in self._rows.values() if not one.task.done()]:
+            if self._kit.control.interrupted.is_set() or all(self._is_straggler(one) for one in waiting):
+                break
+            await asyncio.wait([one.task for one in waiting], timeout=0.25, return_when=asyncio.FIRST_COMPLETED)
+        for one in self._rows.values():
+            one.task.cancel()
+        return await original(self)
+
+    return patch.object(Lot, "empty", empty)
+
+
+def e_seen_after_the_ledger() -> AbstractContextManager[Any]:
+    """Segments are listed after the ledger was read."""
+
+    async def read_ledger(store: Any) -> tuple[Any, Any]:
+        view = await load_ledger(store)
+        return await segments(store), view
+
+    return patch.object(session, "read_ledger", read_ledger)

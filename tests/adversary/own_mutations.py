@@ -1,0 +1,79 @@
+"""The faults that the adversary itself has found, each to be put back into the product. See `mutations`."""
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
+from typing import Any
+from unittest.mock import patch
+
+from prefect_imagegen.core.events import KnownAttempt
+from prefect_imagegen.executor.kit import Kit
+from prefect_imagegen.executor.rows import Row
+from prefect_imagegen.io import segmind_history
+from prefect_imagegen.io.accounts import StoreAccounts
+from prefect_imagegen.io.heartbeat import Heartbeat
+from prefect_imagegen.io.segmind_history import Page
+
+from .session import UploadingReferences
+
+
+@contextmanager
+def outputs_on_two_pages() -> Iterator[None]:
+    """Rows of the history are told apart by their ids alone, so that a page of further outputs is a repetition."""
+    named = property(lambda self: frozenset((one.request_id, ()) for one in self.records if one and one.request_id))
+    with patch.object(Page, "named", named), moving_listing():
+        yield
+
+
+def moving_listing() -> AbstractContextManager[Any]:
+    """A listing to which calls are added while it is read is not read again."""
+    return patch.object(segmind_history, "_LISTINGS", 1)
+
+
+def last_beat_fails_at_once() -> AbstractContextManager[Any]:
+    """A hiccup of the store at the last sign of life makes a run that was stopped of one that has ended."""
+    original = Heartbeat.beat
+
+    async def beat(self: Heartbeat, *, ended: bool = False, store: object = None) -> None:
+        await original(self, ended=ended)
+
+    return patch.object(Heartbeat, "beat", beat)
+
+
+def uploads_are_waited_for() -> AbstractContextManager[Any]:
+    """A run that is told to stop waits for uploads that hang."""
+    original = Kit.unless_interrupted
+
+    async def unless_interrupted(self: Kit, call: Any, kind: str, grace: float) -> Any:
+        is_upload = getattr(call, "__qualname__", "") == UploadingReferences.addresses.__qualname__
+        return await call if is_upload else await original(self, call, kind, grace)
+
+    return patch.object(Kit, "unless_interrupted", unless_interrupted)
+
+
+def fetched_is_own() -> AbstractContextManager[Any]:
+    """What a key fetches of another account's calls counts as calls of its own."""
+    original = Kit.record
+
+    async def record(self: Kit, row: Row, kind: Any, **facts: Any) -> None:
+        claim, row.claim = row.claim, row.claim and replace(row.claim, account=None)
+        try:
+            await original(self, row, kind, **facts)
+        finally:
+            row.claim = claim
+
+    return patch.object(Kit, "record", record)
+
+
+def unplaced_stays_unplaced() -> AbstractContextManager[Any]:
+    """Calls of a key that could not be placed are another account's for ever."""
+    original = StoreAccounts.ownership
+
+    async def ownership(self: StoreAccounts, attempt: KnownAttempt) -> str:
+        account = attempt.account and self._resolved(attempt.account)
+        if account is None or account in (self._resolved(str(self.name)), *self._account_of.values()):
+            return await original(self, attempt)
+        sender = attempt.record.claim.fingerprint if attempt.record else None
+        return "same" if sender == self.fingerprint else "other"
+
+    return patch.object(StoreAccounts, "ownership", ownership)

@@ -1,0 +1,147 @@
+"""Plays many scenarios, on several cores, and tells what they found."""
+
+import argparse
+import logging
+import random
+import sys
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+from unittest.mock import patch
+
+from pyarrow import acero
+
+from prefect_imagegen.core import accounts, retry
+from prefect_imagegen.io import segmind_history
+
+from .generator import draw
+from .judge import judge
+from .loop import simulated_clocks
+from .scenario import Scenario
+from .shrink import shrink
+from .wire import plugged_into
+from .world import NETWORK, World
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """What one seed found."""
+
+    seed: int
+    family: str
+    findings: tuple[str, ...]
+
+
+def play(scenario: Scenario) -> World:
+    """Play a scenario."""
+    # Rarer polls are the same polls, and most of what a scenario costs.
+    pace = patch.multiple(retry, _MIN_POLL_S=0.4, _POLL_SHARE=0.15)
+    # And pages of a few rows are walked as pages of a hundred are.
+    pages = patch.object(segmind_history, "PAGE_SIZE", 4)
+    # A fingerprint is slow on purpose.
+    cost = patch.object(accounts, "_COST", 2)
+    # Many threads for three rows cost more than the rows.
+    threads = patch.object(acero, "_group_by", partial(acero._group_by, use_threads=False))
+    with simulated_clocks(), plugged_into(NETWORK.get), pace, pages, cost, threads, _silence():
+        random.seed(scenario.seed)
+        return World(scenario).play()
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """Within: nothing is logged; thousands of worlds would say the same."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.disable(before)
+
+
+def one(seed: int) -> Failure | None:
+    """What the scenario of a seed found."""
+    scenario = draw(seed)
+    findings = judge(play(scenario))
+    return Failure(seed, scenario.family, tuple(findings)) if findings else None
+
+
+def run(seeds: Iterable[int], cores: int = 1, tell: Callable[[Failure], None] = lambda _: None) -> list[Failure]:
+    """What the scenarios of many seeds found; `tell` hears of each at once."""
+    found = []
+    # Fresh processes: whoever calls may have threads, which do not live through a fork.
+    here = patch.object(sys, "path", [*sys.path, str(Path(__file__).parents[1])])
+    with here, ProcessPoolExecutor(cores, mp_context=get_context("spawn")) as pool:
+        for failure in pool.map(one, seeds, chunksize=10):
+            if failure is not None:
+                tell(failure)
+                found.append(failure)
+    return found
+
+
+def rules(scenario: Scenario) -> list[str]:
+    """The rules that a scenario breaks."""
+    return sorted({finding.split(":", 1)[0] for finding in judge(play(scenario))})
+
+
+def reason(seed: int, rule: str | None = None) -> Scenario:
+    """What is left of the scenario of a seed when all is left away that its (first) finding does not need."""
+    scenario = draw(seed)
+    wanted = rule or rules(scenario)[0]
+    return shrink(scenario, lambda smaller: wanted in rules(smaller))
+
+
+def trace(scenario: Scenario) -> str:
+    """A scenario as it went, for people."""
+    world = play(scenario)
+    lines = [*world.scenario.told(), "", *world.log, "", "findings:", *(judge(world) or ["none"])]
+    return "\n".join(lines)
+
+
+def summary(failures: Iterable[Failure]) -> str:
+    """Findings by rule: how many, and the first seeds."""
+    seeds: dict[str, list[int]] = defaultdict(list)
+    for failure in failures:
+        for rule in sorted({finding.split(":", 1)[0] for finding in failure.findings}):
+            seeds[rule].append(failure.seed)
+    return "\n".join(f"{rule:14} {len(found):6}   {found[:12]}" for rule, found in sorted(seeds.items()))
+
+
+def _tell(failure: Failure) -> None:
+    print(failure.seed, failure.family, *failure.findings, sep="\n    ", flush=True)  # noqa: T201
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seed", type=int, help="play one scenario")
+    parser.add_argument("--trace", action="store_true", help="tell how it went")
+    parser.add_argument(
+        "--shrink", metavar="RULE", nargs="?", const="", help="leave away what the finding does not need"
+    )
+    parser.add_argument("--first", type=int, default=0)
+    parser.add_argument("--count", type=int, default=2000)
+    parser.add_argument("--cores", type=int, default=2)
+    parser.add_argument("--verbose", action="store_true", help="tell every failure")
+    given = parser.parse_args(arguments)
+    if given.seed is not None:
+        scenario = draw(given.seed) if given.shrink is None else reason(given.seed, given.shrink)
+        print(trace(scenario) if given.trace else "\n".join([*scenario.told(), *judge(play(scenario))]))  # noqa: T201
+        return 0
+    began = time.perf_counter()
+    seeds = range(given.first, given.first + given.count)
+    failures = run(seeds, given.cores, _tell if given.verbose else lambda _: None)
+    seconds = time.perf_counter() - began
+    print(summary(failures))  # noqa: T201
+    families = Counter(failure.family for failure in failures)
+    print(f"{len(failures)} of {given.count} failed in {seconds:.1f} s; {dict(families)}")  # noqa: T201
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,240 @@
+"""One run of the product over a simulated world, wired as `app.session.open_session` does it."""
+
+import asyncio
+import json
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import timedelta
+from random import Random
+from typing import Any
+
+import pyarrow as pa
+from pydantic import SecretStr
+
+from prefect_imagegen.app.adapters import make_pool
+from prefect_imagegen.app.settings import BackendSettings
+from prefect_imagegen.control import RunControl
+from prefect_imagegen.core import layout
+from prefect_imagegen.core.budget import Budget
+from prefect_imagegen.core.concurrency import AdaptiveLimit
+from prefect_imagegen.core.errors import BackendError, StoreError
+from prefect_imagegen.core.image import Decoded
+from prefect_imagegen.core.ledger import KEY_TYPE, LedgerView
+from prefect_imagegen.core.outcomes import is_permanent
+from prefect_imagegen.core.reconcile import OnUnknown
+from prefect_imagegen.core.request import GenerationRequest
+from prefect_imagegen.core.results import RequestResult
+from prefect_imagegen.executor import Executor, Kit, Policy
+from prefect_imagegen.io.accounts import open_accounts
+from prefect_imagegen.io.heartbeat import Heartbeat, Process, StoreNeighbours
+from prefect_imagegen.io.ledger import StoreLedger, load_ledger, segments
+from prefect_imagegen.io.limits import RateGate
+from prefect_imagegen.io.patient_store import PatientStore
+from prefect_imagegen.io.segmind import SEGMIND_URL
+from prefect_imagegen.ports import Accounts, Backend, Clock, ObjectStore
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What the user of all runs of a world has chosen."""
+
+    v1: bool = False
+    in_flight: int = 2
+    deadline: float = 600.0
+    history_lag: float = 7200.0
+    on_unknown: OnUnknown = "reconcile"
+    max_attempts: int = 5
+    drain_seconds: float = 20.0
+    with_check: bool = False
+
+
+@dataclass(slots=True)
+class Order:
+    """What one run is to do, and where."""
+
+    run_id: str
+    requests: Sequence[GenerationRequest]
+    options: Options
+    api_key: str
+    process: Process
+    store: ObjectStore
+    clock: Clock
+    rng: Random
+    opened: Callable[[RunControl], None] = lambda _: None
+    cap: float | None = None
+    budget: Budget | None = None
+    """The money of the run, in place of a fresh budget with this cap."""
+
+
+@dataclass(slots=True)
+class Ended:
+    """What a run said at its end. `refused`: it ended before any call; the reason."""
+
+    results: dict[bytes, RequestResult] = field(default_factory=dict)
+    stop_reason: str | None = None
+    stop_message: str | None = None
+    refused: str | None = None
+
+
+class UploadingReferences:
+    """A `ports.References` that uploads one picture for every reference."""
+
+    inline = False
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+
+    async def addresses(self, request: GenerationRequest, *, fresh: bool) -> Sequence[str]:
+        return [await self._backend.upload(b"a picture", "image/png") for _ in request.references]
+
+
+async def execute(order: Order) -> Ended:
+    """Plan and execute one run."""
+    try:
+        if order.options.with_check:
+            await _check(order)
+        return await _execute(order)
+    except StoreError as error:
+        return Ended(refused=f"{error.kind}: {error.message}")
+    except BackendError as error:
+        return Ended(refused=f"{error.kind}: {error.message}")
+
+
+async def read_ledger(store: ObjectStore) -> tuple[Sequence[str], LedgerView]:
+    """What the ledger says, and the segments that this is said by; listed before, so that none is missed."""
+    seen = await segments(store)
+    return seen, await load_ledger(store)
+
+
+def _plan(view: LedgerView, requests: Sequence[GenerationRequest]) -> tuple[list[GenerationRequest], Ended]:
+    """What is to be done, and the results of what is done or failed for good, as `app.plan` decides it."""
+    states = view.states(pa.array([request.key for request in requests], KEY_TYPE)).to_pylist()
+    todo, ended = [], Ended()
+    for request, state in zip(requests, states, strict=True):
+        kind, message = view.failure(request.key) if state == "failed" else ("", "")
+        if state == "delivered":
+            ended.results[request.key] = RequestResult(request.key, "reused", cost_usd=0.0)
+        elif kind and is_permanent(kind):
+            ended.results[request.key] = RequestResult(request.key, "failed", kind, message)
+        else:
+            todo.append(request)
+    return todo, ended
+
+
+async def _check(order: Order) -> None:
+    """Prove the key before anything is spent, as `app.prepare` does it."""
+    backend = make_pool(_settings(order), RateGate(None, lambda: 0.0, asyncio.sleep), order.options.deadline)
+    try:
+        await backend.check()
+    finally:
+        await backend.aclose()
+
+
+def _settings(order: Order) -> BackendSettings:
+    return BackendSettings(
+        api_key=SecretStr(order.api_key),
+        api_version="v1" if order.options.v1 else "v2",
+        requests_per_minute=3000.0,
+        max_in_flight=order.options.in_flight,
+    )
+
+
+async def _execute(order: Order) -> Ended:
+    clock, options, run_id = order.clock, order.options, order.run_id
+    control = RunControl(clock, deadline=options.deadline, max_failure_rate=0.5)
+    draw = order.rng.random
+    store = PatientStore(order.store, clock, deadline=options.deadline, time_left=control.time_left, draw=draw)
+    started = json.dumps({"nonce": order.process.nonce}).encode()
+    await store.create(layout.run(run_id, "started.json"), started, "application/json")
+    heartbeat = Heartbeat(order.store, run_id, order.process, clock, deadline=options.deadline)
+    await heartbeat.beat(store=store)
+    seen, view = await read_ledger(store)
+    todo, ended = _plan(view, order.requests)
+    ledger = StoreLedger(store, view, run_id=run_id, nonce=order.process.nonce, clock=clock, seen=seen)
+    settings = _settings(order)
+    gate = RateGate(settings.requests_per_minute, clock.monotonic, control.sleep)
+    backend = make_pool(settings, gate, options.deadline)
+    backend.expect(sandbox=False)
+
+    async def decoder(function: Callable[[bytes], Decoded], data: bytes) -> Decoded:
+        return function(data)
+
+    kit = Kit(
+        references=UploadingReferences(backend),
+        backend=backend,
+        store=store,
+        ledger=ledger,
+        limiter=gate,
+        control=control,
+        policy=Policy(
+            run_id,
+            order.process.nonce,
+            options.max_attempts,
+            options.on_unknown,
+            options.history_lag,
+            options.drain_seconds,
+            deadline=options.deadline,
+        ),
+        accounts=await _accounts(order, backend, store, view),
+        clock=clock,
+        neighbours=StoreNeighbours(store, heartbeat, order.process, clock),
+        draw=draw,
+        decoder=decoder,
+        concurrency=AdaptiveLimit(options.in_flight),
+        budget=order.budget or Budget.of(order.cap, view.costs()),
+    )
+    executor = Executor(kit)
+    background = [asyncio.create_task(work) for work in (heartbeat.keep_beating(), ledger.keep_flushing())]
+    for task in background:
+        task.add_done_callback(lambda done: _note_failure(control, done))
+    order.opened(control)
+    control.moved()
+    watching = asyncio.create_task(control.watch())
+    try:
+        await _work(executor, todo, ended.results)
+    finally:
+        watching.cancel()
+        for task in background:
+            task.cancel()
+        await asyncio.gather(*background, return_exceptions=True)
+        try:
+            await ledger.flush()
+            await heartbeat.beat(ended=True, store=store)
+        except StoreError as error:
+            control.stop("store", str(error))
+        await backend.aclose()
+    ended.stop_reason, ended.stop_message = control.stop_reason, control.stop_message
+    return ended
+
+
+async def _work(executor: Executor, todo: list[GenerationRequest], results: dict[bytes, RequestResult]) -> None:
+    """One shard of everything, then what was left parked."""
+
+    async def make(request: GenerationRequest) -> None:
+        results[request.key] = await executor.make(request, request.key)
+
+    async with asyncio.TaskGroup() as group:
+        for request in todo:
+            group.create_task(make(request))
+    for result in await executor.settle():
+        results[result.key] = result
+
+
+def _note_failure(control: RunControl, task: "asyncio.Task[Any]") -> None:
+    if not task.cancelled() and (error := task.exception()) is not None:
+        control.interrupt("store", str(error))
+
+
+async def _accounts(order: Order, backend: Backend, store: ObjectStore, view: LedgerView) -> Accounts:
+    with suppress(BackendError):
+        await backend.check()
+    return await open_accounts(
+        store,
+        view,
+        api_key=order.api_key,
+        base_url=SEGMIND_URL,
+        provider="segmind",
+        recorded=backend.record,
+        settled_before=order.clock.now() - timedelta(seconds=order.options.history_lag),
+    )

@@ -1,0 +1,54 @@
+"""Thousands of scenarios of a misbehaving world; `run.py` plays any of them by hand."""
+
+import hashlib
+from dataclasses import replace
+
+import pytest
+
+from .generator import draw
+from .judge import judge
+from .runner import play, run, summary, trace
+
+SEEDS = range(3000)
+CORES = 2
+
+
+@pytest.mark.timeout(900)
+def test_no_scenario_breaks_a_promise():
+    """Whatever service, store and machines do: nothing is billed twice, given up, lost or left without an end."""
+    failures = run(SEEDS, CORES)
+    told = "\n".join(f"{one.seed} ({one.family}): {text}" for one in failures for text in one.findings)
+    assert not failures, f"\n{summary(failures)}\n{told}\nLook: python tests/adversary/run.py --seed N --shrink --trace"
+
+
+def test_the_same_seed_is_the_same_world():
+    """A scenario goes the same way each time: no real time, no chance, no order of hashes."""
+    for seed in range(40):
+        assert _digest(seed) == _digest(seed)
+
+
+def test_good_times_deliver():
+    """A world without troubles delivers every row in its first run."""
+    for seed in range(40):
+        scenario = _untroubled(seed)
+        world = play(scenario)
+        assert judge(world) == []
+        assert {call.run for call in world.service.calls} == {1}
+
+
+def _untroubled(seed: int):
+    scenario = draw(seed)
+    return replace(
+        scenario,
+        troubles=(),
+        runs=(scenario.last_run,),
+        fail_share=0.0,
+        failing=frozenset(),
+        traits=replace(scenario.traits, cdn_redirect=0, outputs=1),
+        list_lag=0.0,
+        blind=False,
+    )
+
+
+def _digest(seed: int) -> str:
+    return hashlib.sha256(trace(draw(seed)).encode()).hexdigest()

@@ -1,0 +1,120 @@
+"""The table of answers in docs/pay-once.md: what it says of each is what happens."""
+
+from pathlib import Path
+
+import pytest
+
+from .answer_scenarios import SCENARIOS
+from .one_row import COST_USD, OneRow, Play, Seen
+
+_DOCS = Path(__file__).parents[2] / "docs" / "pay-once.md"
+_COLUMNS = ["call", "answer", "row ends", "attempt in the ledger", "money", "POSTs", "next run"]
+_JOB_GETS = {"status", "result", "download", "detail"}
+_ONE_ROWS_TROUBLE = {"result", "download", "history look", "history by id", "nine days later"}
+"""What goes wrong there stops no run. A row that is alone may wait until --deadline."""
+
+
+def _lines() -> list[list[str]]:
+    text = _DOCS.read_text()
+    inner = text.split("<!-- answer-table -->")[1].split("<!-- /answer-table -->")[0]
+    head, _, *lines = [[cell.strip() for cell in line.strip("| ").split(" | ")] for line in inner.strip().splitlines()]
+    assert head == _COLUMNS
+    return lines
+
+
+_LINES = _lines()
+
+
+@pytest.mark.parametrize("line", _LINES, ids=lambda line: f"{line[0]}: {line[1]}")
+def test_every_line_of_the_table_is_true(line: list[str]):
+    """An answer leads to the row's end, the attempt, the money, the POSTs and the next run that the docs name."""
+    call, answer, row_ends, attempt, money, posts, next_run = line
+    for play in SCENARIOS[call, answer]:
+        row = OneRow(play)
+        seen = row.first_run()
+        assert (_told(seen), row.events()[1], _money(seen), seen.posts) == (row_ends, attempt, money, int(posts))
+        assert seen.result.attempts == seen.posts
+        assert call not in _ONE_ROWS_TROUBLE or seen.stop in (None, "deadline")
+        if seen.result.status == "generated" and play.earlier is None:
+            assert not row.lost_outputs
+        _NEXT_RUNS[next_run](row, seen, play)
+
+
+def test_every_line_has_a_scenario_and_every_scenario_a_line():
+    """The table and the scenarios are of the same calls and answers."""
+    names = [(call, answer) for call, answer, *_ in _LINES]
+    assert sorted(names) == sorted(SCENARIOS)
+
+
+def _told(seen: Seen) -> str:
+    """How the row ended, and why where it has no image."""
+    status, kind = seen.result.status, seen.result.error_kind
+    return status if status == "generated" else f"{status} {kind}"
+
+
+def _money(seen: Seen) -> str:
+    """What became of the money of the first POST; one that was sent after it is paid when it led to the image."""
+    is_second = seen.posts > 1 and seen.result.status == "generated"
+    spent = seen.budget.spent - is_second * COST_USD
+    reserved = seen.budget.reserved
+    assert spent == pytest.approx(0) or reserved == pytest.approx(0)
+    return "spent" if spent > 0.001 else "kept" if reserved > 0.001 else "released"
+
+
+def _reused(row: OneRow, before: Seen, play: Play) -> None:
+    after = row.next_run()
+    assert after.result.status == "reused"
+    assert set(after.asked) <= {"balance"}
+
+
+def _failed(row: OneRow, before: Seen, play: Play) -> None:
+    after = row.next_run()
+    assert (after.result.status, after.result.error_kind) == ("failed", before.result.error_kind)
+    assert set(after.asked) <= {"balance"}
+
+
+def _sent(row: OneRow, before: Seen, play: Play) -> None:
+    after = row.next_run()
+    assert (after.result.status, after.posts) == ("generated", 1)
+    assert "history" not in after.asked
+
+
+def _sent_after_a_look(row: OneRow, before: Seen, play: Play) -> None:
+    after = row.next_run()
+    assert (after.result.status, after.posts) == ("generated", 1)
+    assert after.asked.index("history") < after.asked.index("submit")
+
+
+def _looked_up(row: OneRow, before: Seen, play: Play) -> None:
+    """Found where the service had taken it on, and held within the history's lag where it had not; never sent."""
+    after = row.next_run()
+    assert (after.result.status, after.posts) == ("generated", 0)
+    assert after.asked.index("history") < min(after.asked.index(kind) for kind in _JOB_GETS & set(after.asked))
+    row = OneRow(play)
+    row.first_run()
+    after = row.next_run(taken=False)
+    assert (_told(after), after.posts) == ("held unknown", 0)
+    assert "history" in after.asked
+
+
+def _fetched(row: OneRow, before: Seen, play: Play) -> None:
+    after = row.next_run()
+    assert (after.result.status, after.posts) == ("generated", 0)
+    assert "history" not in after.asked
+
+
+def _asked_again(row: OneRow, before: Seen, play: Play) -> None:
+    after = row.next_run()
+    assert after.posts == 0
+    assert {"status", "detail"} <= set(after.asked)
+
+
+_NEXT_RUNS = {
+    "reused": _reused,
+    "failed": _failed,
+    "sent": _sent,
+    "looked up, then sent": _sent_after_a_look,
+    "looked up": _looked_up,
+    "fetched": _fetched,
+    "asked again": _asked_again,
+}
