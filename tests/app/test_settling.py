@@ -4,6 +4,7 @@ import asyncio
 import json
 import time
 from collections.abc import Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -150,13 +151,18 @@ def report(folder: Path, result: RunResult, name: str = "report.json") -> str:
     return (folder / "store" / "runs" / str(result.run_id) / name).read_text()
 
 
-def test_an_image_that_is_quarantined_after_the_plan(tmp_path: Path) -> None:
+def test_an_image_that_is_quarantined_after_the_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An image that was there for the plan and is quarantined before the run ends its row as failed, not the run."""
 
     async def meanwhile(running: EmbeddedGateway) -> RunResult:
         prepared = await prepare(job(running, tmp_path, 5))
         next((tmp_path / "store" / "images").rglob("*.png")).unlink()
-        await verify(prepared.job.store, BackendSettings(), GenerateOptions(), repair=True)
+        # While the API may still have the image, and nobody can ask it, the key is not given free.
+        (young,) = (await verify(prepared.job.store, BackendSettings(), GenerateOptions(), repair=True)).problems
+        assert (young.kind, young.repair) == ("missing_image", None)
+        monkeypatch.setattr("prefect_imagegen.app.mending.OUTPUTS_LIVE", timedelta(0))
+        (old,) = (await verify(prepared.job.store, BackendSettings(), GenerateOptions(), repair=True)).problems
+        assert (old.kind, old.repair) == ("missing_image", "quarantined")
         async with open_session(prepared) as session:
             await session.for_each_shard(session.run_shard)
             return await finish(session, 0.0)
