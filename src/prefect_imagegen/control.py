@@ -1,10 +1,11 @@
 """How a run stops: shared by all its shards, and by whatever listens to signals."""
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 from prefect_imagegen.core.breaker import Breaker
+from prefect_imagegen.core.errors import StoreError
 from prefect_imagegen.core.results import RequestResult
 from prefect_imagegen.ports import Clock
 
@@ -22,6 +23,8 @@ class RunControl:
         self.stop_message: str | None = None
         self.dead_models: dict[str, str] = {}
         self.interrupted = asyncio.Event()
+        self.store_trouble: Callable[[], StoreError | None] = lambda: None
+        """What is wrong with the store, where something is: then that is why nothing moves."""
         self._stopped = asyncio.Event()
         self._clock = clock
         self._deadline = deadline
@@ -75,7 +78,11 @@ class RunControl:
         while True:
             await self._clock.sleep(_WATCH_S)
             if self._interrupted_at is None and self._clock.monotonic() - self._moved >= self._deadline:
-                self.interrupt("deadline", f"nothing moved for {self._deadline:.0f} s")
+                trouble = self.store_trouble()
+                if trouble is not None:
+                    self.interrupt("store", str(trouble))
+                else:
+                    self.interrupt("deadline", f"nothing moved for {self._deadline:.0f} s")
 
     def progressed(self) -> None:
         """Note that a call was accepted or an image came."""

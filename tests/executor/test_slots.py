@@ -10,6 +10,7 @@ import pytest
 
 from prefect_imagegen.core import layout
 from prefect_imagegen.core.budget import Budget
+from prefect_imagegen.core.errors import StoreError
 from prefect_imagegen.core.ledger import LedgerView
 from prefect_imagegen.core.request import GenerationRequest
 from prefect_imagegen.executor import calls as calls_module
@@ -267,9 +268,16 @@ async def test_nothing_is_sent_while_the_heartbeat_is_old(bench: Bench) -> None:
     assert (await bench.make()).status == "generated"
 
 
-async def test_a_run_in_which_nothing_moves_ends(tmp_path: Path) -> None:
-    """When no row has moved for --deadline the run is interrupted: what is out is held, with its claim."""
+@pytest.mark.parametrize(
+    ("trouble", "reason"), [(None, "deadline"), (StoreError("store_unreachable", "No answer."), "store")]
+)
+async def test_a_run_in_which_nothing_moves_ends(tmp_path: Path, trouble: StoreError | None, reason: str) -> None:
+    """When no row has moved for --deadline the run is interrupted: what is out is held, with its claim.
+
+    Where the store is in trouble, that is the reason told, whichever of the two deadlines is over first.
+    """
     bench = Bench(tmp_path, LedgerView.empty(), policy={"deadline": 1e9})
+    bench.control.store_trouble = lambda: trouble
     collected = asyncio.Event()
 
     async def never(submission: Submission) -> Delivery:
@@ -283,5 +291,5 @@ async def test_a_run_in_which_nothing_moves_ends(tmp_path: Path) -> None:
     watching = asyncio.create_task(bench.control.watch())
     result = await making
     watching.cancel()
-    assert (result.status, result.error_kind, bench.control.stop_reason) == ("held", "submitted", "deadline")
+    assert (result.status, result.error_kind, bench.control.stop_reason) == ("held", "submitted", reason)
     assert bench.clock.monotonic() - datetime(2026, 11, 1, tzinfo=UTC).timestamp() < 600 + 25

@@ -247,3 +247,39 @@ async def test_an_operation_that_hangs_is_no_reason_to_wait(shaky, clock, monkey
     left[0] = 0.0
     with pytest.raises(StoreError, match="no answer"):
         await asyncio.wait_for(working, 10)
+
+
+async def test_what_is_wrong_now_can_be_asked(shaky, clock) -> None:
+    """While an operation is tried again, `trouble` says what it failed with; before and after there is none."""
+    store = patient(shaky, clock, deadline=600.0)
+    asked: list[str] = []
+    clock.then = lambda: asked.append(str(store.trouble))
+    assert store.trouble is None
+    shaky.failures["a"] = 2
+    await store.get("a")
+    assert len(asked) == 2
+    assert all("a: failure 1." in text for text in asked)
+    assert store.trouble is None
+
+
+async def test_an_operation_without_an_answer_is_a_trouble_too(shaky, clock, monkeypatch) -> None:
+    """One that hangs for half the deadline is a trouble before the deadline is over: then nobody need race."""
+
+    async def hang(*_: object) -> None:
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(shaky, "get", hang)
+    store = patient(shaky, clock, deadline=100.0)
+    working = asyncio.create_task(store.get("a"))
+    await asyncio.sleep(0)
+    assert store.trouble is None
+    clock.time = 50.0
+    for _ in range(1_000):
+        if store.trouble is None:
+            await asyncio.sleep(0.01)
+    assert store.trouble is not None
+    assert "no answer for 50 s" in store.trouble.message
+    working.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await working
+    assert store.trouble is None

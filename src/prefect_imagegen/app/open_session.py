@@ -52,6 +52,7 @@ async def open_session(prepared: Prepared, order_id: str | None = None) -> Async
         opened = open_object_store(prepared.job.store.url, prepared.job.store.storage_options)
         stack.callback(opened.close)
         store = PatientStore(opened, clock, deadline=options.deadline, time_left=control.time_left)
+        control.store_trouble = lambda: store.trouble
         process = Process.this(secrets.token_hex(8))
         started = json.dumps({"nonce": process.nonce, "at": clock.now().isoformat()}).encode()
         if not await _create_own(store, layout.run(run_id, "started.json"), started):

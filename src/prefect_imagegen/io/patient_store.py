@@ -13,6 +13,8 @@ T = TypeVar("T")
 FINAL_KINDS = frozenset({"store_no_create_only", "store_conflict", "store_damaged", "run_not_found"})
 """What no further try can change."""
 _TICK_S = 0.25
+_LONG = 0.5
+"""The part of the deadline after which an operation without an answer is a trouble."""
 _PAUSE_S, _LONGEST_PAUSE_S = 1.0, 15.0
 _logger = logging.getLogger(__name__)
 
@@ -43,8 +45,13 @@ class PatientStore:
         self._deadline = deadline
         self._time_left = time_left
         self._draw = draw
-        self._troubled = 0
+        self._troubles: list[StoreError] = []
         self._since = 0.0
+
+    @property
+    def trouble(self) -> StoreError | None:
+        """What is wrong with the store now: an operation is being tried again, or has had no answer for long."""
+        return self._troubles[0] if self._troubles else None
 
     async def get(self, path: str) -> bytes | None:
         """The bytes of an object; None if there is none."""
@@ -85,23 +92,35 @@ class PatientStore:
         """
         trying = asyncio.ensure_future(call())
         started = self._clock.monotonic()
+        slow: StoreError | None = None
         try:
             while not trying.done():
                 await asyncio.wait((trying,), timeout=_TICK_S)
                 seconds = self._clock.monotonic() - started
                 if not trying.done() and (seconds >= self._deadline or self._time_left() == 0):
-                    remedy = "Check the store, then run the same command again."
-                    text = f"{self.url} has given no answer for {seconds:.0f} s."
-                    raise StoreError("store_unreachable", text, remedy=remedy)
+                    raise self._no_answer(seconds)
+                if slow is None and seconds >= self._deadline * _LONG:
+                    slow = self._no_answer(seconds)
+                    self._troubles.append(slow)
             return trying.result()
         finally:
             trying.cancel()
+            if slow is not None:
+                self._troubles.remove(slow)
+
+    def _no_answer(self, seconds: float) -> StoreError:
+        return StoreError(
+            "store_unreachable",
+            f"{self.url} has given no answer for {seconds:.0f} s.",
+            remedy="Check the store, then run the same command again.",
+        )
 
     async def _again(self, call: Callable[[], Awaitable[T]], error: StoreError) -> T:
         """Try again what has failed once."""
         end = self._clock.monotonic() + self._deadline
         longest = _PAUSE_S
-        self._trouble(error)
+        first = error
+        self._note(first)
         succeeded = False
         try:
             while (left := self._left(end)) > 0:
@@ -118,8 +137,8 @@ class PatientStore:
                     return found
             raise error
         finally:
-            self._troubled -= 1
-            if succeeded and not self._troubled:
+            self._troubles.remove(first)
+            if succeeded and not self._troubles:
                 seconds = self._clock.monotonic() - self._since
                 _logger.info("The store %s works again, after %.0f s.", self.url, seconds)
 
@@ -127,9 +146,9 @@ class PatientStore:
         own, of_the_run = end - self._clock.monotonic(), self._time_left()
         return own if of_the_run is None else min(own, of_the_run)
 
-    def _trouble(self, error: StoreError) -> None:
+    def _note(self, error: StoreError) -> None:
         """Say so when the first of the operations that are troubled now has failed."""
-        self._troubled += 1
-        if self._troubled == 1:
+        self._troubles.append(error)
+        if len(self._troubles) == 1:
             self._since = self._clock.monotonic()
             _logger.warning("%s It is tried again for up to %.0f s.", error.message, self._deadline)
