@@ -23,9 +23,8 @@ from prefect_imagegen.app.options import GenerateOptions
 from prefect_imagegen.app.result import RunResult
 from prefect_imagegen.app.settings import BackendSettings, StoreSettings
 from prefect_imagegen.app.verify import verify
-from prefect_imagegen.gateway.faults import Fault, FaultScript
 from prefect_imagegen.gateway.server import EmbeddedGateway
-from prefect_imagegen.gateway.settings import GatewaySettings
+from tests.support.gateway_runs import api
 
 ROWS = 6
 VERSIONS = pytest.mark.parametrize("version", ["v1", "v2"])
@@ -41,11 +40,6 @@ prefect_imagegen.generate(
     backend=BackendSettings(base_url=base_url, api_key=SecretStr("k1")),
 )
 """
-
-
-def api(*faults: dict[str, Any], **settings: Any) -> EmbeddedGateway:
-    script = FaultScript(faults=[Fault(**fault) for fault in faults])
-    return EmbeddedGateway(GatewaySettings(faults=script, latency_s=0.02, **settings))
 
 
 def manifest(folder: Path) -> str:
@@ -98,7 +92,7 @@ def test_killed_in_second_attempts(point: str, version: str, tmp_path: Path) -> 
     """Rows whose first call was answered 503 are sent once more, and paid once, wherever that attempt is killed."""
     refused = [{"fault": "status", "prompt_contains": f"number {n}.", "times": 1} for n in range(ROWS)]
     hang = [{"fault": "hang", "when": "after", "times": 1}] if point == "answer" else []
-    with api(*refused, *hang) as gateway:
+    with api(*refused, *hang, latency_s=0.02) as gateway:
         crash(point, gateway, tmp_path, version)
         assert claims(tmp_path, "2.json") >= 1
         result = again(gateway, tmp_path, version)
@@ -118,7 +112,7 @@ def test_killed_after_a_row_that_failed_for_good(
 ) -> None:
     """A failure for good whose end the ledger did not learn is asked for once more at most, and then it is known."""
     script = {"fault": fault, "prompt_contains": "number 1."} | ({"status": 400} if fault == "status" else {})
-    with api(script) as gateway:
+    with api(script, latency_s=0.02) as gateway:
         crash(point, gateway, tmp_path, version, in_flight=1)
         assert not (tmp_path / "store" / "ledger" / "segments").exists(), "its end is to be lost"
         sent = len(gateway.books.billed)
@@ -138,7 +132,7 @@ def test_another_account_after_a_kill(point: str, version: str, tmp_path: Path) 
     """What a killed run of one account claimed is not bought with another's key; with its own all is settled."""
     hang = [{"fault": "hang", "when": "after", "times": 1}] if point == "answer" else []
     accounts = {"one": [SecretStr("k1")], "two": [SecretStr("k2")]}
-    with api(*hang, accounts=accounts) as gateway:
+    with api(*hang, accounts=accounts, latency_s=0.02) as gateway:
         crash(point, gateway, tmp_path, version)
         claimed, billed = claims(tmp_path, "1.json"), len(gateway.books.billed)
         other = again(gateway, tmp_path, version, "k2")

@@ -20,17 +20,11 @@ from prefect_imagegen.app.options import GenerateOptions
 from prefect_imagegen.app.prepare import Job, prepare
 from prefect_imagegen.app.result import RunResult
 from prefect_imagegen.app.settings import BackendSettings, StoreSettings
-from prefect_imagegen.gateway.faults import Fault, FaultScript
 from prefect_imagegen.gateway.server import EmbeddedGateway
-from prefect_imagegen.gateway.settings import GatewaySettings
 from prefect_imagegen.io.object_store import open_object_store
+from tests.support.gateway_runs import api
 
 PRICE = 0.04
-
-
-def gateway(*faults: dict[str, Any], **settings: Any) -> EmbeddedGateway:
-    script = FaultScript(faults=[Fault(**fault) for fault in faults])
-    return EmbeddedGateway(GatewaySettings(price_usd=PRICE, faults=script, **settings))
 
 
 def execute(running: EmbeddedGateway, folder: Path, rows: int, order: str | None, **options: Any) -> RunResult:
@@ -61,7 +55,7 @@ def lose_the_events(folder: Path) -> None:
 
 def test_a_cap_holds_over_all_executions(tmp_path: Path) -> None:
     """Whatever is executed again under the same order spends what is left of its cap; another order has its own."""
-    with gateway() as running:
+    with api(price_usd=PRICE) as running:
         first = execute(running, tmp_path, 30, "order", max_cost_usd=0.50)
         assert (first.stop_reason, first.earlier, first.order_text) == ("budget", None, "")
         spent = [len(running.books.billed)]
@@ -86,7 +80,7 @@ def test_a_cap_holds_over_all_executions(tmp_path: Path) -> None:
 
 def test_settling_turns_a_reservation_into_cost(tmp_path: Path) -> None:
     """Calls that an execution left open are reserved for in the next, which fetches them: then they count once."""
-    with gateway({"fault": "disconnect", "when": "after", "times": 3}) as running:
+    with api({"fault": "disconnect", "when": "after", "times": 3}, price_usd=PRICE) as running:
         left = execute(
             *(running, tmp_path, 3, "order"),
             max_cost_usd=0.50,
@@ -105,7 +99,7 @@ def test_settling_turns_a_reservation_into_cost(tmp_path: Path) -> None:
 
 def test_what_stays_open_stays_reserved(tmp_path: Path) -> None:
     """Calls whose fate nobody knows use up the cap: they may be billed still."""
-    with gateway({"fault": "disconnect", "when": "after", "times": 3}) as running:
+    with api({"fault": "disconnect", "when": "after", "times": 3}, price_usd=PRICE) as running:
         options = {"on_unknown": "hold", "max_failure_rate": 1.0, "max_in_flight": 3}
         execute(running, tmp_path, 3, "order", max_cost_usd=0.50, **options)
         again = execute(running, tmp_path, 30, "order", max_cost_usd=0.50, **options)
@@ -117,7 +111,7 @@ def test_what_stays_open_stays_reserved(tmp_path: Path) -> None:
 
 def test_a_killed_execution_has_spent(tmp_path: Path) -> None:
     """Claims of a process that died with all its events in memory count at the dearest price until they are settled."""
-    with gateway() as running:
+    with api(price_usd=PRICE) as running:
         execute(running, tmp_path, 5, "order", max_cost_usd=0.50)
         lose_the_events(tmp_path)
         for image in (tmp_path / "store" / "images").rglob("*.png"):

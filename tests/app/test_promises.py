@@ -1,6 +1,6 @@
 """What is not understood is held, and what was paid is fetched: an API that answers in ways of its own, on a socket.
 
-The letters name the findings of the audit of November 2026 that a test is for. The gateway's books are the judge.
+The gateway's books are the judge.
 """
 
 import asyncio
@@ -12,63 +12,21 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from pydantic import SecretStr
 
-import prefect_imagegen
 from prefect_imagegen.app.doctor import examine
 from prefect_imagegen.app.options import GenerateOptions
-from prefect_imagegen.app.result import RunResult
 from prefect_imagegen.app.settings import BackendSettings, StoreSettings
 from prefect_imagegen.executor import calls
-from prefect_imagegen.gateway.faults import Fault, FaultScript
 from prefect_imagegen.gateway.server import EmbeddedGateway
-from prefect_imagegen.gateway.settings import GatewaySettings
+from tests.support.gateway_runs import PRICE, api, assert_paid_once, generate, mend, metadata, report
 
-PRICE = 0.01
 VERSIONS = pytest.mark.parametrize("version", ["v1", "v2"])
 ENVELOPES = ["items", "requests", "bare", "error", "empty_body", "cut", "html"]
 """Listings that are no list of rows where one has to be."""
 
 
-def api(*faults: dict[str, Any], **settings: Any) -> EmbeddedGateway:
-    script = FaultScript(faults=[Fault(**fault) for fault in faults])
-    return EmbeddedGateway(GatewaySettings(price_usd=PRICE, faults=script, **settings))
-
-
-def generate(gateway: EmbeddedGateway, folder: Path, rows: int, **options: Any) -> RunResult:
-    """The same command: it makes so many rows into the same store."""
-    path = folder / "prompts.parquet"
-    pq.write_table(pa.table({"prompt": [f"scene number {n}." for n in range(rows)]}), path)
-    backend = BackendSettings(base_url=gateway.url, api_key=SecretStr("k"))
-    options = {"history_lag": 0.0, "max_failure_rate": 1.0} | options
-    return prefect_imagegen.generate(str(path), str(folder / "store"), backend=backend, **options)
-
-
-def mend(gateway: EmbeddedGateway) -> None:
-    """From now on the API answers as it should."""
-    gateway.books.settings.faults = FaultScript()
-
-
-def assert_paid_once(gateway: EmbeddedGateway, rows: int) -> None:
-    """Every row was accepted once, and billed once."""
-    assert gateway.books.statistics()["billed_twice"] == 0
-    assert (len(gateway.books.records), len(gateway.books.billed)) == (rows, rows)
-
-
-def metadata(folder: Path, result: RunResult) -> list[dict[str, Any]]:
-    return pq.read_table(folder / "store" / "runs" / str(result.run_id) / "metadata").to_pylist()
-
-
-def report(folder: Path, result: RunResult) -> dict[str, Any]:
-    text = (folder / "store" / "runs" / str(result.run_id) / "report.json").read_text()
-    found: dict[str, Any] = json.loads(text)
-    return found
-
-
-# A2
 @pytest.mark.parametrize("state", ["error", "FAILED"])
 @pytest.mark.parametrize(("status", "call"), [(503, "status"), (500, "result"), (429, "status"), (200, "result")])
 def test_a_poll_that_is_answered_with_an_error(status: int, call: str, state: str, tmp_path: Path) -> None:
@@ -93,7 +51,6 @@ def left_unanswered(gateway: EmbeddedGateway, folder: Path, rows: int, version: 
     assert_paid_once(gateway, rows)
 
 
-# A3
 @VERSIONS
 @pytest.mark.parametrize("shape", [*ENVELOPES, "no_body", "no_id"])
 def test_a_history_in_another_shape(shape: str, version: str, tmp_path: Path) -> None:
@@ -117,7 +74,6 @@ def test_a_history_in_another_shape(shape: str, version: str, tmp_path: Path) ->
     assert result.cost_usd == pytest.approx(3 * PRICE)
 
 
-# A3
 @VERSIONS
 @pytest.mark.parametrize(
     "fault",
@@ -138,7 +94,6 @@ def test_a_history_that_is_understood_all_the_same(fault: dict[str, Any], versio
         assert_paid_once(gateway, 5)
 
 
-# A3
 @pytest.mark.parametrize("shape", [None, *ENVELOPES])
 def test_doctor_knows_a_history_that_it_cannot_read(shape: str | None, tmp_path: Path) -> None:
     """The doctor fails where the request history is in an unknown shape, and passes where it is in the known one."""
@@ -164,7 +119,6 @@ Older = Callable[[int], None]
 JUNK = pytest.mark.parametrize("junk", ["html", "junk", "empty_body"])
 
 
-# A5
 @JUNK
 @pytest.mark.usefixtures("hasty")
 def test_downloads_that_are_junk_for_a_while(junk: str, tmp_path: Path) -> None:
@@ -179,7 +133,6 @@ def test_downloads_that_are_junk_for_a_while(junk: str, tmp_path: Path) -> None:
     assert result.cost_usd == pytest.approx(3 * PRICE)
 
 
-# A5
 @pytest.mark.usefixtures("hasty")
 def test_a_row_of_the_history_without_its_address(tmp_path: Path) -> None:
     """A call that the history knows, and whose output it does not name yet, is waited for, not given up."""
@@ -210,7 +163,6 @@ def days_later(tmp_path: Path) -> Older:
     return make_older
 
 
-# A5
 @JUNK
 @pytest.mark.usefixtures("hasty")
 def test_what_was_billed_and_is_lost_tells_its_cost(
@@ -229,7 +181,6 @@ def test_what_was_billed_and_is_lost_tells_its_cost(
         assert_paid_once(gateway, 2)
 
 
-# A6
 @VERSIONS
 def test_a_post_that_is_answered_late(version: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An answer that takes far longer than all before is awaited, without a slot: delivered in the run, paid once."""

@@ -1,6 +1,6 @@
 """Other accounts, stores that hiccup, damaged files and signals: nothing is bought twice for them, and nothing is lost.
 
-The letters name the findings of the audit of November 2026 that a test is for. The gateway's books are the judge.
+The gateway's books are the judge.
 """
 
 import asyncio
@@ -12,16 +12,11 @@ import sys
 import time
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from pydantic import SecretStr
 
-import prefect_imagegen
 from prefect_imagegen.app.options import GenerateOptions
-from prefect_imagegen.app.result import RunResult
 from prefect_imagegen.app.retry import retry
 from prefect_imagegen.app.settings import BackendSettings, StoreSettings
 from prefect_imagegen.app.status import accounts
@@ -30,51 +25,17 @@ from prefect_imagegen.core.accounts import fingerprint_of
 from prefect_imagegen.core.errors import StoreError
 from prefect_imagegen.gateway.faults import Fault, FaultScript
 from prefect_imagegen.gateway.server import EmbeddedGateway
-from prefect_imagegen.gateway.settings import GatewaySettings
 from prefect_imagegen.io import heartbeat, patient_store
 from prefect_imagegen.io.object_store import FsspecObjectStore
+from tests.support.gateway_runs import PRICE, api, assert_paid_once, generate, mend, metadata, scenes
 
-PRICE = 0.01
 VERSIONS = pytest.mark.parametrize("version", ["v1", "v2"])
 LOST = {"fault": "disconnect", "when": "after"}
 """All work is done, and no answer comes."""
 
 
-def api(*faults: dict[str, Any], **settings: Any) -> EmbeddedGateway:
-    script = FaultScript(faults=[Fault(**fault) for fault in faults])
-    return EmbeddedGateway(GatewaySettings(price_usd=PRICE, faults=script, **settings))
-
-
 def keys(**named: list[str]) -> dict[str, list[SecretStr]]:
     return {name: [SecretStr(key) for key in own] for name, own in named.items()}
-
-
-def manifest(folder: Path, rows: int) -> str:
-    path = folder / "prompts.parquet"
-    pq.write_table(pa.table({"prompt": [f"scene number {n}." for n in range(rows)]}), path)
-    return str(path)
-
-
-def generate(gateway: EmbeddedGateway, folder: Path, rows: int, key: str = "k", **options: Any) -> RunResult:
-    """The same command: it makes so many rows into the same store."""
-    backend = BackendSettings(base_url=gateway.url, api_key=SecretStr(key))
-    options = {"history_lag": 0.0, "max_failure_rate": 1.0} | options
-    return prefect_imagegen.generate(manifest(folder, rows), str(folder / "store"), backend=backend, **options)
-
-
-def mend(gateway: EmbeddedGateway) -> None:
-    """From now on the API answers as it should."""
-    gateway.books.settings.faults = FaultScript()
-
-
-def assert_paid_once(gateway: EmbeddedGateway, rows: int) -> None:
-    """Every row was accepted once, and billed once."""
-    assert gateway.books.statistics()["billed_twice"] == 0
-    assert (len(gateway.books.records), len(gateway.books.billed)) == (rows, rows)
-
-
-def metadata(folder: Path, result: RunResult) -> list[dict[str, Any]]:
-    return pq.read_table(folder / "store" / "runs" / str(result.run_id) / "metadata").to_pylist()
 
 
 def left_unanswered(gateway: EmbeddedGateway, folder: Path, rows: int, version: str, key: str) -> None:
@@ -86,7 +47,6 @@ def left_unanswered(gateway: EmbeddedGateway, folder: Path, rows: int, version: 
     mend(gateway)
 
 
-# A4, F3
 @VERSIONS
 def test_rows_of_another_account(version: str, tmp_path: Path) -> None:
     """Unanswered calls of one account are held for another's key, and nothing is bought; their own settles them."""
@@ -102,7 +62,6 @@ def test_rows_of_another_account(version: str, tmp_path: Path) -> None:
         assert Counter(record.account for record in gateway.books.billed) == {"one": 4, "two": 1}
 
 
-# A4, F3
 def test_jobs_of_another_account(tmp_path: Path) -> None:
     """Accepted jobs of one account that another key cannot see are held for it, and fetched with their own."""
     with api({"fault": "hang", "on": ["download"]}, accounts=keys(one=["k1"], two=["k2"])) as gateway:
@@ -114,7 +73,6 @@ def test_jobs_of_another_account(tmp_path: Path) -> None:
         assert_paid_once(gateway, 3)
 
 
-# A4
 def test_jobs_of_another_account_can_be_given_free(tmp_path: Path) -> None:
     """What the other account's key cannot settle is given free by hand, with the risk in dollars."""
     with api({"fault": "hang", "on": ["download"]}, accounts=keys(one=["k1"], two=["k2"])) as gateway:
@@ -127,7 +85,6 @@ def test_jobs_of_another_account_can_be_given_free(tmp_path: Path) -> None:
         assert generate(gateway, tmp_path, 3, "k2").generated == 3
 
 
-# A4
 @VERSIONS
 def test_a_key_that_was_rotated(version: str, tmp_path: Path) -> None:
     """Another key of the same account settles what the old one left, without any option, and is known from then on."""
@@ -146,7 +103,6 @@ def test_a_key_that_was_rotated(version: str, tmp_path: Path) -> None:
         assert found == {old: old, new: old}
 
 
-# F3
 @pytest.mark.parametrize("key", ["k1", "k2"])
 def test_adopted_images_say_who_made_them_and_for_how_much(key: str, tmp_path: Path) -> None:
     """Images that the ledger does not know name the endpoint that made them, and their cost if the key can see it."""
@@ -207,7 +163,6 @@ def hiccups(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     return failed
 
 
-# A10
 @VERSIONS
 @pytest.mark.parametrize("hiccups", ["refused", "lost"], indirect=True)
 def test_a_store_that_fails_now_and_then(version: str, hiccups: Counter[str], tmp_path: Path) -> None:
@@ -222,7 +177,6 @@ def test_a_store_that_fails_now_and_then(version: str, hiccups: Counter[str], tm
         assert_paid_once(gateway, 6)
 
 
-# A12
 @VERSIONS
 def test_one_damaged_image(version: str, tmp_path: Path) -> None:
     """A damaged file ends its own row, with the remedy, and no other; mended, it is fetched again, not bought again."""
@@ -269,7 +223,7 @@ def test_a_signal_while_answers_are_out(version: str, tmp_path: Path) -> None:
     never = {"fault": "hang", "on": ["submit", "run"], "when": "after", "prompt_contains": "number 1."}
     late = {"fault": "hang", "on": ["submit", "run"], "when": "after", "prompt_contains": "number 2.", "seconds": 4}
     with api(never, late, {"fault": "hang", "on": ["download"], "times": 1}) as gateway:
-        arguments = [manifest(tmp_path, 4), str(tmp_path / "store"), gateway.url, version]
+        arguments = [scenes(tmp_path, 4), str(tmp_path / "store"), gateway.url, version]
         child = subprocess.Popen([sys.executable, "-c", CHILD, *arguments], stdout=subprocess.PIPE, text=True)
         try:
             end = time.monotonic() + 60

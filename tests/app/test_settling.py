@@ -25,18 +25,10 @@ from prefect_imagegen.core import layout
 from prefect_imagegen.core.errors import StoreError
 from prefect_imagegen.core.request import GenerationRequest
 from prefect_imagegen.core.results import RequestResult
-from prefect_imagegen.gateway.faults import Fault, FaultScript
 from prefect_imagegen.gateway.server import EmbeddedGateway
-from prefect_imagegen.gateway.settings import GatewaySettings
 from prefect_imagegen.io.object_store import FsspecObjectStore
 from prefect_imagegen.ports import ObjectInfo
-
-PRICE = 0.01
-
-
-def gateway(*faults: dict[str, Any], **settings: Any) -> EmbeddedGateway:
-    script = FaultScript(faults=[Fault(**fault) for fault in faults])
-    return EmbeddedGateway(GatewaySettings(price_usd=PRICE, faults=script, **settings))
+from tests.support.gateway_runs import PRICE, api, report_text
 
 
 def job(running: EmbeddedGateway, folder: Path, rows: int, **options: Any) -> Job:
@@ -63,7 +55,7 @@ def test_a_run_that_ended_meanwhile_has_paid(tmp_path: Path) -> None:
             await session.for_each_shard(session.run_shard)
             return await finish(session, 0.0), session.budget.spent
 
-    with gateway({"fault": "status", "status": 400, "prompt_contains": "number 3"}) as running:
+    with api({"fault": "status", "status": 400, "prompt_contains": "number 3"}) as running:
         result, spent = asyncio.run(both(running))
     assert (result.reused, result.generated, result.failed, result.paid) == (4, 0, 1, 0)
     assert (result.cost_usd, spent) == (0.0, 0.0)
@@ -84,7 +76,7 @@ def test_a_run_that_ended_between_plan_and_start_has_paid(tmp_path: Path) -> Non
             await session.for_each_shard(session.run_shard)
             return await finish(session, 0.0), session.budget.spent
 
-    with gateway({"fault": "status", "status": 400, "prompt_contains": "number 3"}) as running:
+    with api({"fault": "status", "status": 400, "prompt_contains": "number 3"}) as running:
         result, spent = asyncio.run(both(running))
         assert (result.reused, result.generated, result.failed, result.paid) == (3, 1, 1, 1)
         assert (result.failures, result.calls) == ({"invalid_request": 1}, 1)
@@ -111,7 +103,7 @@ def test_what_is_written_while_the_ledger_is_read(tmp_path: Path, monkeypatch: p
             (one,) = (await session.plan.shard(0))[:1]
             return [attempt.error_kind for attempt in await session.ledger.known(one.key)]
 
-    with gateway({"fault": "status", "status": 400}) as running:
+    with api({"fault": "status", "status": 400}) as running:
         assert generate(running, tmp_path, 1).failures == {"invalid_request": 1}
         (segment,) = (tmp_path / "store" / layout.SEGMENTS).iterdir()
         segment.rename(aside)
@@ -136,7 +128,7 @@ def test_results_that_the_store_refused_are_not_lost(
         await put(self, path, data, content_type)
 
     monkeypatch.setattr(FsspecObjectStore, "put", flaky)
-    with gateway() as running:
+    with api() as running:
         result = generate(running, tmp_path, 5, deadline=2.0)
     assert refused
     assert (result.generated, result.paid, result.stop_reason) == (5, 5, reason)
@@ -145,10 +137,6 @@ def test_results_that_the_store_refused_are_not_lost(
 
 def columns(folder: Path, result: RunResult, *names: str) -> list[dict[str, Any]]:
     return pq.read_table(folder / "store" / "runs" / str(result.run_id) / "metadata", columns=list(names)).to_pylist()
-
-
-def report(folder: Path, result: RunResult, name: str = "report.json") -> str:
-    return (folder / "store" / "runs" / str(result.run_id) / name).read_text()
 
 
 def test_an_image_that_is_quarantined_after_the_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -167,14 +155,14 @@ def test_an_image_that_is_quarantined_after_the_plan(tmp_path: Path, monkeypatch
             await session.for_each_shard(session.run_shard)
             return await finish(session, 0.0)
 
-    with gateway() as running:
+    with api() as running:
         generate(running, tmp_path, 4)
         result = asyncio.run(meanwhile(running))
         assert (result.rows, result.reused, result.generated, result.failed, result.exit_code) == (5, 3, 1, 1, 1)
         assert result.failures == {"image_damaged": 1}
         (row,) = [row for row in columns(tmp_path, result, "status", "error_kind", "cost_usd") if row["error_kind"]]
         assert row == {"status": "failed", "error_kind": "image_damaged", "cost_usd": 0.0}
-        assert "verify --repair" in report(tmp_path, result, "report.md")
+        assert "verify --repair" in report_text(tmp_path, result, "report.md")
         # It was given free: the next run makes it.
         assert generate(running, tmp_path, 5).generated == 1
 
@@ -196,7 +184,7 @@ def test_what_was_billed_and_failed_is_not_free(kind: str, paid: int, named: flo
             await session.for_each_shard(session.run_shard)
             return await finish(session, 0.0)
 
-    with gateway() as running:
+    with api() as running:
         result = asyncio.run(run(running))
     assert [row["cost_usd"] for row in columns(tmp_path, result, "cost_usd")] == [named, 0.0]
     assert (result.cost_usd, result.paid) == (named or 0.0, paid)
@@ -210,11 +198,11 @@ def test_what_was_not_understood_is_reported(tmp_path: Path) -> None:
             session._backend.not_understood.update({"history: no list": 3, "poll: status 503": 1})
             return await finish(session, 0.0)
 
-    with gateway() as running:
+    with api() as running:
         result = asyncio.run(run(running))
     assert result.not_understood == {"history: no list": 3, "poll: status 503": 1}
-    assert json.loads(report(tmp_path, result))["not_understood"] == result.not_understood
-    assert "not understood, and so proved nothing: history: no list (3), poll: status 503 (1)." in report(
+    assert json.loads(report_text(tmp_path, result))["not_understood"] == result.not_understood
+    assert "not understood, and so proved nothing: history: no list (3), poll: status 503 (1)." in report_text(
         tmp_path, result, "report.md"
     )
 
@@ -234,7 +222,7 @@ def test_a_plan_that_cannot_be_read_stops_the_run(
         return await get(self, path)
 
     monkeypatch.setattr(FsspecObjectStore, "get", flaky)
-    with gateway() as running:
+    with api() as running:
         result = generate(running, tmp_path, 5, deadline=2.0)
         assert (result.stop_reason, result.generated) == (reason, 0 if reason else 5)
         assert result.not_run == (5 if reason else 0)
@@ -249,7 +237,7 @@ def left_behind(running: EmbeddedGateway, folder: Path, rows: int) -> RunResult:
 
 def test_what_is_paid_for_is_fetched_without_money(tmp_path: Path) -> None:
     """Held images need no budget and no balance; a stop leaves the rows that it did not reach held, not `not_run`."""
-    with gateway({"fault": "disconnect", "when": "after", "times": 3}, credits=1.0) as running:
+    with api({"fault": "disconnect", "when": "after", "times": 3}, credits=1.0) as running:
         assert left_behind(running, tmp_path, 3).held == 3
         while len(running.books.billed) < 3:
             time.sleep(0.01)
@@ -264,7 +252,7 @@ def test_what_is_paid_for_is_fetched_without_money(tmp_path: Path) -> None:
 
 def test_what_others_left_does_not_trip_the_breaker(tmp_path: Path) -> None:
     """Many calls of unknown fate from a run that died say nothing of the API's health now: all are settled."""
-    with gateway({"fault": "disconnect", "when": "after", "times": 30}) as running:
+    with api({"fault": "disconnect", "when": "after", "times": 30}) as running:
         assert left_behind(running, tmp_path, 30).held == 30
         result = generate(running, tmp_path, 60, history_lag=1.0)
         assert (result.generated, result.stop_reason) == (60, None)
