@@ -69,9 +69,9 @@ def looks_like_image(data: bytes) -> bool:
 
 
 def parse_json(data: bytes | str) -> Any:
-    """The JSON value, or None if the bytes or the text are none."""
+    """The JSON value, or None if the bytes or the text are none. Half characters become question marks."""
     try:
-        return json.loads(data)
+        return _whole(json.loads(data))
     except (ValueError, RecursionError):
         return None
 
@@ -249,7 +249,7 @@ def parse_inputs(text: Any) -> dict[str, Any] | None:
     value = parse_json(text)
     if value is None:
         try:
-            value = ast.literal_eval(text)
+            value = _whole(ast.literal_eval(text))
         except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
             return None
     return value if isinstance(value, dict) else None
@@ -264,6 +264,17 @@ def number(value: Any) -> float | None:
     except (ValueError, OverflowError):
         return None
     return found if 0 <= found < float("inf") else None
+
+
+def _whole(value: Any) -> Any:
+    """A value whose texts any file can hold: cut within a character, they have lone surrogates."""
+    if isinstance(value, str):
+        return value if value.isascii() else value.encode("utf-8", "replace").decode()
+    if isinstance(value, list):
+        return [_whole(item) for item in value]
+    if isinstance(value, dict):
+        return {_whole(name): _whole(item) for name, item in value.items()}
+    return value
 
 
 def _integer(value: Any) -> int | None:
