@@ -609,3 +609,17 @@ async def test_a_half_character_in_an_answer_ends_nothing() -> None:
         script.on(SUBMIT, (200, b'{"request_id": "r1\\ud83d", "status": "QUEUED"}'))
         submission = await client.submit(REQUEST, [])
         assert str(submission.request_id).encode() == b"r1?"
+
+
+async def test_a_failure_that_names_a_cost_says_so() -> None:
+    """What a failed job cost all the same is told with its failure, from its record and from the history."""
+    failed = {"status": "FAILED", "error": "no", "request_id": "r1", "metrics": {"cost": 0.04}}
+    recorded = {"request_id": "r1", "model_status": "FAILED", "credits_deduction": 0.04, "error": "no"}
+    async with server() as script, backend(script) as client:
+        script.on(STATUS, (422, failed), (404, {}))
+        script.on(RESULT, (422, failed))
+        script.on(f"{HISTORY}/r1", (200, {"data": recorded}))
+        for _ in range(2):
+            with pytest.raises(BackendError) as caught:
+                await client.fetch("r1")
+            assert (caught.value.kind, caught.value.cost_usd) == ("generation_failed", 0.04)
