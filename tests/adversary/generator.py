@@ -23,7 +23,8 @@ def draw(seed: int) -> Scenario:
 def _with_pages(scenario: Scenario) -> Scenario:
     """Some histories cut pages from changing orders, or page by cursors; drawn apart, so that other draws stay."""
     rng = Random(f"pages of {scenario.seed}")
-    if scenario.family != "history" or rng.random() > _OTHER_PAGES:
+    has_pages = any(trouble.what.startswith("page-") for trouble in scenario.troubles)
+    if scenario.family != "history" or has_pages or rng.random() > _OTHER_PAGES:
         return scenario
     pages = Trouble("history", rng.choice(("page-scrambled", "page-cursor")))
     foreign = tuple((rng.uniform(-600.0, 60.0), None) for _ in range(12))
