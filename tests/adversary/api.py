@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from email.utils import format_datetime
+from random import Random
 from typing import Any
 from urllib.parse import unquote
 
@@ -244,7 +245,12 @@ class Service:
         size, page = min(100, int(query.get("per_page", "20"))), int(query.get("page", "1"))
         if query.get("clamped"):
             page = max(1, min(page, -(-len(rows) // size)))
+        if query.get("scrambled"):
+            Random(f"{now} {page}").shuffle(rows)
         shown = rows[(page - 1) * size : page * size]
+        if query.get("cursor"):
+            shown = shown if page == 1 else []
+            return _json({"data": shown, "has_more": bool(shown) and len(rows) > size})
         wraps: dict[str, Any] = {"data": {"data": shown}}
         wraps["total"] = {"data": shown, "total": len(rows), "page": page, "per_page": size}
         return _json(wraps[self.traits.list_wrap])

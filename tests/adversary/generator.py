@@ -10,13 +10,25 @@ from .session import Options
 from .troubles import Trouble
 
 _DAY = 86400.0
+_OTHER_PAGES = 0.15
 
 
 def draw(seed: int) -> Scenario:
     """The scenario of a seed."""
     rng = Random(seed)
     family = rng.choices(list(FAMILIES), [one.weight for one in FAMILIES.values()])[0]
-    return FAMILIES[family].shape(_base(seed, family, rng), rng)
+    return _with_pages(FAMILIES[family].shape(_base(seed, family, rng), rng))
+
+
+def _with_pages(scenario: Scenario) -> Scenario:
+    """Some histories cut pages from changing orders, or page by cursors; drawn apart, so that other draws stay."""
+    rng = Random(f"pages of {scenario.seed}")
+    has_pages = any(trouble.what.startswith("page-") for trouble in scenario.troubles)
+    if scenario.family != "history" or has_pages or rng.random() > _OTHER_PAGES:
+        return scenario
+    pages = Trouble("history", rng.choice(("page-scrambled", "page-cursor")))
+    foreign = tuple((rng.uniform(-600.0, 60.0), None) for _ in range(12))
+    return replace(scenario, troubles=(*scenario.troubles, pages), foreign=(*scenario.foreign, *foreign))
 
 
 def _base(seed: int, family: str, rng: Random) -> Scenario:

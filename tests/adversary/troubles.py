@@ -235,6 +235,8 @@ _SPOILERS: dict[str, Spoiler] = {
     "page-size": _same,
     "page-ignored": _same,
     "page-clamped": _same,
+    "page-scrambled": _same,
+    "page-cursor": _same,
     **HISTORY_SPOILERS,
 }
 
@@ -247,3 +249,5 @@ def rewrite(trouble: Trouble, request: Request) -> None:
         request.query["page"] = "1"
     elif trouble.what == "page-clamped":
         request.query["clamped"] = "yes"
+    elif trouble.what in ("page-scrambled", "page-cursor"):
+        request.query[trouble.what.removeprefix("page-")] = "yes"

@@ -247,8 +247,25 @@ def test_a_job_of_another_request_proves_nothing() -> None:
     body = {"status": "FAILED", "error": "x"}
     assert answers.job_of(body | {"request_id": "other"}, request_id=ID) is None
     assert answers.job_of(body | {"request_id": 7}, request_id=ID) is None
-    for ours in ({}, {"request_id": None}, {"request_id": ID}):
+    for ours in ({}, {"request_id": None}, {"request_id": ID}, {"request_id": ID.upper()}):
         assert answers.job_of(body | ours, request_id=ID).state == "FAILED"
+    assert answers.job_of(body | {"request_id": 17}, request_id="17").state == "FAILED"
+    assert answers.detail_rows({"request_id": "AB-1"}, "ab-1") == [{"request_id": "AB-1"}]
+
+
+@pytest.mark.parametrize("name", ["image_url", "url", "image", "data", "input_image"])
+def test_an_address_beside_the_output_is_none(name: str) -> None:
+    """What the answer calls its output is the output, whatever else it echoes."""
+    body = {"status": "COMPLETED", name: "https://example.com/sent.png", "output": URL}
+    assert answers.job_of(body).outputs == (Output(url=URL),)
+
+
+@pytest.mark.parametrize("text", ['"half \\ud83d"', '{"a": ["half \\uD83D"]}', '{"half \\udc00": 1}'])
+def test_half_a_character_becomes_a_whole_one(text: str) -> None:
+    """A text that was cut within a character (a lone surrogate) can be stored all the same; whole ones are kept."""
+    assert json.dumps(answers.parse_json(text), ensure_ascii=False).encode()
+    assert answers.parse_json('"a cup \\ud83d\\ude00"') == "a cup \U0001f600"
+    assert answers.parse_inputs("{'prompt': 'half \\ud83d'}") == {"prompt": "half ?"}
 
 
 @pytest.mark.parametrize("body", [None, [], "COMPLETED", 7, {}, {"status": 200}, {"status": None}, {"error": "x"}])

@@ -323,6 +323,12 @@ candidates = st.builds(
 )
 
 
+def test_an_id_in_other_letters_is_the_same_call() -> None:
+    """A history that writes ids in small letters shows no second call by that."""
+    look = Look((Candidate("ab-1", "same", "FAILED"),))
+    assert finding_of(look, {"AB-1"}, 0).is_absent
+
+
 @given(st.lists(candidates, max_size=6), st.sets(st.sampled_from("abcd")), st.integers(0, 3))
 def test_absence_needs_every_row_to_be_told(rows, known, unnamed) -> None:
     """Absent is only what has no candidate but known calls and the failed ones of earlier claims."""

@@ -4,6 +4,7 @@ from collections import Counter
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import pytest
@@ -14,9 +15,9 @@ from prefect_imagegen.core.ledger import LedgerView
 from prefect_imagegen.core.reconcile import same_call
 from prefect_imagegen.core.references import ReferenceFacts
 from prefect_imagegen.core.request import GenerationRequest, Reference
-from prefect_imagegen.io.ledger import load_ledger
+from prefect_imagegen.io.ledger import event_tables, load_ledger
 from prefect_imagegen.io.object_store import FsspecObjectStore
-from prefect_imagegen.ports import Delivery, ObjectInfo, Submission
+from prefect_imagegen.ports import Delivery, ObjectInfo, ObjectStore, Submission
 from tests.executor.conftest import HEX, REQUEST, Bench, CountingStore, error, png
 
 pytestmark = pytest.mark.anyio
@@ -121,6 +122,24 @@ async def test_each_post_has_an_id_of_its_own(bench: Bench) -> None:
     assert (result.status, result.attempts, result.request_id) == ("generated", 3, "r3")
     claims = await bench.ledger.claims(REQUEST.key)
     assert [(claim.n, claim.request_id) for claim in claims] == [(1, "r1"), (2, "r2"), (3, "r3")]
+
+
+@pytest.mark.parametrize(("kind", "posts"), [("generation_error", 3), ("generation_failed", 1)])
+async def test_a_failure_that_was_billed_is_accounted_for(bench: Bench, kind: str, posts: int) -> None:
+    """Where the answer to a failed job names a cost, row, budget and ledger have it, whatever follows."""
+    bench.backend.submits = ["r1", "r2", "r3"]
+    bench.backend.collects = [error(kind, request_id=f"r{n}", cost_usd=0.05) for n in (1, 2)]
+    result = await bench.make()
+    assert (result.attempts, result.cost_usd) == (posts, 0.14 if posts == 3 else 0.05)
+    assert (result.paid, bench.kit.budget.reserved) == (posts, 0.0)
+    assert bench.kit.budget.spent == pytest.approx(result.cost_usd)
+    await bench.ledger.flush()
+    costs = [event["cost_usd"] for event in await _events(bench.store) if event["type"] in ("failed", "delivered")]
+    assert sum(costs) == pytest.approx(result.cost_usd)
+
+
+async def _events(store: ObjectStore) -> list[dict[str, Any]]:
+    return [event async for table in event_tables(store) for event in table.to_pylist()]
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import json
 import random
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -236,7 +237,7 @@ async def test_an_empty_page_before_the_total_is_no_end() -> None:
     async def get_json(_: str, params: dict[str, str]) -> Any:
         return {"data": [call(n, NOW) for n in range(10)] if params["page"] == "1" else [], "total": 5000}
 
-    with pytest.raises(BackendError, match="empty before the total"):
+    with pytest.raises(BackendError, match="empty before the end"):
         await SegmindHistory("http://history", get_json).find(MODEL, {"seed": 3000}, around(NOW))
 
 
@@ -249,6 +250,71 @@ async def test_calls_that_are_made_meanwhile_need_not_be_seen() -> None:
 
     look = await SegmindHistory("http://history", get_json).find(MODEL, {"seed": 9}, around(NOW))
     assert finding_of(look, [], 0).is_absent
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"has_more": True},
+        {"next_cursor": "b2Zmc2V0"},
+        {"links": {"next": "/page/2"}},
+        {"pagination": {"hasNext": True}},
+        {"pagination": {"total": 5000}},
+        {"meta": {"total_count": "5000"}},
+    ],
+    ids=json.dumps,
+)
+async def test_an_empty_page_where_more_is_announced_is_no_end(more: dict[str, Any]) -> None:
+    """A listing that pages by other means than numbers says that there is more, and shows nothing of it: no proof."""
+
+    async def get_json(_: str, params: dict[str, str]) -> Any:
+        return {"data": [call(n, NOW) for n in range(10)]} | more if params["page"] == "1" else {"data": []}
+
+    with pytest.raises(BackendError, match="is empty before"):
+        await SegmindHistory("http://history", get_json).find(MODEL, {"seed": 3000}, around(NOW))
+
+
+async def test_an_end_that_is_announced_is_one() -> None:
+    """A listing that tells on its last page that nothing follows has been read to its end."""
+
+    async def get_json(_: str, params: dict[str, str]) -> Any:
+        rows = [call(n, NOW) for n in range(10)] if params["page"] == "1" else []
+        return {"data": rows, "has_more": False, "pagination": {"next": None, "total": 10}}
+
+    look = await SegmindHistory("http://history", get_json).find(MODEL, {"seed": 3000}, around(NOW))
+    assert finding_of(look, [], 0).is_absent
+
+
+@pytest.mark.parametrize("seed", range(20))
+async def test_an_order_that_changes_between_pages_proves_nothing(seed: int) -> None:
+    """Where every page is cut from another order, a call may be on none of those that were read."""
+    draw, rows = random.Random(seed), [call(n, NOW) for n in range(20)]
+
+    async def get_json(_: str, params: dict[str, str]) -> Any:
+        start = 5 * (int(params["page"]) - 1)
+        return {"data": draw.sample(rows, len(rows))[start : start + 5]}
+
+    history, claimed = SegmindHistory("http://history", get_json), claim_form({"prompt": "a cup", "seed": 7})
+    with suppress(BackendError):
+        assert finding_of(await history.find(MODEL, claimed, around(NOW)), [], 0) == Finding("r7")
+
+
+@pytest.mark.parametrize("pushed", [1, 3])
+async def test_calls_that_are_made_amid_a_search_hide_none(pushed: int) -> None:
+    """New calls push old ones on while the pages of some hours are looked for: none slips through between two pages."""
+    for target in range(150, 400, 14):
+        rows = [call(n, NOW - timedelta(minutes=n)) for n in range(600)]
+
+        async def get_json(_: str, params: dict[str, str], rows: list[dict[str, Any]] = rows) -> Any:
+            start = 10 * (int(params["page"]) - 1)
+            page = rows[start : start + 10]
+            rows[:0] = [call(-len(rows) - n, NOW + timedelta(minutes=1)) for n in range(pushed)]
+            return {"data": page}
+
+        claimed = claim_form({"prompt": "a cup", "seed": target})
+        window = around(NOW - timedelta(minutes=target))
+        look = await SegmindHistory("http://history", get_json).find(MODEL, claimed, window)
+        assert finding_of(look, [], 0) == Finding(f"r{target}")
 
 
 @pytest.mark.parametrize("years", [-2, -0.1, 0, 0.1, 0.9])

@@ -20,7 +20,7 @@ from prefect_imagegen.core.errors import BackendError
 from prefect_imagegen.core.outcomes import OUTCOMES
 from prefect_imagegen.core.reconcile import Finding, Window, claim_form, finding_of
 from prefect_imagegen.core.request import GenerationRequest
-from prefect_imagegen.io import segmind_history, segmind_http
+from prefect_imagegen.io import segmind, segmind_history, segmind_http
 from prefect_imagegen.io.limits import RateGate, SystemClock
 from prefect_imagegen.io.segmind import Endpoints, SegmindBackend
 
@@ -57,6 +57,8 @@ class Script:
         await request.read()
         queue = self.answers.get(request.path, [(404, {"error": "not found"})])
         found = queue.pop(0) if len(queue) > 1 else queue[0]
+        if callable(found):
+            return await found(request)
         status, body, *headers = found
         data = body if isinstance(body, bytes) else json.dumps(body).encode()
         return web.Response(status=status, body=data, headers=headers[0] if headers else {})
@@ -579,3 +581,45 @@ async def test_a_429_on_a_poll_holds_no_submit_back() -> None:
         finally:
             await client.aclose()
         assert script.calls(SUBMIT) == 1
+
+
+@pytest.mark.parametrize("path", ["/v1/get-user-credits", "/health"])
+async def test_a_check_ends_though_its_answer_does_not(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An answer that comes byte by byte, without an end, is none: what is asked before a run begins takes seconds."""
+    monkeypatch.setattr(segmind, "PROBE_S", 0.3)
+
+    async def drip(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"content-length": "100000"})
+        await response.prepare(request)
+        while True:
+            await response.write(b" ")
+            await asyncio.sleep(0.05)
+
+    async with server() as script, backend(script) as client:
+        script.on(path, drip)
+        asking = client.engine() if path == "/health" else client.check()
+        with pytest.raises(BackendError) as caught:
+            await asyncio.wait_for(asking, 10)
+    assert caught.value.kind == "unsent"
+
+
+async def test_a_half_character_in_an_answer_ends_nothing() -> None:
+    """An id that no file can hold is taken as well as can be: the call is accepted, under a name that can be stored."""
+    async with server() as script, backend(script) as client:
+        script.on(SUBMIT, (200, b'{"request_id": "r1\\ud83d", "status": "QUEUED"}'))
+        submission = await client.submit(REQUEST, [])
+        assert str(submission.request_id).encode() == b"r1?"
+
+
+async def test_a_failure_that_names_a_cost_says_so() -> None:
+    """What a failed job cost all the same is told with its failure, from its record and from the history."""
+    failed = {"status": "FAILED", "error": "no", "request_id": "r1", "metrics": {"cost": 0.04}}
+    recorded = {"request_id": "r1", "model_status": "FAILED", "credits_deduction": 0.04, "error": "no"}
+    async with server() as script, backend(script) as client:
+        script.on(STATUS, (422, failed), (404, {}))
+        script.on(RESULT, (422, failed))
+        script.on(f"{HISTORY}/r1", (200, {"data": recorded}))
+        for _ in range(2):
+            with pytest.raises(BackendError) as caught:
+                await client.fetch("r1")
+            assert (caught.value.kind, caught.value.cost_usd) == ("generation_failed", 0.04)

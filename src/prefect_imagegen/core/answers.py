@@ -9,7 +9,7 @@ import base64
 import binascii
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -27,6 +27,10 @@ _JOB_STATUSES = (200, 422)
 _OUTPUT_NAMES = ("output", "images", "image_url", "output_url", "data")
 _LISTED = "data"
 """The name under which the request history gives its rows."""
+_PAGING = frozenset({"pagination", "paging", "pageinfo", "page", "meta", "metadata", "links"})
+_TOTALS = frozenset({"total", "totalcount", "totalitems", "totalrows"})
+_MORE = frozenset({"hasmore", "hasnext", "hasnextpage", "next", "nextpage", "nextcursor", "nexttoken", "nextpagetoken"})
+"""Names, in plain letters, of what a listing tells of its pages."""
 _NO_OUTPUT = frozenset({"prompt", "status_url", "response_url", "poll_url", "image_urls", "input", "inputs"})
 """What may hold addresses that are no output."""
 _EPOCH_MS = 1e11
@@ -65,9 +69,9 @@ def looks_like_image(data: bytes) -> bool:
 
 
 def parse_json(data: bytes | str) -> Any:
-    """The JSON value, or None if the bytes or the text are none."""
+    """The JSON value, or None if the bytes or the text are none. Half characters become question marks."""
     try:
-        return json.loads(data)
+        return _whole(json.loads(data))
     except (ValueError, RecursionError):
         return None
 
@@ -122,7 +126,7 @@ def job_of(value: Any, *, status: int = 200, request_id: str | None = None) -> J
     if status not in _JOB_STATUSES or not isinstance(value, dict) or not isinstance(value.get("status"), str):
         return None
     named = value.get("request_id")
-    if request_id is not None and named not in (None, request_id):
+    if request_id is not None and named is not None and not is_same_id(named, request_id):
         return None
     state = value["status"].upper()
     metrics = value.get("metrics")
@@ -149,14 +153,40 @@ def listed_rows(value: Any) -> list[Any] | None:
     return rows if isinstance(rows, list) else None
 
 
+def listed_total(value: Mapping[str, Any]) -> int | None:
+    """How many rows there are on all pages of a listing, where one of them tells."""
+    told = (number(part.get(name)) for part in _page_facts(value) for name in part if _plain(name) in _TOTALS)
+    return next((int(total) for total in told if total is not None), None)
+
+
+def announces_more(value: Mapping[str, Any]) -> bool:
+    """Whether a page of a listing says, in whatever way, that more rows follow."""
+    return any(bool(part[name]) for part in _page_facts(value) for name in part if _plain(name) in _MORE)
+
+
+def _page_facts(value: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """The parts of a page that tell of paging: the object itself, and those within it."""
+    yield value
+    yield from (part for name, part in value.items() if _plain(name) in _PAGING and isinstance(part, Mapping))
+
+
+def _plain(name: Any) -> str:
+    return str(name).lower().replace("_", "").replace("-", "")
+
+
 def detail_rows(value: Any, request_id: str) -> list[dict[str, Any]] | None:
     """The rows of one request, bare or under `data`, one for each output; None if it is none of that request."""
     if not isinstance(value, dict | list):
         return None
     found = value.get(_LISTED, value) if isinstance(value, dict) else value
     rows = found if isinstance(found, list) else [found]
-    ours = [row for row in rows if isinstance(row, dict) and str(row.get("request_id")) == request_id]
+    ours = [row for row in rows if isinstance(row, dict) and is_same_id(row.get("request_id"), request_id)]
     return ours or None
+
+
+def is_same_id(named: Any, request_id: str) -> bool:
+    """Whether an answer names a request, whose id it may write as a number, or in other letters (big or small)."""
+    return str(named).casefold() == request_id.casefold()
 
 
 def says_failed(value: dict[str, Any]) -> bool:
@@ -219,7 +249,7 @@ def parse_inputs(text: Any) -> dict[str, Any] | None:
     value = parse_json(text)
     if value is None:
         try:
-            value = ast.literal_eval(text)
+            value = _whole(ast.literal_eval(text))
         except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
             return None
     return value if isinstance(value, dict) else None
@@ -234,6 +264,17 @@ def number(value: Any) -> float | None:
     except (ValueError, OverflowError):
         return None
     return found if 0 <= found < float("inf") else None
+
+
+def _whole(value: Any) -> Any:
+    """A value whose texts any file can hold: cut within a character, they have lone surrogates."""
+    if isinstance(value, str):
+        return value if value.isascii() else value.encode("utf-8", "replace").decode()
+    if isinstance(value, list):
+        return [_whole(item) for item in value]
+    if isinstance(value, dict):
+        return {_whole(name): _whole(item) for name, item in value.items()}
+    return value
 
 
 def _integer(value: Any) -> int | None:
@@ -268,7 +309,8 @@ def _walk(value: Any, depth: int) -> Iterator[Output]:
         for item in value:
             yield from _walk(item, depth + 1)
     elif isinstance(value, dict):
-        first = ("output_url", "image_url", "url", "output", "image", "data", "b64_json")
+        # An address beside the output may be that of a reference that was sent.
+        first = ("output", "output_url", "image_url", "url", "image", "data", "b64_json")
         others = [name for name in value if name not in first and name not in _NO_OUTPUT]
         for name in [*(name for name in first if name in value), *others]:
             found = list(_walk(value[name], depth + 1))

@@ -27,7 +27,7 @@ class BackendError(ImagegenError):
     """One call to a backend went wrong. What it means is a row of `core.outcomes.OUTCOMES`, found by `kind`.
 
     `status` is the HTTP status if an answer came; `retry_after` is in seconds; `request_id` is the backend's own
-    name of the call, where it became known.
+    name of the call, where it became known; `cost_usd` is what the call cost all the same, where the answer says so.
     """
 
     def __init__(
@@ -38,9 +38,11 @@ class BackendError(ImagegenError):
         status: int | None = None,
         retry_after: float | None = None,
         request_id: str | None = None,
+        cost_usd: float | None = None,
         remedy: str = "",
     ) -> None:
         super().__init__(kind, message, remedy=remedy)
         self.status = status
+        self.cost_usd = cost_usd
         self.retry_after = retry_after
         self.request_id = request_id

@@ -113,7 +113,8 @@ def finding_of(look: Look, known: Collection[str], unnamed: int) -> Finding:
     Of several matches one that led to an image is taken. So many failed ones as there were earlier calls that were
     answered without a name (`unnamed`) are theirs.
     """
-    open_ones = [one for one in look.candidates if one.request_id is None or one.request_id not in known]
+    taken = {request_id.casefold() for request_id in known}
+    open_ones = [one for one in look.candidates if one.request_id is None or one.request_id.casefold() not in taken]
     rows = [one for one in open_ones if one.verdict == "same" and one.request_id is not None]
     rows.sort(key=lambda one: _STATUS_ORDER.index(one.status))
     # A call may have several rows: one for each output, or one on each of two pages.

@@ -1,5 +1,7 @@
 """The end of an attempt that led to no image: recorded, and what follows from it by the table of outcomes."""
 
+from dataclasses import replace
+
 from prefect_imagegen.core.errors import BackendError, StoreError
 from prefect_imagegen.core.outcomes import OUTCOMES, Outcome, is_fetch_failure
 from prefect_imagegen.core.results import RequestResult
@@ -27,7 +29,12 @@ class Closing:
             and row.counted < kit.policy.max_attempts
             and row.by_kind[error.kind] < (outcome.max_posts if outcome.counted else row.failures + 1)
         )
-        cost = await self._cost(row, error) if outcome.billed == "yes" else None
+        cost = error.cost_usd or None
+        if cost is not None:
+            # A failure is not billed by rule; where the answer says that it was, the answer counts.
+            outcome = replace(outcome, billed="yes")
+        elif outcome.billed == "yes":
+            cost = await self._cost(row, error)
         await self.leave(row, error, cost)
         self._settle(row, outcome, cost)
         row.begin()
@@ -41,6 +48,7 @@ class Closing:
             result = row.failed(error)
             result.cost_usd = cost
             return result
+        row.lost_usd += cost or 0.0
         if self._maybe_billed(outcome):
             row.maybe_paid += 1
         seconds = backoff(row.failures, kit.draw()) if error.retry_after is None else error.retry_after

@@ -5,6 +5,7 @@ POST means is decided by `core.outcomes`. The key goes to the endpoint's own hos
 base URL and the request id.
 """
 
+import asyncio
 import json
 from base64 import b64encode
 from collections import Counter
@@ -32,6 +33,8 @@ SEGMIND_URL = "https://api.segmind.com"
 SEGMIND_HISTORY_URL = "https://api.spotprod.segmind.com"
 SEGMIND_ASSETS_URL = "https://workflows-api.segmind.com"
 ENGINE_HEADER = "x-imagegen-engine"
+PROBE_S = 20.0
+"""What is asked before any call, of the key and of the endpoint, is answered in so many seconds, or not at all."""
 SANDBOX_ENGINES = frozenset({"sandbox", "static"})
 
 
@@ -91,7 +94,7 @@ class SegmindBackend:
     async def check(self) -> Balance:
         """Read the balance: proves address and key, costs nothing. One more try after a failed connection."""
         try:
-            answer = await self._http.get_json(f"{self._base}/v1/get-user-credits", tries=2)
+            answer = await self._http.get_json(f"{self._base}/v1/get-user-credits", tries=2, within=PROBE_S)
         except BackendError as error:
             if error.status == 404:  # "No credits found for the user": an account without a balance record
                 return Balance(None)
@@ -206,7 +209,10 @@ class SegmindBackend:
         """The engine that a gateway names in /health; None for any other service. BackendError if out of reach."""
         for last_try in (False, True):
             try:
-                async with self._http.get(f"{self._base}/health", with_key=False) as response:
+                async with (
+                    asyncio.timeout(PROBE_S),
+                    self._http.get(f"{self._base}/health", with_key=False) as response,
+                ):
                     await read_body(response)
                     name: str | None = response.headers.get(ENGINE_HEADER)
                     return name

@@ -4,11 +4,12 @@ Source: the official SDK 1.3.0. The name of the rows' timestamp is not published
 where none is found time is bounded by the query's dates alone; `request_body` may be JSON or the repr of a Python dict.
 
 A listing proves something only if it is understood: an object with a list of rows under `data`, and without an error,
-page after page until one is empty. Anything else is a BackendError, and nobody may take it for absence.
+page after page until one is empty and none was announced. Anything else is a BackendError, and nobody may take it for
+absence.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, timedelta
@@ -44,15 +45,24 @@ class _MovedError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """One page as understood: its rows (None for one that is no object), and the total where it is told."""
+    """One page as understood: its rows (None for one that is no object), the total where it is told.
+
+    `has_more`: it says that more rows follow.
+    """
 
     records: tuple[HistoryRecord | None, ...]
     total: int | None = None
+    has_more: bool = False
+
+    @property
+    def names(self) -> "list[_RowName | None]":
+        """What tells its rows apart: a request has one for each of its outputs, and they may lie on two pages."""
+        return [(one.request_id, one.generation_urls) if one and one.request_id else None for one in self.records]
 
     @property
     def named(self) -> "frozenset[_RowName]":
-        """What tells its rows apart: a request has one for each of its outputs, and they may lie on two pages."""
-        return frozenset((one.request_id, one.generation_urls) for one in self.records if one and one.request_id)
+        """The names of its rows, of those that have one."""
+        return frozenset(filter(None, self.names))
 
 
 class SegmindHistory:
@@ -155,6 +165,8 @@ class SegmindHistory:
         number = await _first_page_before(last, page)
         if number > 1 and not _falls(one for _, one in sorted(pages.items())):
             number = 1  # the order is none that pages could be left out by
+        if len(pages) > 1:
+            pages.clear()  # rows may have been pushed on since: what proves something is read in order
         return await self._walk(page, number, first)
 
     async def _walk(self, page: "_Page", number: int, stop_before: datetime | None) -> list[HistoryRecord | None]:
@@ -170,15 +182,17 @@ class SegmindHistory:
         while number < first_number + MAX_PAGES:
             current = await page(number)
             is_all = _is_all(read, current, first_number)
-            if not current.records and is_all is not False:
+            if not current.records and (is_all or (is_all is None and not _is_promised_more(read, current))):
                 return found
             if not current.records or current in read or (current.named and current.named <= seen):
                 if is_all:
                     return found
                 if current.records and current not in read:
                     raise _MovedError("the request history: a page repeats rows of others")
-                what = "repeats what another one showed" if current.records else "is empty before the total is reached"
+                what = "repeats what another one showed" if current.records else "is empty before the end is reached"
                 raise self._not_understood(f"the request history: a page {what}")
+            if not _goes_on(read, current, seen):
+                raise _MovedError("the request history: pages overlap in another order")
             found += current.records
             seen |= current.named
             read.append(current)
@@ -199,10 +213,10 @@ class SegmindHistory:
         rows = answers.listed_rows(answer)
         if rows is None:
             raise self._not_understood(f"the request history: {answers.shape_of(answer)}")
-        total = answers.number(answer.get("total"))
         return Page(
             tuple(_record(row) if isinstance(row, dict) else None for row in rows),
-            None if total is None else int(total),
+            answers.listed_total(answer),
+            answers.announces_more(answer),
         )
 
     async def _asked(self, what: str, url: str, **more: Any) -> Any:
@@ -246,6 +260,22 @@ def _is_all(read: Sequence[Page], current: Page, first_number: int) -> bool | No
     rows = {name for page in read for name in page.named}
     unnamed = sum(one is None or not one.request_id for page in read for one in page.records)
     return len(rows) + unnamed >= min(totals)
+
+
+def _is_promised_more(read: Sequence[Page], current: Page) -> bool:
+    """Whether an empty page, or the one before it, says that more rows follow: then it is no end."""
+    return current.has_more or (bool(read) and read[-1].has_more)
+
+
+def _goes_on(read: Sequence[Page], current: Page, seen: Collection[_RowName | None]) -> bool:
+    """Whether a page goes on where the ones before it end, or begins with their last rows, which were pushed on to it.
+
+    Other rows that come again mean that pages are cut from changing orders: a row may be on none of them.
+    """
+    again = [name in seen for name in current.names]
+    count = again.index(False) if False in again else len(again)
+    before = [name for page in read[-2:] for name in page.names]
+    return not any(again[count:]) and (not count or before[-count:] == current.names[:count])
 
 
 def _falls(pages: Iterable[Page]) -> bool:

@@ -96,9 +96,11 @@ class SegmindHttp:
             url = urljoin(url, target)
         raise ValueError(f"more than {_MOST_REDIRECTS} redirects")
 
-    async def get_json(self, url: str, params: dict[str, str] | None = None, tries: int = GET_TRIES) -> Any:
-        """A GET with the key, for balance and history; raises BackendError."""
-        return await self._json(lambda: self.get(url, params=params), url, tries)
+    async def get_json(
+        self, url: str, params: dict[str, str] | None = None, tries: int = GET_TRIES, within: float | None = None
+    ) -> Any:
+        """A GET with the key, for balance and history, each try of it `within` so many seconds; raises BackendError."""
+        return await self._json(lambda: self.get(url, params=params), url, tries, within)
 
     async def post_json(self, url: str, body: Any) -> Any:
         """A POST with the key that may be sent again: it costs nothing and starts nothing. Raises BackendError."""
@@ -116,14 +118,18 @@ class SegmindHttp:
         return answer.status_code not in (403, 404, 410)
 
     async def _json(
-        self, call: Callable[[], AbstractAsyncContextManager[httpx.Response]], url: str, tries: int = GET_TRIES
+        self,
+        call: Callable[[], AbstractAsyncContextManager[httpx.Response]],
+        url: str,
+        tries: int = GET_TRIES,
+        within: float | None = None,
     ) -> Any:
         failure = BackendError("unsent", f"{urlsplit(url).hostname} could not be reached")
         for failures in range(tries):
             if failures:
                 await asyncio.sleep(min(5.0, 0.2 * 2**failures))
             try:
-                async with call() as response:
+                async with asyncio.timeout(within), call() as response:
                     self.note_time(response)
                     body = await read_body(response)
             except UNREADABLE as error:

@@ -51,7 +51,9 @@ class SegmindJobs:
         job = await self._ended(request_id, is_old=is_old)
         if job.state == "FAILED":
             text = job.error or ""
-            raise BackendError(classify_failure(text), redact(text), status=422, request_id=request_id)
+            raise BackendError(
+                classify_failure(text), redact(text), status=422, request_id=request_id, cost_usd=job.cost_usd
+            )
         facts = {
             "request_id": request_id,
             "cost_usd": job.cost_usd,
@@ -140,7 +142,9 @@ class SegmindJobs:
         if outputs and record.status != "PENDING":
             return answers.JobAnswer("COMPLETED", outputs=outputs, cost_usd=record.cost_usd)
         if record.status == "FAILED":
-            return answers.JobAnswer("FAILED", error=record.error or "the history says FAILED")
+            return answers.JobAnswer(
+                "FAILED", error=record.error or "the history says FAILED", cost_usd=record.cost_usd
+            )
         return None
 
     async def _job(self, url: str, request_id: str) -> tuple[answers.JobAnswer | None, int | None]:
