@@ -134,7 +134,7 @@ def _job(given: Mapping[str, Any]) -> Job:
 def _plan(console: Console, given: Mapping[str, Any]) -> NoReturn:
     summary = asyncio.run(plan_only(_job(given)))
     show_plan(console, summary)
-    refused = summary.counts["invalid"] and given["on_invalid"] != "skip"
+    refused = (summary.counts["invalid"] or summary.counts["busy"]) and given["on_invalid"] != "skip"
     raise Ended(2 if refused else 0, planned(given["store"], summary))
 
 

@@ -29,6 +29,7 @@ _WORDS = {
     "done": "done before",
     "identical": "identical to another row",
     "invalid": "invalid",
+    "busy": "whose references are at hosts that are busy now",
     "failed": "failed for good before",
     "unsettled": "to settle from an earlier run",
 }
@@ -67,7 +68,7 @@ def show_plan(console: Console, summary: PlanSummary) -> None:
     for warning, count in summary.warnings.items():
         console.print(f"[yellow]warning[/] {escape(warning)} ({count:,} rows)")
     for error in summary.errors:
-        console.print(f"[red]invalid[/] {escape(str(error))}")
+        console.print(f"{'[yellow]busy[/]' if error.is_busy else '[red]invalid[/]'} {escape(str(error))}")
     hidden = sum(summary.reasons.values()) - len(summary.errors)
     if hidden > 0:
         console.print(f"… and {hidden:,} more errors:")

@@ -332,8 +332,8 @@ class References(Protocol):
     async def addresses(self, request: GenerationRequest, *, fresh: bool) -> Sequence[str]:
         """What to send for each reference, in order; `fresh`: by an upload of this run, since the address failed.
 
-        Raises BackendError (`reference_unreadable`, `upload_failed`, or what an upload met with), or StoreError
-        where references are kept.
+        Raises BackendError (`reference_unreadable`, `reference_busy`, `upload_failed`, or what an upload met with),
+        or StoreError where references are kept.
         """
         ...
 

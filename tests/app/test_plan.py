@@ -122,7 +122,15 @@ def test_the_summary_counts_what_it_will_cost(tmp_path) -> None:
     }
     _, summary = plan(write(tmp_path, table), ledger_of(done="delivered"))
     content = summary.as_dict()
-    assert content["counts"] == {"new": 3, "done": 1, "identical": 1, "invalid": 0, "failed": 0, "unsettled": 0}
+    assert content["counts"] == {
+        "new": 3,
+        "done": 1,
+        "identical": 1,
+        "invalid": 0,
+        "busy": 0,
+        "failed": 0,
+        "unsettled": 0,
+    }
     assert content["models"] == {MODEL: 3, "flux-2-klein-4b": 1, "x": 1}
     how = "steps=20 sampler=euler references=0"
     assert summary.to_make_by_class == {

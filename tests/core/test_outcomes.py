@@ -89,6 +89,7 @@ TABLE = {
     "generation_error": ("yes", "no", True, "row", 5, True, False),
     "reference_unfetched": ("yes", "no", True, "row", 2, True, False),
     "reference_unreadable": ("no", "no", True, "row", 5, True, False),
+    "reference_busy": ("no", "no", True, "row", 5, True, False),
     "upload_failed": ("no", "no", True, "row", 5, True, False),
     "content_policy": ("yes", "no", False, "row", 5, True, True),
     "invalid_request": ("no", "no", False, "row", 5, True, True),

@@ -280,7 +280,7 @@ def test_several_columns_feed_references_in_order() -> None:
         ("s3://bucket/a.png", "s3://bucket/a.png: it was not read"),
         ("https://[::1/a.png", "is no valid URL"),
         (7, "a reference must be a URL or a path"),
-        ([URL, {"url": URL}], "a reference must be a URL or a path"),
+        ([URL, {"link": URL}], "the object has none of the fields url, src, uri and path (it has: link)"),
         ('["https://example.com/a.png"', "a reference list in text form must be JSON"),
         ("https://example.com/\ud800", "the text holds half a character (a lone surrogate)"),
     ],

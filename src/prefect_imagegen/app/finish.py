@@ -232,8 +232,8 @@ def _row(
             for one in request.references
         ]
     state = planned["state"]
-    if state in ("invalid", "failed"):
-        return row | {"status": state}
+    if state in ("invalid", "busy", "failed"):
+        return row | {"status": "invalid" if state == "invalid" else "failed"}
     if state == "done":
         event = facts.get(planned["request_key"])
         return row | (_DAMAGED if event is None else {"status": "reused"} | _from_ledger(event))

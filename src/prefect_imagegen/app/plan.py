@@ -19,7 +19,7 @@ from prefect_imagegen.core.manifest import ManifestOptions, check_fields, plan_c
 from prefect_imagegen.core.outcomes import OUTCOMES, is_permanent
 from prefect_imagegen.core.plan import PLAN_SCHEMA, WORKED, KeySeen, PlanSummary, Sharder
 from prefect_imagegen.core.redact import redact
-from prefect_imagegen.core.references import ReferenceFacts
+from prefect_imagegen.core.references import BusyReason, ReferenceFacts
 from prefect_imagegen.core.request import key_of
 from prefect_imagegen.core.validate import RowError, RowValidator, ValidRow
 from prefect_imagegen.io.manifests import Manifest
@@ -62,6 +62,8 @@ class Planner:
                 self.summary.models, self.summary.warnings = validator.models, validator.warnings
             validator.base = self._manifest.base
             yield self._window(batch, validator)
+        if self._references is not None:
+            self.summary.warnings.update(self._references.remembered)
         check_fields({*self._options.columns, *self._options.values}, self.summary.models)
 
     def close(self) -> None:
@@ -93,7 +95,9 @@ class Planner:
                 cells |= _describe(row, key)
             else:
                 reason = "; ".join(f"{error.column}: {error.reason}" for error in row)
-                cells |= {"state": "invalid", "error_kind": "invalid_row", "error_message": reason}
+                is_busy = all(error.is_busy for error in row)
+                state, kind = ("busy", "reference_busy") if is_busy else ("invalid", "invalid_row")
+                cells |= {"state": state, "error_kind": kind, "error_message": reason}
                 for error in row:
                     self.summary.note(error)
             self.summary.counts[cells["state"]] += 1
@@ -123,25 +127,28 @@ class Planner:
     ) -> list[PlannedRow]:
         """The rows, with what is known of the references of those to be made; a bad one makes its row invalid.
 
-        What is done needs its references no more, and what was sent has them already.
+        What is done needs its references no more. What an earlier run left open may have to be sent again, so its
+        references are looked at too; it stays to be settled even if they are not to be had any more.
         """
         if self._references is None or not validator.is_fed("image_urls"):
             return rows
         state = iter(states)
-        wanted = [isinstance(row, ValidRow) and next(state) in (None, "failed") for row in rows]
-        chosen = [row for row, is_wanted in zip(rows, wanted, strict=True) if is_wanted and isinstance(row, ValidRow)]
-        facts = self._references.judge(one for row in chosen for one in row.request.references)
+        wanted = [next(state) if isinstance(row, ValidRow) else "delivered" for row in rows]
+        chosen = [
+            row for row, state in zip(rows, wanted, strict=True) if state != "delivered" and isinstance(row, ValidRow)
+        ]
+        facts = iter(self._references.judge(one for row in chosen for one in row.request.references))
         column = ", ".join(validator.plan.sources.get("image_urls", ("image_urls",)))
         found: list[PlannedRow] = []
-        for offset, (row, is_wanted) in enumerate(zip(rows, wanted, strict=True)):
-            if not is_wanted or not isinstance(row, ValidRow) or not row.request.references:
+        for offset, (row, in_ledger) in enumerate(zip(rows, wanted, strict=True)):
+            if in_ledger == "delivered" or not isinstance(row, ValidRow) or not row.request.references:
                 found.append(row)
                 continue
-            known = [(one, facts.get(one.uri)) for one in row.request.references]
+            known = [(one, next(facts)) for one in row.request.references]
             bad = [
-                RowError(start + offset, column, redact(one.uri), reason)
+                RowError(start + offset, column, redact(one.uri), reason, isinstance(reason, BusyReason))
                 for one, reason in known
-                if isinstance(reason, str)
+                if isinstance(reason, str) and in_ledger != "open"
             ]
             for _, one_facts in known:
                 for change in one_facts.changes if isinstance(one_facts, ReferenceFacts) and not bad else ():

@@ -70,7 +70,8 @@ async def plan_only(job: Job) -> PlanSummary:
 async def prepare(job: Job, parent_run_id: str | None = None) -> Prepared:
     """Check manifest, store, endpoint, key and balance, and write the plan. Raises RefusedError.
 
-    `RowsRefusedError` where rows are invalid and `on_invalid` is `fail`. Nothing is written before all of that holds.
+    `RowsRefusedError` where rows are invalid, or their references cannot be looked at, and `on_invalid` is `fail`.
+    Nothing is written before all of that holds.
     """
     store = open_object_store(job.store.url, job.store.storage_options)
     backend = resolve_backend(job.backend, job.options)
@@ -88,7 +89,7 @@ async def prepare(job: Job, parent_run_id: str | None = None) -> Prepared:
         draft = await _draft(store, kind, job)
         try:
             summary = _with_forecast(await asyncio.to_thread(draft.make, keep=True), draft, job)
-            if summary.counts["invalid"] and job.options.on_invalid == "fail":
+            if (summary.counts["invalid"] or summary.counts["busy"]) and job.options.on_invalid == "fail":
                 raise RowsRefusedError(summary)
             if backend.kind == "segmind":
                 await _check_credentials(backend, job.options, summary)
@@ -115,17 +116,24 @@ async def prepare(job: Job, parent_run_id: str | None = None) -> Prepared:
 
 
 class RowsRefusedError(RefusedError):
-    """The manifest has invalid rows, and they are not to be skipped; `summary` has them."""
+    """The manifest has invalid rows, or some whose references are out of reach, and they are not to be skipped.
+
+    `summary` has them. Its kind is `references_busy` where nothing is known to be wrong.
+    """
 
     def __init__(self, summary: PlanSummary) -> None:
         shown = "\n".join(f"  {error}" for error in summary.errors)
         count, more = summary.counts["invalid"], sum(summary.reasons.values()) - len(summary.errors)
         tail = f"\n  … and {more} more errors: {dict(summary.reasons.most_common(5))}" if more > 0 else ""
-        super().__init__(
-            "invalid_rows",
-            f"{count} of {summary.rows} rows are invalid; nothing was called.\n{shown}{tail}\n",
-            remedy="Correct the rows, or run with --on-invalid skip.",
-        )
+        busy = summary.counts["busy"]
+        waiting = f"{busy} of {summary.rows} rows have references whose host is busy or out of reach for now"
+        if count:
+            said = f"{count} of {summary.rows} rows are invalid{f', and {waiting}' if busy else ''}"
+            kind, remedy = "invalid_rows", "Correct the rows, or run with --on-invalid skip."
+        else:
+            said, kind = waiting, "references_busy"
+            remedy = "Run the same command again later, or make the others now with --on-invalid skip."
+        super().__init__(kind, f"{said}; nothing was called.\n{shown}{tail}\n", remedy=remedy)
         self.summary = summary
 
 

@@ -1,22 +1,30 @@
 """References in the plan: those that are identified by content are read, and those of new rows looked at."""
 
 import asyncio
-import hashlib
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
-from prefect_imagegen.app.options import CheckReferences, GenerateOptions
+from prefect_imagegen.app.options import GenerateOptions
 from prefect_imagegen.app.settings import BackendSettings, StoreSettings
-from prefect_imagegen.core.references import ReferenceFacts, ReferenceTransport, family, unfit
+from prefect_imagegen.core.references import (
+    CheckReferences,
+    ReferenceFacts,
+    ReferenceTransport,
+    family,
+    is_looked_at,
+    unfit,
+)
 from prefect_imagegen.core.request import Reference
 from prefect_imagegen.io.reference_cache import ReferenceCache
 from prefect_imagegen.io.references import ReadingOptions, ReferenceReader
-from prefect_imagegen.net.fetch import FetchPolicy
+from prefect_imagegen.net.guard import FetchPolicy
+from prefect_imagegen.net.hosts import HostRecords
 
-_SAMPLED_OF = 10
 _REMEMBERED = 100_000
+_REMEMBERED_WARNING = "the host of a reference is busy; it is taken for what it was when it was looked at last"
 _LOCAL = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
@@ -64,31 +72,27 @@ class ReferenceChecks:
     transport: ReferenceTransport = "auto"
     _seen: dict[tuple[str, bool], ReferenceFacts | str] = field(default_factory=dict)
     """What this plan has found out: each reference is read once, whatever its server says of its version."""
+    hosts: HostRecords = field(default_factory=HostRecords)
+    remembered: Counter[str] = field(default_factory=Counter)
+    """References taken for what they were at an earlier look, since their host is busy now, by why."""
 
     def contents(self, uris: Iterable[str]) -> dict[str, ReferenceFacts | str]:
         """Facts of references that are identified by content, or why one cannot be read."""
         return self._examine(uris, look=self.check != "none")
 
-    def judge(self, references: Iterable[Reference]) -> dict[str, ReferenceFacts | str]:
-        """By URI: the facts of each reference of a row that is to be made, or what is wrong with it.
+    def judge(self, references: Iterable[Reference]) -> list[ReferenceFacts | str | None]:
+        """The facts of each reference of rows that are to be made, or what is wrong with it, in order.
 
-        Those that nobody looks at (--check-references) are missing from the answer.
+        None for those that nobody looks at (--check-references).
         """
-        known = {one.uri: one.facts for one in references}
-        looked = self._examine(filter(self._is_chosen, (uri for uri, facts in known.items() if not facts)), look=True)
-        found: dict[str, ReferenceFacts | str] = {}
-        for uri, earlier in known.items():
-            facts = earlier or looked.get(uri)
-            reason = facts if isinstance(facts, str) else unfit(uri, facts, self.transport)
-            if reason or facts:
-                found[uri] = reason or facts or ""
-        return found
-
-    def _is_chosen(self, uri: str) -> bool:
-        """Whether a reference is looked at; a sample is the same one each time."""
-        if self.check == "sample":
-            return hashlib.sha256(uri.encode()).digest()[0] % _SAMPLED_OF == 0
-        return self.check == "all"
+        wanted = list(references)
+        chosen = {one.uri for one in wanted if one.facts is None and is_looked_at(one.uri, self.check)}
+        looked = self._examine(chosen, look=True)
+        judged: list[ReferenceFacts | str | None] = []
+        for one in wanted:
+            facts = one.facts or looked.get(one.uri)
+            judged.append(facts if isinstance(facts, str) else unfit(one.uri, facts, self.transport) or facts)
+        return judged
 
     def _examine(self, uris: Iterable[str], *, look: bool) -> dict[str, ReferenceFacts | str]:
         wanted = set(uris)
@@ -102,9 +106,8 @@ class ReferenceChecks:
         return found
 
     async def _read(self, uris: set[str], look: bool) -> dict[str, ReferenceFacts | str]:
-        cache = ReferenceCache()
-        try:
-            async with ReferenceReader(self.reading, cache) as reader:
-                return await reader.examine(uris, look=look)
-        finally:
-            cache.close()
+        async with ReferenceCache() as cache, ReferenceReader(self.reading, cache, self.hosts) as reader:
+            found = await reader.examine(uris, look=look)
+            if reader.remembered:
+                self.remembered[_REMEMBERED_WARNING] += reader.remembered
+            return found

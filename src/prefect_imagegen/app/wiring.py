@@ -55,12 +55,15 @@ async def open_references(
     job: Job, settings: BackendSettings, backend: Backend, store: ObjectStore, stack: AsyncExitStack
 ) -> ReferenceRoutes:
     """How the job's references reach the backend, for the time of the session."""
-    cache = ReferenceCache()
-    stack.callback(cache.close)
+    cache = await stack.enter_async_context(ReferenceCache())
     reading = reading_options(job.options, settings, job.manifest, job.store)
     reader = await stack.enter_async_context(ReferenceReader(reading, cache))
     routes = RouteOptions(
-        transport_of(settings, job.options), account_of(settings), is_local(settings), bytes_only=backend.free
+        transport_of(settings, job.options),
+        account_of(settings),
+        is_local(settings),
+        bytes_only=backend.free,
+        check=job.options.check_references,
     )
     return ReferenceRoutes(reader, backend, routes, store if job.options.keep_references else None)
 

@@ -97,6 +97,13 @@ _ROWS = (
         retryable=True,
     ),
     Outcome(
+        "reference_busy",
+        "no",
+        "the host of a reference was busy or out of reach; nothing is known to be wrong, and nothing was called",
+        "Run the same command again later.",
+        retryable=True,
+    ),
+    Outcome(
         "upload_failed",
         "no",
         "a reference could not be uploaded; nothing was called",

@@ -28,10 +28,11 @@ PLAN_SCHEMA = pa.schema(
 )
 """The columns of a plan's parts; the carried manifest columns come after them, as `c_<position>`.
 
-state: new, done, identical, invalid, failed, or unsettled. shard: the shard that makes the row's image; for an
+state: new, done, identical, invalid, busy (the host of a reference is; nothing is known to be wrong), failed, or
+unsettled. shard: the shard that makes the row's image; for an
 identical row, the one of the first such row.
 """
-STATES = ("new", "done", "identical", "invalid", "failed", "unsettled")
+STATES = ("new", "done", "identical", "invalid", "busy", "failed", "unsettled")
 WORKED = frozenset({"new", "unsettled"})
 SHOWN_ERRORS = 20
 

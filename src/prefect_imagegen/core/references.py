@@ -10,11 +10,12 @@ import posixpath
 import re
 from dataclasses import dataclass
 from typing import Literal
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import SplitResult, urljoin, urlsplit
 
 from PIL import Image, ImageCms, ImageOps
 
 ReferenceTransport = Literal["auto", "presign", "upload", "data-url"]
+CheckReferences = Literal["all", "sample", "none"]
 OBJECT_SCHEMES = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss"})
 _ONE_NAME = {"s3a": "s3", "gcs": "gs", "abfs": "az", "abfss": "az"}
 WEB_SCHEMES = frozenset({"http", "https"})
@@ -26,12 +27,22 @@ _PLAIN_FORMATS = {"JPEG": "jpeg", "MPO": "jpeg", "PNG": "png", "WEBP": "webp"}
 _SIXTEEN_BITS = ("I;16", "I;16B", "I;16L", "I;16N", "I")
 _PLAIN_MODES = ("1", "L", "P", "RGB", "LA", "PA", "RGBA", "CMYK", *_SIXTEEN_BITS)
 _SIGNED = re.compile(r"(^|[?&])(x-amz-|x-goog-|sig=|signature=|awsaccesskeyid=|token=|se=.*&sp=)", re.IGNORECASE)
+_ESCAPED = re.compile("&(?:(?:amp|#38|#x26);)+", re.IGNORECASE)
+_NO_SCHEME = re.compile(r"//[^/\s]+\.[A-Za-z]{2,}(?::\d+)?/")
+_LONGEST_LABEL, _LONGEST_HOST = 63, 253
+_SAMPLED_OF = 10
 _JPEG_QUALITY = 95
 _ORIENTATION = 0x0112
 
 
 class BadReferenceError(ValueError):
     """A reference cannot be used; the message says why, for people."""
+
+
+class BusyReason(str):
+    """Why a reference could not be looked at for now; nothing says that it is wrong."""
+
+    __slots__ = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,11 +65,12 @@ class ReferenceFacts:
 def locate(value: str, base: str) -> str:
     """The URI of a reference as the manifest spells it; `base` is the folder of the manifest, as a URI.
 
-    Raises BadReferenceError.
+    An address stays as it is, byte for byte, but for a scheme in capitals; one without its scheme (`//host/a.png`) is
+    an https one. Raises BadReferenceError.
     """
+    value = f"https:{value}" if _NO_SCHEME.match(value) else value
     try:
         parts = urlsplit(value)
-        host = parts.hostname
     except ValueError:
         raise BadReferenceError("it is no valid URL") from None
     if "://" not in value:
@@ -70,13 +82,24 @@ def locate(value: str, base: str) -> str:
             f"{parts.scheme} is not supported; a reference is an http(s), s3, gs, az or file URL, or a path relative to"
             " the manifest"
         )
-    if parts.scheme in WEB_SCHEMES and not host:
-        raise BadReferenceError("the URL names no host")
+    if parts.scheme in WEB_SCHEMES:
+        _check_host(parts)
     if parts.username is not None:
         raise BadReferenceError("a reference URL must not hold a user name or password")
     if parts.scheme in OBJECT_SCHEMES and is_signed(value):
         raise BadReferenceError("credentials do not belong into a reference; use --reference-storage-option")
-    return value
+    scheme, separator, rest = value.partition("://")
+    if scheme.lower() != parts.scheme:
+        raise BadReferenceError("it is no valid URL")
+    return f"{parts.scheme}{separator}{rest}"
+
+
+def unescaped(uri: str) -> str:
+    """The web address that is meant by one that was copied out of HTML, with `&amp;` for each `&`.
+
+    It is what is asked for; what a request is known by stays as it was written.
+    """
+    return _ESCAPED.sub("&", uri) if is_web(uri) else uri
 
 
 def family(url: str) -> str:
@@ -92,12 +115,19 @@ def is_web(uri: str) -> bool:
 
 def is_signed(uri: str) -> bool:
     """Whether the URL holds a signature: it opens the door, and it differs each time."""
-    return "?" in uri and bool(_SIGNED.search("?" + uri.partition("?")[2]))
+    return "?" in uri and bool(_SIGNED.search("?" + _ESCAPED.sub("&", uri.partition("?")[2])))
 
 
 def shown(uri: str) -> str:
     """The URI as metadata may hold it: that of a web page without its query."""
     return uri.partition("?")[0].partition("#")[0] if is_web(uri) else uri
+
+
+def is_looked_at(uri: str, check: CheckReferences) -> bool:
+    """Whether a reference is looked at before it is sent (--check-references); a sample is the same one each time."""
+    if check == "sample":
+        return hashlib.sha256(uri.encode()).digest()[0] % _SAMPLED_OF == 0
+    return check == "all"
 
 
 def unfit(uri: str, facts: ReferenceFacts | None, transport: ReferenceTransport) -> str | None:
@@ -158,6 +188,20 @@ def normalised(data: bytes) -> bytes:
         else:
             image.save(sink, "PNG", icc_profile=profile)
     return sink.getvalue()
+
+
+def _check_host(parts: SplitResult) -> None:
+    """Refuse a host that no name service can be asked for, and a port that no machine has."""
+    host = parts.hostname
+    if not host:
+        raise BadReferenceError("the URL names no host")
+    labels = host.removesuffix(".").split(".")
+    if len(host) > _LONGEST_HOST or any(not 0 < len(label) <= _LONGEST_LABEL for label in labels):
+        raise BadReferenceError("its host has a part that is empty or too long (63 characters are the most)")
+    try:
+        parts.port  # noqa: B018 - reading it is the check
+    except ValueError:
+        raise BadReferenceError("its port is no number from 0 to 65535") from None
 
 
 def _below(path: str, base: str) -> str:

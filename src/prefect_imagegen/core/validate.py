@@ -1,6 +1,5 @@
 """From a manifest row to a validated request, or to all that is wrong with it."""
 
-import json
 import math
 import re
 from collections import Counter
@@ -11,7 +10,17 @@ from typing import Any
 from prefect_imagegen.core.manifest import COMMON_FIELDS, ColumnPlan, ManifestOptions
 from prefect_imagegen.core.models import ASPECT_SIZES, MATCH_INPUT_IMAGE, MODELS, FieldSpec, ModelSpec
 from prefect_imagegen.core.redact import redact
-from prefect_imagegen.core.references import BadReferenceError, ReferenceFacts, is_signed, is_web, locate, shown
+from prefect_imagegen.core.reference_cells import path_hint, reference_texts
+from prefect_imagegen.core.references import (
+    BadReferenceError,
+    BusyReason,
+    ReferenceFacts,
+    is_signed,
+    is_web,
+    locate,
+    shown,
+    unescaped,
+)
 from prefect_imagegen.core.request import GenerationRequest, Reference, derive_seed
 
 MAX_PROMPT_BYTES = 64_000
@@ -29,6 +38,8 @@ class RowError:
     column: str
     value: str
     reason: str
+    is_busy: bool = False
+    """Nothing is known to be wrong: a host was busy, and the same row may be fine later."""
 
     def __str__(self) -> str:
         """One line for people; rows are counted from 0, as in `row_index`."""
@@ -45,6 +56,10 @@ class ValidRow:
 
 class _BadValueError(ValueError):
     """A cell cannot be the field's value."""
+
+
+class _BusyError(_BadValueError):
+    """A cell may be right: what it names is out of reach for now."""
 
 
 @dataclass(slots=True)
@@ -70,7 +85,8 @@ class RowValidator:
                 return read(self._cell(row, name))
             except _BadValueError as error:
                 column = ", ".join(self.plan.sources.get(name, (name,)))
-                errors.append(RowError(index, column, _show(self._cell(row, name)), str(error)))
+                value = _show(self._cell(row, name))
+                errors.append(RowError(index, column, value, str(error), isinstance(error, _BusyError)))
                 return None
 
         model = attempt("model", lambda value: _model(value, self.options.model))
@@ -126,8 +142,9 @@ class RowValidator:
         if not self.is_fed("image_urls"):
             return []
         try:
-            uris = [locate(text, self.base) for text in _reference_texts(self._cell(row, "image_urls"))]
-        except (_BadValueError, BadReferenceError):
+            cells = self._reference_cells(self._cell(row, "image_urls"))
+            uris = [unescaped(locate(text, self.base)) for text in reference_texts(cells)]
+        except BadReferenceError:
             return []
         return [uri for uri in uris if self._is_by_content(uri)]
 
@@ -135,7 +152,15 @@ class RowValidator:
         return self.options.reference_identity == "content" or not is_web(uri)
 
     def _references(self, cell: Any) -> tuple[Reference, ...]:
-        return tuple(self._reference(text) for text in _reference_texts(cell))
+        try:
+            texts = reference_texts(self._reference_cells(cell))
+        except BadReferenceError as error:
+            raise _BadValueError(str(error)) from None
+        return tuple(self._reference(text) for text in texts)
+
+    def _reference_cells(self, cell: Any) -> list[Any]:
+        """The cells that feed the references: several columns come as one list."""
+        return cell if len(self.plan.sources.get("image_urls", ())) > 1 and isinstance(cell, list) else [cell]
 
     def _reference(self, text: str) -> Reference:
         try:
@@ -148,10 +173,12 @@ class RowValidator:
                     "the reference is a signed URL, whose address changes at every signing, so its image would be"
                     " bought again; use --reference-identity content, or give a stable public URL"
                 )
-            return Reference("url", uri, uri)
+            return Reference("url", uri, unescaped(uri))
+        uri = unescaped(uri)
         facts = self.contents.get(uri, "it was not read")
         if isinstance(facts, str):
-            raise _BadValueError(f"{redact(uri)}: {facts}")
+            reason = f"{redact(uri)}: {facts}{path_hint(text) if 'does not exist' in facts else ''}"
+            raise _BusyError(reason) if isinstance(facts, BusyReason) else _BadValueError(reason)
         return Reference("sha256", facts.sha256, shown(uri) if is_signed(uri) else uri, facts)
 
     def _cell(self, row: Mapping[str, Any], name: str) -> Any:
@@ -272,28 +299,6 @@ def _seed(value: Any) -> int | None:
     if not 0 <= seed <= MAX_EXPLICIT_SEED:
         raise _BadValueError("the seed must be -1 (derive one) or lie in 0 to 2**63-1")
     return seed
-
-
-def _reference_texts(cell: Any) -> list[str]:
-    """The references of a cell as they are spelled: one, a list, JSON text of a list, or several columns' cells."""
-    found: list[Any] = []
-    for item in cell if isinstance(cell, list) else [cell]:
-        if isinstance(item, str) and item.lstrip().startswith("["):
-            found += _json_list(item)
-        else:
-            found += item if isinstance(item, list) else [item]
-    texts = [item for item in found if item not in (None, "")]
-    if not all(isinstance(item, str) for item in texts):
-        raise _BadValueError("a reference must be a URL or a path")
-    return [_text(item) for item in texts]
-
-
-def _json_list(text: str) -> list[Any]:
-    try:
-        value = json.loads(text)
-    except ValueError:
-        raise _BadValueError("a reference list in text form must be JSON") from None
-    return value if isinstance(value, list) else [value]
 
 
 def _text_id(value: Any) -> str | None:

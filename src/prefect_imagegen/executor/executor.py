@@ -175,7 +175,7 @@ class Executor:
         if OUTCOMES[error.kind].scope == "run":
             control.stop(error.kind, error.message)
             return self._closing.not_run(row, error.kind, error.message)
-        kind = error.kind if error.kind == "reference_unreadable" else "upload_failed"
+        kind = error.kind if error.kind in ("reference_unreadable", "reference_busy") else "upload_failed"
         return row.failed(BackendError(kind, error.message, status=error.status))
 
     async def _in_slot(self, row: Row) -> Step:

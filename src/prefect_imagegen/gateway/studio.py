@@ -19,7 +19,9 @@ from prefect_imagegen.gateway.faults import HANG_S, Fault
 from prefect_imagegen.gateway.metrics import Metrics
 from prefect_imagegen.gateway.records import Books, Record
 from prefect_imagegen.gateway.uploads import BadDataUrlError, asset_path, image_of_data_url
-from prefect_imagegen.net.fetch import FetchError, FetchPolicy, ReferenceFetcher
+from prefect_imagegen.net.fetch import ReferenceFetcher
+from prefect_imagegen.net.guard import FetchError, FetchPolicy
+from prefect_imagegen.net.hosts import HostRecords
 
 _logger = logging.getLogger(__name__)
 DEFAULT_SEED = 3425234
@@ -29,6 +31,8 @@ _TICK_S = 0.05
 _FETCHED_WITHIN_S = 30.0
 """Who has not fetched a result by then will not come."""
 _BLACK_SIDE = 64
+_FETCH_PATIENCE_S = 30.0
+"""For one reference: somebody waits for the answer."""
 
 
 class BadRequestError(ValueError):
@@ -47,7 +51,8 @@ class Studio:
         self.state: State = "warming"
         self._workers = asyncio.Semaphore(settings.workers)
         self._tasks: set[asyncio.Task[None]] = set()
-        self._policy = FetchPolicy(allow_loopback=settings.allow_loopback)
+        self._policy = FetchPolicy(allow_loopback=settings.allow_loopback, patience=_FETCH_PATIENCE_S)
+        self._hosts = HostRecords()
         self._usual_s = max(1.0, settings.latency_s)
         """Seconds that a request takes, averaged over the last ones."""
         self.metrics.queue.set_function(lambda: len(self._tasks) - books.in_flight)
@@ -176,7 +181,7 @@ class Studio:
                 return await asyncio.to_thread(path.read_bytes)
             return await fetcher.fetch(url)
 
-        async with ReferenceFetcher(self._policy) as fetcher:
+        async with ReferenceFetcher(self._policy, self._hosts) as fetcher:
             found = await asyncio.gather(*map(get, urls))
         for position, data in enumerate(found, 1):
             try:

@@ -4,38 +4,51 @@ What is signed, and where uploads lie, goes into the body of the call and into t
 """
 
 import asyncio
+import logging
 from base64 import b64encode
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from urllib.parse import urlsplit
 from weakref import WeakValueDictionary
 
 from prefect_imagegen.core import layout
-from prefect_imagegen.core.errors import BackendError, RefusedError
+from prefect_imagegen.core.errors import BackendError, RefusedError, StoreError
 from prefect_imagegen.core.outcomes import OUTCOMES
 from prefect_imagegen.core.redact import redact
-from prefect_imagegen.core.references import ReferenceTransport, family, is_web, media_type, normalised
+from prefect_imagegen.core.references import (
+    BusyReason,
+    CheckReferences,
+    ReferenceTransport,
+    family,
+    is_looked_at,
+    is_web,
+    media_type,
+    normalised,
+    unfit,
+)
 from prefect_imagegen.core.request import GenerationRequest, Reference
 from prefect_imagegen.io.references import ReferenceReader, ReferenceReadError
-from prefect_imagegen.net.fetch import reach_of_host
+from prefect_imagegen.net.guard import reach_of_host
 from prefect_imagegen.ports import Backend, ObjectStore
 
 _UPLOADS = 4
 """Uploads at the same time: each holds a picture, and its text form, in memory."""
 _REMEMBERED = 10_000
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class RouteOptions:
     """What the user chose, who the account is, and whether the backend runs on this machine.
 
-    `bytes_only`: whoever draws gets no addresses, not even public ones.
+    `bytes_only`: whoever draws gets no addresses, not even public ones. `check`: which references have to be looked at.
     """
 
     transport: ReferenceTransport
     account: str
     backend_is_local: bool
     bytes_only: bool = False
+    check: CheckReferences = "none"
 
 
 class ReferenceRoutes:
@@ -64,6 +77,7 @@ class ReferenceRoutes:
 
     async def _address(self, reference: Reference, fresh: bool) -> str:
         try:
+            reference = await self._looked_at(reference)
             if self._keep is not None:
                 await self._store(reference, self._keep)
             linked = not (fresh or reference.changes or self._options.bytes_only)
@@ -74,15 +88,32 @@ class ReferenceRoutes:
                 return _data_url(await self._to_send(reference))
             return await self._upload(reference, fresh)
         except ReferenceReadError as error:
-            raise BackendError("reference_unreadable", f"{redact(reference.uri)}: {error}") from error
+            kind = "reference_busy" if error.is_busy else "reference_unreadable"
+            raise BackendError(kind, f"{redact(reference.uri)}: {error}") from error
         except RefusedError as error:
             raise BackendError("reference_unreadable", str(error)) from error
+        except (BackendError, StoreError):
+            raise
+        except Exception as error:  # whatever it is, it is the trouble of this row
+            _logger.warning("A reference met an unexpected error: %s", redact(reference.uri), exc_info=error)
+            text = redact(f"{type(error).__name__} {error}")
+            raise BackendError("reference_unreadable", f"{redact(reference.uri)}: {text}") from error
+
+    async def _looked_at(self, reference: Reference) -> Reference:
+        """The reference with its facts: one that the plan could not look at must not go out unprepared."""
+        if reference.facts is not None or not is_looked_at(reference.uri, self._options.check):
+            return reference
+        facts = (await self._reader.examine([reference.uri], look=True))[reference.uri]
+        problem = facts if isinstance(facts, str) else unfit(reference.uri, facts, self._options.transport)
+        if isinstance(facts, str) or problem is not None:
+            raise ReferenceReadError(problem or "", is_busy=isinstance(problem, BusyReason))
+        return replace(reference, facts=facts)
 
     async def _link(self, reference: Reference) -> str | None:
         """The URL by which the API can fetch the reference itself; None where there is none, or none is wanted."""
         uri, sha256, presign = reference.uri, reference.sha256, self._options.transport == "presign"
         if is_web(uri):
-            signed = self._reader.cache.signed(uri, sha256) if reference.kind == "sha256" and sha256 else None
+            signed = await self._reader.cache.signed(uri, sha256) if reference.kind == "sha256" and sha256 else None
             if signed is None:
                 return uri if presign or await self._is_open(uri) else None
             return signed if presign else None
@@ -103,7 +134,7 @@ class ReferenceRoutes:
         if host not in self._open_hosts:
             try:
                 reach = await reach_of_host(host)
-            except OSError:
+            except (OSError, UnicodeError):
                 reach = "public"  # a name that means nothing here may mean something there
             self._open_hosts[host] = reach == "public" or (reach == "loopback" and self._options.backend_is_local)
         return self._open_hosts[host]
@@ -113,7 +144,7 @@ class ReferenceRoutes:
         name = " ".join(filter(None, (reference.sha256, *reference.changes))) or reference.uri
         lock = self._locks.setdefault(name, asyncio.Lock())
         async with lock, self._gate:
-            known = self._reader.cache.upload(self._options.account, name)
+            known = await self._reader.cache.upload(self._options.account, name)
             if known is not None and (name in self._uploaded or (not fresh and await self._is_there(name, known))):
                 return known
             data = await self._to_send(reference)
@@ -123,7 +154,7 @@ class ReferenceRoutes:
                 if OUTCOMES[error.kind].scope == "run":
                     raise
                 raise BackendError("upload_failed", f"{redact(reference.uri)}: {error.message}") from error
-            self._reader.cache.keep_upload(self._options.account, name, url)
+            await self._reader.cache.keep_upload(self._options.account, name, url)
             _note(self._uploaded, name)
             return url
 

@@ -5,8 +5,10 @@ Every reading is bounded in bytes and in number, and none follows a private addr
 
 import asyncio
 import hashlib
-from collections.abc import Callable, Iterable, Mapping
+import logging
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from os import cpu_count
@@ -15,9 +17,11 @@ from urllib.parse import unquote
 
 import fsspec
 
+from prefect_imagegen.core.errors import RefusedError
 from prefect_imagegen.core.redact import redact
 from prefect_imagegen.core.references import (
     DEFAULT_MEGAPIXELS,
+    BusyReason,
     ReferenceFacts,
     family,
     inspect,
@@ -27,7 +31,9 @@ from prefect_imagegen.core.references import (
 )
 from prefect_imagegen.io.object_store import close_connections, s3_options
 from prefect_imagegen.io.reference_cache import ReferenceCache
-from prefect_imagegen.net.fetch import FetchError, FetchPolicy, ReferenceFetcher
+from prefect_imagegen.net.fetch import Fetched, ReferenceFetcher
+from prefect_imagegen.net.guard import FetchError, FetchPolicy
+from prefect_imagegen.net.hosts import HostRecords
 
 T = TypeVar("T")
 READERS = 16
@@ -36,10 +42,15 @@ PRESIGNED_S = 6 * 3600
 """How long a presigned URL is valid: it has to outlive the wait for a slot, and the API's queue."""
 _CHUNK = 1 << 20
 _AT_ONCE = 1024
+_logger = logging.getLogger(__name__)
 
 
 class ReferenceReadError(Exception):
-    """A reference cannot be read; the message says why, without naming it, for people."""
+    """A reference cannot be read; the message says why, for people. `is_busy`: only its host is, for now."""
+
+    def __init__(self, message: str, *, is_busy: bool = False) -> None:
+        super().__init__(message)
+        self.is_busy = is_busy
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,13 +63,15 @@ class ReadingOptions:
 
 
 class ReferenceReader:
-    """Reads references for one event loop. Use `async with`."""
+    """Reads references for one event loop. Use `async with`. `hosts`: what is known of picture hosts already."""
 
-    def __init__(self, options: ReadingOptions, cache: ReferenceCache) -> None:
+    def __init__(self, options: ReadingOptions, cache: ReferenceCache, hosts: HostRecords | None = None) -> None:
         self.cache = cache
+        self.remembered = 0
+        """References whose host is busy, and which are taken for what they were at an earlier look."""
         self._options = options
         self._systems: dict[str, Any] = {}
-        self._fetcher = ReferenceFetcher(options.policy)
+        self._fetcher = ReferenceFetcher(options.policy, hosts)
         self._gate = asyncio.Semaphore(READERS)
         self._threads = ThreadPoolExecutor(READERS, thread_name_prefix="reference")
         # A picture of 64 megapixels takes some 250 MB while it is decoded.
@@ -88,18 +101,19 @@ class ReferenceReader:
             answers = await asyncio.gather(*(self._examine(uri, look) for uri in some))
             read = [(uri, *answer) for uri, answer in zip(some, answers, strict=True)]
             good = [(uri, version, facts) for uri, version, facts in read if isinstance(facts, ReferenceFacts)]
-            self.cache.keep_facts((uri, version, facts) for uri, version, facts in good if version is not None)
-            self.cache.keep_signed({(shown(uri), facts.sha256): uri for uri, _, facts in good if is_signed(uri)})
+            await self.cache.keep_facts([(uri, version, facts) for uri, version, facts in good if version is not None])
+            await self.cache.keep_signed({(shown(uri), facts.sha256): uri for uri, _, facts in good if is_signed(uri)})
             found |= {uri: facts for uri, _, facts in read}
         return found
 
     async def read(self, uri: str, sha256: str | None) -> bytes:
         """The bytes of a reference; those with this SHA-256, where one is given. Raises ReferenceReadError."""
-        async with self._gate:
-            if is_web(uri):
-                source = (self.cache.signed(uri, sha256) if sha256 else None) or uri
-                data = (await self._fetch(source, None))[0] or b""
-            else:
+        if is_web(uri):
+            source = (await self.cache.signed(uri, sha256) if sha256 else None) or uri
+            async with self._fetched(source, None) as found:
+                data = found.data or b""
+        else:
+            async with self._gate:
                 data = await self._run(lambda: self._read_file(*self._open(uri)))
         if sha256 is not None and await self._run(lambda: hashlib.sha256(data).hexdigest()) != sha256:
             raise ReferenceReadError("it has changed since the run was planned; run the same command again")
@@ -138,48 +152,64 @@ class ReferenceReader:
     async def _examine(self, uri: str, look: bool) -> tuple[str | None, ReferenceFacts | str]:
         """The version to remember, if there is something new to be, and the facts."""
         try:
+            if is_web(uri):
+                return await self._examine_web(uri, look)
             async with self._gate:
-                return await (self._examine_web(uri, look) if is_web(uri) else self._examine_file(uri, look=look))
+                return await self._examine_file(uri, look=look)
         except ReferenceReadError as error:
-            return None, str(error)
+            return None, BusyReason(error) if error.is_busy else str(error)
+        except RefusedError:
+            raise
+        except Exception as error:  # whatever it is, it is the trouble of this reference
+            _logger.warning("A reference met an unexpected error: %s", redact(uri), exc_info=error)
+            return None, f"it cannot be read: {redact(f'{type(error).__name__} {error}')}"
 
     async def _examine_web(self, uri: str, look: bool) -> tuple[str | None, ReferenceFacts | str]:
-        version = self.cache.version(uri)
-        known = self._known(uri, version, look)
-        data, found = await self._fetch(uri, version.partition(" ")[2] if version and known else None)
-        if data is None and known is not None:
-            return None, known
+        version, known = await self._known(uri, look)
         limit = f"{self._options.max_megapixels:g}"
-        return (f"{limit} {found}" if found else None), await self._facts(data or b"", look)
+        same_limit, _, mark = (version or "").partition(" ")
+        try:
+            async with self._fetched(uri, mark if known and same_limit == limit else None) as found:
+                if found.data is None and known is not None:
+                    return None, known
+                facts = await self._facts(found.data or b"", look)
+                return (f"{limit} {found.version}" if found.version else None), facts
+        except ReferenceReadError as error:
+            if not error.is_busy or known is None:
+                raise
+            self.remembered += 1
+            return None, known
 
     async def _examine_file(self, uri: str, *, look: bool) -> tuple[str | None, ReferenceFacts | str]:
         system, path = await self._run(lambda: self._open(uri))
         info = await self._run(lambda: _info(system, path))
         mark = next((info[name] for name in ("ETag", "etag", "LastModified", "mtime") if info.get(name)), None)
         version = f"{self._options.max_megapixels:g} {mark} {info['size']}" if mark else None
-        known = self._known(uri, version, look)
-        if known is not None:
+        known_version, known = await self._known(uri, look)
+        if known is not None and version is not None and known_version == version:
             return None, known
         data = await self._run(lambda: self._read_file(system, path))
         return version, await self._facts(data, look)
 
-    def _known(self, uri: str, version: str | None, look: bool) -> ReferenceFacts | None:
-        known = self.cache.facts(uri, version)
+    async def _known(self, uri: str, look: bool) -> tuple[str | None, ReferenceFacts | None]:
+        """The version of a reference that something is known of, and what: where it was looked at, if it has to be."""
+        version, known = await self.cache.known(uri)
         if known is None or not look:
-            return known and ReferenceFacts(known.sha256, known.size)
-        return known if known.width is not None or known.problem is not None else None
+            return version, known and ReferenceFacts(known.sha256, known.size)
+        return version, known if known.width is not None or known.problem is not None else None
 
     async def _facts(self, data: bytes, look: bool) -> ReferenceFacts:
         if not look:
             return await self._run(lambda: ReferenceFacts(hashlib.sha256(data).hexdigest(), len(data)))
         return await self.decoding(partial(inspect, max_megapixels=self._options.max_megapixels), data)
 
-    async def _fetch(self, url: str, version: str | None) -> tuple[bytes | None, str | None]:
+    @asynccontextmanager
+    async def _fetched(self, url: str, version: str | None) -> AsyncIterator[Fetched]:
         try:
-            found = await self._fetcher.fetch_since(url, version)
+            async with self._fetcher.fetched(url, version) as found:
+                yield found
         except FetchError as error:
-            raise ReferenceReadError(f"{error.message} {error.remedy or ''}".strip()) from error
-        return found.data, found.version
+            raise ReferenceReadError(str(error), is_busy=error.kind == "reference_busy") from error
 
     def _open(self, uri: str) -> tuple[Any, str]:
         """The file system of a URI, and the path in it."""

@@ -3,6 +3,7 @@
 import socket
 import ssl
 from functools import cache, partial
+from importlib.metadata import metadata
 
 import aiohttp
 import httpx
@@ -16,6 +17,16 @@ _PROBE_S = 30
 """A connection without traffic is probed so often: a call that waits minutes for its answer outlives routers that
 forget idle connections, and notices a machine that is gone."""
 _PROBES = 4
+
+
+def _user_agent() -> str:
+    """Who asks, and where to read about it: hosts of pictures turn nameless clients away."""
+    about = metadata("prefect-imagegen")
+    pages = [line.partition(", ")[2] for line in about.get_all("Project-URL", [])]
+    return f"prefect-imagegen/{about['Version']} ({f'+{pages[0]}' if pages else 'Prefect plugin, images from tables'})"
+
+
+USER_AGENT = _user_agent()
 TRANSPORT_ERRORS = (httpx.HTTPError, httpx.InvalidURL, aiohttp.ClientError, OSError, TimeoutError)
 """Everything that a call can raise for want of an answer: the transport lets some of aiohttp's own errors through."""
 
@@ -32,6 +43,7 @@ def make_client(
         transport=AiohttpTransport(verify=_tls(), client=partial(_session, max_connections)),
         timeout=httpx.Timeout(read_timeout, connect=connect_timeout, pool=None),
         follow_redirects=False,
+        headers={"User-Agent": USER_AGENT},
     )
 
 
