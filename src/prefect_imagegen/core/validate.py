@@ -11,7 +11,8 @@ from typing import Any
 from prefect_imagegen.core.manifest import COMMON_FIELDS, ColumnPlan, ManifestOptions
 from prefect_imagegen.core.models import ASPECT_SIZES, MATCH_INPUT_IMAGE, MODELS, FieldSpec, ModelSpec
 from prefect_imagegen.core.redact import redact
-from prefect_imagegen.core.references import BadReferenceError, ReferenceFacts, is_signed, is_web, locate, shown
+from prefect_imagegen.core.reference_pictures import ReferenceFacts
+from prefect_imagegen.core.references import BadReferenceError, is_signed, is_web, locate, shown
 from prefect_imagegen.core.request import GenerationRequest, Reference, derive_seed
 
 MAX_PROMPT_BYTES = 64_000

@@ -19,7 +19,7 @@ from functools import cache
 from pathlib import Path
 
 from prefect_imagegen.core.errors import RefusedError
-from prefect_imagegen.core.references import ReferenceFacts
+from prefect_imagegen.core.reference_pictures import ReferenceFacts
 
 _PATIENCE_S = 30.0
 CACHE_VARIABLE = "PREFECT_IMAGEGEN_CACHE"

@@ -12,9 +12,11 @@ from weakref import WeakValueDictionary
 
 from prefect_imagegen.core import layout
 from prefect_imagegen.core.errors import BackendError, RefusedError
+from prefect_imagegen.core.image import upright_size
 from prefect_imagegen.core.outcomes import OUTCOMES
 from prefect_imagegen.core.redact import redact
-from prefect_imagegen.core.references import ReferenceTransport, family, is_web, media_type, normalised
+from prefect_imagegen.core.reference_pictures import media_type, normalised
+from prefect_imagegen.core.references import ReferenceTransport, family, is_web
 from prefect_imagegen.core.request import GenerationRequest, Reference
 from prefect_imagegen.io.references import ReferenceReader, ReferenceReadError
 from prefect_imagegen.net.fetch import reach_of_host
@@ -135,8 +137,16 @@ class ReferenceRoutes:
         return True
 
     async def _to_send(self, reference: Reference) -> bytes:
+        """The bytes of a reference, made fit; what nobody has looked at must at least begin like a picture."""
         data = await self._reader.read(reference.uri, reference.sha256)
-        return await self._reader.decoding(normalised, data) if reference.changes else data
+        try:
+            if reference.changes:
+                return await self._reader.decoding(normalised, data)
+            if reference.facts is None or reference.facts.width is None:
+                await self._reader.decoding(upright_size, data)
+        except Exception as error:  # Pillow raises many types: whatever it is, it is about this picture
+            raise ReferenceReadError(f"it cannot be made fit to send: {error}") from error
+        return data
 
     async def _store(self, reference: Reference, store: ObjectStore) -> None:
         """Keep the reference as it is found, once for the same bytes."""

@@ -16,15 +16,8 @@ from urllib.parse import unquote
 import fsspec
 
 from prefect_imagegen.core.redact import redact
-from prefect_imagegen.core.references import (
-    DEFAULT_MEGAPIXELS,
-    ReferenceFacts,
-    family,
-    inspect,
-    is_signed,
-    is_web,
-    shown,
-)
+from prefect_imagegen.core.reference_pictures import DEFAULT_MEGAPIXELS, JUDGEMENT, ReferenceFacts, inspect
+from prefect_imagegen.core.references import family, is_signed, is_web, shown
 from prefect_imagegen.io.object_store import close_connections, s3_options
 from prefect_imagegen.io.reference_cache import ReferenceCache
 from prefect_imagegen.net.fetch import FetchError, FetchPolicy, ReferenceFetcher
@@ -57,6 +50,7 @@ class ReferenceReader:
     def __init__(self, options: ReadingOptions, cache: ReferenceCache) -> None:
         self.cache = cache
         self._options = options
+        self._judgement = f"{JUDGEMENT}:{options.max_megapixels:g}"
         self._systems: dict[str, Any] = {}
         self._fetcher = ReferenceFetcher(options.policy)
         self._gate = asyncio.Semaphore(READERS)
@@ -149,14 +143,13 @@ class ReferenceReader:
         data, found = await self._fetch(uri, version.partition(" ")[2] if version and known else None)
         if data is None and known is not None:
             return None, known
-        limit = f"{self._options.max_megapixels:g}"
-        return (f"{limit} {found}" if found else None), await self._facts(data or b"", look)
+        return (f"{self._judgement} {found}" if found else None), await self._facts(data or b"", look)
 
     async def _examine_file(self, uri: str, *, look: bool) -> tuple[str | None, ReferenceFacts | str]:
         system, path = await self._run(lambda: self._open(uri))
         info = await self._run(lambda: _info(system, path))
         mark = next((info[name] for name in ("ETag", "etag", "LastModified", "mtime") if info.get(name)), None)
-        version = f"{self._options.max_megapixels:g} {mark} {info['size']}" if mark else None
+        version = f"{self._judgement} {mark} {info['size']}" if mark else None
         known = self._known(uri, version, look)
         if known is not None:
             return None, known
