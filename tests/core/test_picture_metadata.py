@@ -329,6 +329,10 @@ def test_a_bomb_is_refused_by_its_head() -> None:
             decode(data)
         assert "more than 64 megapixels" in (inspect(data).problem or "")
     assert upright_size(bombs[1]) == (wide, wide)
+    large = struct.pack("<4sI4s4sI", b"RIFF", 40, b"WEBP", b"VP8X", 10) + bytes(4)
+    large += (9_999).to_bytes(3, "little") * 2 + b"VP8L\0\0\0\0"
+    problem = inspect(large, max_megapixels=1000).problem or ""
+    assert problem == "it has 10000x10000 pixels, more than 89 megapixels; convert it to JPEG or PNG"
 
 
 @pytest.mark.parametrize(

@@ -40,6 +40,8 @@ PICTURE_FORMATS: Mapping[str, Callable[[io.BytesIO], ImageFile.ImageFile]] = Map
     }
 )
 """All that is taken for a picture, by Pillow's names. Its other readers stay shut: EPS would start Ghostscript."""
+_GUARDED = dict.fromkeys(("TIFF", "GIF", "WEBP"), 89_000_000)
+"""Pixels from which on Pillow's own readers of a format warn on the terminal, or give up."""
 OTHER_FORMAT = "other_format"
 """The flag of an image that was delivered in another format than was asked for; it is kept as it came."""
 _EXTENSIONS = {"jpg": "jpeg"}
@@ -95,11 +97,11 @@ class BadImageError(ValueError):
 
 
 class TooManyPixelsError(ValueError):
-    """The picture is larger than whoever opens it allows; `size` is in pixels."""
+    """The picture is larger than whoever opens it allows; `size` and `limit` are in pixels."""
 
-    def __init__(self, size: tuple[int, int]) -> None:
-        super().__init__(f"it has {size[0]}x{size[1]} pixels")
-        self.size = size
+    def __init__(self, size: tuple[int, int], limit: float) -> None:
+        super().__init__(f"it has {size[0]}x{size[1]} pixels, more than {limit / 1e6:.4g} megapixels")
+        self.size, self.limit = size, limit
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,9 +148,10 @@ def opened(file: PictureFile, max_pixels: float) -> Iterator[ImageFile.ImageFile
 
     `Image.open` would look for all formats, and warn of large pictures.
     """
-    _check_size(file.size, max_pixels)
+    limit = min(max_pixels, _GUARDED.get(file.kind, max_pixels))
+    _check_size(file.size, limit)
     with PICTURE_FORMATS[file.kind](io.BytesIO(file.data)) as image:
-        _check_size(image.size, max_pixels)
+        _check_size(image.size, limit)
         yield image
 
 
@@ -214,7 +217,7 @@ def facts_of(path: str, decoded: Decoded, size: int) -> ImageFacts:
 
 def _check_size(size: tuple[int, int] | None, max_pixels: float) -> None:
     if size is not None and size[0] * size[1] > max_pixels:
-        raise TooManyPixelsError(size)
+        raise TooManyPixelsError(size, max_pixels)
 
 
 def _no_picture(data: bytes) -> str:

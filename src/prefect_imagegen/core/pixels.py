@@ -106,8 +106,7 @@ def _grey(image: Image.Image) -> Image.Image:
     else:
         scale = 255 / ((high - low) or 1)
         offset = -low * scale
-    values = image if image.mode in ("I", "F") else image.convert("I")
-    return values.convert("F").point(lambda value: value * scale + offset).convert("L")
+    return image.convert("F").point(lambda value: value * scale + offset).convert("L")
 
 
 def _extrema(image: Image.Image) -> tuple[float, float]:

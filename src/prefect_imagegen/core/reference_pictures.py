@@ -70,7 +70,8 @@ def inspect(data: bytes, *, max_megapixels: float = DEFAULT_MEGAPIXELS) -> Refer
     except UnusablePictureError as error:
         return ReferenceFacts(sha256, size, problem=str(error))
     except TooManyPixelsError as error:
-        return ReferenceFacts(sha256, size, problem=f"{error}, more than {max_megapixels:g} megapixels")
+        remedy = "" if error.limit >= max_megapixels * 1e6 else "; convert it to JPEG or PNG"
+        return ReferenceFacts(sha256, size, problem=f"{error}{remedy}")
     except Exception as error:  # noqa: BLE001 - Pillow raises many types on hostile bytes; all mean the same here
         return ReferenceFacts(sha256, size, problem=_no_image(data, error))
     return ReferenceFacts(sha256, size, width, height, kind, changes)
