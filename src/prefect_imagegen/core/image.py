@@ -126,7 +126,7 @@ def format_of(data: bytes) -> str | None:
         return "WEBP"
     if data[4:8] == b"ftyp" and (data[8:12] in _AVIF_BRANDS or (data[8:12] == b"mif1" and b"avif" in data[16:64])):
         return "AVIF"
-    if data[:1] == b"P" and data[1:2] in b"123456Ff" and data[2:3].isspace():
+    if data[:1] == b"P" and data[1:2] in b"123456f" and data[2:3].isspace():
         return "PPM"
     return next((kind for start, kind in _STARTS if data.startswith(start)), None)
 

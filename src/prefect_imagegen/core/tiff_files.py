@@ -47,6 +47,8 @@ def tiff(data: bytes) -> PictureFile:
 def _first_page(data: bytes) -> PictureFile:
     order = "<" if data[:2] == b"II" else ">"
     is_big = struct.unpack_from(f"{order}H", data, 2)[0] == 43
+    if is_big and order == ">":
+        raise PictureFileError("it is a BigTIFF in big-endian order, which Pillow does not read; convert it to PNG")
     layout = _Layout(order, "Q", "HHQ8s", "Q") if is_big else _Layout(order, "H", "HHI4s", "I")
     head = 8 if is_big else 4
     (start,) = struct.unpack_from(order + layout.offset, data, head)
