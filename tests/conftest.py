@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from aiohttp import web
@@ -184,8 +184,18 @@ class FakeImagesEngine:
 
     It works on one call at a time, `seconds` each, and holds every body against the fields of the real engine; what
     does not fit is in `complaints`. `faults` are struck by calls in turn: `500`, `503`, `429`, `drop`, `hang`,
-    `wrong_size`, `truncated`, `url`, `no_image`; None works.
+    `wrong_size`, `truncated`, `url`, `no_image`; None works. Those of `SPELLINGS` answer with the whole picture, as
+    other servers write it, and `other_format` with one in a format that nobody asked for.
     """
+
+    SPELLINGS: ClassVar[dict[str, Callable[[str], dict[str, str]]]] = {
+        "data_url": lambda text: {"b64_json": f"data:image/png;base64,{text}"},
+        "data_url_with_more": lambda text: {"b64_json": f" DATA:image/png;charset=utf-8;Base64,\n{text}\n"},
+        "url_of_data": lambda text: {"url": f"data:image/png;base64,{text}"},
+        "lines": lambda text: {"b64_json": "\r\n".join(text[start : start + 76] for start in range(0, len(text), 76))},
+        "url_safe": lambda text: {"b64_json": text.translate(str.maketrans("+/", "-_"))},
+        "unpadded": lambda text: {"b64_json": text.rstrip("=")},
+    }
 
     def __init__(self, kind: str, *, seconds: float = 0.0, faults: Sequence[str | None] = ()) -> None:
         self.kind = kind
@@ -285,9 +295,15 @@ class FakeImagesEngine:
         chance = random.Random(f"{body['prompt']} {body['seed']}")
         image = Image.frombytes("RGB", (8, 8), chance.randbytes(192)).resize((width, height), Image.Resampling.NEAREST)
         sink = io.BytesIO()
-        image.save(sink, body["output_format"].upper(), compress_level=1)
+        asked = body["output_format"]
+        other = "png" if asked == "jpeg" else "jpeg"
+        image.save(sink, (other if fault == "other_format" else asked).upper(), compress_level=1)
         text = base64.b64encode(sink.getvalue()).decode()
         item = {"b64_json": text, "url": None, "revised_prompt": None}
+        if fault in self.SPELLINGS:
+            # One byte behind the end of a picture is nothing, and makes sure that there is something to pad.
+            odd = base64.b64encode(sink.getvalue() + bytes(1 + -len(sink.getvalue()) % 3)).decode()
+            item = self.SPELLINGS[fault](odd)
         if fault == "truncated":
             item["b64_json"] = text[: len(text) // 2 + 1]
         if fault == "url":

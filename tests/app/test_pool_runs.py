@@ -70,6 +70,43 @@ def test_a_pool_makes_a_manifest(images_engine: Engine, tmp_path: Path) -> None:
     assert [body["num_inference_steps"] for body in engines[0].bodies[-3:]] == [20, 20, 20]
 
 
+@pytest.mark.parametrize("check", ["all", "none"])
+def test_no_reference_ends_the_run(check: str, images_engine: Engine, tmp_path: Path) -> None:
+    """A deep TIFF is made fit, a file that is no picture ends its own row, and the others are made all the same."""
+    grey = Image.linear_gradient("L").convert("I").point(lambda value: value * 257)
+    grey.convert("I;16B").save(tmp_path / "deep.tif")
+    grey.convert("L").save(tmp_path / "plain.png")
+    (tmp_path / "page.png").write_text("<html>not found</html>")
+    names = ["deep.tif", "page.png", "plain.png", None]
+    source = manifest(tmp_path, 4, image_urls=[[name] if name else None for name in names])
+    engine = images_engine("sglang")
+    result = run(source, tmp_path / "store", engine, check_references=check, on_invalid="skip")
+    states = {row["row_index"]: row for row in metadata(tmp_path / "store", result)}
+    assert [states[row]["status"] for row in (0, 2, 3)] == ["generated"] * 3
+    assert states[1]["status"] == ("invalid" if check == "all" else "failed")
+    assert "it is a web page" in states[1]["error_message"]
+    assert check == "all" or "page.png" in states[1]["error_message"]
+    assert states[1]["error_kind"] == ("invalid_row" if check == "all" else "reference_unreadable")
+    changes = json.loads(states[0]["applied"]).get("references")
+    told = ["converted from TIFF", "reduced from 16 to 8 bits"]
+    assert changes == ([{"position": 1, "changes": told}] if check == "all" else None)
+
+
+def test_an_image_in_another_format(images_engine: Engine, tmp_path: Path) -> None:
+    """A worker that ignores the format is told of in the metadata: the file keeps its bytes, and its true format."""
+    engine = images_engine("sglang", faults=["other_format", None, "data_url"])
+    result = run(manifest(tmp_path, 3), tmp_path / "store", engine, max_in_flight=1)
+    rows = metadata(tmp_path / "store", result)
+    assert sorted((row["format"], tuple(row["flags"])) for row in rows) == [
+        ("jpeg", ("other_format",)),
+        ("png", ()),
+        ("png", ()),
+    ]
+    for row in rows:
+        with Image.open(tmp_path / "store" / row["image_path"]) as image:
+            assert image.format == row["format"].upper()
+
+
 @pytest.mark.parametrize("profile", ["klein-distilled", "klein-base"])
 def test_strict_parameters_are_row_errors(profile: str, images_engine: Engine, tmp_path: Path) -> None:
     """With strict parameters a row that asks for what the profile cannot do is refused before any call."""

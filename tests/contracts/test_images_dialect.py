@@ -15,7 +15,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from prefect_imagegen.core.base64_text import decode_base64
 from prefect_imagegen.core.errors import BackendError
+from prefect_imagegen.core.image import decode
 from prefect_imagegen.core.models import ASPECT_SIZES, MATCH_INPUT_IMAGE, MODELS
 from prefect_imagegen.core.profiles import PROFILES
 from prefect_imagegen.core.request import GenerationRequest
@@ -167,6 +169,38 @@ def test_trap_9_failures_are_told_apart(fault: str, kind: str, status: int | Non
         make(server, request())
     assert (caught.value.kind, caught.value.status) == (kind, status)
     assert "injected" in caught.value.message or status in (None, 200)
+
+
+SPELLINGS = ("data_url", "data_url_with_more", "url_of_data", "lines", "url_safe", "unpadded")
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS)
+@pytest.mark.parametrize("image_format", ["png", "jpeg", "webp"])
+def test_a_picture_is_taken_however_its_base64_is_written(
+    spelling: str, image_format: str, images_engine: Engine
+) -> None:
+    """With a data: prefix, in lines, in the alphabet of URLs or without padding: a whole picture is taken."""
+    delivery = make(images_engine("sglang", faults=[spelling]), request(image_format=image_format))
+    assert decode(delivery.data).format == image_format
+
+
+@pytest.mark.parametrize("text", ["not base64!", "data:image/png,abc", "abcde", "=" * 8, "ab=cd", "äöü"])
+def test_what_is_no_base64_is_said(text: str) -> None:
+    """Text that is no base64, or is cut off within a byte, is no picture, and is not guessed at."""
+    with pytest.raises(ValueError, match=r"base64|adding|ASCII|data"):
+        decode_base64(text)
+
+
+def test_a_reference_that_is_no_picture_is_never_sent(images_engine: Engine) -> None:
+    """Bytes that are no picture end the call before it is made, and the message says which reference it is."""
+    server = images_engine("sglang")
+    junk = "data:image/png;base64," + base64.b64encode(b"<html>not found</html>").decode()
+    with pytest.raises(BackendError) as caught:
+        make(server, request(), photo(90, 80), junk)
+    assert caught.value.kind == "invalid_request"
+    assert "reference 2 is no picture" in caught.value.message
+    assert "it is a web page" in caught.value.message
+    assert server.bodies == []
 
 
 def test_trap_10_png_is_compressed() -> None:

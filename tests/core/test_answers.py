@@ -508,3 +508,27 @@ def test_a_time_without_a_zone_has_none() -> None:
 def test_what_is_no_certain_time_is_none(value) -> None:
     """A time that is missing, a placeholder or half told is no time: by it no call would be out of the window."""
     assert answers.moment(value) is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"data:image/png;base64,{TEXT64}",
+        f"DATA:image/png;charset=x;BASE64, {TEXT64}",
+        "\n".join(TEXT64[start : start + 64] for start in range(0, len(TEXT64), 64)),
+        TEXT64.translate(str.maketrans("+/", "-_")).rstrip("="),
+        f"  {TEXT64}  ",
+    ],
+    ids=["data URL", "data URL with more", "lines", "URL alphabet", "blanks around"],
+)
+def test_base64_however_it_is_written(text: str) -> None:
+    """An image in text is found in every way in which servers write base64, bare or within JSON."""
+    assert answers.images_of_body(text.encode()) == (Output(data=PNG),)
+    assert answers.images_of_body(json.dumps({"image": text}).encode()) == (Output(data=PNG),)
+
+
+@pytest.mark.parametrize("text", ["A" * 64 + " " * 2_000_000 + "!", " " * 2_000_000, "data:" + ";base64" * 300_000])
+def test_hostile_text_costs_no_more_than_its_length(text: str) -> None:
+    """Text that is made to be tried again and again at every blank is read once."""
+    (found,) = answers.images_of_body(text.encode())
+    assert found.data is None

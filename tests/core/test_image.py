@@ -2,12 +2,11 @@
 
 import hashlib
 import io
-import warnings
 
 import pytest
 from PIL import Image, ImageDraw
 
-from prefect_imagegen.core.image import BadImageError, decode
+from prefect_imagegen.core.image import BadImageError, decode, facts_of
 
 FORMATS = ("png", "jpeg", "webp")
 WHITE = (255, 255, 255)
@@ -123,7 +122,29 @@ def test_every_mode_is_decoded(mode) -> None:
 def test_a_decompression_bomb_is_refused(size) -> None:
     """More pixels than any model draws are refused before they are decoded."""
     data = encode(Image.new("1", size), "png")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        with pytest.raises(BadImageError, match="pixels"):
-            decode(data)
+    with pytest.raises(BadImageError, match="pixels"):
+        decode(data)
+
+
+@pytest.mark.parametrize(
+    ("path", "kind", "flags"),
+    [
+        ("images/ab/cd.png", "jpeg", ("other_format",)),
+        ("images/ab/cd.jpg", "png", ("other_format",)),
+        ("images/ab/cd.png", "png", ()),
+        ("images/ab/cd.jpg", "jpeg", ()),
+        ("images/ab/cd.jpeg", "jpeg", ()),
+        ("images/ab/cd.bin", "webp", ()),
+    ],
+)
+def test_a_name_that_does_not_fit_is_told(path: str, kind: str, flags: tuple[str, ...]) -> None:
+    """An image in another format than its name says is flagged, and its facts name the format that it really has."""
+    data = noise(kind)
+    facts = facts_of(path, decode(data), len(data))
+    assert (facts.format, facts.flags) == (kind, flags)
+
+
+def test_deep_grey_is_not_blank() -> None:
+    """A picture with 16 bits a channel is judged by what is seen of it."""
+    image = Image.linear_gradient("L").convert("I").point(lambda value: 9000 + value * 200).convert("I;16")
+    assert decode(encode(image, "png")).flags == ()

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prefect_imagegen.core.manifest import ManifestOptions, plan_columns
-from prefect_imagegen.core.references import ReferenceFacts
+from prefect_imagegen.core.reference_pictures import ReferenceFacts
 from prefect_imagegen.core.validate import RowError, RowValidator, ValidRow
 
 NAN = float("nan")

@@ -14,7 +14,7 @@ from PIL import Image
 from prefect_imagegen.control import RunControl
 from prefect_imagegen.core.budget import Budget
 from prefect_imagegen.core.concurrency import AdaptiveLimit
-from prefect_imagegen.core.errors import BackendError, StoreError
+from prefect_imagegen.core.errors import BackendError
 from prefect_imagegen.core.events import Claim, Event, KnownAttempt
 from prefect_imagegen.core.ledger import LedgerView
 from prefect_imagegen.core.reconcile import Candidate, Look, Window
@@ -135,7 +135,7 @@ class FakeReferences:
     inline = False
 
     def __init__(self) -> None:
-        self.steps: list[BackendError | StoreError] = []
+        self.steps: list[Exception] = []
 
     async def addresses(self, request: GenerationRequest, *, fresh: bool) -> Sequence[str]:
         if self.steps:

@@ -1,5 +1,6 @@
 """One attempt: claim, POST, result, image; how often a row is sent, and what ends it."""
 
+import io
 from collections import Counter
 from dataclasses import replace
 from datetime import timedelta
@@ -8,12 +9,13 @@ from typing import Any
 
 import fsspec
 import pytest
+from PIL import Image
 
 from prefect_imagegen.core import layout
 from prefect_imagegen.core.errors import BackendError, StoreError
 from prefect_imagegen.core.ledger import LedgerView
 from prefect_imagegen.core.reconcile import same_call
-from prefect_imagegen.core.references import ReferenceFacts
+from prefect_imagegen.core.reference_pictures import ReferenceFacts
 from prefect_imagegen.core.request import GenerationRequest, Reference
 from prefect_imagegen.io.ledger import event_tables, load_ledger
 from prefect_imagegen.io.object_store import FsspecObjectStore
@@ -290,6 +292,33 @@ async def test_an_unexpected_error_ends_one_row(bench: Bench) -> None:
     assert kinds[0] == ("failed", "internal")
     assert bench.control.stop_reason == "internal"
     assert bench.backend.history.count("submit") == 1
+
+
+@pytest.mark.parametrize("inline", [False, True])
+@pytest.mark.parametrize("count", [1, 19])
+async def test_an_unexpected_error_about_references_ends_its_row(bench: Bench, inline: bool, count: int) -> None:
+    """Whatever goes wrong when references are got ready ends that row before its claim; the run goes on."""
+    bench.references.inline = inline
+    for seed in range(count):
+        bench.references.steps = [ZeroDivisionError("bad transform")]
+        result = await bench.make(replace(WITH_PHOTO, params=REQUEST.params | {"seed": 100 + seed}))
+        assert (result.status, result.error_kind, result.attempts) == ("failed", "internal", 0)
+        assert "bad transform" in (result.error_message or "")
+    assert (bench.control.stopped, bench.backend.history) == (False, [])
+    assert await bench.ledger.claims(WITH_PHOTO.key) == []
+    assert (await bench.make(WITH_PHOTO)).status == "generated"
+
+
+async def test_an_image_in_another_format_is_kept_and_told(bench: Bench) -> None:
+    """What was delivered is kept as it came, under the name that was asked for, with a flag and its true format."""
+    sink = io.BytesIO()
+    Image.effect_noise((64, 64), 50).save(sink, "JPEG")
+    bench.backend.collects = [sink.getvalue()]
+    result = await bench.make()
+    assert result.image is not None
+    assert (result.status, result.image.format, result.image.flags) == ("generated", "jpeg", ("other_format",))
+    assert result.applied["format"] == "jpeg"
+    assert await bench.store.get(layout.image(HEX, "png")) == sink.getvalue()
 
 
 async def test_several_images_of_one_answer(bench: Bench) -> None:

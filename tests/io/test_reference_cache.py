@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from prefect_imagegen.core.errors import RefusedError
-from prefect_imagegen.core.references import ReferenceFacts
+from prefect_imagegen.core.reference_pictures import ReferenceFacts
 from prefect_imagegen.io import reference_cache
 from prefect_imagegen.io.reference_cache import ReferenceCache
 

@@ -8,6 +8,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
+from prefect_imagegen.core.reference_pictures import plain_picture
+
 _PROMPTS = (
     ("a corgi astronaut riding a paper boat through a neon canal", "16:9", "scene"),
     ("a glass teapot with a tiny thunderstorm inside, studio light", "1:1", "product"),
@@ -41,8 +43,7 @@ def contact_sheet(images: Sequence[bytes]) -> bytes:
     size = (_COLUMNS * (_TILE + _GAP) + _GAP, rows * (_TILE + _GAP) + _GAP)
     sheet = Image.new("RGB", size, (24, 24, 27))
     for position, data in enumerate(images):
-        with Image.open(io.BytesIO(data)) as opened:
-            tile = opened.convert("RGB")
+        tile = plain_picture(data)
         tile.thumbnail((_TILE, _TILE))
         left = _GAP + (position % _COLUMNS) * (_TILE + _GAP) + (_TILE - tile.width) // 2
         top = _GAP + (position // _COLUMNS) * (_TILE + _GAP) + (_TILE - tile.height) // 2

@@ -8,7 +8,8 @@ from prefect_imagegen.core.manifest import ManifestOptions
 from prefect_imagegen.core.models import DEFAULT_MODEL
 from prefect_imagegen.core.profiles import PROFILES
 from prefect_imagegen.core.reconcile import DEFAULT_LAG_S, OnUnknown
-from prefect_imagegen.core.references import DEFAULT_MEGAPIXELS, CheckReferences, ReferenceTransport
+from prefect_imagegen.core.reference_pictures import DEFAULT_MEGAPIXELS
+from prefect_imagegen.core.references import CheckReferences, ReferenceTransport
 
 SECRET_OPTIONS = {"manifest_storage_options", "reference_storage_options"}
 """Options that may hold secrets: never shown, stored, or passed as parameters."""

@@ -19,7 +19,8 @@ from prefect_imagegen.core.manifest import ManifestOptions, check_fields, plan_c
 from prefect_imagegen.core.outcomes import OUTCOMES, is_permanent
 from prefect_imagegen.core.plan import PLAN_SCHEMA, WORKED, KeySeen, PlanSummary, Sharder
 from prefect_imagegen.core.redact import redact
-from prefect_imagegen.core.references import BusyReason, ReferenceFacts
+from prefect_imagegen.core.reference_pictures import ReferenceFacts
+from prefect_imagegen.core.references import BusyReason
 from prefect_imagegen.core.request import key_of
 from prefect_imagegen.core.validate import RowError, RowValidator, ValidRow
 from prefect_imagegen.io.manifests import Manifest

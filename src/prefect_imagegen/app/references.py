@@ -9,14 +9,8 @@ from urllib.parse import urlsplit
 
 from prefect_imagegen.app.options import GenerateOptions
 from prefect_imagegen.app.settings import BackendSettings, StoreSettings
-from prefect_imagegen.core.references import (
-    CheckReferences,
-    ReferenceFacts,
-    ReferenceTransport,
-    family,
-    is_looked_at,
-    unfit,
-)
+from prefect_imagegen.core.reference_pictures import ReferenceFacts
+from prefect_imagegen.core.references import CheckReferences, ReferenceTransport, family, is_looked_at, unfit
 from prefect_imagegen.core.request import Reference
 from prefect_imagegen.io.reference_cache import ReferenceCache
 from prefect_imagegen.io.references import ReadingOptions, ReferenceReader

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from prefect_imagegen.core import layout
 from prefect_imagegen.core.errors import StoreError
 from prefect_imagegen.core.plan import WORKED
-from prefect_imagegen.core.references import ReferenceFacts
+from prefect_imagegen.core.reference_pictures import ReferenceFacts
 from prefect_imagegen.core.request import GenerationRequest, Reference, canonical_json
 from prefect_imagegen.ports import ObjectStore
 

@@ -5,8 +5,6 @@ so every shape that any of them shows is understood. What is not understood prov
 """
 
 import ast
-import base64
-import binascii
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -15,9 +13,11 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any
 
+from prefect_imagegen.core.base64_text import decode_base64
+
 _MAGIC = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF8", b"BM", b"II*\x00", b"MM\x00*")
-_BASE64 = re.compile(r"^[A-Za-z0-9+/_\s-]{64,}={0,2}\s*$")
-_DATA_URI = re.compile(r"^data:[^,]*;base64,(.+)$", re.DOTALL)
+_SHORTEST_BASE64 = 64
+"""Shorter texts are words."""
 _DEEPEST = 6
 """No known answer nests deeper; a hostile one shall cost no stack."""
 _DONE = frozenset({"COMPLETED", "SUCCESS", "SUCCEEDED"})
@@ -332,8 +332,6 @@ def _text_outputs(text: Any) -> Iterator[Output]:
         return
     if text.startswith(("http://", "https://")):
         yield Output(url=text)
-    elif match := _DATA_URI.match(text):
-        yield from filter(None, [_base64(match[1])])
     elif text[:1] in "{[":
         inner = parse_json(text)
         if inner is not None:
@@ -343,10 +341,10 @@ def _text_outputs(text: Any) -> Iterator[Output]:
 
 
 def _base64(text: str) -> Output | None:
-    if not _BASE64.match(text):
+    if len(text) < _SHORTEST_BASE64:
         return None
     try:
-        data = base64.b64decode("".join(text.split()), altchars=b"-_" if "-" in text or "_" in text else None)
-    except (binascii.Error, ValueError):
+        data = decode_base64(text)
+    except ValueError:
         return None
     return Output(data=data) if looks_like_image(data) else None

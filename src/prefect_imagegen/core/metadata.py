@@ -15,7 +15,7 @@ _COLUMNS: tuple[tuple[str, pa.DataType, str], ...] = (
     ("format", pa.string(), "png, jpeg or webp, from the bytes"),
     ("size_bytes", pa.int64(), "bytes"),
     ("sha256", pa.string(), "of the bytes as received, hex"),
-    ("flags", pa.list_(pa.string()), "remarks on the image, such as `blank`"),
+    ("flags", pa.list_(pa.string()), "remarks: `blank`, `other_format` (than was asked for), `more_images`, `late`"),
     ("prompt", pa.string(), "as sent"),
     ("seed", pa.int64(), "as sent: the row's, or derived from the row"),
     ("model", pa.string(), "slug of the model"),

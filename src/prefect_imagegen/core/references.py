@@ -1,38 +1,23 @@
-"""Reference images: where they lie, what their bytes say, and what makes them fit to send. Pure.
-
-Sources of the limits: the model takes sides of at least 64 px and aspect ratios up to 8:1 (diffusers'
-Flux2KleinPipeline refuses others); png, jpeg and webp are what the API itself deals in.
-"""
+"""Reference images: where they lie, and whether they can be sent in the way that the user asks for. Pure."""
 
 import hashlib
-import io
 import posixpath
 import re
-from dataclasses import dataclass
 from typing import Literal
 from urllib.parse import SplitResult, urljoin, urlsplit
 
-from PIL import Image, ImageCms, ImageOps
+from prefect_imagegen.core.reference_pictures import ReferenceFacts
 
 ReferenceTransport = Literal["auto", "presign", "upload", "data-url"]
 CheckReferences = Literal["all", "sample", "none"]
 OBJECT_SCHEMES = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss"})
 _ONE_NAME = {"s3a": "s3", "gcs": "gs", "abfs": "az", "abfss": "az"}
 WEB_SCHEMES = frozenset({"http", "https"})
-DEFAULT_MEGAPIXELS = 64.0
-MIN_SIDE = 64
-MAX_RATIO = 8
-_PLAIN_FORMATS = {"JPEG": "jpeg", "MPO": "jpeg", "PNG": "png", "WEBP": "webp"}
-"""Formats that are sent as they are; MPO is the JPEG of some cameras, with a second picture behind it."""
-_SIXTEEN_BITS = ("I;16", "I;16B", "I;16L", "I;16N", "I")
-_PLAIN_MODES = ("1", "L", "P", "RGB", "LA", "PA", "RGBA", "CMYK", *_SIXTEEN_BITS)
 _SIGNED = re.compile(r"(^|[?&])(x-amz-|x-goog-|sig=|signature=|awsaccesskeyid=|token=|se=.*&sp=)", re.IGNORECASE)
 _ESCAPED = re.compile("&(?:(?:amp|#38|#x26);)+", re.IGNORECASE)
 _NO_SCHEME = re.compile(r"//[^/\s]+\.[A-Za-z]{2,}(?::\d+)?/")
 _LONGEST_LABEL, _LONGEST_HOST = 63, 253
 _SAMPLED_OF = 10
-_JPEG_QUALITY = 95
-_ORIENTATION = 0x0112
 
 
 class BadReferenceError(ValueError):
@@ -43,23 +28,6 @@ class BusyReason(str):
     """Why a reference could not be looked at for now; nothing says that it is wrong."""
 
     __slots__ = ()
-
-
-@dataclass(frozen=True, slots=True)
-class ReferenceFacts:
-    """What is known of the bytes of a reference: SHA-256 (hex), and where they were looked at, their picture.
-
-    `width` and `height` are in pixels, as seen upright. `changes` says what has to be done to the picture before it
-    can be sent; `problem` why it cannot be used at all.
-    """
-
-    sha256: str
-    size: int
-    width: int | None = None
-    height: int | None = None
-    format: str | None = None
-    changes: tuple[str, ...] = ()
-    problem: str | None = None
 
 
 def locate(value: str, base: str) -> str:
@@ -142,54 +110,6 @@ def unfit(uri: str, facts: ReferenceFacts | None, transport: ReferenceTransport)
     return facts.problem
 
 
-def inspect(data: bytes, *, max_megapixels: float = DEFAULT_MEGAPIXELS) -> ReferenceFacts:
-    """Decode a reference fully and say what it is; CPU-bound, so call it in a thread."""
-    sha256, size = hashlib.sha256(data).hexdigest(), len(data)
-    try:
-        width, height, kind, changes = _look(data, max_megapixels)
-    except BadReferenceError as error:
-        return ReferenceFacts(sha256, size, problem=str(error))
-    except Image.DecompressionBombError:
-        return ReferenceFacts(sha256, size, problem=f"it has more than {max_megapixels:g} megapixels")
-    except Exception as error:  # noqa: BLE001 - Pillow raises many types on hostile bytes; all mean the same here
-        return ReferenceFacts(sha256, size, problem=_no_image(data, error))
-    return ReferenceFacts(sha256, size, width, height, kind, changes)
-
-
-def media_type(data: bytes) -> str:
-    """The media type of a picture, by its first bytes; without a known one, just bytes."""
-    for start, kind in ((b"\xff\xd8\xff", "jpeg"), (b"\x89PNG", "png"), (b"GIF8", "gif")):
-        if data.startswith(start):
-            return f"image/{kind}"
-    return "image/webp" if data[:4] == b"RIFF" and data[8:12] == b"WEBP" else "application/octet-stream"
-
-
-def normalised(data: bytes) -> bytes:
-    """The picture as `inspect` says that it has to be changed: upright, 8 bits a channel, RGB or grey, no alpha.
-
-    A JPEG stays one (quality 95); everything else becomes a PNG.
-    """
-    with Image.open(io.BytesIO(data)) as opened:
-        kind = _PLAIN_FORMATS.get(opened.format or "", "png")
-        profile = opened.info.get("icc_profile")
-        image = ImageOps.exif_transpose(opened)
-        if image.mode in _SIXTEEN_BITS:
-            image, profile = image.point(lambda value: value * (1 / 256)).convert("L"), None
-        elif image.mode == "CMYK":
-            image, profile = _from_cmyk(image, profile), None
-        elif _has_alpha(image):
-            layer = image.convert("RGBA")
-            image = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
-        elif image.mode not in ("L", "RGB"):
-            image = image.convert("RGB")
-        sink = io.BytesIO()
-        if kind == "jpeg":
-            image.save(sink, "JPEG", quality=_JPEG_QUALITY, subsampling=0, icc_profile=profile)
-        else:
-            image.save(sink, "PNG", icc_profile=profile)
-    return sink.getvalue()
-
-
 def _check_host(parts: SplitResult) -> None:
     """Refuse a host that no name service can be asked for, and a port that no machine has."""
     host = parts.hostname
@@ -214,70 +134,3 @@ def _below(path: str, base: str) -> str:
     if whole.startswith("..") or (scheme != "file" and "/" not in whole):
         raise BadReferenceError(f"the path leads out of {base}")
     return f"{scheme}://{whole}"
-
-
-def _look(data: bytes, max_megapixels: float) -> tuple[int, int, str, tuple[str, ...]]:
-    with Image.open(io.BytesIO(data)) as image:
-        width, height = image.size
-        if width * height > max_megapixels * 1e6:
-            raise BadReferenceError(f"it has {width}x{height} pixels, more than {max_megapixels:g} megapixels")
-        if min(width, height) < MIN_SIDE:
-            raise BadReferenceError(f"it has {width}x{height} pixels; a side must have {MIN_SIDE} at least")
-        if max(width, height) > MAX_RATIO * min(width, height):
-            raise BadReferenceError(f"it has {width}x{height} pixels; its sides may differ by {MAX_RATIO}:1 at most")
-        frames = getattr(image, "n_frames", 1)
-        if frames > 1 and image.format != "MPO":
-            raise BadReferenceError(f"it is animated ({frames} frames); give one still picture")
-        image.load()
-        kind = image.format or ""
-        turned = image.getexif().get(_ORIENTATION, 1)
-        changes = _changes(image, data, kind, turned)
-    if 5 <= turned <= 8:
-        width, height = height, width
-    return width, height, _PLAIN_FORMATS.get(kind, kind.lower()), changes
-
-
-def _changes(image: Image.Image, data: bytes, kind: str, turned: int) -> tuple[str, ...]:
-    if image.mode not in _PLAIN_MODES:
-        raise BadReferenceError(f"its colours are of the kind {image.mode}; convert it to RGB")
-    found = []
-    if kind not in _PLAIN_FORMATS:
-        found.append(f"converted from {kind}")
-    if 2 <= turned <= 8:
-        found.append("turned upright")
-    if image.mode == "CMYK":
-        found.append("converted from CMYK to RGB")
-    if image.mode in _SIXTEEN_BITS or (kind == "PNG" and data[24:25] == b"\x10"):
-        found.append("reduced from 16 to 8 bits")
-    if _has_alpha(image):
-        found.append("transparency laid on white")
-    return tuple(found)
-
-
-def _has_alpha(image: Image.Image) -> bool:
-    """Whether any pixel lets something shine through."""
-    if image.mode not in ("RGBA", "LA", "PA") and "transparency" not in image.info:
-        return False
-    low, _ = image.convert("RGBA").getchannel("A").getextrema()
-    return isinstance(low, int | float) and low < 255
-
-
-def _from_cmyk(image: Image.Image, profile: bytes | None) -> Image.Image:
-    if profile:
-        try:
-            source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-            converted = ImageCms.profileToProfile(image, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
-        except (ImageCms.PyCMSError, OSError):
-            converted = None
-        if converted is not None:
-            return converted
-    return image.convert("RGB")
-
-
-def _no_image(data: bytes, error: Exception) -> str:
-    if data[4:8] == b"ftyp" and data[8:12] in (b"heic", b"heix", b"hevc", b"mif1", b"msf1", b"heim", b"heis"):
-        return "it is a HEIC picture, which the API is not known to take; convert it to JPEG or PNG"
-    if not data:
-        return "it is empty"
-    text = str(error).replace(str(getattr(error, "filename", None)), "").split("<_io")[0].strip()
-    return f"it is no whole image ({len(data)} bytes): {text}"

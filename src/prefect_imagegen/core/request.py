@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from prefect_imagegen.core.models import MAX_SEED, MODELS
-from prefect_imagegen.core.references import ReferenceFacts
+from prefect_imagegen.core.reference_pictures import ReferenceFacts
 
 CANONICAL_VERSION = 1
 _CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)

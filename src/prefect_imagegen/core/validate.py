@@ -11,10 +11,10 @@ from prefect_imagegen.core.manifest import COMMON_FIELDS, ColumnPlan, ManifestOp
 from prefect_imagegen.core.models import ASPECT_SIZES, MATCH_INPUT_IMAGE, MODELS, FieldSpec, ModelSpec
 from prefect_imagegen.core.redact import redact
 from prefect_imagegen.core.reference_cells import path_hint, reference_texts
+from prefect_imagegen.core.reference_pictures import ReferenceFacts
 from prefect_imagegen.core.references import (
     BadReferenceError,
     BusyReason,
-    ReferenceFacts,
     is_signed,
     is_web,
     locate,

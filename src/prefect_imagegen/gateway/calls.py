@@ -1,7 +1,6 @@
 """What every route does: check the key and the call, and let the script's faults strike."""
 
 import asyncio
-import io
 import json
 import random
 from datetime import UTC, datetime
@@ -9,9 +8,9 @@ from typing import Annotated, Any
 
 from fastapi import Depends, Request
 from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
-from PIL import Image
 
 from prefect_imagegen.core.image import CONTENT_TYPES, encode
+from prefect_imagegen.core.reference_pictures import plain_picture
 from prefect_imagegen.gateway.faults import HANG_S, Call, Fault
 from prefect_imagegen.gateway.records import Books, Record, reset_header
 from prefect_imagegen.gateway.studio import Studio
@@ -147,8 +146,7 @@ def answer_body(data: bytes, media: str, fault: Fault | None, headers: dict[str,
         response = Response(noise, media_type=CONTENT_TYPES["png"], headers=headers)
     elif name == "other_format":
         other = _OTHER.get(media, "png")
-        with Image.open(io.BytesIO(data)) as image:
-            data = encode(image.convert("RGB"), other, quality=90)
+        data = encode(plain_picture(data), other, quality=90)
         response = Response(data, media_type=CONTENT_TYPES[other], headers=headers)
     else:
         response = Response(data, media_type="text/plain" if name == "wrong_content_type" else media, headers=headers)

@@ -1,10 +1,9 @@
 """Uploaded reference images, and images inside a call."""
 
-import base64
-import binascii
 from pathlib import Path
 
 from prefect_imagegen.core.answers import looks_like_image
+from prefect_imagegen.core.base64_text import decode_base64
 from prefect_imagegen.gateway.records import Books
 
 
@@ -21,10 +20,10 @@ def asset_path(books: Books, name: str) -> Path | None:
 def image_of_data_url(url: str) -> tuple[bytes, str]:
     """The bytes of a `data:image/...;base64,...` URL, and its sub-type. Raises BadDataUrlError."""
     try:
-        head, text = url.split(",", 1)
-        data = base64.b64decode(text, validate=True)
-    except (ValueError, binascii.Error):
+        data = decode_base64(url)
+    except ValueError:
         raise BadDataUrlError("not a data:image/...;base64,... URL") from None
+    head = url.partition(",")[0].strip().lower()
     if not head.startswith("data:") or not looks_like_image(data):
         raise BadDataUrlError("a data URL must hold an image")
     return data, head[len("data:") :].split(";")[0].rsplit("/", 1)[-1]

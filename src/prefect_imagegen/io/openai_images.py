@@ -7,8 +7,8 @@ left out, since a wrong one is refused; references go as bytes, since a server t
 of the workers.
 """
 
+import asyncio
 import base64
-import binascii
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -18,8 +18,9 @@ from urllib.parse import urlsplit
 from pydantic import SecretStr
 
 from prefect_imagegen.core import answers
+from prefect_imagegen.core.base64_text import decode_base64, lacks_padding
 from prefect_imagegen.core.errors import BackendError
-from prefect_imagegen.core.image import BadImageError, upright_size
+from prefect_imagegen.core.image import BadImageError, decode, upright_size
 from prefect_imagegen.core.models import pixels_of
 from prefect_imagegen.core.redact import redact
 from prefect_imagegen.core.request import GenerationRequest, plain_number
@@ -83,7 +84,7 @@ class OpenAIImages:
     async def submit(self, request: GenerationRequest, image_urls: Sequence[str]) -> Submission:
         """POST once, and return with the opened answer."""
         pictures = [base64.b64decode(url.partition(",")[2]) for url in image_urls]
-        first = upright_size(pictures[0]) if pictures else None
+        first = await asyncio.to_thread(_size_of_first, pictures)
         fields = fields_of(request, first)
         options: dict[str, Any] = {"json": fields}
         if pictures:
@@ -117,8 +118,14 @@ class OpenAIImages:
             body = await read_body(response)
         except UNREADABLE as error:
             raise BackendError("unknown", f"the answer broke off: {plain_name(error)}") from error
-        data = _picture(body)
+        text = _picture_text(body)
         try:
+            data = decode_base64(text)
+        except ValueError as error:
+            raise BackendError("bad_output", f"the image is cut off, or no base64: {error}", status=200) from error
+        try:
+            if lacks_padding(text):
+                await asyncio.to_thread(decode, data)  # a picture that is cut off looks like one that is not padded
             found = "{}x{}".format(*upright_size(data))
         except BadImageError as error:
             raise BackendError("bad_output", str(error), status=200) from error
@@ -166,19 +173,29 @@ def fields_of(request: GenerationRequest, first: tuple[int, int] | None) -> dict
     return fields
 
 
-def _picture(body: bytes) -> bytes:
-    """The bytes of the one picture of an answer. Raises BackendError."""
+def _size_of_first(pictures: Sequence[bytes]) -> tuple[int, int] | None:
+    """The size of the first reference, upright, in pixels. Raises BackendError where any is no picture."""
+    sizes = []
+    for number, data in enumerate(pictures, 1):
+        try:
+            sizes.append(upright_size(data))
+        except BadImageError as error:
+            raise BackendError("invalid_request", f"reference {number} is no picture: {error}") from error
+    return sizes[0] if sizes else None
+
+
+def _picture_text(body: bytes) -> str:
+    """The one picture of an answer, in base64. Raises BackendError."""
     value = answers.parse_json(body)
     items = value.get("data") if isinstance(value, dict) else None
     item = items[0] if isinstance(items, list) and items and isinstance(items[0], dict) else {}
-    text = item.get("b64_json")
+    text, url = item.get("b64_json"), item.get("url")
+    if not text and isinstance(url, str) and url[:5].lower() == "data:":
+        text = url
     if not isinstance(text, str) or not text:
-        what = "a URL instead of the image's bytes" if item.get("url") else "no image"
+        what = "a URL instead of the image's bytes" if url else "no image"
         raise BackendError("bad_output", f"the answer has {what}: {redact(answers.error_text(body))[:200]}", status=200)
-    try:
-        return base64.b64decode(text, validate=True)
-    except binascii.Error as error:
-        raise BackendError("bad_output", f"the image is cut off: {error}", status=200) from error
+    return text
 
 
 def _media(url: str) -> str:

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Self, TypeVar, TypeVarTuple, Unpack
 
 from prefect_imagegen.core.errors import RefusedError
-from prefect_imagegen.core.references import ReferenceFacts
+from prefect_imagegen.core.reference_pictures import ReferenceFacts
 
 T = TypeVar("T")
 Arguments = TypeVarTuple("Arguments")

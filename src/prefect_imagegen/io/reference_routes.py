@@ -13,8 +13,10 @@ from weakref import WeakValueDictionary
 
 from prefect_imagegen.core import layout
 from prefect_imagegen.core.errors import BackendError, RefusedError, StoreError
+from prefect_imagegen.core.image import upright_size
 from prefect_imagegen.core.outcomes import OUTCOMES
 from prefect_imagegen.core.redact import redact
+from prefect_imagegen.core.reference_pictures import media_type, normalised
 from prefect_imagegen.core.references import (
     BusyReason,
     CheckReferences,
@@ -22,8 +24,6 @@ from prefect_imagegen.core.references import (
     family,
     is_looked_at,
     is_web,
-    media_type,
-    normalised,
     unfit,
 )
 from prefect_imagegen.core.request import GenerationRequest, Reference
@@ -166,8 +166,16 @@ class ReferenceRoutes:
         return True
 
     async def _to_send(self, reference: Reference) -> bytes:
+        """The bytes of a reference, made fit; what nobody has looked at must at least begin like a picture."""
         data = await self._reader.read(reference.uri, reference.sha256)
-        return await self._reader.decoding(normalised, data) if reference.changes else data
+        try:
+            if reference.changes:
+                return await self._reader.decoding(normalised, data)
+            if reference.facts is None or reference.facts.width is None:
+                await self._reader.decoding(upright_size, data)
+        except Exception as error:  # Pillow raises many types: whatever it is, it is about this picture
+            raise ReferenceReadError(f"it cannot be made fit to send: {error}") from error
+        return data
 
     async def _store(self, reference: Reference, store: ObjectStore) -> None:
         """Keep the reference as it is found, once for the same bytes."""

@@ -19,16 +19,8 @@ import fsspec
 
 from prefect_imagegen.core.errors import RefusedError
 from prefect_imagegen.core.redact import redact
-from prefect_imagegen.core.references import (
-    DEFAULT_MEGAPIXELS,
-    BusyReason,
-    ReferenceFacts,
-    family,
-    inspect,
-    is_signed,
-    is_web,
-    shown,
-)
+from prefect_imagegen.core.reference_pictures import DEFAULT_MEGAPIXELS, JUDGEMENT, ReferenceFacts, inspect
+from prefect_imagegen.core.references import BusyReason, family, is_signed, is_web, shown
 from prefect_imagegen.io.object_store import close_connections, s3_options
 from prefect_imagegen.io.reference_cache import ReferenceCache
 from prefect_imagegen.net.fetch import Fetched, ReferenceFetcher
@@ -70,6 +62,7 @@ class ReferenceReader:
         self.remembered = 0
         """References whose host is busy, and which are taken for what they were at an earlier look."""
         self._options = options
+        self._judgement = f"{JUDGEMENT}:{options.max_megapixels:g}"
         self._systems: dict[str, Any] = {}
         self._fetcher = ReferenceFetcher(options.policy, hosts)
         self._gate = asyncio.Semaphore(READERS)
@@ -166,14 +159,13 @@ class ReferenceReader:
 
     async def _examine_web(self, uri: str, look: bool) -> tuple[str | None, ReferenceFacts | str]:
         version, known = await self._known(uri, look)
-        limit = f"{self._options.max_megapixels:g}"
-        same_limit, _, mark = (version or "").partition(" ")
+        judgement, _, mark = (version or "").partition(" ")
         try:
-            async with self._fetched(uri, mark if known and same_limit == limit else None) as found:
+            async with self._fetched(uri, mark if known and judgement == self._judgement else None) as found:
                 if found.data is None and known is not None:
                     return None, known
                 facts = await self._facts(found.data or b"", look)
-                return (f"{limit} {found.version}" if found.version else None), facts
+                return (f"{self._judgement} {found.version}" if found.version else None), facts
         except ReferenceReadError as error:
             if not error.is_busy or known is None:
                 raise
@@ -184,7 +176,7 @@ class ReferenceReader:
         system, path = await self._run(lambda: self._open(uri))
         info = await self._run(lambda: _info(system, path))
         mark = next((info[name] for name in ("ETag", "etag", "LastModified", "mtime") if info.get(name)), None)
-        version = f"{self._options.max_megapixels:g} {mark} {info['size']}" if mark else None
+        version = f"{self._judgement} {mark} {info['size']}" if mark else None
         known_version, known = await self._known(uri, look)
         if known is not None and version is not None and known_version == version:
             return None, known

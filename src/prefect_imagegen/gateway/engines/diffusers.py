@@ -9,7 +9,6 @@ import asyncio
 import hashlib
 import importlib.util
 import inspect
-import io
 import os
 import time
 from collections.abc import Hashable, Mapping, Sequence
@@ -18,11 +17,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, ImageOps
+from PIL import Image
 
 from prefect_imagegen.core.errors import RefusedError
 from prefect_imagegen.core.image import CONTENT_TYPES, encode, upright_size
 from prefect_imagegen.core.profiles import PROFILES, Profile, weights_label
+from prefect_imagegen.core.reference_pictures import plain_picture
 from prefect_imagegen.gateway.batching import Batcher
 from prefect_imagegen.gateway.engines.base import Drawn, Picture, UndrawableError
 from prefect_imagegen.gateway.metrics import Metrics
@@ -136,7 +136,7 @@ class DiffusersEngine:
         first, params = batch[0], batch[0].params
         more: dict[str, Any] = {}
         if first.references:
-            more["image"] = [_opened(data) for data in first.references]
+            more["image"] = [plain_picture(data) for data in first.references]
         if "guidance_scale" in inspect.signature(self._pipe.__call__).parameters:  # not with reference caching (KV)
             more["guidance_scale"] = float(params["cfg"])
         if params["cfg"] > 1:
@@ -179,12 +179,6 @@ def _group(picture: Picture) -> Hashable:
     """What pictures of one batch have in common."""
     references = tuple(hashlib.sha256(data).digest() for data in picture.references)
     return picture.width, picture.height, picture.params["steps"], picture.params["cfg"], references
-
-
-def _opened(data: bytes) -> Image.Image:
-    """A reference, upright and in plain colours."""
-    with Image.open(io.BytesIO(data)) as image:
-        return ImageOps.exif_transpose(image).convert("RGB")
 
 
 def _best_device(torch: Any) -> str:

@@ -1,6 +1,5 @@
 """Placeholder pictures, drawn with Pillow: no model, deterministic, and visibly marked as sandbox."""
 
-import io
 import random
 import textwrap
 from collections.abc import Sequence
@@ -10,6 +9,7 @@ from PIL import Image, ImageDraw, ImageFilter, ImageFont, ImageOps, PngImagePlug
 from PIL.ImageFont import FreeTypeFont
 
 from prefect_imagegen.core.image import CONTENT_TYPES, encode
+from prefect_imagegen.core.reference_pictures import plain_picture
 from prefect_imagegen.gateway.engines.base import Drawn, PaintingEngine, Picture
 
 _LABEL = "SANDBOX · no model"
@@ -61,8 +61,7 @@ def _compose(image: Image.Image, references: Sequence[bytes]) -> None:
     side = min(image.width // (len(references) + 1), image.height // 3)
     gap = (image.width - side * len(references)) // (len(references) + 1)
     for position, data in enumerate(references):
-        with Image.open(io.BytesIO(data)) as opened:
-            thumbnail = ImageOps.fit(ImageOps.exif_transpose(opened).convert("RGB"), (side, side))
+        thumbnail = ImageOps.fit(plain_picture(data), (side, side))
         framed = ImageOps.expand(thumbnail, border=max(2, side // 60), fill="white")
         image.paste(framed, (gap + position * (side + gap), image.height // 12))
 

@@ -1,0 +1,24 @@
+"""Bytes that came as text: base64 as servers really write it."""
+
+import base64
+
+_URL_SAFE = str.maketrans("-_", "+/")
+
+
+def decode_base64(text: str) -> bytes:
+    """The bytes of base64 text: with a `data:` prefix or none, in either alphabet, in lines, with padding or without.
+
+    Takes time in proportion to the text. Raises ValueError for what is no base64, or is cut off within a byte.
+    """
+    text = text.lstrip()
+    if text[:5].lower() == "data:":
+        head, comma, text = text.partition(",")
+        if not comma or not head.rstrip().lower().endswith(";base64"):
+            raise ValueError("the data URL is not in base64")
+    packed = "".join(text.split()).translate(_URL_SAFE)
+    return base64.b64decode(packed + "=" * (-len(packed) % 4), validate=True)
+
+
+def lacks_padding(text: str) -> bool:
+    """Whether the last group of base64 text is not full: its writer pads nothing, or it is cut off."""
+    return len("".join(text.rpartition(",")[2].split())) % 4 != 0

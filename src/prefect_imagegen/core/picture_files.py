@@ -1,0 +1,298 @@
+"""Files of pictures taken apart: what their pixels need goes on to Pillow, what is told about them is read here.
+
+Pillow reads metadata before pixels. It gives up whole pictures for an unreadable text chunk or colour profile, and its
+warnings go to the terminal, where no thread can hold them back alone. So it gets files without metadata.
+Sources: PNG (W3C, third edition), JPEG (ITU T.81, annex B), WebP container (RFC 9649), EXIF 2.32, 4.6.2.
+"""
+
+import re
+import struct
+import zlib
+from dataclasses import dataclass, replace
+
+PNG_START = b"\x89PNG\r\n\x1a\n"
+_MOST_INFLATED = 1 << 20
+"""Bytes of a compressed chunk: Pillow refuses more, and so does whoever reads a picture with it."""
+_ORIENTATION = 0x0112
+_XMP_ORIENTATION = re.compile(rb'tiff:Orientation(?:="|>)([1-8])')
+_EXIF_START = b"Exif\0\0"
+_JPEG_XMP_START = b"http://ns.adobe.com/xap/1.0/\0"
+_JPEG_ICC_START = b"ICC_PROFILE\0"
+_MOST_TEXT = 64 * _MOST_INFLATED
+"""Bytes of all texts of a PNG together: the same."""
+_PNG_LENGTHS = {b"gAMA": 4, b"cHRM": 32, b"sRGB": 1, b"pHYs": 9, b"acTL": 8, b"fcTL": 26, b"fdAT": 4}
+"""The bytes that a chunk has at least: others fail at a shorter one, though they need none of them."""
+_START_OF_SCAN = 0xDA
+_APPLICATIONS = frozenset({*range(0xE0, 0xF0), 0xFE})
+"""JPEG segments APP0 to APP15, and comments."""
+_WITHOUT_LENGTH = frozenset({0x00, 0x01, 0xFF, *range(0xD0, 0xDA)})
+_COLOURS_LENGTH = 12
+_WEBP_METADATA = {b"ICCP": 0x20, b"EXIF": 0x08, b"XMP ": 0x04}
+_WEBP_ANIMATION = 0x02
+_AVIF_EXIF = re.compile(rb"(infe.{8})Exif", re.DOTALL)
+_AVIF_HEAD = 1 << 16
+
+
+class PictureFileError(ValueError):
+    """The file ends too early, or its structure is damaged; the message says which."""
+
+
+@dataclass(frozen=True, slots=True)
+class PictureFile:
+    """A picture's file without what its pixels do not need, and what was found beside them.
+
+    `kind` is Pillow's name of the format. `orientation` is that of EXIF (1 to 8), else of XMP. `is_damaged`: metadata
+    that others may fail at. `size` (pixels, as stored) and `has_more` (frames or pages behind the first) are None where
+    only Pillow knows.
+    """
+
+    kind: str
+    data: bytes
+    orientation: int = 1
+    icc_profile: bytes | None = None
+    is_damaged: bool = False
+    size: tuple[int, int] | None = None
+    has_more: bool | None = None
+
+
+@dataclass(slots=True)
+class Metadata:
+    """What is collected of a file on the way through it."""
+
+    exif: bytes = b""
+    xmp: bytes = b""
+    icc_profile: bytes | None = None
+    is_damaged: bool = False
+    orientation: int | None = None
+    texts: int = 0
+    """Bytes of the texts of a PNG."""
+
+    def applied(self, file: PictureFile) -> PictureFile:
+        """The file with what its metadata say."""
+        orientation = self.orientation
+        if self.exif:
+            try:
+                orientation = exif_orientation(self.exif)
+            except (struct.error, KeyError):
+                self.is_damaged = True
+        if orientation is None and (match := _XMP_ORIENTATION.search(self.xmp)):
+            orientation = int(match[1])
+        return replace(
+            file, orientation=orientation or 1, icc_profile=self.icc_profile or None, is_damaged=self.is_damaged
+        )
+
+
+def exif_orientation(exif: bytes) -> int | None:
+    """The orientation (1 to 8); None where there is none. Raises struct.error or KeyError for what is no EXIF."""
+    body = exif.removeprefix(_EXIF_START)
+    order = {b"II": "<", b"MM": ">"}[body[:2]]
+    if 42 not in struct.unpack_from("<H", body, 2) + struct.unpack_from(">H", body, 2):
+        raise KeyError(body[2:4])
+    (start,) = struct.unpack_from(f"{order}I", body, 4)
+    (entries,) = struct.unpack_from(f"{order}H", body, start)
+    orientation = None
+    for position in range(start + 2, start + 2 + 12 * entries, 12):
+        tag, kind, _, value = struct.unpack_from(f"{order}HHI4s", body, position)
+        if tag == _ORIENTATION and kind in (3, 4):
+            (orientation,) = struct.unpack_from(f"{order}{'H' if kind == 3 else 'I'}", value)
+    return orientation if orientation in range(1, 9) else None
+
+
+def png(data: bytes) -> PictureFile:
+    """A PNG without ancillary chunks, but for the key of transparency, and without what follows its end.
+
+    Of an animated one the still picture is left. Raises PictureFileError.
+    """
+    found, kept, position, has_more, name = Metadata(), [PNG_START], len(PNG_START), False, b""
+    header = data[16:29]
+    if data[12:16] != b"IHDR" or len(header) < 13:
+        raise PictureFileError("its head is damaged")
+    while name != b"IEND":
+        length, name = struct.unpack_from(">I4s", data, position) if position + 12 <= len(data) else (len(data), b"")
+        end = position + 12 + length
+        if end > len(data):
+            raise PictureFileError("its end is missing")
+        if not name[0] & 0x20:
+            kept.append(data[position:end])
+        else:
+            body = data[position + 8 : end - 4]
+            if zlib.crc32(body, zlib.crc32(name)) != int.from_bytes(data[end - 4 : end]) or len(
+                body
+            ) < _PNG_LENGTHS.get(name, 0):
+                found.is_damaged = True
+            elif name == b"tRNS":
+                key = _transparency(header, body)
+                found.is_damaged |= key is None
+                kept.extend([_chunk(name, key)] if key else ())
+            else:
+                has_more |= name == b"acTL" and int.from_bytes(body[:4]) > 1
+                _note_png_chunk(found, name, body)
+        position = end
+    found.is_damaged |= found.texts > _MOST_TEXT
+    width, height = struct.unpack_from(">II", header)
+    return found.applied(PictureFile("PNG", b"".join(kept), size=(width, height), has_more=has_more))
+
+
+def jpeg(data: bytes) -> PictureFile:
+    """A JPEG whose head is without application segments (but for those about its colours) and comments."""
+    found, kept, profiles, position = Metadata(), [data[:2]], list[bytes](), 2
+    marker = 0
+    while marker != _START_OF_SCAN:
+        position = data.find(b"\xff", position)  # what stands between segments is skipped, as libjpeg does
+        if position < 0 or position + 4 > len(data):
+            raise PictureFileError("its head is damaged, or cut off")
+        marker = data[position + 1]
+        if marker in _WITHOUT_LENGTH:
+            position += 1 if marker == 0xFF else 2
+            continue
+        end = position + 2 + int.from_bytes(data[position + 2 : position + 4])
+        if end < position + 4 or end > len(data):
+            raise PictureFileError("its head is damaged, or cut off")
+        if marker not in _APPLICATIONS or _is_about_colours(found, marker, data[position + 4 : end]):
+            kept.append(data[position:end])
+        else:
+            _note_jpeg_segment(found, profiles, marker, data[position + 4 : end])
+        position = end
+    kept.append(data[position:])
+    if profiles:
+        _join_jpeg_profile(found, profiles)
+    return found.applied(PictureFile("JPEG", b"".join(kept), has_more=False))
+
+
+def webp(data: bytes) -> PictureFile:
+    """A WebP without metadata, and without what follows its end. Raises PictureFileError."""
+    found, kept, position, head = Metadata(), list[bytes](), 12, data[12:42]
+    total = min(len(data), 8 + int.from_bytes(data[4:8], "little"))
+    while position + 8 <= total:
+        name, length = struct.unpack_from("<4sI", data, position)
+        end = position + 8 + length
+        body = data[position + 8 : end]
+        if name in _WEBP_METADATA:
+            if name == b"ICCP":
+                found.icc_profile = body
+            elif name == b"EXIF":
+                found.exif = body
+            else:
+                found.xmp = body
+            found.is_damaged |= end > len(data)
+        else:
+            if name == b"VP8X" and body:
+                body = bytes([body[0] & ~sum(_WEBP_METADATA.values())]) + body[1:]
+            # A chunk that is cut off keeps its length, so that the decoder sees it.
+            kept.append(struct.pack("<4sI", name, length) + body + b"\0" * (length % 2 and end <= len(data)))
+        position = end + length % 2
+    chunks = b"".join(kept)
+    whole = b"RIFF" + struct.pack("<I", 4 + len(chunks)) + b"WEBP" + chunks
+    is_extended = head[:4] == b"VP8X"
+    has_more = bool(is_extended and len(head) > 8 and head[8] & _WEBP_ANIMATION)
+    return found.applied(PictureFile("WEBP", whole, size=_webp_size(head), has_more=has_more))
+
+
+def avif(data: bytes) -> PictureFile:
+    """An AVIF whose EXIF is hidden: its orientation stands in properties of its own, which count alone."""
+    return PictureFile("AVIF", _AVIF_EXIF.sub(rb"\1free", data[:_AVIF_HEAD]) + data[_AVIF_HEAD:])
+
+
+def _chunk(name: bytes, body: bytes) -> bytes:
+    return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(body, zlib.crc32(name)))
+
+
+def _transparency(header: bytes, body: bytes) -> bytes | None:
+    """The key of a tRNS chunk in the numbers that Pillow compares it with: those of pixels of 8 bits, mostly.
+
+    None where it does not fit the picture.
+    """
+    depth, colours = header[8], header[9]
+    if len(body) < {0: 2, 2: 6, 3: 1}.get(colours, len(body) + 1):
+        return None
+    if colours == 0 and depth < 8:
+        most = 2**depth - 1
+        return struct.pack(">H", (int.from_bytes(body[:2]) & most) * (255 // most))
+    if colours == 2 and depth == 16:
+        return struct.pack(">3H", *(value >> 8 for value in struct.unpack(">3H", body[:6])))
+    return body
+
+
+def _note_png_chunk(found: Metadata, name: bytes, body: bytes) -> None:
+    """Read what an ancillary chunk tells about the picture; most of them tell nothing of use here."""
+    if name == b"eXIf":
+        found.exif = body
+        return
+    if name == b"tEXt":
+        found.texts += len(body)
+    if name not in (b"iCCP", b"zTXt", b"iTXt"):
+        return
+    keyword, _, rest = body.partition(b"\0")
+    text: bytes | None = rest
+    if name == b"iTXt":
+        is_packed, parts = rest[:1] == b"\1", rest[2:].split(b"\0", 2)
+        text = parts[2] if len(parts) == 3 else None
+        text = _inflated(text) if is_packed and text is not None else text
+    else:
+        text = _inflated(rest[1:])
+    found.texts += len(text or b"") * (name != b"iCCP")
+    if text is None:
+        found.is_damaged = True
+    elif name == b"iCCP":
+        found.icc_profile = text
+    elif keyword == b"XML:com.adobe.xmp":
+        found.xmp = text
+    elif keyword == b"Raw profile type exif" and not found.exif:  # as ImageMagick wrote it before there was eXIf
+        try:
+            found.exif = bytes.fromhex("".join(text.decode("latin-1").split("\n")[3:]))
+        except ValueError:
+            found.is_damaged = True
+
+
+def _inflated(data: bytes) -> bytes | None:
+    """The text of a compressed chunk; None where it cannot be had, or is larger than others take."""
+    inflater = zlib.decompressobj()
+    try:
+        text = inflater.decompress(data, _MOST_INFLATED)
+    except zlib.error:
+        return None
+    return None if inflater.unconsumed_tail else text
+
+
+def _is_about_colours(found: Metadata, marker: int, body: bytes) -> bool:
+    """Whether an application segment tells how the colours were coded, which the decoder has to know."""
+    if not (marker == 0xE0 and body.startswith(b"JFIF\0")) and not (marker == 0xEE and body.startswith(b"Adobe")):
+        return False
+    is_whole = len(body) >= _COLOURS_LENGTH
+    found.is_damaged |= not is_whole
+    return is_whole
+
+
+def _note_jpeg_segment(found: Metadata, profiles: list[bytes], marker: int, body: bytes) -> None:
+    """Read what another application segment tells about the picture."""
+    if marker == 0xE1 and body.startswith(_EXIF_START):
+        found.exif += body if not found.exif else body[len(_EXIF_START) :]
+    elif marker == 0xE1 and body.startswith(_JPEG_XMP_START):
+        found.xmp = found.xmp or body
+    elif marker == 0xE2 and body.startswith(_JPEG_ICC_START):
+        profiles.append(body[len(_JPEG_ICC_START) :])
+
+
+def _join_jpeg_profile(found: Metadata, parts: list[bytes]) -> None:
+    """The colour profile from its numbered parts, where all of them are there."""
+    is_whole = all(len(part) > 2 for part in parts)
+    parts.sort(key=lambda part: part[:1])
+    if is_whole and [part[0] for part in parts] == list(range(1, len(parts) + 1)) and parts[0][1] == len(parts):
+        found.icc_profile = b"".join(part[2:] for part in parts)
+    else:
+        found.is_damaged = True
+
+
+def _webp_size(head: bytes) -> tuple[int, int] | None:
+    """Width and height in pixels from the first chunk; Pillow makes room for all of them before it tells."""
+    if len(head) < 30:
+        head = head.ljust(30, b"\0")
+    if head[:4] == b"VP8X":
+        return 1 + int.from_bytes(head[12:15], "little"), 1 + int.from_bytes(head[15:18], "little")
+    if head[:4] == b"VP8L":
+        bits = int.from_bytes(head[9:13], "little")
+        return 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
+    if head[:4] == b"VP8 ":
+        width, height = struct.unpack_from("<HH", head, 14)
+        return width & 0x3FFF, height & 0x3FFF
+    return None
