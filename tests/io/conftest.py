@@ -1,7 +1,9 @@
-"""A store in memory whose clock the tests set, and which lets others act between two calls."""
+"""A store in memory whose clock the tests set, and which lets others act between two calls; and virtual time."""
 
-from collections.abc import Awaitable, Callable, Sequence
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 
@@ -63,3 +65,31 @@ async def _nothing(call: str, path: str) -> None:
 def timed_store() -> TimedStore:
     """A fresh store."""
     return TimedStore()
+
+
+class VirtualLoop(asyncio.SelectorEventLoop):
+    """An event loop whose clock jumps to whatever is due next: hours pass in no time, to the same end each time."""
+
+    now = 0.0
+
+    def time(self) -> float:
+        return self.now
+
+    def _run_once(self) -> None:
+        if not self._ready and self._scheduled:  # type: ignore[attr-defined]
+            self.now = max(self.now, self._scheduled[0]._when)  # type: ignore[attr-defined]
+        super()._run_once()  # type: ignore[misc]
+
+
+@pytest.fixture
+def in_virtual_time() -> Callable[[Coroutine[Any, Any, Any]], Any]:
+    """Run a coroutine in a loop of its own, whose time passes by waiting only."""
+
+    def run(work: Coroutine[Any, Any, Any]) -> Any:
+        loop = VirtualLoop()
+        try:
+            return loop.run_until_complete(work)
+        finally:
+            loop.close()
+
+    return run
