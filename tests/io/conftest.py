@@ -1,6 +1,7 @@
 """A store in memory whose clock the tests set, and which lets others act between two calls; and virtual time."""
 
 import asyncio
+import heapq
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -76,8 +77,12 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         return self.now
 
     def _run_once(self) -> None:
-        if not self._ready and self._scheduled:  # type: ignore[attr-defined]
-            self.now = max(self.now, self._scheduled[0]._when)  # type: ignore[attr-defined]
+        timers = self._scheduled  # type: ignore[attr-defined]
+        while timers and timers[0].cancelled():
+            heapq.heappop(timers)._scheduled = False
+            self._timer_cancelled_count -= 1
+        if not self._ready and timers:  # type: ignore[attr-defined]
+            self.now = max(self.now, timers[0].when())
         super()._run_once()  # type: ignore[misc]
 
 
@@ -86,10 +91,7 @@ def in_virtual_time() -> Callable[[Coroutine[Any, Any, Any]], Any]:
     """Run a coroutine in a loop of its own, whose time passes by waiting only."""
 
     def run(work: Coroutine[Any, Any, Any]) -> Any:
-        loop = VirtualLoop()
-        try:
-            return loop.run_until_complete(work)
-        finally:
-            loop.close()
+        with asyncio.Runner(loop_factory=VirtualLoop) as runner:
+            return runner.run(work)
 
     return run

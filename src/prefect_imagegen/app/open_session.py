@@ -92,6 +92,7 @@ async def open_session(prepared: Prepared, order_id: str | None = None) -> Async
             backend.on_capacity = kit.concurrency.raise_to
         session = Session(prepared, plan, Executor(kit), kit, view)
         session.endpoint, session.backend_name = backend.endpoint, backend.name
+        session.left_out = backend.left_out
         session.max_in_flight, session.settings, session.before = most, settings, before
         background = [asyncio.create_task(work) for work in (heartbeat.keep_beating(), ledger.keep_flushing())]
         for task in background:
