@@ -20,8 +20,8 @@ MODEL = "flux-2-klein-9b"
 @pytest.mark.parametrize(
     ("fault", "kind"),
     [
-        (Fault(fault="status", call="status", status=503), "submitted"),
-        (Fault(fault="disconnect", call="submit", when="after"), "unknown"),
+        (Fault(fault="status", on=["status", "result", "history"], status=503), "submitted"),
+        (Fault(fault="disconnect", on=["submit"], when="after"), "unknown"),
     ],
 )
 def test_a_call_that_was_forgotten_is_held(fault: Fault, kind: str, tmp_path: Path) -> None:
