@@ -82,10 +82,9 @@ async def drive(urls: list[str], images: int) -> float:
     """Draw through a pool; the seconds it took."""
     from prefect_imagegen.app.adapters import make_pool
     from prefect_imagegen.app.settings import BackendSettings
-    from prefect_imagegen.io.limits import RateGate
 
     settings = BackendSettings("pool", endpoints=tuple(f"segmind+{url}" for url in urls), profile="klein-distilled")
-    pool = make_pool(settings, RateGate(None, time.monotonic, asyncio.sleep), 600.0)
+    pool = make_pool(settings, 600.0)
     base = {"steps": 4, "cfg": 1, "negative_prompt": "", "sampler": "euler", "go_fast": False, "aspect_ratio": "1:1"}
 
     async def one(number: int) -> None:

@@ -1,13 +1,12 @@
 """The task that makes the images of one shard."""
 
 from collections import Counter
-from contextlib import AsyncExitStack
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
-from prefect.concurrency.asyncio import concurrency
 
 from prefect_imagegen.app import registry
+from prefect_imagegen.tasks.held_slots import held_slots
 
 
 @task(
@@ -26,10 +25,8 @@ async def generate_shard(
     Raises on bugs only: how single rows end is in the metadata.
     """
     session = registry.sessions[run_id]
-    async with AsyncExitStack() as stack:
-        if limit_name is not None:
-            # Strict: a limit that does not exist must not mean "no limit". A lease that cannot be renewed must not
-            # kill calls that are paid already.
-            held = concurrency(limit_name, occupy=slots or 1, strict=True, raise_on_lease_renewal_failure=False)
-            await stack.enter_async_context(held)
+    if limit_name is None:
+        return await session.run_shard(index, slots)
+    async with held_slots(limit_name, slots or 1, session.control):
+        # Where the run has stopped meanwhile, its rows end as not run: nothing is sent any more.
         return await session.run_shard(index, slots)

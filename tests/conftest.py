@@ -202,6 +202,12 @@ class FakeImagesEngine:
         self.seconds = seconds
         self.faults = list(faults)
         self.healthy = True
+        self.key: str | None = None
+        """The only key that it takes, where it asks for one."""
+        self.refuses: int | None = None
+        """The status with which it refuses every call."""
+        self.checkpoint: str | None = None
+        """What /v1/models names; without it that route is not there."""
         self.bodies: list[dict[str, Any]] = []
         self.references: list[int] = []
         self.complaints: list[str] = []
@@ -235,6 +241,7 @@ class FakeImagesEngine:
         self._one = asyncio.Lock()
         app = web.Application(client_max_size=1 << 28)
         app.router.add_get("/health", self._health)
+        app.router.add_get("/v1/models", self._models)
         app.router.add_post("/v1/images/generations", self._generations)
         app.router.add_post("/v1/images/edits", self._edits)
         runner = web.AppRunner(app, shutdown_timeout=0)
@@ -256,6 +263,20 @@ class FakeImagesEngine:
         words = {"vllm_omni": ("healthy", "unhealthy"), "sglang": ("ok", "unhealthy")}[self.kind]
         return web.json_response({"status": words[not self.healthy]}, status=200 if self.healthy else 503)
 
+    def _refusal(self, request: web.Request) -> web.Response | None:
+        if self.key is not None and request.headers.get("authorization") != f"Bearer {self.key}":
+            return web.json_response({"error": "Unauthorized"}, status=401)
+        if self.refuses is not None:
+            return web.json_response({"detail": "refused"}, status=self.refuses)
+        return None
+
+    async def _models(self, request: web.Request) -> web.Response:
+        if self.key is not None and request.headers.get("authorization") != f"Bearer {self.key}":
+            return web.json_response({"error": "Unauthorized"}, status=401)
+        if self.checkpoint is None:
+            return web.json_response({"detail": "Not Found"}, status=404)
+        return web.json_response({"object": "list", "data": [{"id": self.checkpoint, "object": "model"}]})
+
     async def _generations(self, request: web.Request) -> web.StreamResponse:
         if request.content_type != "application/json":
             return web.json_response({"detail": "Unsupported media type"}, status=415)
@@ -267,6 +288,8 @@ class FakeImagesEngine:
         return await self._answer(request, body, "edits", len(form.getall("image", [])))
 
     async def _answer(self, request: web.Request, body: dict[str, Any], call: str, images: int) -> web.StreamResponse:
+        if (refusal := self._refusal(request)) is not None:
+            return refusal
         self.bodies.append(body)
         self.keys.append(request.headers.get("authorization"))
         self.references.append(images)

@@ -1,11 +1,12 @@
 """The GPU worker on Ray Serve: replicas, autoscaling and several nodes for the same gateway.
 
     pip install 'prefect-imagegen[diffusers]' 'ray[serve]'
-    export PREFECT_IMAGEGEN_API_KEY=...            # asked of every caller; without it any key will do
+    export PREFECT_IMAGEGEN_API_KEY=...            # asked of every caller
     serve run gpu_worker:worker model=black-forest-labs/FLUX.2-klein-4B replicas=4
 
 Arguments: `model` (a folder or model id), `gpus` per replica (1), `replicas` (1) or `min_replicas` and `max_replicas`,
-`max_batch` (4), `batch_delay_ms` (20), `device`, `dtype`, `weights_license`, `megapixels` (1).
+`host` (where Serve listens; without a key nothing but 127.0.0.1 will do), `max_batch` (4), `batch_delay_ms` (20),
+`device`, `dtype`, `weights_license`, `megapixels` (1).
 A pool takes all of it as one endpoint: `--endpoint segmind+http://HOST:8000 --endpoint-limit N`, N being what all
 replicas hold together. Each replica has books of its own, so a job (v2) is known to the replica that took it only:
 use v1, as a pool does, or one replica.
@@ -26,6 +27,7 @@ from starlette.types import ASGIApp
 from prefect_imagegen.core.profiles import licence_of
 from prefect_imagegen.gateway.app import create_app
 from prefect_imagegen.gateway.records import Books
+from prefect_imagegen.gateway.server import check_settings
 from prefect_imagegen.gateway.settings import GatewaySettings
 from prefect_imagegen.gateway.studio import Studio
 
@@ -36,6 +38,8 @@ def worker(given: dict[str, str]) -> Application:
     """The application, from the arguments of `serve run`."""
     model, max_batch = given["model"], int(given.get("max_batch", 4))
     key = os.environ.get("PREFECT_IMAGEGEN_API_KEY")
+    # Serve may listen anywhere: unless it is told otherwise, as if strangers could call.
+    check_settings(GatewaySettings(api_key=SecretStr(key) if key else None), given.get("host", "every address"))
 
     def build() -> ASGIApp:
         """In each replica: its start waits until the checkpoint is loaded and has drawn, and fails with it."""
@@ -49,6 +53,9 @@ def worker(given: dict[str, str]) -> Application:
             dtype=given.get("dtype"),
             megapixels=float(given.get("megapixels", 1)),
             workers=_BATCHES_AT_HAND * max_batch,
+            output_ttl_s=86400.0,
+            keep_bytes=2 << 30,
+            keep_records=10_000,
             price_usd=0.0,
             api_key=SecretStr(key) if key else None,
         )

@@ -50,11 +50,14 @@ class RunControl:
             self._interrupted_at = self._clock.monotonic()
         self.interrupted.set()
 
-    def time_left(self) -> float | None:
-        """Seconds left on the stop clock, which all that still waits shares; None while the run goes on."""
+    def time_left(self, within: float = STOP_CLOCK_S) -> float | None:
+        """Seconds left on the stop clock, which all that still waits shares; None while the run goes on.
+
+        `within`: those left of an earlier end, so many seconds after the interruption.
+        """
         if self._interrupted_at is None:
             return None
-        return max(0.0, self._interrupted_at + STOP_CLOCK_S - self._clock.monotonic())
+        return max(0.0, self._interrupted_at + min(within, STOP_CLOCK_S) - self._clock.monotonic())
 
     async def sleep(self, seconds: float) -> None:
         """Wait, but not longer than until the run stops."""

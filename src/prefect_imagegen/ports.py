@@ -249,6 +249,10 @@ class Dialect(Protocol):
         """Whether it can work just now; never raises for want of an answer."""
         ...
 
+    async def check(self) -> Balance:
+        """Prove the key by a call that draws nothing, as far as the protocol has one; the balance where it tells."""
+        ...
+
     async def submit(self, request: GenerationRequest, image_urls: Sequence[str]) -> Submission:
         """As that of `Backend`."""
         ...

@@ -23,6 +23,12 @@ _QUEUE_PER_BATCH = 4
 
 _DRAIN_S = 30.0
 _QUEUE = 64
+_WORKER_KEEPS = {"keep_hours": 24.0, "keep_gb": 2.0, "keep_requests": 10_000}
+"""A worker's answers hold the image already, and it stands for months."""
+
+
+def _kept(what: str, usual: int, worker: int) -> str:
+    return f"What is kept at most: {what} [default: {usual}; diffusers: {worker}]"
 
 
 @click.command()
@@ -39,6 +45,11 @@ _QUEUE = 64
     "--drain-seconds", type=float, metavar="S", help="At the end, finish taken work. [default: 0; diffusers: 30]"
 )
 @click.option("--data", type=click.Path(file_okay=False, path_type=Path), metavar="DIR", help="Where outputs lie.")
+@click.option("--keep-hours", type=click.FloatRange(0.01), metavar="H", help=_kept("Hours that outputs live.", 168, 24))
+@click.option(
+    "--keep-gb", type=click.FloatRange(0.05), metavar="X", help=_kept("GB of outputs, and of uploads.", 10, 2)
+)
+@click.option("--keep-requests", type=click.IntRange(1), metavar="N", help=_kept("Newest requests.", 100_000, 10_000))
 @click.option("--model", "model_path", metavar="PATH_OR_ID", help="diffusers: the checkpoint, a folder or a model id.")
 @click.option("--weights-license", metavar="TEXT", help="diffusers: licence of the weights. [default: by their name]")
 @click.option("--max-batch", type=click.IntRange(1), default=4, show_default=True, help="diffusers: images per call.")
@@ -116,6 +127,14 @@ def _settings(given: dict[str, Any]) -> GatewaySettings:
         drain_s=given["drain_seconds"] or 0.0,
         megapixels=given["megapixels"],
     )
+    keep = {name: given[name] for name in _WORKER_KEEPS}
+    if settings.engine == "diffusers":
+        keep = {name: _WORKER_KEEPS[name] if value is None else value for name, value in keep.items()}
+    if keep["keep_hours"] is not None:
+        settings.output_ttl_s = 3600 * keep["keep_hours"]
+    if keep["keep_gb"] is not None:
+        settings.keep_bytes = int(keep["keep_gb"] * (1 << 30))
+    settings.keep_records = keep["keep_requests"] or settings.keep_records
     if given["queue"] is not None:
         settings.queue_limit = given["queue"]
     if settings.engine == "diffusers":

@@ -124,7 +124,7 @@ def _plan(view: LedgerView, requests: Sequence[GenerationRequest]) -> tuple[list
 
 async def _check(order: Order) -> None:
     """Prove the key before anything is spent, as `app.prepare` does it."""
-    backend = make_pool(_settings(order), RateGate(None, lambda: 0.0, asyncio.sleep), order.options.deadline)
+    backend = make_pool(_settings(order), order.options.deadline)
     try:
         await backend.check()
     finally:
@@ -154,7 +154,7 @@ async def _execute(order: Order) -> Ended:
     ledger = StoreLedger(store, view, run_id=run_id, nonce=order.process.nonce, clock=clock, seen=seen)
     settings = _settings(order)
     gate = RateGate(settings.requests_per_minute, clock.monotonic, control.sleep)
-    backend = make_pool(settings, gate, options.deadline)
+    backend = make_pool(settings, options.deadline)
     backend.expect(sandbox=False)
 
     async def decoder(function: Callable[[bytes], Decoded], data: bytes) -> Decoded:

@@ -159,6 +159,74 @@ def test_each_worker_has_its_own_limit_and_key(
     assert b"for-all" not in written
 
 
+def test_a_worker_with_another_key_is_left_out(
+    images_engine: Engine, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Workers of both dialects that reject the key are named before the first call and get none; the report says so."""
+    strange, well = images_engine("vllm_omni"), images_engine("sglang")
+    strange.key = "another"
+    with EmbeddedGateway(GatewaySettings(api_key=SecretStr("another"))) as gateway:
+        endpoints = [strange.endpoint, well.endpoint, f"segmind+{gateway.url}"]
+        # A store is for placeholders or for images: the gateway would be refused for that, were its key taken.
+        result = generate(manifest(tmp_path, 20), str(tmp_path / "store"), backend="pool", endpoints=endpoints)
+        assert not gateway.books.records
+    assert (result.generated, result.calls, len(strange.bodies), result.exit_code) == (20, 20, 0, 0)
+    assert set(result.left_out) == {strange.url, gateway.url}
+    assert result.left_out[strange.url] == "401: Unauthorized"
+    report = (tmp_path / "store" / "runs" / str(result.run_id) / "report.md").read_text()
+    assert f"Workers that were left out, for a while or to the end: {min(strange.url, gateway.url)}" in report
+    assert f"Worker {strange.url} is left out for the rest of this run: 401: Unauthorized" in caplog.text
+
+
+def test_a_pool_that_rejects_the_key_is_refused(images_engine: Engine, tmp_path: Path) -> None:
+    """Where no worker takes the key the run is refused before anything is planned, with what each said."""
+    engines = [images_engine("vllm_omni"), images_engine("sglang")]
+    for engine in engines:
+        engine.key = "another"
+    with pytest.raises(RefusedError, match=r"No worker takes the key.*401.*PREFECT_IMAGEGEN_POOL_API_KEY") as caught:
+        run(manifest(tmp_path, 5), tmp_path / "store", *engines)
+    assert (caught.value.kind, engines[0].bodies, engines[1].bodies) == ("wrong_key", [], [])
+    assert not (tmp_path / "store" / "runs").exists()
+    assert all(engine.url in caught.value.message for engine in engines)
+
+
+@pytest.mark.parametrize("status", [401, 403, 404, 405])
+def test_a_worker_that_refuses_in_mid_run(status: int, images_engine: Engine, tmp_path: Path) -> None:
+    """A worker that begins to refuse costs no row and does not stop the run: its rows are drawn by the others."""
+    bad, well = images_engine("vllm_omni", seconds=0.02), images_engine("sglang", seconds=0.02)
+
+    def turn() -> None:
+        while len(bad.bodies) < 5:
+            time.sleep(0.01)
+        bad.refuses = status
+
+    thread = threading.Thread(target=turn)
+    thread.start()
+    result = run(manifest(tmp_path, 60), tmp_path / "store", bad, well)
+    thread.join()
+    assert (result.generated, result.failures, result.exit_code) == (60, {}, 0)
+    assert result.left_out == {bad.url: f"{status}: refused"}
+
+
+def test_a_pool_in_which_all_refuse_stops(images_engine: Engine, tmp_path: Path) -> None:
+    """Two workers that are no workers of images end the run at once, with both reasons; nothing is held or failed."""
+    engines = [images_engine("vllm_omni"), images_engine("sglang")]
+    engines[0].refuses, engines[1].refuses = 404, 405
+    result = run(manifest(tmp_path, 10), tmp_path / "store", *engines)
+    assert (result.stop_reason, result.not_run, result.exit_code) == ("no_worker", 10, 3)
+    assert all(f"{engine.url}: {engine.refuses}: refused" in str(result.stop_message) for engine in engines)
+
+
+def test_a_worker_of_another_model_gets_nothing(images_engine: Engine, tmp_path: Path) -> None:
+    """A worker whose checkpoint is another model's draws nothing under its name; one that does not tell is believed."""
+    small, unknown = images_engine("vllm_omni"), images_engine("sglang")
+    small.checkpoint, unknown.checkpoint = "black-forest-labs/FLUX.2-klein-4B", "our-own"
+    result = run(manifest(tmp_path, 10), tmp_path / "store", small, unknown)
+    assert (result.generated, len(small.bodies), len(unknown.bodies)) == (10, 0, 10)
+    result = run(manifest(tmp_path, 10), tmp_path / "other", small, model="flux-2-klein-4b")
+    assert (result.generated, len(small.bodies)) == (10, 10)
+
+
 def test_a_hung_call_is_repeated(images_engine: Engine, tmp_path: Path) -> None:
     """A worker that takes a call and never answers loses it; the row is drawn by another."""
     hung, well = images_engine("sglang", faults=["hang"]), images_engine("sglang", seconds=0.05)

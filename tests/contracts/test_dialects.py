@@ -17,7 +17,6 @@ from prefect_imagegen.core.request import GenerationRequest
 from prefect_imagegen.gateway.faults import Fault, FaultScript
 from prefect_imagegen.gateway.server import EmbeddedGateway
 from prefect_imagegen.gateway.settings import GatewaySettings
-from prefect_imagegen.io.limits import RateGate, SystemClock
 from prefect_imagegen.ports import Delivery, Dialect, Health
 
 Engine = Callable[..., Any]
@@ -53,8 +52,7 @@ def with_dialect(name: str, url: str, work: Callable[[Dialect], Any]) -> Any:
     """Do something with a client of an endpoint."""
 
     async def run() -> Any:
-        clock = SystemClock()
-        dialect = DIALECTS[name](url, None, RateGate(None, clock.monotonic, clock.sleep), 30.0)
+        dialect = DIALECTS[name](url, None, 30.0)
         try:
             return await work(dialect)
         finally:

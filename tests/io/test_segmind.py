@@ -7,6 +7,7 @@ import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any
 
 import pytest
@@ -21,7 +22,6 @@ from prefect_imagegen.core.outcomes import OUTCOMES
 from prefect_imagegen.core.reconcile import Finding, Window, claim_form, finding_of
 from prefect_imagegen.core.request import GenerationRequest
 from prefect_imagegen.io import segmind, segmind_history, segmind_http
-from prefect_imagegen.io.limits import RateGate, SystemClock
 from prefect_imagegen.io.segmind import Endpoints, SegmindBackend
 
 pytestmark = pytest.mark.anyio
@@ -80,10 +80,8 @@ async def server() -> AsyncIterator[Script]:
 
 @asynccontextmanager
 async def backend(script: Script, version: str = "v2", deadline: float = 5.0) -> AsyncIterator[SegmindBackend]:
-    clock = SystemClock()
-    gate = RateGate(None, clock.monotonic, clock.sleep)
     endpoints = Endpoints.of(script.url, None)
-    found = SegmindBackend(endpoints, SecretStr(KEY), limiter=gate, api_version=version, deadline=deadline)
+    found = SegmindBackend(endpoints, SecretStr(KEY), api_version=version, deadline=deadline)
     try:
         yield found
     finally:
@@ -556,27 +554,17 @@ def test_no_answer_is_without_a_meaning(status: int, body: bytes, headers: dict[
     asyncio.run(go())
 
 
-async def test_a_429_on_a_poll_holds_no_submit_back() -> None:
-    """After a 429 on a poll the polls wait, and the result still comes; the gate of the submits is left alone."""
-    clock = SystemClock()
-    gate = RateGate(None, clock.monotonic, clock.sleep)
-    touched: list[str] = []
-
-    async def acquired() -> None:
-        touched.append("acquire")
-
-    gate.acquire = acquired  # type: ignore[method-assign]
-    gate.pause = lambda _: touched.append("pause")  # type: ignore[method-assign]
+async def test_a_429_on_a_poll_is_waited_out() -> None:
+    """After a 429 on a poll the polls wait for as long as it asks, and the result still comes from one POST."""
     async with server() as script:
         script.on(SUBMIT, (200, {"request_id": "r1", "status": "QUEUED"}))
         script.on(STATUS, (200, {"status": "QUEUED"}), (429, {}, {"Retry-After": "1"}), (200, {"status": "COMPLETED"}))
         script.on(RESULT, DONE)
-        client = SegmindBackend(Endpoints.of(script.url, None), SecretStr(KEY), limiter=gate)
+        client = SegmindBackend(Endpoints.of(script.url, None), SecretStr(KEY))
         started = asyncio.get_running_loop().time()
         try:
             assert (await client.collect(await client.submit(REQUEST, []))).data == PNG
             assert asyncio.get_running_loop().time() - started >= 1.0
-            assert touched == []
             assert not client.not_understood
         finally:
             await client.aclose()
@@ -623,3 +611,21 @@ async def test_a_failure_that_names_a_cost_says_so() -> None:
             with pytest.raises(BackendError) as caught:
                 await client.fetch("r1")
             assert (caught.value.kind, caught.value.cost_usd) == ("generation_failed", 0.04)
+
+
+@pytest.mark.parametrize("path", ["/v1/get-user-credits", HISTORY])
+async def test_a_get_obeys_retry_after(path: str) -> None:
+    """A GET that is answered with 429 comes again when it was told to; three refusals are the answer."""
+    async with server() as script, backend(script) as client:
+        wanted = (200, {"credits": 1.0, "data": []})
+        script.on(path, (429, {}, {"Retry-After": "1"}), wanted)
+        now = datetime.now(UTC)
+        look = partial(client.find, "flux-2-klein-9b", {}, Window(now, now)) if path == HISTORY else client.check
+        started = asyncio.get_running_loop().time()
+        await look()
+        assert asyncio.get_running_loop().time() - started >= 1.0
+        script.on(path, (429, {}, {"Retry-After": "1"}))
+        before = script.calls(path)
+        with pytest.raises(BackendError) as caught:
+            await look()
+        assert (caught.value.kind, script.calls(path) - before <= 3) == ("rate_limited", True)

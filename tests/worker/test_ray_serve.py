@@ -34,7 +34,7 @@ def test_two_replicas_serve_the_api(tiny: dict[str, Path], tmp_path: Path) -> No
         "ray.init(num_cpus=4, include_dashboard=False, logging_level='ERROR')\n"
         f"serve.start(http_options={{'host': '127.0.0.1', 'port': {port}}})\n"
         f"serve.run(worker({{'model': {str(tiny['distilled'])!r}, 'gpus': '0', 'replicas': '2', 'device': 'cpu',"
-        " 'megapixels': '0.02', 'batch_delay_ms': '300'}))\n"
+        " 'host': '127.0.0.1', 'megapixels': '0.02', 'batch_delay_ms': '300'}))\n"
         "print('serving', flush=True)\n"
         "signal.sigwait([signal.SIGTERM])\nserve.shutdown()\nray.shutdown()\n"
     )

@@ -21,7 +21,7 @@ from prefect_imagegen.io.pool import Pool, PoolPolicy
 from prefect_imagegen.io.segmind import SEGMIND_URL, Endpoints, SegmindBackend
 from prefect_imagegen.io.store_kind import StoreKind
 from prefect_imagegen.net.client import make_client
-from prefect_imagegen.ports import Dialect, RateLimiter
+from prefect_imagegen.ports import Dialect
 
 DEFAULT_IN_FLIGHT = 16
 SEGMIND_REQUESTS_PER_MINUTE = 50.0
@@ -104,14 +104,14 @@ def _resolve_pool(settings: BackendSettings, options: GenerateOptions) -> Backen
     )
 
 
-def make_pool(settings: BackendSettings, limiter: RateLimiter, deadline: float) -> Pool:
+def make_pool(settings: BackendSettings, deadline: float) -> Pool:
     """The backend of resolved settings: the workers of a pool, or the API as a pool of one."""
     clock = SystemClock()
     if settings.kind != "pool":
-        api = make_backend(settings, limiter, deadline)
+        api = make_backend(settings, deadline)
         return Pool([api], PoolPolicy(free=False, deadline=deadline), clock, api)
     workers = [_worker(endpoint) for endpoint in settings.endpoints]
-    dialects = [DIALECTS[one.dialect](one.url, one.key or settings.api_key, limiter, deadline) for one in workers]
+    dialects = [DIALECTS[one.dialect](one.url, one.key or settings.api_key, deadline) for one in workers]
     policy = PoolPolicy(True, deadline, settings.endpoint_limit, PROFILES[settings.profile or DEFAULT_PROFILE])
     return Pool(dialects, policy, clock, limits=[one.limit for one in workers])
 
@@ -154,30 +154,28 @@ def _worker(endpoint: str) -> _Worker:
     )
 
 
-def _segmind_worker(url: str, key: SecretStr | None, limiter: RateLimiter, deadline: float) -> Dialect:
+def _segmind_worker(url: str, key: SecretStr | None, deadline: float) -> Dialect:
     # A gateway asks for some key always.
     key = key or SecretStr("pool")
-    return SegmindBackend(Endpoints.of(url, None), key, limiter=limiter, api_version="v1", deadline=deadline)
+    return SegmindBackend(Endpoints.of(url, None), key, api_version="v1", deadline=deadline)
 
 
-def _openai_worker(url: str, key: SecretStr | None, limiter: RateLimiter, deadline: float) -> Dialect:
-    del limiter  # nothing but the pool's own limits holds calls to a worker back
+def _openai_worker(url: str, key: SecretStr | None, deadline: float) -> Dialect:
     return OpenAIImages(url, key, deadline=deadline)
 
 
-DIALECTS: Mapping[str, Callable[[str, SecretStr | None, RateLimiter, float], Dialect]] = {
+DIALECTS: Mapping[str, Callable[[str, SecretStr | None, float], Dialect]] = {
     "openai": _openai_worker,
     "segmind": _segmind_worker,
 }
 """What a worker may speak, as `DIALECT+URL` names it."""
 
 
-def make_backend(settings: BackendSettings, limiter: RateLimiter, deadline: float) -> SegmindBackend:
+def make_backend(settings: BackendSettings, deadline: float) -> SegmindBackend:
     """The API of resolved settings."""
     return SegmindBackend(
         Endpoints.of(settings.base_url, settings.history_url, settings.assets_url),
         settings.api_key,
-        limiter=limiter,
         api_version=settings.api_version or "v2",
         max_in_flight=settings.max_in_flight or DEFAULT_IN_FLIGHT,
         deadline=deadline,

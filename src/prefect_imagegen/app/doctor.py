@@ -18,7 +18,6 @@ from prefect_imagegen.core.models import DEFAULT_MODEL
 from prefect_imagegen.core.reconcile import Window
 from prefect_imagegen.io.accounts import known_keys
 from prefect_imagegen.io.ledger import load_ledger, segments
-from prefect_imagegen.io.limits import RateGate, SystemClock
 from prefect_imagegen.io.object_store import FsspecObjectStore, open_object_store
 from prefect_imagegen.io.pool_endpoint import DEFAULT_LIMIT
 from prefect_imagegen.io.segmind import SANDBOX_ENGINES, SEGMIND_URL, SegmindBackend
@@ -140,8 +139,7 @@ async def _endpoint(
         async for check in _workers(store, backend, options):
             yield check
         return
-    clock = SystemClock()
-    client = make_backend(backend, RateGate(None, clock.monotonic, clock.sleep), options.deadline)
+    client = make_backend(backend, options.deadline)
     try:
         try:
             engine = await client.engine()
@@ -162,8 +160,7 @@ async def _workers(
     store: FsspecObjectStore, backend: BackendSettings, options: GenerateOptions
 ) -> AsyncIterator[Check]:
     """Each worker of a pool."""
-    clock = SystemClock()
-    pool = make_pool(backend, RateGate(None, clock.monotonic, clock.sleep), options.deadline)
+    pool = make_pool(backend, options.deadline)
     try:
         for endpoint, why in await pool.examine():
             if why:

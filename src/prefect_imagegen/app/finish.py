@@ -69,6 +69,7 @@ def _unwritten(session: Session, seconds: float) -> RunResult:
     )
     result.failures, result.earlier = dict(session.stats.kinds), session.earlier
     result.assumed_price, result.not_understood = session.budget.assumed, dict(session.not_understood)
+    result.left_out = dict(session.left_out)
     return result
 
 
@@ -78,7 +79,7 @@ async def _write(session: Session, seconds: float) -> RunResult:
     result.stop_reason, result.stop_message = session.control.stop_reason, session.control.stop_message
     result.calls, result.overshoot_usd = session.executor.calls, session.budget.overshoot
     result.assumed_price, result.not_understood = session.budget.assumed, dict(session.not_understood)
-    result.earlier = session.earlier
+    result.earlier, result.left_out = session.earlier, dict(session.left_out)
     if session.settings.profile:
         result.weights_license = session.settings.weights_license
     late = await session.read_results(layout.late_results(run_id))
@@ -107,6 +108,7 @@ async def _write(session: Session, seconds: float) -> RunResult:
         "overshoot_usd": result.overshoot_usd,
         "assumed_price": result.assumed_price,
         "not_understood": result.not_understood,
+        "left_out": result.left_out,
         "order": result.order,
         "unhonoured": result.unhonoured,
         "weights_license": session.settings.weights_license,
@@ -157,6 +159,9 @@ def _remarks(result: RunResult) -> Iterator[str]:
     if result.not_understood:
         counts = ", ".join(f"{_cell(what)} ({count})" for what, count in sorted(result.not_understood.items()))
         yield f"Answers that were not understood, and so proved nothing: {counts}."
+    if result.left_out:
+        reasons = "; ".join(f"{_cell(worker)}: {_cell(why)}" for worker, why in sorted(result.left_out.items()))
+        yield f"Workers that were left out, for a while or to the end: {reasons}."
     if result.weights_license:
         yield f"Licence of the weights: {result.weights_license}."
     if result.overshoot_usd:

@@ -66,7 +66,7 @@ async def open_session(prepared: Prepared, order_id: str | None = None) -> Async
         ledger = StoreLedger(store, view, run_id=run_id, nonce=process.nonce, clock=clock, seen=seen)
         settings = await with_gateway(resolve_backend(prepared.job.backend, options), stack)
         gate = RateGate(settings.requests_per_minute, clock.monotonic, control.sleep)
-        backend = await open_backend(prepared, settings, gate, control, stack)
+        backend = await open_backend(prepared, settings, control, stack)
         budget, before = Budget.of(options.max_cost_usd, view.costs()), Spending()
         if not backend.free:
             before = await orders.spent_before(store, execution, queues=backend.queues)
@@ -92,6 +92,7 @@ async def open_session(prepared: Prepared, order_id: str | None = None) -> Async
             backend.on_capacity = kit.concurrency.raise_to
         session = Session(prepared, plan, Executor(kit), kit, view)
         session.endpoint, session.backend_name = backend.endpoint, backend.name
+        session.left_out = backend.left_out
         session.max_in_flight, session.settings, session.before = most, settings, before
         background = [asyncio.create_task(work) for work in (heartbeat.keep_beating(), ledger.keep_flushing())]
         for task in background:

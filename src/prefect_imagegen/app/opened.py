@@ -8,7 +8,6 @@ from prefect_imagegen.app.options import GenerateOptions
 from prefect_imagegen.app.settings import BackendSettings, StoreSettings
 from prefect_imagegen.core import layout
 from prefect_imagegen.core.errors import RefusedError, StoreError
-from prefect_imagegen.io.limits import RateGate, SystemClock
 from prefect_imagegen.io.object_store import FsspecObjectStore, open_object_store
 from prefect_imagegen.io.segmind import SegmindBackend
 
@@ -30,13 +29,12 @@ async def existing_store(settings: StoreSettings) -> AsyncIterator[FsspecObjectS
 @asynccontextmanager
 async def account(settings: BackendSettings, options: GenerateOptions) -> AsyncIterator[SegmindBackend]:
     """Within: the backend, to read with; nothing is submitted. Raises RefusedError (`no_key`)."""
-    resolved, clock = resolve_backend(settings, options), SystemClock()
+    resolved = resolve_backend(settings, options)
     if resolved.kind == "pool":
         raise RefusedError("no_account", "GPU workers keep no request history.", remedy="Name the API's --backend.")
     if resolved.api_key is None:
         raise RefusedError("no_key", "There is no API key.", remedy="Set SEGMIND_API_KEY, or use a Segmind block.")
-    gate = RateGate(resolved.requests_per_minute, clock.monotonic, clock.sleep)
-    backend = make_backend(resolved, gate, options.deadline)
+    backend = make_backend(resolved, options.deadline)
     try:
         yield backend
     finally:

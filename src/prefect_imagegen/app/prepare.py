@@ -21,7 +21,6 @@ from prefect_imagegen.core.plan import PlanSummary
 from prefect_imagegen.core.redact import redact
 from prefect_imagegen.crashpoints import reached
 from prefect_imagegen.io.ledger import load_ledger
-from prefect_imagegen.io.limits import RateGate
 from prefect_imagegen.io.manifests import Manifest
 from prefect_imagegen.io.object_store import FsspecObjectStore, open_object_store
 from prefect_imagegen.io.segmind import SANDBOX_ENGINES, SEGMIND_URL
@@ -183,7 +182,7 @@ async def _kind_of(settings: BackendSettings, options: GenerateOptions, patience
     """
     backend = resolve_backend(settings, options)
     if backend.kind == "pool":
-        pool = make_pool(backend, _no_gate(), patience)
+        pool = make_pool(backend, patience)
         try:
             await pool.open()
             return store_kind(backend, pool.engine, SANDBOX_ENGINES)
@@ -192,7 +191,7 @@ async def _kind_of(settings: BackendSettings, options: GenerateOptions, patience
     base_url = (backend.base_url or SEGMIND_URL).rstrip("/")
     if backend.kind == "sandbox" or base_url == SEGMIND_URL:
         return store_kind(backend, None, SANDBOX_ENGINES)
-    client = make_backend(backend, _no_gate(), options.deadline)
+    client = make_backend(backend, options.deadline)
     try:
         engine = await client.engine()
     finally:
@@ -201,7 +200,7 @@ async def _kind_of(settings: BackendSettings, options: GenerateOptions, patience
 
 
 async def _check_credentials(backend: BackendSettings, options: GenerateOptions, summary: PlanSummary) -> None:
-    client = make_backend(backend, _no_gate(), options.deadline)
+    client = make_backend(backend, options.deadline)
     try:
         balance = await client.check()
     except BackendError as error:
@@ -226,10 +225,6 @@ def _unreachable(error: BackendError) -> RefusedError:
         if error.kind == "no_worker"
         else "Check --base-url and the network.",
     )
-
-
-def _no_gate() -> RateGate:
-    return RateGate(None, lambda: 0.0, asyncio.sleep)
 
 
 async def _refusing(call: Awaitable[T]) -> T:

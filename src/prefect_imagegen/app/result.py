@@ -75,6 +75,8 @@ class RunResult:
     """Images made in this run with another value of a parameter than was asked for, by parameter."""
     weights_license: str | None = None
     """Licence of the GPU workers' weights."""
+    left_out: dict[str, str] = field(default_factory=dict)
+    """GPU workers that were left out, by address, with the reason."""
     earlier: Earlier | None = None
     """Set where this run is not the first execution of its flow run."""
 

@@ -5,7 +5,7 @@ import io
 import signal
 import threading
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -70,6 +70,8 @@ class Session:
         self.stats = Stats(total=prepared.summary.to_make)
         self.endpoint = ""
         self.backend_name = "segmind"
+        self.left_out: Mapping[str, str] = {}
+        """GPU workers that were left out so far, by address, with the reason."""
         self.max_in_flight = 1
         self.settings = prepared.job.backend
         self._backend = kit.backend

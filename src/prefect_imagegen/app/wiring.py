@@ -22,7 +22,7 @@ from prefect_imagegen.io.reference_cache import ReferenceCache
 from prefect_imagegen.io.reference_routes import ReferenceRoutes, RouteOptions
 from prefect_imagegen.io.references import ReferenceReader
 from prefect_imagegen.io.segmind import SEGMIND_URL
-from prefect_imagegen.ports import Accounts, Backend, ObjectStore, RateLimiter
+from prefect_imagegen.ports import Accounts, Backend, ObjectStore
 
 _ASK_WITHIN_S = 30.0
 
@@ -38,10 +38,10 @@ async def with_gateway(settings: BackendSettings, stack: AsyncExitStack) -> Back
 
 
 async def open_backend(
-    prepared: Prepared, settings: BackendSettings, limiter: RateLimiter, control: RunControl, stack: AsyncExitStack
+    prepared: Prepared, settings: BackendSettings, control: RunControl, stack: AsyncExitStack
 ) -> Pool:
     """The backend, once its first worker is healthy; the run stops where none becomes so."""
-    backend = make_pool(settings, limiter, prepared.job.options.deadline)
+    backend = make_pool(settings, prepared.job.options.deadline)
     backend.expect(sandbox=prepared.kind == "sandbox")
     stack.push_async_callback(backend.aclose)
     try:

@@ -2,12 +2,15 @@
 
 import math
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 WINDOW = 1000
 AT_LEAST = 20
 """Fewer measured calls than this say nothing of the 99th percentile."""
 LOST = 10.0
+LATER = 2.0
+"""Times the longest call of late: what may still be usual."""
 STUCK = 5.0
 
 
@@ -33,6 +36,11 @@ class Latencies:
         """The 50th percentile, which a few stuck calls do not move; None until 20 are known."""
         return self._quantile(0.5)
 
+    @property
+    def longest(self) -> float:
+        """The longest of them; 0 where none is known."""
+        return max(self._newest, default=0.0)
+
     def limit(self, *, at_least: float, unmeasured: float) -> float:
         """How long a call may take before it counts as lost: ten times the 99th percentile."""
         return unmeasured if self.p99 is None else max(at_least, LOST * self.p99)
@@ -47,3 +55,27 @@ class Latencies:
         if self._ordered is None:
             self._ordered = sorted(self._newest)
         return self._ordered[math.ceil(share * len(self._ordered)) - 1]
+
+
+@dataclass(slots=True)
+class WorkLatencies:
+    """The latencies of one worker, by the cost class of the work: what is usual for one says nothing of another."""
+
+    _classes: dict[str, Latencies] = field(default_factory=dict)
+
+    def add(self, cost_class: str, seconds: float) -> None:
+        """Take one in. A call that was given up counts with the time after which it was: it takes at least as long."""
+        self._classes.setdefault(cost_class, Latencies()).add(seconds)
+
+    def overdue(self, queue: Iterable[str], *, at_least: float, unmeasured: float) -> float:
+        """How long a call may take where work of these classes, its own among them, is at the worker.
+
+        Which of them is drawn first only the worker knows, so their times add up.
+        """
+        total = 0.0
+        for cost_class in queue:
+            known = self._classes.get(cost_class)
+            if known is None or known.p99 is None:
+                return unmeasured
+            total += max(LOST * known.p99, LATER * known.longest)
+        return max(at_least, total)

@@ -6,6 +6,7 @@ Source: the pay-once protocol (docs/pay-once.md). What cannot be told from the c
 import hashlib
 import html
 import math
+import re
 import unicodedata
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -126,12 +127,20 @@ def finding_of(look: Look, known: Collection[str], unnamed: int) -> Finding:
     return Finding(unclear=(unclear[0].request_id or "a call without an id") if unclear else None)
 
 
+_NAMED = re.compile(r"sha256:[0-9a-f]{64}")
+
+
 def claim_form(body: Mapping[str, Any]) -> dict[str, Any]:
     """A body as claims hold it: with every reference's address replaced by its SHA-256 (addresses may be signed)."""
     form = dict(body)
     if isinstance(form.get("image_urls"), list):
-        form["image_urls"] = [f"sha256:{hashlib.sha256(str(url).encode()).hexdigest()}" for url in form["image_urls"]]
+        form["image_urls"] = [_named(str(url)) for url in form["image_urls"]]
     return form
+
+
+def _named(url: str) -> str:
+    """What stands for an address; a history that keeps no pictures shows it so already."""
+    return url if _NAMED.fullmatch(url) else f"sha256:{hashlib.sha256(url.encode()).hexdigest()}"
 
 
 def compare_calls(seen: Mapping[str, Any] | None, claimed: Mapping[str, Any]) -> Verdict:

@@ -122,7 +122,7 @@ class Calls:
         # A pool knows each of its workers, and when one is overdue.
         limit = None if kit.backend.free else kit.policy.deadline
         call = asyncio.wait_for(kit.backend.submit(row.request, row.addresses), limit)
-        grace = SUBMIT_GRACE_S if queues else kit.policy.drain_seconds
+        grace = SUBMIT_GRACE_S if queues else kit.drain_left
         try:
             submission = await kit.unless_interrupted(call, "unknown", grace)
         except TimeoutError:
@@ -218,7 +218,7 @@ class Calls:
             if failures:
                 await kit.unless_interrupted(kit.clock.sleep(backoff(failures, kit.draw())), "submitted", 0.0)
             # A v1 answer that is being read is lost if it is let go; a job can be polled by the next run.
-            grace = 0.0 if submission.open_body is None else kit.policy.drain_seconds
+            grace = 0.0 if submission.open_body is None else kit.drain_left
             try:
                 delivery = await kit.unless_interrupted(kit.backend.collect(submission), "submitted", grace)
                 return delivery, [await kit.decoder(decode, data) for data in (delivery.data, *delivery.more)]

@@ -83,6 +83,12 @@ class Kit:
         least = self.policy.straggler_seconds
         return self.totals.limit(at_least=least, unmeasured=least)
 
+    @property
+    def drain_left(self) -> float:
+        """How long a call under way may go on after an interruption: the same moment ends them all."""
+        left = self.control.time_left(self.policy.drain_seconds)
+        return self.policy.drain_seconds if left is None else left
+
     async def record(self, row: Row, kind: EventType, **facts: Any) -> None:
         """Write one event of the row's present attempt. Its account is the claim's, whoever fetches the result."""
         claimant = row.claim.account if row.claim else None

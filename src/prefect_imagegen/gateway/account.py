@@ -49,6 +49,12 @@ class HistoryFilter:
         if from_date and to_date and (to_date - from_date).days > _HISTORY_DAYS:
             raise error_answer(400, "the window is at most 31 days")
 
+    def reaches(self, moment: float) -> bool:
+        """Whether a first day is asked for that is not later than a moment's."""
+        if self._from is None or moment == float("-inf"):
+            return False
+        return datetime.fromtimestamp(moment, UTC).date() >= self._from
+
     def takes(self, record: Record) -> bool:
         """Whether the record is asked for."""
         day = datetime.fromtimestamp(record.submitted, UTC).date()
@@ -91,6 +97,9 @@ async def history(
         page = min(page, max(1, math.ceil(len(rows) / per_page)))
     start = (page - 1) * per_page
     await strike(fault, "after", request)
+    if start + per_page > len(rows) and filters.reaches(books.forgotten_until):
+        # The list would end here as if nothing more had been: who looks for a call must not take it for that.
+        raise error_answer(410, "older requests of these days are no longer kept")
     return history_answer(rows[start : start + per_page], fault, {"total": len(rows)})
 
 
@@ -171,4 +180,5 @@ async def _keep_asset(books: Books, url: Any) -> str:
     folder = books.folder / "assets"
     folder.mkdir(exist_ok=True)
     await asyncio.to_thread((folder / name).write_bytes, data)
+    books.uploads.put(name, len(data), books.settings.clock())
     return name

@@ -46,7 +46,14 @@ def create_app(studio: Studio, on_failure: Callable[[Exception], None] | None = 
                 raise
             on_failure(error)
 
-    app = FastAPI(title="prefect-imagegen gateway", lifespan=lifespan, redoc_url=None)
+    shown = not (books.settings.api_key or books.settings.accounts)  # who needs a key for all else needs no description
+    app = FastAPI(
+        title="prefect-imagegen gateway",
+        lifespan=lifespan,
+        redoc_url=None,
+        docs_url="/docs" if shown else None,
+        openapi_url="/openapi.json" if shown else None,
+    )
     app.state.studio, app.state.books = studio, books
     app.include_router(account.router)
     app.include_router(generation.router)

@@ -1,5 +1,6 @@
 """The gateway's books: every request, what it was billed, and what the account has left."""
 
+import hashlib
 import hmac
 import json
 import math
@@ -7,6 +8,7 @@ from collections import Counter, defaultdict, deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from prefect_imagegen.core.models import DEFAULT_PRICE_USD, MODELS, PUBLISHED_PR
 from prefect_imagegen.core.profiles import models_of
 from prefect_imagegen.gateway.faults import Fault
 from prefect_imagegen.gateway.settings import GatewaySettings
+from prefect_imagegen.gateway.shelf import Shelf
 
 UNLIMITED = 1e6
 
@@ -43,6 +46,8 @@ class Record:
     """What was used in place of parameters that the engine could not honour."""
     served_at: str = ""
     """The base URL that the client used: under it, uploads are the gateway's own."""
+    size: int = 0
+    """Bytes of the body as it is kept."""
     account: str = ""
     """Whose key sent it; without a name where only one is served."""
 
@@ -68,6 +73,34 @@ class Books:
     max_in_flight: int = 0
     revoked: bool = False
     accounts: defaultdict[str, Account] = field(default_factory=lambda: defaultdict(Account))
+    forgotten: Counter[str] = field(default_factory=Counter)
+    """Requests that are no longer kept, and how many of them were billed."""
+    forgotten_until: float = float("-inf")
+    """When the newest request was submitted that is no longer kept: what is older may be missing in the history."""
+    body_bytes: int = 0
+    outputs: Shelf = field(init=False)
+    uploads: Shelf = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.outputs = Shelf(self.folder, self.settings.keep_bytes, self.settings.output_ttl_s)
+        self.uploads = Shelf(self.folder / "assets", self.settings.keep_bytes, None)
+
+    def close(self, record: Record) -> None:
+        """A request has ended: its pictures are not kept (nor does the API), and the oldest requests make room."""
+        urls = record.body.get("image_urls")
+        if isinstance(urls, list):
+            record.body = record.body | {"image_urls": [_without_data(url) for url in urls]}
+        record.size = len(json.dumps(record.body))
+        self.body_bytes += record.size
+        for oldest in list(islice(self.records.values(), 2 + max(0, len(self.records) - self.settings.keep_records))):
+            is_much = self.body_bytes > self.settings.keep_body_bytes and oldest is not record
+            if oldest.finished is None or not (is_much or len(self.records) > self.settings.keep_records):
+                continue
+            del self.records[oldest.request_id]
+            self.body_bytes -= oldest.size
+            self.forgotten["requests"] += 1
+            self.forgotten["billed"] += oldest.status == "COMPLETED"
+            self.forgotten_until = max(self.forgotten_until, oldest.submitted)
 
     @property
     def models(self) -> list[str]:
@@ -184,13 +217,20 @@ class Books:
         twice = sum(count - 1 for count in self.billed_by_body().values())
         return {
             "calls": dict(self.calls),
-            "requests": len(self.records),
-            "billed": len(self.billed),
+            "requests": len(self.records) + self.forgotten["requests"],
+            "billed": len(self.billed) + self.forgotten["billed"],
             "billed_twice": twice,
             "charged_usd": round(self.charged, 6),
             "in_flight": self.in_flight,
             "max_in_flight": self.max_in_flight,
         }
+
+
+def _without_data(url: Any) -> Any:
+    """What stands for a picture that came inside the call; other addresses stay as they are."""
+    if not isinstance(url, str) or not url.startswith("data:"):
+        return url
+    return f"sha256:{hashlib.sha256(url.encode()).hexdigest()}"
 
 
 def reset_header(moment: float) -> str:

@@ -34,6 +34,12 @@ class GatewaySettings:
     queue_limit: int = 10_000
     record_ttl_s: float = 3600.0
     output_ttl_s: float = 7 * 86400.0
+    keep_records: int = 100_000
+    """Requests that the history knows at most; those of work under way are kept always."""
+    keep_body_bytes: int = 64 << 20
+    """Bytes of their bodies, which are in memory."""
+    keep_bytes: int = 10 << 30
+    """Bytes of outputs, and as many of uploads, that lie on disk at most; the oldest go first."""
     price_usd: float | None = None
     """Price of an image; None: the model's published average at Segmind."""
     static_format: str = "jpeg"

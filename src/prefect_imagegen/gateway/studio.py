@@ -137,6 +137,7 @@ class Studio:
                 books.in_flight -= 1
                 books.accounts[record.account].reserved -= books.price(record.model)
                 record.finished = self._settings.clock()
+                books.close(record)
                 taken = record.finished - record.submitted
                 self.metrics.seconds.observe(max(0.0, taken))
                 self._usual_s += 0.2 * (min(60.0, max(1.0, taken)) - self._usual_s)
@@ -165,6 +166,7 @@ class Studio:
         data = _black(picture.image_format) if fault == "black_image" else drawn.data
         record.output, record.content_type = f"{record.request_id}.{picture.image_format}", drawn.content_type
         await asyncio.to_thread((self.books.folder / record.output).write_bytes, data)
+        self.books.outputs.put(record.output, len(data), self._settings.clock())
 
     async def _references(self, urls: list[str], served_at: str) -> list[bytes]:
         """The images behind the URLs; uploads, and data inside the call, need no fetching."""

@@ -11,26 +11,38 @@ import asyncio
 import base64
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from types import MappingProxyType
 from typing import Any
 from urllib.parse import urlsplit
 
+import httpx
 from pydantic import SecretStr
 
 from prefect_imagegen.core import answers
 from prefect_imagegen.core.base64_text import decode_base64, lacks_padding
 from prefect_imagegen.core.errors import BackendError
 from prefect_imagegen.core.image import BadImageError, decode, upright_size
-from prefect_imagegen.core.models import pixels_of
+from prefect_imagegen.core.models import MODELS, pixels_of
+from prefect_imagegen.core.profiles import models_of
 from prefect_imagegen.core.redact import redact
 from prefect_imagegen.core.request import GenerationRequest, plain_number
+from prefect_imagegen.core.retry import pause_seconds
 from prefect_imagegen.io.segmind_http import UNREADABLE, plain_name, read_body
 from prefect_imagegen.net.client import make_client
-from prefect_imagegen.ports import Delivery, Health, Submission
+from prefect_imagegen.ports import Balance, Delivery, Health, Submission
 
 _PNG_COMPRESSION = 60
 """vLLM-Omni: 9 - 60 // 11 = zlib level 4; its default of 100 means no compression at all."""
-_STATUS_KINDS = {401: "auth", 403: "auth", 404: "protocol", 405: "protocol", 429: "rate_limited", 500: "server_error"}
+_STATUS_KINDS = {
+    401: "auth",
+    403: "auth",
+    404: "protocol",
+    405: "protocol",
+    410: "protocol",
+    429: "rate_limited",
+    500: "server_error",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +79,7 @@ class OpenAIImages:
         self._base = base_url.rstrip("/")
         self._headers = {"authorization": f"Bearer {api_key.get_secret_value()}"} if api_key else {}
         self._engine: ImagesEngine | None = None
+        self._models: frozenset[str] | None = None
         self._client = make_client(max_connections=64, connect_timeout=connect_timeout, read_timeout=deadline)
 
     async def health(self) -> Health:
@@ -79,7 +92,21 @@ class OpenAIImages:
         told = str(value.get("status") or "") if isinstance(value, dict) else ""
         self._engine = ENGINES.get(told, self._engine)
         name = self._engine.name if self._engine else None
-        return Health(response.status_code == 200, told or f"status {response.status_code}", name)
+        return Health(response.status_code == 200, told or f"status {response.status_code}", name, models=self._models)
+
+    async def check(self) -> Balance:
+        """`GET /v1/models` with the key, which /health does not ask for; it names the checkpoint besides."""
+        try:
+            async with self._client.stream(
+                "GET", f"{self._base}/v1/models", headers=self._headers, timeout=10.0
+            ) as response:
+                body = await read_body(response)
+        except UNREADABLE as error:
+            raise BackendError("unsent", f"no answer: {plain_name(error)}") from error
+        if response.status_code in (401, 403):
+            raise self._refusal(response, body)
+        self._models = _served(answers.parse_json(body))
+        return Balance(None)
 
     async def submit(self, request: GenerationRequest, image_urls: Sequence[str]) -> Submission:
         """POST once, and return with the opened answer."""
@@ -106,10 +133,21 @@ class OpenAIImages:
             body = await read_body(response)
         except UNREADABLE as error:
             raise BackendError("unknown", f"no answer: {plain_name(error)}") from error
-        text = redact(answers.error_text(body))
+        raise self._refusal(response, body)
+
+    @staticmethod
+    def _refusal(response: httpx.Response, body: bytes) -> BackendError:
+        """What an answer other than success means; a redirect is another service's."""
         status = response.status_code
-        kind = _STATUS_KINDS.get(status, "unavailable" if status > 500 else "invalid_request")
-        raise BackendError(kind, f"{status}: {text}", status=status)
+        other = "unavailable" if status > 500 else "invalid_request" if status >= 400 else "protocol"
+        return BackendError(
+            _STATUS_KINDS.get(status, other),
+            f"{status}: {redact(answers.error_text(body))}",
+            status=status,
+            retry_after=pause_seconds(
+                reset=None, retry_after=response.headers.get("retry-after"), now=datetime.now(UTC)
+            ),
+        )
 
     async def collect(self, submission: Submission) -> Delivery:
         """Read the answer: one picture in base64, of the size that was asked for."""
@@ -196,6 +234,15 @@ def _picture_text(body: bytes) -> str:
         what = "a URL instead of the image's bytes" if url else "no image"
         raise BackendError("bad_output", f"the answer has {what}: {redact(answers.error_text(body))[:200]}", status=200)
     return text
+
+
+def _served(value: Any) -> frozenset[str] | None:
+    """The models that a list of checkpoints stands for; None where their names do not tell."""
+    items = value.get("data") if isinstance(value, dict) else None
+    names = [str(item.get("id")) for item in items if isinstance(item, dict)] if isinstance(items, list) else []
+    if not names or not all("klein" in name.lower() for name in names):
+        return None
+    return frozenset(slug for name in names for slug in models_of(name, MODELS))
 
 
 def _media(url: str) -> str:

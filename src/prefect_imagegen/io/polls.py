@@ -1,31 +1,58 @@
-"""The pace of polls, shared by all rows of a process: their usual latency, and what the API can bear."""
+"""The pace of GETs, shared by all rows of a process: what the API can bear, and how long its jobs usually take."""
 
 import asyncio
 from collections import deque
+from contextlib import suppress
 from statistics import median
 
+from prefect_imagegen.core.pace import Pace
 from prefect_imagegen.core.retry import next_poll
 
 _NEWEST = 50
 """So many of the newest latencies tell what is usual."""
-_FIRST_GAP_S, _LONGEST_GAP_S = 0.2, 5.0
-_FORGET_S = 60.0
-"""So long after the last refusal the gap between polls is halved, again and again."""
-_DEFAULT_PAUSE_S = 5.0
+_LONGEST_GAP_S = 5.0
+_INSTANT_S = 1e-4
+"""Sleeping for less is no sleep: the clock of a loop need not move."""
 
 
-class Polls:
-    """When the next poll of a job is due.
-
-    Polls have a budget of their own: a 429 pauses polls, and spreads them out for some minutes; calls that make images
-    are not held back for it.
-    """
+class Turns:
+    """Whose turn it is to send a GET to one host. It has a budget of its own: a 429 here holds no POST back."""
 
     def __init__(self) -> None:
+        self._pace = Pace()
+        self._turn = asyncio.Lock()
+        self._moved = asyncio.Event()
+
+    async def take(self) -> float:
+        """Wait until one GET may go out: at once, unless a 429 has said otherwise. The time of sending."""
+        clock = asyncio.get_running_loop()
+        if self._pace.is_free and self._pace.due(clock.time()) <= clock.time():
+            self._pace.sent(clock.time())
+            return clock.time()
+        async with self._turn:  # first come, first served
+            while (wait := self._pace.due(clock.time()) - clock.time()) > _INSTANT_S:
+                self._moved.clear()
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self._moved.wait(), wait)
+            self._pace.sent(clock.time())
+            return clock.time()
+
+    def refused(self, sent: float, pause: float | None) -> None:
+        """A GET that was sent at a time was answered with 429; `pause` is what it asks for."""
+        self._pace.refused(sent=sent, at=asyncio.get_running_loop().time(), pause=pause)
+
+    def answered(self, sent: float) -> None:
+        """A GET that was sent at a time was answered with anything else."""
+        self._pace.answered(sent=sent, at=asyncio.get_running_loop().time())
+        self._moved.set()
+
+
+class Polls(Turns):
+    """When the next poll of a job is due."""
+
+    def __init__(self) -> None:
+        super().__init__()
         self._latencies: deque[float] = deque(maxlen=_NEWEST)
-        self._gap = 0.0
-        self._refused_at = 0.0
-        self._next = 0.0
         self.failures = 0
         """Polls in a row that got no answer that is understood."""
 
@@ -36,29 +63,11 @@ class Polls:
         # While nobody is answered, everybody asks more seldom.
         await asyncio.sleep(max(pause, min(_LONGEST_GAP_S, 0.1 * 2 ** min(self.failures, 8)) if self.failures else 0))
 
-    async def turn(self) -> None:
-        """Wait for the turn of one GET: at once, unless a 429 has spread polls out."""
-        now = asyncio.get_running_loop().time()
-        while self._gap and now - self._refused_at > _FORGET_S:
-            self._gap = self._gap / 2 if self._gap > _FIRST_GAP_S else 0.0
-            self._refused_at += _FORGET_S
-        at = max(now, self._next)
-        self._next = at + self._gap
-        if at > now:
-            await asyncio.sleep(at - now)
-
-    def refused(self, pause: float | None) -> None:
-        """A poll was answered with 429: polls pause, and come more slowly for a while."""
-        now = asyncio.get_running_loop().time()
-        self._gap = min(_LONGEST_GAP_S, max(_FIRST_GAP_S, 2 * self._gap))
-        self._refused_at = now
-        self._next = max(self._next, now + (pause or _DEFAULT_PAUSE_S))
-
     def failed(self) -> None:
         """A poll got no answer that is understood."""
         self.failures += 1
 
-    def answered(self) -> None:
+    def understood(self) -> None:
         """A poll was understood."""
         self.failures = 0
 

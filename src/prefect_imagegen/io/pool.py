@@ -7,27 +7,24 @@ ejected, timed or repeated here.
 """
 
 import asyncio
-import logging
 from collections import Counter
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from itertools import zip_longest
 from typing import Any, TypeVar
 
-from prefect_imagegen.core.errors import BackendError, RefusedError
+from prefect_imagegen.core.errors import BackendError
 from prefect_imagegen.core.profiles import Profile
 from prefect_imagegen.core.reconcile import Look, Window
 from prefect_imagegen.core.request import GenerationRequest
-from prefect_imagegen.io.pool_endpoint import Endpoint, Lease
-from prefect_imagegen.io.segmind import SANDBOX_ENGINES, SegmindBackend
+from prefect_imagegen.io.pool_endpoint import ROW_REFUSALS, Endpoint, Judgement, Lease, OverdueError
+from prefect_imagegen.io.pool_workers import Workers
+from prefect_imagegen.io.segmind import SegmindBackend
 from prefect_imagegen.ports import Balance, Clock, Delivery, Dialect, HistoryRecord, Submission
 
 T = TypeVar("T")
-_logger = logging.getLogger(__name__)
-_LEAST_PATIENCE_S = 30.0
-_FIRST_PROBE_S, _LAST_PROBE_S = 0.5, 30.0
-_OPENING_LOOK_S = 5.0
+_ROWS_REMEMBERED = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,12 +60,13 @@ class Pool:
         self._clock = clock
         self._account = account
         self._endpoints = [Endpoint(dialect, own or policy.limit) for dialect, own in zip_longest(dialects, limits)]
+        self._workers = Workers(self._endpoints, clock, policy.profile, self._tell_capacity)
         self.on_capacity: Callable[[int], None] = lambda _: None
         """Told of the capacity when a worker has said how many calls it wants."""
-        self._moved = asyncio.Event()
-        self._probes: set[asyncio.Task[None]] = set()
         self._turn = 0
         self._dark_since: float | None = None
+        self._shunned: dict[bytes, set[Endpoint]] = {}
+        """The workers at which a row has failed, by request key: it goes to others, if it can."""
 
     @property
     def not_understood(self) -> Counter[str]:
@@ -78,6 +76,9 @@ class Pool:
     def now(self) -> datetime | None:
         """The present time by the paid API's clock."""
         return None if self._account is None else self._account.now()
+
+    def _tell_capacity(self) -> None:
+        self.on_capacity(self.capacity)
 
     @property
     def capacity(self) -> int:
@@ -89,35 +90,17 @@ class Pool:
 
         Raises BackendError (`no_worker`) after the deadline, RefusedError for workers that cannot serve this run.
         """
-        if not self.free:
-            return
-        await asyncio.gather(*(self._look(endpoint) for endpoint in self._endpoints))
-        misfits = [endpoint for endpoint in self._endpoints if endpoint.misfit(self._policy.profile)]
-        if len(misfits) == len(self._endpoints):
-            raise RefusedError(
-                "profile_mismatch",
-                f"{misfits[0].name} {misfits[0].why_down}.",
-                remedy="Use its --profile, or other workers.",
-            )
-        self._refuse_a_mixture()
-        for endpoint in self._endpoints:
-            if not endpoint.up:
-                _logger.warning("Worker %s is left out until it is healthy: %s", endpoint.name, endpoint.why_down)
-                self._watch(endpoint)
-        waited = 0.0
-        while not any(endpoint.up for endpoint in self._endpoints):
-            why = "; ".join(f"{one.name}: {one.why_down}" for one in self._endpoints)
-            if waited >= self._policy.deadline:
-                raise BackendError("no_worker", f"no worker was ready within {waited:.0f} s: {why}")
-            _logger.warning("Waiting for the first healthy worker (%.0f s so far): %s", waited, why)
-            patience = min(_OPENING_LOOK_S, self._policy.deadline - waited)
-            await self._wait(patience)
-            waited += patience
-        self._refuse_a_mixture()
+        if self.free:
+            await self._workers.open(self._policy.deadline)
+
+    @property
+    def left_out(self) -> dict[str, str]:
+        """Why workers were left out so far, by address."""
+        return self._workers.left_out
 
     async def examine(self) -> list[tuple[str, str]]:
         """Each endpoint, and why it is of no use just now; empty if it is."""
-        await asyncio.gather(*(self._look(endpoint) for endpoint in self._endpoints))
+        await self._workers.look_at_all()
         return [(one.name, "" if one.up else one.why_down) for one in self._endpoints]
 
     @property
@@ -138,22 +121,37 @@ class Pool:
         return Balance(None) if self._account is None else await self._account.check()
 
     async def submit(self, request: GenerationRequest, image_urls: Sequence[str]) -> Submission:
-        """Send the call to the endpoint with the fewest calls out, waiting for one with room."""
-        endpoint = await self._take(request.model)
-        lease = Lease(endpoint, self._clock.monotonic())
-        try:
-            found = await self._timed(endpoint, endpoint.dialect.submit(self._applied(request), image_urls))
-        except BackendError as error:
-            self._give_back(lease)
-            raise self._judged(endpoint, error) from error
-        except BaseException:
-            self._give_back(lease)
-            raise
+        """Send the call to the endpoint with the fewest calls out, waiting for one with room.
+
+        A worker that refuses it is left out and the next one asked; only what all refuse is the row's own fault.
+        """
         if not self.free:
-            self._give_back(lease)
-            return found
-        # Nothing of a free call is kept for later: no history knows its id, and nobody is to be asked for it again.
-        return Submission(request, None, open_body=found, taken_by=lease)
+            return await self._endpoints[0].dialect.submit(request, image_urls)
+        applied = self._applied(request)
+        refused: dict[Endpoint, BackendError] = {}
+        while True:
+            lease = await self._take(applied, refused.keys() | self._shunned.get(request.key, set()))
+            endpoint = lease.endpoint
+            try:
+                answer = await self._timed(lease, endpoint.dialect.submit(applied, image_urls))
+            except BackendError as error:
+                judgement = await self._judged(lease, error, request)
+                self._give_back(lease)
+                if judgement.is_refusal:
+                    continue
+                if error.kind not in ROW_REFUSALS or endpoint in refused:
+                    raise judgement.error from error
+                refused[endpoint] = error
+                if not self._others(request.model, refused):
+                    raise judgement.error from error
+            except BaseException:
+                self._give_back(lease)
+                raise
+            else:
+                for other, refusal in refused.items():
+                    self._workers.blame(other, refusal)
+                # Nothing of a free call is kept for later: no history knows its id, and nobody is to be asked again.
+                return Submission(request, None, open_body=answer, taken_by=lease)
 
     async def collect(self, submission: Submission) -> Delivery:
         """The result of an accepted call, from the endpoint that took it."""
@@ -162,13 +160,19 @@ class Pool:
             return await self._endpoints[0].dialect.collect(submission)
         endpoint, submission.taken_by = lease.endpoint, None
         try:
-            delivery = await self._timed(endpoint, endpoint.dialect.collect(submission.open_body))
+            delivery = await self._timed(lease, endpoint.dialect.collect(submission.open_body))
         except BackendError as error:
-            raise self._judged(endpoint, error) from error
+            judgement = await self._judged(lease, error, submission.request)
+            if judgement.is_refusal:
+                # It took the call, and is no worker of ours after all: the row is drawn elsewhere.
+                text = f"{endpoint.name}: {error.message}"
+                raise BackendError("worker_lost", text, status=error.status, retry_after=0.0) from error
+            raise judgement.error from error
         finally:
             self._give_back(lease)
-        endpoint.failures = 0
-        endpoint.calls.add(self._clock.monotonic() - lease.since)
+        endpoint.has_delivered(lease.cost_class, self._clock.monotonic() - lease.since)
+        self._dark_since = None
+        self._shunned.pop(submission.request.key, None)
         applied = self._applied(submission.request).params
         told = {name: value for name, value in applied.items() if name != "prompt"}
         return replace(delivery, request_id=None, endpoint=endpoint.name, cost_usd=0.0, applied=told | delivery.applied)
@@ -191,9 +195,7 @@ class Pool:
 
     async def aclose(self) -> None:
         """Stop looking after endpoints, and close the connections."""
-        for probe in self._probes:
-            probe.cancel()
-        await asyncio.gather(*self._probes, return_exceptions=True)
+        await self._workers.aclose()
         for endpoint in self._endpoints:
             await endpoint.dialect.aclose()
 
@@ -208,101 +210,68 @@ class Pool:
         profile = self._policy.profile
         return request if profile is None else replace(request, params=profile.applied(request.params))
 
-    async def _take(self, model: str) -> Endpoint:
-        """Wait for an endpoint with room; that with the least load, in turn. Raises BackendError."""
-        while True:
-            serving = [endpoint for endpoint in self._endpoints if endpoint.serves(model)]
-            if not serving:
-                raise BackendError("model_unavailable", f"no worker of the pool serves {model}")
-            now = self._clock.monotonic()
-            room = [one for one in serving if one.up and now >= one.paused_until]
-            if self.free:
-                room = [one for one in room if one.outstanding < one.limit]
-            if room:
-                self._dark_since = None
-                found = min(room, key=lambda one: (one.outstanding / one.limit, one.turn))
-                self._turn += 1
-                found.outstanding, found.turn = found.outstanding + 1, self._turn
-                return found
-            await self._wait(self._patience(serving, now))
+    async def _take(self, request: GenerationRequest, avoided: Collection[Endpoint]) -> Lease:
+        """Wait for an endpoint with room; that with the least load, in turn. Raises BackendError.
 
-    def _patience(self, serving: Sequence[Endpoint], now: float) -> float | None:
-        """How long to wait for room. Raises BackendError when no worker has been up for the deadline."""
-        if not any(endpoint.up for endpoint in serving):
+        Those to be avoided are taken only where no other one is up.
+        """
+        while True:
+            serving = [endpoint for endpoint in self._endpoints if endpoint.serves(request.model)]
+            if not serving:
+                raise BackendError("model_unavailable", f"no worker of the pool serves {request.model}")
+            now = self._clock.monotonic()
+            up = [endpoint for endpoint in serving if endpoint.up]
+            wanted = [endpoint for endpoint in up if endpoint not in avoided] or up
+            room = [one for one in wanted if now >= one.paused_until and one.outstanding < one.limit]
+            if room:
+                endpoint = min(room, key=lambda one: (one.outstanding / one.limit, one.turn))
+                if not endpoint.on_trial:
+                    self._dark_since = None
+                self._turn += 1
+                endpoint.outstanding, endpoint.turn = endpoint.outstanding + 1, self._turn
+                endpoint.queue[request.cost_class] += 1
+                return Lease(endpoint, now, request.cost_class)
+            await self._workers.wait(self._patience(serving, wanted, now))
+
+    def _others(self, model: str, refused: Collection[Endpoint]) -> bool:
+        """Whether a worker is up that has not refused a row yet."""
+        return any(one.up and one.serves(model) and one not in refused for one in self._endpoints)
+
+    def _patience(self, serving: Sequence[Endpoint], wanted: Sequence[Endpoint], now: float) -> float | None:
+        """How long to wait for room. Raises BackendError when no worker is left, or was up for the deadline."""
+        if not wanted:
             self._dark_since = now if self._dark_since is None else self._dark_since
             left = self._dark_since + self._policy.deadline - now
+            why = "; ".join(f"{endpoint.name}: {endpoint.why_down}" for endpoint in serving)
+            if all(endpoint.is_hopeless for endpoint in serving):
+                raise BackendError("no_worker", f"every worker refuses the calls of this run: {why}")
             if left <= 0:
-                why = "; ".join(f"{endpoint.name}: {endpoint.why_down}" for endpoint in serving)
                 raise BackendError("no_worker", f"no worker has been healthy for {self._policy.deadline:.0f} s: {why}")
             return left
-        pauses = [one.paused_until - now for one in serving if one.up and one.paused_until > now]
+        pauses = [one.paused_until - now for one in wanted if one.paused_until > now]
         return min(pauses, default=None)
-
-    async def _wait(self, seconds: float | None) -> None:
-        """Wait until something has moved, or for so long."""
-        self._moved.clear()
-        waits: list[asyncio.Future[object]] = [asyncio.ensure_future(self._moved.wait())]
-        if seconds is not None:
-            waits.append(asyncio.ensure_future(self._sleep(seconds)))
-        try:
-            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for one in waits:
-                one.cancel()
-
-    async def _sleep(self, seconds: float) -> object:
-        await self._clock.sleep(seconds)
-        return None
 
     def _give_back(self, lease: Lease) -> None:
         lease.endpoint.outstanding -= 1
-        self._moved.set()
+        lease.endpoint.queue[lease.cost_class] -= 1
+        self._workers.moved.set()
 
-    async def _timed(self, endpoint: Endpoint, call: Coroutine[Any, Any, T]) -> T:
-        """Await a free call for as long as this endpoint may take; a paid one has the executor's own deadlines."""
-        if not self.free:
-            return await call
-        usual = endpoint.calls.limit(at_least=_LEAST_PATIENCE_S, unmeasured=self._policy.deadline)
-        limit = min(usual, self._policy.deadline)
+    async def _timed(self, lease: Lease, call: Coroutine[Any, Any, T]) -> T:
+        """Await a call for as long as its worker may take for it."""
+        limit = lease.endpoint.patience(self._policy.deadline)
         try:
             return await asyncio.wait_for(call, limit)
         except TimeoutError:
-            raise BackendError("unknown", f"no answer within {limit:.0f} s") from None
+            lease.endpoint.work.add(lease.cost_class, limit)
+            raise OverdueError("unknown", f"no answer within {limit:.0f} s") from None
 
-    def _judged(self, endpoint: Endpoint, error: BackendError) -> BackendError:
-        """The error that the executor decides about; a worker that is to blame is left out until it is healthy."""
-        if not self.free:
-            return error
-        found, why = endpoint.judged(error, self._clock.monotonic())
-        if why and endpoint.up:
-            _logger.warning("Worker %s is left out until it is healthy again: %s", endpoint.name, why)
-            endpoint.up, endpoint.why_down = False, why
-            self._watch(endpoint)
-        return found
-
-    def _watch(self, endpoint: Endpoint) -> None:
-        task = asyncio.get_running_loop().create_task(self._probe(endpoint))
-        self._probes.add(task)
-        task.add_done_callback(self._probes.discard)
-
-    async def _probe(self, endpoint: Endpoint) -> None:
-        """Ask a worker for its health, ever more seldom, until it is back."""
-        pause = _FIRST_PROBE_S
-        while not endpoint.up:
-            await self._clock.sleep(pause)
-            pause = min(_LAST_PROBE_S, 2 * pause)
-            await self._look(endpoint)
-        _logger.warning("Worker %s is ready", endpoint.name)
-        self._moved.set()
-
-    async def _look(self, endpoint: Endpoint) -> None:
-        await endpoint.look(self._policy.profile)
-        self.on_capacity(self.capacity)
-
-    def _refuse_a_mixture(self) -> None:
-        """Placeholders and real images never share a store."""
-        kinds = {one.health.engine in SANDBOX_ENGINES for one in self._endpoints if one.up}
-        if len(kinds) > 1:
-            raise RefusedError(
-                "mixed_pool", f"Some of {self.endpoint} are sandboxes, some are not.", remedy="Use one kind."
-            )
+    async def _judged(self, lease: Lease, error: BackendError, request: GenerationRequest) -> Judgement:
+        """What a failed call means; a worker that is to blame is left out, and the row goes elsewhere."""
+        endpoint = lease.endpoint
+        judgement = await endpoint.judged(error, lease.cost_class, self._clock.monotonic())
+        self._workers.eject(endpoint, judgement)
+        if judgement.error.kind in ("worker_lost", "worker_failed"):
+            self._shunned.setdefault(request.key, set()).add(endpoint)
+            while len(self._shunned) > _ROWS_REMEMBERED:
+                self._shunned.pop(next(iter(self._shunned)))
+        return judgement

@@ -27,7 +27,7 @@ from prefect_imagegen.io.segmind_history import SegmindHistory
 from prefect_imagegen.io.segmind_http import UNREADABLE, SegmindHttp, pieces, plain_name, read_body
 from prefect_imagegen.io.segmind_jobs import SegmindJobs, applied_seed
 from prefect_imagegen.net.client import TRANSPORT_ERRORS, never_sent
-from prefect_imagegen.ports import Balance, Delivery, Health, HistoryRecord, RateLimiter, Submission
+from prefect_imagegen.ports import Balance, Delivery, Health, HistoryRecord, Submission
 
 SEGMIND_URL = "https://api.segmind.com"
 SEGMIND_HISTORY_URL = "https://api.spotprod.segmind.com"
@@ -62,7 +62,6 @@ class SegmindBackend:
         endpoints: Endpoints,
         api_key: SecretStr | None,
         *,
-        limiter: RateLimiter,
         api_version: str = "v2",
         max_in_flight: int = 16,
         deadline: float = 600.0,
@@ -78,7 +77,7 @@ class SegmindBackend:
         self._deadline = deadline
         self.not_understood: Counter[str] = Counter()
         self._sandbox: bool | None = None
-        self._http = SegmindHttp(api_key, limiter=limiter, max_in_flight=max_in_flight, connect_timeout=connect_timeout)
+        self._http = SegmindHttp(api_key, max_in_flight=max_in_flight, connect_timeout=connect_timeout)
         self._history = SegmindHistory(endpoints.history, self._http.get_json, self._odd)
         self._jobs = SegmindJobs(
             endpoints.base, self._http, self._history, self._odd, deadline=deadline, has_records=self.queues

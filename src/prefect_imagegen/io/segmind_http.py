@@ -5,6 +5,7 @@ The key goes to the URLs that ask for it only: the endpoint's own hosts.
 
 import asyncio
 import json
+from collections import defaultdict
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import UTC, datetime, timedelta
@@ -20,11 +21,13 @@ from prefect_imagegen.core.errors import BackendError
 from prefect_imagegen.core.outcomes import classify_answer
 from prefect_imagegen.core.redact import redact
 from prefect_imagegen.core.retry import pause_seconds
+from prefect_imagegen.io.polls import Turns
 from prefect_imagegen.net.client import TRANSPORT_ERRORS, make_client
-from prefect_imagegen.ports import RateLimiter
 
 MAX_BODY_BYTES = 256 * 1024 * 1024
 GET_TRIES = 6
+_TRIES_WHEN_REFUSED = 3
+"""Who asks may have others to serve: a host that goes on answering 429 is asked again later."""
 _REDIRECTS = (301, 302, 303, 307, 308)
 _MOST_REDIRECTS = 6
 _PIECE = 1 << 18
@@ -35,9 +38,7 @@ UNREADABLE = (*TRANSPORT_ERRORS, ValueError)
 class SegmindHttp:
     """One HTTP client with one key. Close it with `aclose`."""
 
-    def __init__(
-        self, api_key: SecretStr | None, *, limiter: RateLimiter, max_in_flight: int, connect_timeout: float
-    ) -> None:
+    def __init__(self, api_key: SecretStr | None, *, max_in_flight: int, connect_timeout: float) -> None:
         self.client = make_client(
             # One connection per call in flight, and some for the calls that fetch their results meanwhile.
             max_connections=2 * max_in_flight + 8,
@@ -45,7 +46,7 @@ class SegmindHttp:
             read_timeout=60.0,
         )
         self._key = api_key.get_secret_value() if api_key else ""
-        self._limiter = limiter
+        self._turns: defaultdict[str, Turns] = defaultdict(Turns)
         self._told: tuple[datetime, float] | None = None
 
     def note_time(self, response: httpx.Response) -> None:
@@ -125,9 +126,11 @@ class SegmindHttp:
         within: float | None = None,
     ) -> Any:
         failure = BackendError("unsent", f"{urlsplit(url).hostname} could not be reached")
+        turns = self._turns[urlsplit(url).netloc]
         for failures in range(tries):
-            if failures:
+            if failures and failure.status != 429:
                 await asyncio.sleep(min(5.0, 0.2 * 2**failures))
+            sent = await turns.take()
             try:
                 async with asyncio.timeout(within), call() as response:
                     self.note_time(response)
@@ -135,6 +138,10 @@ class SegmindHttp:
             except UNREADABLE as error:
                 failure = BackendError("unsent", f"{urlsplit(url).hostname} gave no answer: {plain_name(error)}")
                 continue
+            if response.status_code == 429:
+                turns.refused(sent, self.pause(response))
+            else:
+                turns.answered(sent)
             if response.status_code == 200:
                 value = answers.parse_json(body)
                 if value is None:
@@ -144,9 +151,7 @@ class SegmindHttp:
             if response.status_code == 404 and not isinstance(answers.parse_json(body), dict):
                 # Not the API's own word: a route that is missing, or a proxy.
                 raise BackendError("unknown", failure.message)
-            if response.status_code == 429:
-                self._limiter.pause(failure.retry_after or 5.0)
-            elif response.status_code < 500:
+            if response.status_code < 500 and (response.status_code != 429 or failures + 1 >= _TRIES_WHEN_REFUSED):
                 break
         raise failure
 

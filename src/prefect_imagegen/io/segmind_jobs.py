@@ -149,7 +149,7 @@ class SegmindJobs:
 
     async def _job(self, url: str, request_id: str) -> tuple[answers.JobAnswer | None, int | None]:
         """One poll: what it says, if it is understood, and its HTTP status. Raises BackendError for a rejected key."""
-        await self._polls.turn()
+        sent = await self._polls.take()
         what = "the result" if url.endswith(quote(request_id, safe="")) else "a poll"
         try:
             async with self._http.get(url) as response:
@@ -158,18 +158,20 @@ class SegmindJobs:
         except UNREADABLE:
             self._polls.failed()
             return None, None
+        if status == 429:
+            self._polls.refused(sent, self._http.pause(response))
+        else:
+            self._polls.answered(sent)
         value = answers.parse_json(body)
         job = answers.job_of(value, status=status, request_id=request_id)
         if job is not None:
-            self._polls.answered()
+            self._polls.understood()
             if not job.is_known:
                 self._odd(f"{what}: an unknown state")
             return job, status
         if status == 401:
             raise self._http.refusal(response, body, request_id)
-        if status == 429:
-            self._polls.refused(self._http.pause(response))
-        elif status != _EXPIRED:
+        if status not in (429, _EXPIRED):
             self._polls.failed()
             self._odd(f"{what}: status {status}, {answers.shape_of(value)}")
         return None, status

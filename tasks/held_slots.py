@@ -1,0 +1,100 @@
+"""Slots of a Prefect global concurrency limit, held for as long as something runs, and waited for until a run stops.
+
+Prefect's own `concurrency` goes on asking when nobody waits any more, and a process does not end before it has been
+granted; so the server is asked from here.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from uuid import UUID
+
+import httpx
+from prefect.client.orchestration import PrefectClient, get_client
+from prefect.client.schemas.responses import ConcurrencyLimitWithLeaseResponse
+from prefect.logging import get_logger
+
+from prefect_imagegen.control import RunControl
+
+_LEASE_S = 300.0
+_RENEW_EVERY_S = 75.0
+"""A lease outlives three renewals that fail."""
+_LOCKED = 423
+_ASK_AGAIN_S = 5.0
+_SAID_EVERY_S = 60.0
+_LAST_WORD_S = 5.0
+"""How long the server has to answer when the run stops, or gives its slots back."""
+_logger = get_logger(__name__)
+
+
+@asynccontextmanager
+async def held_slots(name: str, slots: int, control: RunControl) -> AsyncIterator[bool]:
+    """Within: slots of a limit are held. Yields False, without them, where the run stops before they are granted.
+
+    A server that is away for a while is asked again; a lease that cannot be renewed ends no call, as those are paid.
+    """
+    async with get_client() as client:
+        lease = await _granted(client, name, slots, control)
+        if lease is None:
+            yield False
+            return
+        renewing = asyncio.create_task(_renew(client, lease))
+        try:
+            yield True
+        finally:
+            renewing.cancel()
+            await _give_back(client, lease, name)
+
+
+async def _granted(client: PrefectClient, name: str, slots: int, control: RunControl) -> UUID | None:
+    """Ask until the slots are granted; None where the run stops first."""
+    clock = asyncio.get_running_loop()
+    started = said = clock.time()
+    while not control.stopped:
+        asking = asyncio.create_task(_ask(client, name, slots))
+        await control.unless_stopped(asyncio.wait((asking,)))
+        await asyncio.wait((asking,), timeout=_LAST_WORD_S)
+        if not asking.done():
+            asking.cancel()  # what it may still be granted ends with its lease
+            return None
+        answer = asking.result()
+        if isinstance(answer, UUID):
+            return answer
+        pause, why = answer
+        if clock.time() - said >= _SAID_EVERY_S:
+            said = clock.time()
+            _logger.warning("Waiting for %s slots of the limit %r for %.0f s: %s", slots, name, said - started, why)
+        await control.sleep(pause)
+    return None
+
+
+async def _ask(client: PrefectClient, name: str, slots: int) -> UUID | tuple[float, str]:
+    """Ask once: the lease, or when to ask again and why."""
+    try:
+        response = await client.increment_concurrency_slots_with_lease([name], slots, "concurrency", _LEASE_S)
+    except httpx.HTTPStatusError as error:
+        if error.response.status_code == _LOCKED:
+            return float(error.response.headers.get("retry-after", _ASK_AGAIN_S)), "they are taken"
+        return _ASK_AGAIN_S, f"the Prefect server answers {error.response.status_code}"
+    except httpx.HTTPError as error:
+        return _ASK_AGAIN_S, f"the Prefect server gives no answer: {type(error).__name__}"
+    granted = ConcurrencyLimitWithLeaseResponse.model_validate(response.json())
+    # A limit that does not exist must not mean "no limit".
+    return granted.lease_id if granted.limits else (_ASK_AGAIN_S, "there is no such limit any more")
+
+
+async def _renew(client: PrefectClient, lease: UUID) -> None:
+    while True:
+        await asyncio.sleep(_RENEW_EVERY_S)
+        try:
+            await client.renew_concurrency_lease(lease, _LEASE_S)
+        except httpx.HTTPError as error:
+            _logger.warning("The slots that are held could not be renewed: %s", type(error).__name__)
+
+
+async def _give_back(client: PrefectClient, lease: UUID, name: str) -> None:
+    try:
+        await asyncio.wait_for(client.release_concurrency_slots_with_lease(lease), _LAST_WORD_S)
+    except (httpx.HTTPError, TimeoutError) as error:
+        why = type(error).__name__
+        _logger.warning("Slots of the limit %r could not be given back, and end with their lease: %s", name, why)
