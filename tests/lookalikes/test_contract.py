@@ -41,7 +41,7 @@ SIGHT: dict[str, tuple[Sequence[Fault], set[str], set[str]]] = {
     "403 for what is absent": (
         [faults.HidesAbsence("GET", "HEAD")],
         {"absent", "delete", "list-after-delete"},
-        {"cleanup"},
+        set(),
     ),
     "another clock": ([faults.WrongClock()], set(), {"clock"}),
     "empty reads": ([faults.EmptyAnswers("large-object")], {"large-object"}, set()),
