@@ -26,7 +26,7 @@ from prefect_imagegen.console import quiet_prefect
 from prefect_imagegen.ending import Ended, telling
 
 _SHOWN = 20
-_STYLES = {"ok": "green", "warn": "yellow", "fail": "red"}
+_STYLES = {"ok": "green", "warn": "yellow", "fail": "red", "unknown": "yellow"}
 
 
 @click.command()
@@ -103,17 +103,18 @@ def verify(repair: bool, as_json: bool, **given: Any) -> None:
 
 
 @click.command()
+@click.option("--deep", is_flag=True, help="Try all that a store has to hold; some 1,200 objects come and go.")
 @backend_options
 @json_option
 @store_options
-def doctor(as_json: bool, **given: Any) -> None:
+def doctor(deep: bool, as_json: bool, **given: Any) -> None:
     """Check everything that a run needs: store, clock, endpoint, key, balance, history, limits, Prefect.
 
     Exit code 0: a run can start; 1: something hinders it; 2: refused. Nothing is submitted or paid.
     """
     console = Console(stderr=as_json)
     with telling(given["store"], as_json=as_json, blank={}):
-        checks = asyncio.run(_examined(console, store_of(given), backend_of(given), _options(given)))
+        checks = asyncio.run(_examined(console, store_of(given), backend_of(given), _options(given), deep=deep))
         for check in _prefect():
             _show_check(console, check)
             checks.append(check)
@@ -192,10 +193,10 @@ def _show_rest(console: Console, count: int) -> None:
 
 
 async def _examined(
-    console: Console, store: StoreSettings, backend: BackendSettings, options: GenerateOptions
+    console: Console, store: StoreSettings, backend: BackendSettings, options: GenerateOptions, *, deep: bool
 ) -> list[Check]:
     checks = []
-    async for check in examine(store, backend, options):
+    async for check in examine(store, backend, options, deep=deep):
         _show_check(console, check)
         checks.append(check)
     return checks

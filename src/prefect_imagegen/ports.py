@@ -29,11 +29,15 @@ class Clock(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class ObjectInfo:
-    """One object: its root-relative path, size in bytes, and the store's own time of writing, where it tells."""
+    """One object: its root-relative path, size in bytes, and the store's own time of writing, where it tells.
+
+    The content type is told by `head`, where the store has one.
+    """
 
     path: str
     size: int
     modified: datetime | None = None
+    content_type: str | None = None
 
 
 class ObjectStore(Protocol):

@@ -20,6 +20,7 @@ from prefect_imagegen.app.settings import BackendSettings
 from prefect_imagegen.gateway.faults import Fault, FaultScript
 from prefect_imagegen.gateway.server import EmbeddedGateway
 from prefect_imagegen.gateway.settings import GatewaySettings
+from prefect_imagegen.io.store_checks import CHECKS
 
 COMMANDS = ("verify", "doctor", "reconcile", "retry")
 
@@ -155,3 +156,41 @@ def test_doctor_meets_something_else_than_prefect(user: User) -> None:
         server.shutdown()
     assert found.returncode == 1
     assert "it ends in /api" in found.stdout
+
+
+def test_doctor_deep(user: User) -> None:
+    """`doctor --deep` has a line for all that a store has to hold, leaves nothing of it, and says the same in JSON."""
+    well = user.run("doctor", "--deep", "--json")
+    assert well.returncode == 0, well.stderr
+    states = {check["name"]: check["state"] for check in figures(well)["checks"]}
+    assert set(states) >= {check.name for check in CHECKS} | {"cleanup"}
+    assert {name for name, state in states.items() if state == "unknown"} == {"content-type"}
+    assert "ok racing-creators" in well.stderr
+    assert [path for path in (user.folder / "images").rglob("*") if path.is_file()] == []
+    assert [path.name for path in (user.folder / "images").rglob("*")] in ([], ["doctor"])
+    plain = {check["name"] for check in figures(user.run("doctor", "--json"))["checks"]}
+    assert "racing-creators" not in plain
+
+
+def test_doctor_deep_on_a_store_that_overwrites(user: User, blind_s3) -> None:
+    """A store without conditions exits 1 with what it means and what to do; nothing is left, and nothing was billed."""
+    options = ["--storage-option", f"endpoint_url={blind_s3.url}"]
+    half = user.run("doctor", "--deep", *options, "--storage-option", "key=any", "--store", "s3://images/prefix")
+    assert "does not accept the credentials" in half.stdout
+    user.environment |= {"AWS_SECRET_ACCESS_KEY": "any-value", "AWS_ACCESS_KEY_ID": "any"}
+    found = user.run("doctor", "--deep", *options, "--store", "s3://images/prefix")
+    assert found.returncode == 1
+    assert "fail racing-creators" in found.stdout
+    assert "no run may use this store" in found.stdout
+    assert "docs/stores.md" in found.stdout
+    assert blind_s3.objects == {}
+    assert user.gateway.books.billed == []
+
+
+def test_doctor_deep_on_a_store_out_of_reach(user: User) -> None:
+    """Where the store cannot be used at all, that is said once, and the rest is unknown."""
+    (user.folder / "images").write_bytes(b"a file")
+    found = user.run("doctor", "--deep")
+    assert found.returncode == 1
+    assert "fail store" in found.stdout
+    assert "unknown contract" in found.stdout

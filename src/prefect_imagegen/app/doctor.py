@@ -1,9 +1,11 @@
 """Everything that a run needs, looked at before one: store, clock, endpoint, key, balance, history, limits."""
 
 import asyncio
+import logging
 import secrets
 import shutil
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -12,6 +14,7 @@ from typing import Any, Literal
 from prefect_imagegen.app.adapters import DEFAULT_IN_FLIGHT, make_backend, make_pool, resolve_backend, store_kind
 from prefect_imagegen.app.options import GenerateOptions
 from prefect_imagegen.app.settings import BackendSettings, StoreSettings
+from prefect_imagegen.core import layout
 from prefect_imagegen.core.accounts import fingerprint_of
 from prefect_imagegen.core.errors import BackendError, RefusedError, StoreError
 from prefect_imagegen.core.models import DEFAULT_MODEL
@@ -21,6 +24,7 @@ from prefect_imagegen.io.ledger import load_ledger, segments
 from prefect_imagegen.io.object_store import FsspecObjectStore, open_object_store
 from prefect_imagegen.io.pool_endpoint import DEFAULT_LIMIT
 from prefect_imagegen.io.segmind import SANDBOX_ENGINES, SEGMIND_URL, SegmindBackend
+from prefect_imagegen.io.store_contract import Finding, StoreContract
 from prefect_imagegen.io.store_kind import StoreKind, read_kind
 
 try:
@@ -34,14 +38,18 @@ _LOW_DISK_BYTES = 1 << 30
 _FILES_PER_CALL = 3
 """A connection, a file of the store, and one to spare."""
 _FILES_BESIDE = 200
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One thing that was looked at. `warn` is no hindrance, but worth knowing; `fail` hinders a run."""
+    """One thing that was looked at.
+
+    `warn` is no hindrance, but worth knowing; `fail` hinders a run; `unknown`: it could not be found out.
+    """
 
     name: str
-    state: Literal["ok", "warn", "fail"]
+    state: Literal["ok", "warn", "fail", "unknown"]
     text: str
     remedy: str = ""
 
@@ -50,16 +58,26 @@ class Check:
         return asdict(self)
 
 
-async def examine(settings: StoreSettings, backend: BackendSettings, options: GenerateOptions) -> AsyncIterator[Check]:
+async def examine(
+    settings: StoreSettings, backend: BackendSettings, options: GenerateOptions, *, deep: bool = False
+) -> AsyncIterator[Check]:
     """Look at everything, in the order of a run; nothing is submitted, and a probe object is written and removed.
 
+    `deep`: try all that a store has to hold, with some 1,200 small objects, which are removed again.
     Raises RefusedError for options that mean nothing.
     """
     resolved = resolve_backend(backend, options)
     store = open_object_store(settings.url, settings.storage_options)
     try:
+        usable = True
         async for check in _store(store, settings.url):
+            usable = usable and (check.name, check.state) != ("store", "fail")
             yield check
+        if deep and usable:
+            async for check in _contract(store, settings):
+                yield check
+        elif deep:
+            yield Check("contract", "unknown", "what the store holds was not tried", "Mend what is said of it first.")
         async for check in _endpoint(store, resolved, options):
             yield check
     finally:
@@ -68,12 +86,12 @@ async def examine(settings: StoreSettings, backend: BackendSettings, options: Ge
 
 
 async def _store(store: FsspecObjectStore, url: str) -> AsyncIterator[Check]:
-    probe = f"doctor/{secrets.token_hex(8)}"
+    probe = layout.probe(secrets.token_hex(8))
     try:
         made = [await store.create(probe, b"1"), await store.create(probe, b"2")]
         await store.put(probe, b"3")
         same = await store.get(probe) == b"3"
-        listed = probe in [info.path for info in await store.list("doctor")]
+        listed = probe in [info.path for info in await store.list(layout.PROBES)]
         head = await store.head(probe)
     except StoreError as error:
         yield Check("store", "fail", error.message, error.remedy)
@@ -100,6 +118,32 @@ async def _store(store: FsspecObjectStore, url: str) -> AsyncIterator[Check]:
     yield await _ledger(store)
     if "://" not in url:
         yield _disk(url)
+
+
+async def _contract(store: FsspecObjectStore, settings: StoreSettings) -> AsyncIterator[Check]:
+    """All checks of the store contract, in a folder of their own that is removed, also where they are interrupted."""
+    folder = layout.probe(secrets.token_hex(8))
+    twin = open_object_store(settings.url, settings.storage_options)
+    try:
+        contract = StoreContract(store, twin, folder, SystemClock())
+        try:
+            async for finding in contract.findings():
+                yield _check_of(finding)
+        except BaseException:
+            cleanup = await contract.clean()
+            if cleanup.state != "ok":
+                _logger.warning("%s %s", cleanup.seen, cleanup.remedy)
+            raise
+        yield _check_of(await contract.clean())
+    finally:
+        twin.close()
+        with suppress(StoreError):
+            await store.prune(folder)
+
+
+def _check_of(finding: Finding) -> Check:
+    text = f"{finding.seen}. {finding.meaning}" if finding.meaning else finding.seen
+    return Check(finding.name, finding.state, text.replace("..", "."), finding.remedy)
 
 
 def _disk(folder: str) -> Check:

@@ -166,8 +166,13 @@ class Session:
         try:
             await self._run_shards(run_one)
             await self._settle()
+        except BaseException:
+            # Cancelled by its caller, or a bug: whose event loop this is gets it back without tasks of ours.
+            await self.executor.abandon()
+            raise
         finally:
             watching.cancel()
+            await asyncio.gather(watching, return_exceptions=True)
         if self.before.executions and self.control.stop_reason == "budget" and not self.executor.calls:
             self.control.stop_message = CAP_USED
 

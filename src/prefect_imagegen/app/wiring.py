@@ -32,7 +32,13 @@ async def with_gateway(settings: BackendSettings, stack: AsyncExitStack) -> Back
     if settings.kind != "sandbox" or settings.base_url:
         return settings
     gateway = EmbeddedGateway(GatewaySettings(allow_loopback=True, price_usd=0.0))
-    await asyncio.to_thread(gateway.start)
+    starting = asyncio.ensure_future(asyncio.to_thread(gateway.start))
+    try:
+        await asyncio.shield(starting)
+    except asyncio.CancelledError:
+        await starting  # a thread cannot be cancelled: it would serve for ever
+        await asyncio.to_thread(gateway.stop)
+        raise
     stack.push_async_callback(asyncio.to_thread, gateway.stop)
     return replace(settings, base_url=gateway.url, history_url=None, api_key=SecretStr("sandbox"))
 

@@ -12,6 +12,8 @@ LEDGER_TIME = "ledger/time"
 """Written anew to learn what time it is for the store; its content means nothing."""
 RUNS = "runs"
 ORDERS = "flow_runs"
+PROBES = "doctor"
+"""What is written to see what a store does, and removed again."""
 
 
 IMAGE_PATH = re.compile(
@@ -28,6 +30,11 @@ def image(key: str, extension: str) -> str:
 def more_image(key: str, number: int, extension: str) -> str:
     """A further image of the same answer, from number 2 on."""
     return f"images/{key[:2]}/{key}-{number}.{extension}"
+
+
+def probe(nonce: str) -> str:
+    """An object, or a folder of objects, that is written to see what the store does."""
+    return f"{PROBES}/{nonce}"
 
 
 def images_below(first: int) -> str:

@@ -77,6 +77,10 @@ class Executor:
         """Wait for parked requests as long as more than stragglers are among them; the ends of all of them."""
         return [self._counted(row, _with_lost(row, result)) for row, result in await self._lot.empty()]
 
+    async def abandon(self) -> None:
+        """Let go of all parked requests, where the run was cancelled from outside."""
+        await self._lot.abandon()
+
     async def _left_behind(self, row: Row) -> Step:
         """What an earlier run left of the row comes first: it needs no slot, no money and no run that goes on."""
         ledger = self._kit.ledger

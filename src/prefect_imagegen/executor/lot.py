@@ -64,6 +64,16 @@ class Lot:
             found.append((one.row, one.step.drop() if isinstance(end, BaseException) else end))
         return found
 
+    async def abandon(self) -> None:
+        """Let go of all rows at once, for the caller of the run has cancelled it: their claims hold them."""
+        left = list(self._rows.values())
+        self._rows.clear()
+        for parked in left:
+            parked.task.cancel()
+            parked.step.drop()
+        tasks = [task for parked in left for task in (parked.task, parked.step.work) if task is not None]
+        await asyncio.gather(*tasks, return_exceptions=True)
+
     async def _drained(self, left: list[Parked]) -> None:
         """Let calls that are under way come to their end, for as long as the stop clock of an interruption runs."""
         while busy := [one.task for one in left if (one.row.busy or one.row.is_posting) and not one.task.done()]:

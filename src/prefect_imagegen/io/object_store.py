@@ -6,11 +6,14 @@ every start decides.
 """
 
 import asyncio
-import errno
+import os
+import secrets
 import socket
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,17 +25,22 @@ import fsspec.asyn
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
 
+from prefect_imagegen.core import layout
 from prefect_imagegen.core.errors import RefusedError, StoreError
 from prefect_imagegen.core.redact import redact
 from prefect_imagegen.crashpoints import reached
 from prefect_imagegen.io.local_files import create_file, replace_file
+from prefect_imagegen.io.s3_checksums import ChecksumFallback, is_s3
 from prefect_imagegen.io.store_address import unfit
+from prefect_imagegen.io.store_errors import is_precondition_failed, no_create_only, refusal_of, store_error
 from prefect_imagegen.ports import ObjectInfo
 
 T = TypeVar("T")
 THREADS = 32
 _CONNECT_S = 2
 _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "az": "azure", "abfs": "azure", "abfss": "azure"}
+_CONFLICT_PAUSES_S = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6)
+"""Between tries of a create-only put that met another one at the same time; S3 asks for a new try then."""
 _S3_PUT_LIMIT = 5 * 1024**3
 """A single PUT takes up to 5 GiB; multipart uploads are not atomic with a create-only condition."""
 _memory_lock = threading.Lock()
@@ -73,141 +81,134 @@ class FsspecObjectStore:
 
     def __init__(self, fs: Any, root: str, url: str) -> None:
         self.url = url
-        self._fs = fs
         self._root = root.rstrip("/")
+        self._fs = ChecksumFallback(fs, root, url)
         self._local = isinstance(fs, LocalFileSystem)
         self._memory = isinstance(fs, MemoryFileSystem)
-        self._s3 = "s3" in (fs.protocol if isinstance(fs.protocol, tuple | list) else (fs.protocol,))
+        self._s3 = is_s3(fs)
         self._unproven = None if self._local or self._memory or self._s3 else _service_address(fs)
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="store")
 
     async def get(self, path: str) -> bytes | None:
         """The bytes of an object; None if there is none."""
-        return await self._run(path, lambda: _none_if_absent(lambda: bytes(self._fs.cat_file(self._full(path)))))
+        return await self._run(path, lambda fs: _none_if_absent(lambda: bytes(fs.cat_file(self._full(path)))))
 
     async def create(self, path: str, data: bytes, content_type: str = "application/octet-stream") -> bool:
         """Create-only put: True if written, False if the path exists (and stays as it is)."""
-        return await self._run(path, lambda: self._create(path, data, content_type), writing=True)
+        return await self._run(path, lambda fs: self._create(fs, path, data, content_type), writing=True)
 
     async def put(self, path: str, data: bytes, content_type: str = "application/octet-stream") -> None:
         """Write or replace, atomically."""
-        await self._run(path, lambda: self._put(path, data, content_type), writing=True)
+        await self._run(path, lambda fs: self._put(fs, path, data, content_type), writing=True)
 
     async def delete(self, path: str) -> None:
         """Remove an object; one that is not there is no error."""
-        await self._run(path, lambda: _none_if_absent(lambda: self._fs.rm_file(self._full(path))), writing=True)
+        await self._run(path, lambda fs: _none_if_absent(lambda: fs.rm_file(self._full(path))), writing=True)
 
     async def head(self, path: str) -> ObjectInfo | None:
         """Size and time of an object; None if there is none."""
-        return await self._run(path, lambda: self._head(path))
+        return await self._run(path, lambda fs: self._head(fs, path))
 
     async def list(self, prefix: str) -> Sequence[ObjectInfo]:
         """All objects below a folder, sorted by path; empty if there are none."""
-        return await self._run(prefix, lambda: self._find(prefix))
+        return await self._run(prefix, lambda fs: self._find(fs, prefix))
+
+    async def prune(self, prefix: str) -> None:
+        """Remove a folder and those below it as far as they are empty; only local files have such folders."""
+        if self._local:
+            await self._run(prefix, lambda _: _prune(Path(self._full(prefix))), writing=True)
 
     def close(self) -> None:
         """Close the connections and let the threads go."""
-        close_connections(self._fs)
+        for fs in self._fs.opened:
+            close_connections(fs)
         self._threads.shutdown(wait=False)
 
     def _full(self, path: str) -> str:
         return f"{self._root}/{path}"
 
-    async def _run(self, path: str, call: Callable[[], T], *, writing: bool = False) -> T:
+    async def _run(self, path: str, call: Callable[[Any], T], *, writing: bool = False) -> T:
         def work() -> T:
             if self._unproven is not None:
                 prove_reachable(self._unproven)
                 self._unproven = None
-            return call()
+            return self._fs.call(call, writing=writing)
 
         try:
             return await asyncio.get_running_loop().run_in_executor(self._threads, work)
         except StoreError:
             raise
         except Exception as error:  # every file system has its own exceptions; all are told in one way
-            raise self._error(path, error, writing=writing) from error
+            raise store_error(self.url, path, error, writing=writing) from error
 
-    def _create(self, path: str, data: bytes, content_type: str) -> bool:
+    def _create(self, fs: Any, path: str, data: bytes, content_type: str) -> bool:
         full, crash_point = self._full(path), f"put-{path.partition('/')[0]}"
         if self._local:
             return create_file(Path(full), data, crash_point)
         if self._memory:
             with _memory_lock:
-                if self._fs.exists(full):
+                if fs.exists(full):
                     return False
-                self._fs.pipe_file(full, data)
+                fs.pipe_file(full, data)
                 return True
         reached(crash_point)
-        try:
-            self._fs.pipe_file(full, data, mode="create", **self._s3_arguments(content_type))
-        except FileExistsError:
-            return False
-        except Exception as error:
-            if _is_precondition_failed(error):
-                return False
-            raise
+        return self._create_remotely(fs, full, data, content_type)
+
+    def _create_remotely(self, fs: Any, full: str, data: bytes, content_type: str) -> bool:
+        for pause in (*_CONFLICT_PAUSES_S, None):
+            try:
+                fs.pipe_file(full, data, mode="create", **self._s3_arguments(content_type))
+            except Exception as error:
+                if is_precondition_failed(error):
+                    return False
+                refusal = refusal_of(error)
+                if refusal.is_unfit and self._takes_plain_puts(fs):
+                    raise no_create_only(self.url, refusal) from error
+                if not refusal.is_conflict or pause is None:
+                    raise
+                if _none_if_absent(lambda: fs.info(full)) is not None:
+                    return False
+                time.sleep(pause)
+            else:
+                break
         return True
 
-    def _put(self, path: str, data: bytes, content_type: str) -> None:
+    def _takes_plain_puts(self, fs: Any) -> bool:
+        """Whether what was refused as a create-only put is taken without the condition."""
+        probe = self._full(layout.probe(secrets.token_hex(8)))
+        try:
+            fs.pipe_file(probe, b"1", **self._s3_arguments("text/plain"))
+        except Exception:  # noqa: BLE001 - then the condition is not what was refused
+            return False
+        with suppress(Exception):
+            fs.rm_file(probe)
+        return True
+
+    def _put(self, fs: Any, path: str, data: bytes, content_type: str) -> None:
         full = self._full(path)
         if self._local:
             replace_file(Path(full), data)
         else:
-            self._fs.pipe_file(full, data, **self._s3_arguments(content_type))
+            fs.pipe_file(full, data, **self._s3_arguments(content_type))
 
     def _s3_arguments(self, content_type: str) -> dict[str, Any]:
         return {"ContentType": content_type, "chunksize": _S3_PUT_LIMIT} if self._s3 else {}
 
-    def _head(self, path: str) -> ObjectInfo | None:
-        info = _none_if_absent(lambda: self._fs.info(self._full(path)))
+    def _head(self, fs: Any, path: str) -> ObjectInfo | None:
+        info = _none_if_absent(lambda: fs.info(self._full(path)))
         if info is None or info.get("type") == "directory":
             return None
-        return ObjectInfo(path, int(info["size"]), _modified(info))
+        return ObjectInfo(path, int(info["size"]), _modified(info), _content_type(info))
 
-    def _find(self, prefix: str) -> Sequence[ObjectInfo]:
-        found = _none_if_absent(lambda: self._fs.find(self._full(prefix), detail=True)) or {}
-        start = len(self._fs._strip_protocol(self._root).rstrip("/")) + 1  # noqa: SLF001 - fsspec's documented hook
+    def _find(self, fs: Any, prefix: str) -> Sequence[ObjectInfo]:
+        found = _none_if_absent(lambda: fs.find(self._full(prefix), detail=True)) or {}
+        start = len(fs._strip_protocol(self._root).rstrip("/")) + 1  # noqa: SLF001 - fsspec's documented hook
         infos = (
             ObjectInfo(name.rstrip("/")[start:], int(info["size"] or 0), _modified(info))
             for name, info in found.items()
             if info.get("type") != "directory" and "/.tmp-" not in name
         )
         return sorted(infos, key=lambda info: info.path)
-
-    def _error(self, path: str, error: Exception, *, writing: bool) -> StoreError:
-        text = redact(f"{type(error).__name__} {error}")
-        code = _code(error)
-        where = f"{self.url} ({path})"
-        if code in ("NoSuchBucket", "404") or isinstance(error, FileNotFoundError):
-            return StoreError(
-                "store_not_found",
-                f"The bucket or folder of {where} does not exist.",
-                remedy="Create it, or correct --store.",
-            )
-        if code in ("InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "401") or "NoCredentials" in text:
-            return StoreError(
-                "store_auth",
-                f"{self.url} does not accept the credentials: {text}.",
-                remedy="Set them in the environment, with --storage-option key=env:NAME, or in an ImageStore block.",
-            )
-        if isinstance(error, PermissionError) or code in ("AccessDenied", "403") or _errno(error) == errno.EROFS:
-            action = "written" if writing else "read"
-            return StoreError(
-                "store_read_only" if writing else "store_auth",
-                f"{where} cannot be {action}: permission denied.",
-                remedy="Check the credentials and their rights to read, write and list, or choose another --store.",
-            )
-        if code == "NotImplemented":
-            return StoreError(
-                "store_no_create_only",
-                f"{self.url} does not take create-only puts.",
-                remedy="Use a store with conditional puts (If-None-Match), or a local path.",
-            )
-        return StoreError(
-            "store_unreachable",
-            f"{where} cannot be {'written' if writing else 'read'}: {text}.",
-            remedy="Check the address, the network and --storage-option endpoint_url.",
-        )
 
 
 def s3_options(options: dict[str, Any]) -> dict[str, Any]:
@@ -260,42 +261,30 @@ def close_connections(fs: Any) -> None:
         fsspec.asyn.sync(fs.loop, creator.__aexit__, None, None, None)
 
 
+def _prune(folder: Path) -> None:
+    for path, _, _ in os.walk(folder, topdown=False):
+        with suppress(OSError):
+            Path(path).rmdir()
+
+
 def _none_if_absent(call: Callable[[], T]) -> T | None:
     try:
         return call()
     except FileNotFoundError as error:
         # A missing bucket is an error; a missing object is an answer.
-        if _code(error) == "NoSuchBucket":
+        if refusal_of(error).code == "NoSuchBucket":
             raise
         return None
     except (NotADirectoryError, IsADirectoryError):
         return None
 
 
-def _causes(error: BaseException) -> list[BaseException]:
-    found: list[BaseException] = []
-    current: BaseException | None = error
-    while current is not None and current not in found:
-        found.append(current)
-        current = current.__cause__ or current.__context__
-    return found
-
-
-def _code(error: BaseException) -> str:
-    """The service's own error code, from the innermost client error of the chain; empty if there is none."""
-    for cause in _causes(error):
-        response = getattr(cause, "response", None)
-        if isinstance(response, dict):
-            return str(response.get("Error", {}).get("Code", ""))
-    return ""
-
-
-def _is_precondition_failed(error: BaseException) -> bool:
-    return _code(error) in ("PreconditionFailed", "ConditionalRequestConflict", "412")
-
-
-def _errno(error: BaseException) -> int | None:
-    return error.errno if isinstance(error, OSError) else None
+def _content_type(info: Mapping[str, Any]) -> str | None:
+    """As s3fs and gcsfs tell it, or adlfs."""
+    found = (
+        info.get("ContentType") or info.get("contentType") or (info.get("content_settings") or {}).get("content_type")
+    )
+    return str(found) if found else None
 
 
 def _modified(info: Mapping[str, Any]) -> datetime | None:

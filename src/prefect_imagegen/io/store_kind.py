@@ -45,7 +45,8 @@ async def claim_kind(store: ObjectStore, kind: StoreKind) -> None:
     Raises RefusedError for a newer format, another kind, or a store that ignores create-only.
     """
     data = json.dumps({"format": layout.STORE_FORMAT, "kind": kind}).encode()
-    await store.create(layout.STORE_FILE, data, "application/json")
+    if await store.create(layout.STORE_FILE, data, "application/json"):
+        await _prove_content(store, data)
     if await store.create(layout.STORE_FILE, data, "application/json"):
         raise RefusedError(
             "store_no_create_only",
@@ -53,3 +54,18 @@ async def claim_kind(store: ObjectStore, kind: StoreKind) -> None:
             remedy="Use a store with conditional puts (S3, R2, MinIO, GCS, Azure), or a local path.",
         )
     await read_kind(store, kind)
+
+
+async def _prove_content(store: ObjectStore, data: bytes) -> None:
+    """A store that takes the framing of newer S3 clients for content, or drops content, would spoil every image."""
+    content = await store.get(layout.STORE_FILE)
+    if content == data:
+        return
+    await store.delete(layout.STORE_FILE)
+    what = "nothing" if not content else f"{content[:40]!r}"
+    raise RefusedError(
+        "store_altered",
+        f"{store.url} gives back {what} where {data!r} was written.",
+        remedy="Look at what lies between (a proxy, a cache). With an S3 look-alike, try --storage-option "
+        """'config_kwargs={"request_checksum_calculation": "when_required"}'.""",
+    )

@@ -1,0 +1,222 @@
+"""What a store's failure means: the exceptions of all file systems, told as one `StoreError` with a true remedy.
+
+Codes of S3 and its kin: docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html, and what look-alikes answer.
+"""
+
+import errno
+from dataclasses import dataclass
+
+from prefect_imagegen.core.errors import StoreError
+from prefect_imagegen.core.redact import redact
+
+_ABSENT = frozenset({"NoSuchBucket", "404"})
+_CREDENTIALS = frozenset({"InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken", "401"})
+_CLOCK = frozenset({"RequestTimeTooSkewed", "RequestExpired", "RequestInTheFuture"})
+_ELSEWHERE = frozenset(
+    {
+        *("PermanentRedirect", "TemporaryRedirect", "Redirect", "301", "302", "307", "308"),
+        *("AuthorizationHeaderMalformed", "IllegalLocationConstraintException"),
+    }
+)
+_FULL = frozenset({"QuotaExceeded", "QuotaExceededException", "InsufficientStorage", "XMinioStorageFull", "507"})
+_BUSY = frozenset(
+    {
+        *("SlowDown", "SlowDownRead", "SlowDownWrite", "ServiceUnavailable", "TooManyRequests", "RequestLimitExceeded"),
+        *("Throttling", "ThrottlingException", "503", "429", "ConditionalRequestConflict", "OperationAborted"),
+    }
+)
+_DENIED = frozenset({"AccessDenied", "AllAccessDisabled", "AccountProblem", "403"})
+_PRECONDITION = frozenset({"PreconditionFailed", "412"})
+_UNFIT = frozenset(
+    {
+        *("NotImplemented", "InvalidRequest", "InvalidArgument", "XAmzContentSHA256Mismatch", "MissingContentLength"),
+        *("XAmzContentChecksumMismatch", "InvalidDigest", "BadDigest", "IncompleteBody", "MalformedTrailerError"),
+        *("SignatureDoesNotMatch", "AuthorizationHeaderMalformed", "400", "411", "501"),
+    }
+)
+"""What look-alikes answer to a header or a body that they do not know."""
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """What a service answered: its HTTP status (0: none), its code and its words; empty if no service answered."""
+
+    status: int = 0
+    code: str = ""
+    words: str = ""
+
+    def __str__(self) -> str:
+        parts = [str(self.status or ""), "" if self.code == str(self.status) else self.code]
+        text = " ".join(part for part in parts if part)
+        return redact(f"{text}: {self.words}" if self.words not in ("", self.code) else text).rstrip(".")
+
+    @property
+    def is_conflict(self) -> bool:
+        """Whether a create-only put lost to another writer that may yet fail: nothing need be there."""
+        return self.code == "ConditionalRequestConflict"
+
+    @property
+    def is_unfit(self) -> bool:
+        """Whether it may be about a header or a framing that the service does not know."""
+        return self.code in _UNFIT or self.status in (411, 501)
+
+
+def refusal_of(error: BaseException) -> Refusal:
+    """What a service answered, from the innermost client error of a chain of exceptions."""
+    for cause in _causes(error):
+        response = getattr(cause, "response", None)
+        if isinstance(response, dict):
+            details = response.get("Error", {})
+            status = response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+            return Refusal(int(status), str(details.get("Code", "")), str(details.get("Message", "")))
+    return Refusal()
+
+
+def is_precondition_failed(error: BaseException) -> bool:
+    """Whether a create-only put was refused because the object exists."""
+    return isinstance(error, FileExistsError) or refusal_of(error).code in _PRECONDITION
+
+
+def no_create_only(url: str, refusal: Refusal) -> StoreError:
+    """The store takes puts, but none that must not overwrite."""
+    return StoreError(
+        "store_no_create_only",
+        f"{url} does not take create-only puts: it takes a put, and answers {refusal} to the same put with "
+        "If-None-Match.",
+        remedy="Use a store with conditional puts (S3, R2, MinIO, GCS, Azure), or a local path; see docs/stores.md.",
+    )
+
+
+def store_error(url: str, path: str, error: Exception, *, writing: bool) -> StoreError:
+    """The error of one operation on the store at `url`, in words for its user."""
+    where = f"{url} ({path})" if path else url
+    refusal, number = refusal_of(error), error.errno if isinstance(error, OSError) else None
+    return (
+        _of_the_place(url, where, error, refusal)
+        or _of_access(url, where, error, refusal, number, writing=writing)
+        or _of_capacity(url, where, refusal, number)
+        or _of_anything(where, error, refusal, number, writing=writing)
+    )
+
+
+def _of_the_place(url: str, where: str, error: Exception, refusal: Refusal) -> StoreError | None:
+    if refusal.code in _ABSENT or isinstance(error, FileNotFoundError):
+        return StoreError(
+            "store_not_found",
+            f"The bucket or folder of {where} does not exist.",
+            remedy="Create it, or correct --store.",
+        )
+    # botocore goes in circles where a redirect names no region.
+    if refusal.code in _ELSEWHERE or refusal.status in (301, 302, 307, 308) or isinstance(error, RecursionError):
+        answer = str(refusal) or "its redirects name no region"
+        return StoreError(
+            "store_region",
+            f"{url} is in another region, or at another endpoint, than the one that was asked ({answer}).",
+            remedy="""Set --storage-option 'client_kwargs={"region_name": "..."}', or correct """
+            "--storage-option endpoint_url=...",
+        )
+    return None
+
+
+def _of_access(
+    url: str, where: str, error: Exception, refusal: Refusal, number: int | None, *, writing: bool
+) -> StoreError | None:
+    text = redact(f"{type(error).__name__} {error}").rstrip(".")
+    if refusal.code in _CLOCK:
+        return StoreError(
+            "store_clock",
+            f"{url} refuses what this machine signs, for their clocks differ ({refusal}).",
+            remedy="Set this machine's clock right (NTP).",
+        )
+    if refusal.code in _CREDENTIALS or "Credentials" in text.partition(" ")[0]:
+        return StoreError(
+            "store_auth",
+            f"{url} does not accept the credentials: {text}.",
+            remedy="Set them in the environment, with --storage-option key=env:NAME, or in an ImageStore block.",
+        )
+    if refusal.code in _FULL:
+        return None
+    is_local = isinstance(error, PermissionError) and not refusal.code
+    if is_local or refusal.code in _DENIED or refusal.status == 403 or number == errno.EROFS:
+        return _denied(where, refusal, writing=writing)
+    return None
+
+
+def _denied(where: str, refusal: Refusal, *, writing: bool) -> StoreError:
+    if writing:
+        return StoreError(
+            "store_read_only",
+            f"{where} cannot be written: permission denied.",
+            remedy="Check the credentials and their rights to read, write and list, or choose another --store.",
+        )
+    absent = " (S3 says so, too, of an object that is not there, where the credentials may not list)"
+    return StoreError(
+        "store_auth",
+        f"{where} cannot be read: permission denied{absent if refusal.status == 403 else ''}.",
+        remedy="Check the credentials and their rights to read, write and list, or choose another --store.",
+    )
+
+
+def _of_capacity(url: str, where: str, refusal: Refusal, number: int | None) -> StoreError | None:
+    if refusal.code in _FULL or number in (errno.ENOSPC, errno.EDQUOT):
+        return StoreError(
+            "store_full",
+            f"{where} cannot be written: there is no room left" + (f" ({refusal})." if refusal.code else "."),
+            remedy="Make room or raise the quota, then run the same command again.",
+        )
+    if refusal.code in _BUSY or refusal.status in (429, 503):
+        return StoreError(
+            "store_busy",
+            f"{url} cannot do it now: it is overloaded, or busy with the same object ({refusal}).",
+            remedy="Run the same command again later, or with a lower --max-in-flight.",
+        )
+    if refusal.code == "KeyTooLongError" or number == errno.ENAMETOOLONG:
+        return StoreError(
+            "store_name_too_long",
+            f"The name of {where} is too long for the store.",
+            remedy="Choose a --store with a shorter path.",
+        )
+    return None
+
+
+def _of_anything(where: str, error: Exception, refusal: Refusal, number: int | None, *, writing: bool) -> StoreError:
+    action = "written" if writing else "read"
+    if 400 <= refusal.status < 500 or refusal.status == 501 or (refusal.code and not refusal.status):
+        return StoreError(
+            "store_refused",
+            f"{where} cannot be {action}: the store answers {refusal}.",
+            remedy="See docs/stores.md for what is needed; `prefect-imagegen doctor --deep` tries it all.",
+        )
+    if refusal.status:
+        return StoreError(
+            "store_unreachable",
+            f"{where} cannot be {action}: the store answers {refusal}.",
+            remedy="Look at the store's own status, then run the same command again.",
+        )
+    text = redact(f"{type(error).__name__} {error}").rstrip(".")
+    if type(error).__name__ == "FlexibleChecksumError":
+        return StoreError(
+            "store_altered",
+            f"{where} came with other bytes than the store's own checksum says ({text}).",
+            remedy="Run the same command again; if it stays so, the object or what lies between is damaged.",
+        )
+    if number is not None and not isinstance(error, ConnectionError | TimeoutError):
+        return StoreError(
+            "store_unreachable",
+            f"{where} cannot be {action}: {text}.",
+            remedy="Check the folder and its disk, or the address, the network and --storage-option endpoint_url.",
+        )
+    return StoreError(
+        "store_unreachable",
+        f"{where} cannot be {action}: {text}.",
+        remedy="Check the address, the network and --storage-option endpoint_url.",
+    )
+
+
+def _causes(error: BaseException) -> list[BaseException]:
+    found: list[BaseException] = []
+    current: BaseException | None = error
+    while current is not None and current not in found:
+        found.append(current)
+        current = current.__cause__ or current.__context__
+    return found

@@ -1,0 +1,137 @@
+"""The store contract on every store that the tests have, and the proof that each fault is seen by the right check."""
+
+import asyncio
+import secrets
+from collections.abc import Sequence
+
+import pytest
+
+from prefect_imagegen.core import layout
+from prefect_imagegen.io.limits import SystemClock
+from prefect_imagegen.io.object_store import FsspecObjectStore, open_object_store
+from prefect_imagegen.io.store_checks import CHECKS, MANY
+from prefect_imagegen.io.store_contract import Finding, StoreContract
+
+from . import faults
+from .proxy import Fault
+
+NAMES = [check.name for check in CHECKS]
+CREATING = {"create-only", "racing-creators", "create-after-put"}
+EVERY = set(NAMES)
+SIGHT: dict[str, tuple[Sequence[Fault], set[str], set[str]]] = {
+    # fault: what fails, and what is only warned of (or not told)
+    "ignores conditions": ([faults.IgnoresConditions()], CREATING, set()),
+    "501 to conditions": ([faults.RefusesConditions(501, "NotImplemented")], CREATING, set()),
+    "400 to conditions": ([faults.RefusesConditions(400, "InvalidRequest")], CREATING, set()),
+    "two racing writers win": ([faults.RacingPutsBothWin()], {"racing-creators"}, set()),
+    "409 without an end": ([faults.RacingPutsConflict(10**9, "racing-creators")], {"racing-creators"}, set()),
+    "reads what was": ([faults.OldReads("read-after-write")], {"read-after-write"}, set()),
+    "lists late": ([faults.ListsLate(2, removed=False, path="list-after-write")], set(), {"list-after-write"}),
+    "lists never": ([faults.ListsLate(10**9, removed=False, path="list-after-write")], {"list-after-write"}, set()),
+    "removed is listed": ([faults.ListsLate(2, written=False, path="list-after-delete")], set(), {"list-after-delete"}),
+    "names said encoded": ([faults.PlainNamesSaidEncoded()], set(), {"odd-names"}),
+    "folds case": ([faults.FoldsCase()], set(), {"case"}),
+    "loses pages": ([faults.ShortPages(20), faults.LosesPages()], {"long-listing"}, set()),
+    "leaks siblings": ([faults.LeaksSiblings()], {"siblings"}, set()),
+    "cuts large objects": ([faults.CutsLargeObjects()], {"large-object"}, set()),
+    "wants a byte": ([faults.RefusesEmptyObjects()], {"empty-object"}, set()),
+    "forgets types": ([faults.ForgetsTypes()], set(), {"content-type"}),
+    "never removes": ([faults.NeverRemoves()], {"delete", "list-after-delete"}, {"cleanup"}),
+    "may not remove": ([faults.RefusesRemoval()], {"delete", "list-after-delete"}, {"cleanup"}),
+    "403 for what is absent": (
+        [faults.HidesAbsence("GET", "HEAD")],
+        {"absent", "delete", "list-after-delete"},
+        set(),
+    ),
+    "another clock": ([faults.WrongClock()], set(), {"clock"}),
+    "empty reads": ([faults.EmptyAnswers("large-object")], {"large-object"}, set()),
+    "refuses puts": ([faults.RefusesPuts(403, "AccessDenied")], EVERY - {"absent"}, set()),
+}
+HARMLESS: dict[str, Sequence[Fault]] = {
+    "none": [],
+    "412 without a body": [faults.SpellsPreconditionOtherwise()],
+    "409 twice": [faults.RacingPutsConflict(2, "create")],
+    "pages of three": [faults.ShortPages(3)],
+    "plain names": [faults.PlainNames()],
+    "folds slashes": [faults.FoldsSlashes()],
+    "odd etags": [faults.OddETags()],
+    "404 for what was removed": [faults.MissesAbsentOnRemoval()],
+    "501 to checksums": [faults.RefusesChecksums(501, "NotImplemented")],
+    "501 to checksums in reads": [faults.RefusesChecksumMode()],
+}
+
+
+async def findings_of(url: str, options: dict, *, patience: float = 5.0, many: int = 25) -> list[Finding]:
+    first, second = (open_object_store(url, options) for _ in range(2))
+    try:
+        contract = StoreContract(
+            first, second, layout.probe(secrets.token_hex(4)), SystemClock(), patience=patience, many=many
+        )
+        found = [finding async for finding in contract.findings()]
+        return [*found, await contract.clean()]
+    finally:
+        first.close()
+        second.close()
+
+
+def by_state(found: Sequence[Finding]) -> dict[str, set[str]]:
+    states = ("ok", "warn", "fail", "unknown")
+    return {state: {finding.name for finding in found if finding.state == state} for state in states}
+
+
+async def objects_below(store: FsspecObjectStore, folder: str) -> list[str]:
+    return [info.path for info in await store.list(folder)]
+
+
+@pytest.mark.parametrize("kind", ["local", "memory", pytest.param("s3", marks=pytest.mark.s3)])
+def test_our_stores_hold_the_contract(kind, request, tmp_path) -> None:
+    """Local files, memory and a real S3 server pass every check, and nothing is left behind."""
+    url, options = str(tmp_path / "store"), {}
+    if kind == "memory":
+        url = f"memory://{secrets.token_hex(6)}/store"
+    elif kind == "s3":
+        s3 = request.getfixturevalue("s3")
+        url, options = s3.url(), dict(s3.options)
+    found = asyncio.run(findings_of(url, options, many=MANY))
+    assert [finding.name for finding in found] == [*NAMES, "cleanup"]
+    odd = [finding for finding in found if finding.state != "ok"]
+    # Only S3 has content types.
+    assert [finding.name for finding in odd] == ([] if kind == "s3" else ["content-type"]), odd
+    assert all(finding.state == "unknown" for finding in odd)
+    store = open_object_store(url, options)
+    assert asyncio.run(objects_below(store, "")) == []
+    store.close()
+
+
+@pytest.mark.s3
+@pytest.mark.parametrize("fault", SIGHT)
+def test_every_fault_is_seen_by_its_check(fault, look_alike) -> None:
+    """A store with one fault fails, or is warned of, in the checks that are about it, and passes all others."""
+    wrong, failing, warned = SIGHT[fault]
+    started = look_alike(*wrong)
+    found = asyncio.run(findings_of(started.url, started.options, patience=0.5))
+    states = by_state(found)
+    assert states["fail"] == failing, [finding for finding in found if finding.state != "ok"]
+    assert states["warn"] | states["unknown"] == warned, [finding for finding in found if finding.state != "ok"]
+    for finding in found:
+        if finding.state != "ok":
+            assert finding.seen
+            assert finding.meaning
+            assert finding.remedy
+
+
+def test_every_check_has_a_fault_that_it_sees() -> None:
+    """No check is there that nothing proves to see."""
+    seen = set().union(
+        *(failing | warned for wrong, failing, warned in SIGHT.values() if failing != EVERY - {"absent"})
+    )
+    assert seen == {*NAMES, "cleanup"}
+
+
+@pytest.mark.s3
+@pytest.mark.parametrize("oddity", HARMLESS)
+def test_what_does_no_harm_is_no_finding(oddity, look_alike) -> None:
+    """A store that is odd in a way that does not matter passes every check."""
+    started = look_alike(*HARMLESS[oddity])
+    found = asyncio.run(findings_of(started.url, started.options))
+    assert by_state(found)["ok"] == {*NAMES, "cleanup"}, [finding for finding in found if finding.state != "ok"]
