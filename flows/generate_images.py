@@ -1,6 +1,7 @@
 """The flow of the main job: a manifest in, images and metadata in object storage out."""
 
 import asyncio
+import os
 import time
 import uuid
 from functools import partial
@@ -9,7 +10,7 @@ from typing import Annotated, Any
 from prefect import flow, get_client, get_run_logger
 from prefect.client.schemas import State
 from prefect.exceptions import ObjectNotFound
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from prefect_imagegen.app import registry
 from prefect_imagegen.app.open_session import AlreadyStartedError, open_session
@@ -23,10 +24,20 @@ from prefect_imagegen.flows import states
 from prefect_imagegen.flows.artifacts import publish_summary, showing_progress
 from prefect_imagegen.tasks import finish_run, generate_shard, plan_run
 
+
+def _path_text(value: Any) -> Any:
+    """A path object as the text that it is."""
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
+
+
 ManifestUrl = Annotated[
-    str, Field(title="Manifest", description="Parquet file, folder or glob, CSV or JSONL; any fsspec URL.")
+    str,
+    BeforeValidator(_path_text),
+    Field(title="Manifest", description="Parquet file, folder or glob, CSV or JSONL; any fsspec URL."),
 ]
-Store = Annotated[str, Field(title="Store", description="A URL or path, or a block as image-store/NAME.")]
+Store = Annotated[
+    str, BeforeValidator(_path_text), Field(title="Store", description="A URL or path, or a block as image-store/NAME.")
+]
 Backend = Annotated[str, Field(title="Backend", description="segmind, sandbox, or a block as segmind/NAME.")]
 Options = Annotated[GenerateOptions | None, Field(title="Options", description="How rows are read and images made.")]
 FailOnRowErrors = Annotated[

@@ -81,6 +81,7 @@ def generate_options(function: Callable[..., T]) -> Callable[..., T]:
         click.option("--column", "columns", multiple=True, metavar="FIELD=COLUMN", help="Which column feeds a field."),
         click.option("--set", "values", multiple=True, metavar="FIELD=VALUE", help="Value where a row has none."),
         click.option("--id-column", metavar="C", help="Column that identifies a row; unique."),
+        click.option("--carry", multiple=True, metavar="COLUMN", help="Carry a column of bytes too. Repeatable."),
         click.option("--max-in-flight", type=int, metavar="N", help="Calls at once. [default: 16]"),
         click.option("--requests-per-minute", type=float, metavar="N", help="Submits a minute; 0 = no limit."),
         click.option("--shard-size", type=int, metavar="N", help="Rows per Prefect task run. [default: 64]"),
@@ -209,6 +210,7 @@ def options_of(given: Mapping[str, Any]) -> GenerateOptions:
             columns=columns,
             values=values,
             endpoints=list(given["endpoints"]),
+            carry=list(given["carry"]),
             manifest_storage_options=parse_storage_options(
                 given["manifest_storage_options"], "--manifest-storage-option"
             ),

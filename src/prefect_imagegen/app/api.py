@@ -1,6 +1,7 @@
 """Generate images from Python without Prefect: `generate` and `agenerate`."""
 
 import asyncio
+import os
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -11,11 +12,12 @@ from prefect_imagegen.app.options import GenerateOptions
 from prefect_imagegen.app.prepare import Job, Prepared, prepare
 from prefect_imagegen.app.result import RunResult
 from prefect_imagegen.app.settings import BackendSettings, StoreSettings
+from prefect_imagegen.core.errors import RefusedError
 
 
 async def agenerate(
-    manifest: str,
-    store: str | StoreSettings,
+    manifest: str | os.PathLike[str],
+    store: str | os.PathLike[str] | StoreSettings,
     *,
     backend: str | BackendSettings = "segmind",
     storage_options: Mapping[str, Any] | None = None,
@@ -27,8 +29,8 @@ async def agenerate(
     the fields of `GenerateOptions`. Raises RefusedError before any call; everything later is in the result.
     """
     job = Job(
-        manifest,
-        store if isinstance(store, StoreSettings) else StoreSettings(store, storage_options or {}),
+        os.fspath(manifest),
+        store if isinstance(store, StoreSettings) else StoreSettings(os.fspath(store), storage_options or {}),
         backend if isinstance(backend, BackendSettings) else BackendSettings(backend),
         GenerateOptions(**options),
     )
@@ -36,14 +38,24 @@ async def agenerate(
 
 
 def generate(
-    manifest: str,
-    store: str | StoreSettings,
+    manifest: str | os.PathLike[str],
+    store: str | os.PathLike[str] | StoreSettings,
     *,
     backend: str | BackendSettings = "segmind",
     storage_options: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> RunResult:
-    """Make the image of every row of a manifest; see `agenerate`. Not for use inside a running event loop."""
+    """Make the image of every row of a manifest; see `agenerate`. Raises RefusedError inside a running event loop."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        pass
+    else:
+        raise RefusedError(
+            "running_loop",
+            "generate() cannot run where an event loop is running already, as in a notebook.",
+            remedy="Write `await prefect_imagegen.agenerate(...)` with the same arguments.",
+        )
     return asyncio.run(agenerate(manifest, store, backend=backend, storage_options=storage_options, **options))
 
 

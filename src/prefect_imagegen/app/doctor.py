@@ -21,6 +21,7 @@ from prefect_imagegen.core.models import DEFAULT_MODEL
 from prefect_imagegen.core.reconcile import Window
 from prefect_imagegen.io.accounts import known_keys
 from prefect_imagegen.io.ledger import load_ledger, segments
+from prefect_imagegen.io.limits import SystemClock
 from prefect_imagegen.io.object_store import FsspecObjectStore, open_object_store
 from prefect_imagegen.io.pool_endpoint import DEFAULT_LIMIT
 from prefect_imagegen.io.segmind import SANDBOX_ENGINES, SEGMIND_URL, SegmindBackend

@@ -80,6 +80,12 @@ class GenerateOptions(BaseModel):
         title="Id column",
         description="Column that identifies a row: seeds are derived from it, it must be unique.",
     )
+    carry: list[str] = Field(
+        default_factory=list,
+        title="Carry",
+        description="Columns of bytes, such as pictures inside the table, that come through to the metadata all the "
+        "same; all other columns do so anyhow.",
+    )
     manifest_storage_options: dict[str, Any] = Field(
         default_factory=dict,
         repr=False,
@@ -184,4 +190,5 @@ class GenerateOptions(BaseModel):
             PROFILES[profile] if profile else None,
             weights,
             self.strict_parameters,
+            self.carry,
         )

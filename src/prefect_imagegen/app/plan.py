@@ -1,6 +1,7 @@
 """Plan a manifest: stream its rows into requests, compare them with the ledger, and write down what is to be done."""
 
 import json
+import shlex
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -15,7 +16,8 @@ from prefect_imagegen.app.references import ReferenceChecks
 from prefect_imagegen.app.written_plan import request_to_json
 from prefect_imagegen.core import layout
 from prefect_imagegen.core.ledger import KEY_TYPE, CostStats, LedgerView
-from prefect_imagegen.core.manifest import ManifestOptions, check_fields, plan_columns, text_columns
+from prefect_imagegen.core.manifest import ColumnPlan, ManifestOptions, check_fields, names_to_look_for
+from prefect_imagegen.core.manifest_types import columns_of
 from prefect_imagegen.core.outcomes import OUTCOMES, is_permanent
 from prefect_imagegen.core.plan import PLAN_SCHEMA, WORKED, KeySeen, PlanSummary, Sharder
 from prefect_imagegen.core.redact import redact
@@ -23,6 +25,7 @@ from prefect_imagegen.core.reference_pictures import ReferenceFacts
 from prefect_imagegen.core.references import BusyReason
 from prefect_imagegen.core.request import key_of
 from prefect_imagegen.core.validate import RowError, RowValidator, ValidRow
+from prefect_imagegen.io.manifest_window import UntypedTexts, Window
 from prefect_imagegen.io.manifests import Manifest
 from prefect_imagegen.ports import ObjectStore
 
@@ -55,14 +58,23 @@ class Planner:
 
     def windows(self) -> Iterator[pa.Table]:
         """The plan's parts, one for each window of the manifest. Raises RefusedError."""
-        validator: RowValidator | None = None
-        for batch in self._manifest.windows(text_columns(self._options), self._limit):
-            if validator is None:
-                validator = RowValidator(self._options, plan_columns(batch.schema.names, self._options))
-                self.summary.carried = dict(validator.plan.carried)
-                self.summary.models, self.summary.warnings = validator.models, validator.warnings
-            validator.base = self._manifest.base
-            yield self._window(batch, validator)
+        schemas = self._manifest.schemas(names_to_look_for(self._options), self._limit)
+        columns, schema = columns_of(schemas, self._options)
+        validator = RowValidator(self._options, columns)
+        self.summary.carried = dict(columns.carried)
+        self.summary.models, self.summary.warnings = validator.models, validator.warnings
+        texts = UntypedTexts(columns)
+        for window in self._manifest.windows(schema, columns.needed, self._limit):
+            validator.base = window.base
+            validator.untyped_texts = texts.numeric(window)
+            yield self._window(window, validator)
+            self._warn(window, columns)
+        if columns.left_out:
+            names = ", ".join(map(repr, columns.left_out))
+            self.summary.warnings[f"columns of bytes are left out (--carry COLUMN takes one along): {names}"] = (
+                self.summary.rows
+            )
+        self.summary.warnings.update(self._manifest.remarks.texts())
         if self._references is not None:
             self.summary.warnings.update(self._references.remembered)
         check_fields({*self._options.columns, *self._options.values}, self.summary.models)
@@ -71,9 +83,23 @@ class Planner:
         """Close the manifest's connections."""
         self._manifest.close()
 
-    def _window(self, batch: pa.RecordBatch, validator: RowValidator) -> pa.Table:
+    def _warn(self, window: Window, columns: ColumnPlan) -> None:
+        """Count the rows that hold a value in a column whose name is nearly that of a field."""
+        for column, name in columns.near.items():
+            array = window.column(column)
+            count = len(array) - array.null_count
+            if count:
+                mapping = shlex.quote(f"{name}={column}")
+                self.summary.warnings[
+                    f"the column {column!r} looks like {name} and is not used as such; --column {mapping} does it"
+                ] += count
+        for column, (count, place) in window.null_words(_words_mean_null(columns)).items():
+            words = f"column {column!r}: a word such as NA or NULL without quotes is taken as not given"
+            self._manifest.remarks.add(words, place, count)
+
+    def _window(self, window: Window, validator: RowValidator) -> pa.Table:
         start = self.summary.rows
-        rows = self._validated(batch, validator, start)
+        rows = self._validated(window, validator, start)
         self._refuse_doubled_ids(rows, start)
         valid = [row for row in rows if isinstance(row, ValidRow)]
         keys = pa.array([key_of(row.request.canonical()) for row in valid], KEY_TYPE)
@@ -100,7 +126,7 @@ class Planner:
                 state, kind = ("busy", "reference_busy") if is_busy else ("invalid", "invalid_row")
                 cells |= {"state": state, "error_kind": kind, "error_message": reason}
                 for error in row:
-                    self.summary.note(error)
+                    self.summary.note(replace(error, place=window.place(offset)))
             self.summary.counts[cells["state"]] += 1
             for name, column in columns.items():
                 column.append(cells.get(name))
@@ -110,14 +136,14 @@ class Planner:
         self._seen.add(pa.array(list(here), KEY_TYPE), pa.array(list(here.values()), pa.int32()))
         table = pa.table(columns, schema=PLAN_SCHEMA)
         for position, name in enumerate(validator.plan.carried):
-            table = table.append_column(f"c_{position}", batch.column(name))
+            table = table.append_column(f"c_{position}", window.column(name))
         return table
 
-    def _validated(self, batch: pa.RecordBatch, validator: RowValidator, start: int) -> list[PlannedRow]:
+    def _validated(self, window: Window, validator: RowValidator, start: int) -> list[PlannedRow]:
         """The window's rows, those references read whose content is their identity."""
         if not validator.is_fed("image_urls"):
-            return [validator.validate(start + offset, row) for offset, row in enumerate(_rows(batch, validator))]
-        rows = list(_rows(batch, validator))
+            return [validator.validate(start + offset, row) for offset, row in enumerate(_rows(window, validator))]
+        rows = list(_rows(window, validator))
         if self._references is not None:
             needed = {uri for row in rows for uri in validator.contents_needed(row)}
             validator.contents = self._references.contents(needed)
@@ -147,7 +173,7 @@ class Planner:
                 continue
             known = [(one, next(facts)) for one in row.request.references]
             bad = [
-                RowError(start + offset, column, redact(one.uri), reason, isinstance(reason, BusyReason))
+                RowError(start + offset, column, redact(one.uri), reason, is_busy=isinstance(reason, BusyReason))
                 for one, reason in known
                 if isinstance(reason, str) and in_ledger != "open"
             ]
@@ -245,15 +271,14 @@ def _describe(row: ValidRow, key: bytes) -> dict[str, Any]:
     }
 
 
-def _rows(batch: pa.RecordBatch, validator: RowValidator) -> Iterator[dict[str, Any]]:
+def _rows(window: Window, validator: RowValidator) -> Iterator[dict[str, Any]]:
     """The rows' cells, of the columns that requests are made of."""
-    wanted = {column for columns in validator.plan.sources.values() for column in columns}
-    wanted |= set(filter(None, [validator.options.id_column]))
-    names = [name for name in batch.schema.names if name in wanted]
-    if not names:
-        return ({} for _ in range(len(batch)))
-    columns = [batch.column(name).to_pylist() for name in names]
-    return (dict(zip(names, cells, strict=True)) for cells in zip(*columns, strict=True))
+    return window.cells(sorted(validator.plan.fed), _words_mean_null(validator.plan))
+
+
+def _words_mean_null(columns: ColumnPlan) -> frozenset[str]:
+    """The columns in which a CSV's unquoted NA or NULL is no value; an id may be any word."""
+    return columns.fed - {columns.id_column}
 
 
 def _shards_in(table: pa.Table) -> int:

@@ -5,10 +5,12 @@ import re
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from decimal import Decimal
 from typing import Any
 
-from prefect_imagegen.core.manifest import COMMON_FIELDS, ColumnPlan, ManifestOptions
+from prefect_imagegen.core.manifest import ColumnPlan, ManifestOptions
 from prefect_imagegen.core.models import ASPECT_SIZES, MATCH_INPUT_IMAGE, MODELS, FieldSpec, ModelSpec
+from prefect_imagegen.core.near_names import COMMON_FIELDS
 from prefect_imagegen.core.redact import redact
 from prefect_imagegen.core.reference_cells import path_hint, reference_texts
 from prefect_imagegen.core.reference_pictures import ReferenceFacts
@@ -22,12 +24,20 @@ from prefect_imagegen.core.references import (
     unescaped,
 )
 from prefect_imagegen.core.request import GenerationRequest, Reference, derive_seed
+from prefect_imagegen.core.scalars import number_of, scalar_of, truth_of
 
 MAX_PROMPT_BYTES = 64_000
 """Longer prompts are refused: no encoder reads even a tenth of it, and it is nearly always a wrong column."""
 MAX_EXPLICIT_SEED = 2**63 - 1
 _SLUG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _SHOWN = 80
+_NO_FREE_TEXT = frozenset({"model", "seed"}).union(
+    name
+    for spec in MODELS.values()
+    for name, field_spec in spec.fields.items()
+    if field_spec.type != "string" or field_spec.choices
+)
+"""Fields whose cell says nothing where it holds blanks only: numbers, truth values and words of a list."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,12 +48,15 @@ class RowError:
     column: str
     value: str
     reason: str
+    place: str = ""
+    """Where the row stands for who opens the file: its name, and the line or row in it."""
     is_busy: bool = False
     """Nothing is known to be wrong: a host was busy, and the same row may be fine later."""
 
     def __str__(self) -> str:
         """One line for people; rows are counted from 0, as in `row_index`."""
-        return f"row {self.row}, column {self.column}: {self.reason} (found {self.value})"
+        place = f" ({self.place})" if self.place else ""
+        return f"row {self.row}{place}, column {self.column}: {self.reason} (found {self.value})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +87,9 @@ class RowValidator:
     """What is known of references that are identified by their content, by URI; a text says why one is unreadable."""
     warnings: Counter[str] = field(default_factory=Counter)
     models: Counter[str] = field(default_factory=Counter)
-    _readers: dict[str, tuple[dict[str, Any], list["_Reader"]]] = field(default_factory=dict)
+    untyped_texts: frozenset[str] = frozenset()
+    """Fields without a known type, fed by a format that knows text only: their numbers are read out of the text."""
+    _readers: dict[tuple[str, frozenset[str]], tuple[dict[str, Any], list["_Reader"]]] = field(default_factory=dict)
 
     def validate(self, index: int, row: Mapping[str, Any]) -> ValidRow | list[RowError]:
         """The request of a row, or every error in it."""
@@ -86,7 +101,7 @@ class RowValidator:
             except _BadValueError as error:
                 column = ", ".join(self.plan.sources.get(name, (name,)))
                 value = _show(self._cell(row, name))
-                errors.append(RowError(index, column, value, str(error), isinstance(error, _BusyError)))
+                errors.append(RowError(index, column, value, str(error), is_busy=isinstance(error, _BusyError)))
                 return None
 
         model = attempt("model", lambda value: _model(value, self.options.model))
@@ -184,7 +199,11 @@ class RowValidator:
     def _cell(self, row: Mapping[str, Any], name: str) -> Any:
         columns = self.plan.sources.get(name, ())
         value = row[columns[0]] if len(columns) == 1 else None if not columns else [row[column] for column in columns]
-        if value is None or (isinstance(value, float) and math.isnan(value)):
+        if (
+            value is None
+            or (isinstance(value, float) and math.isnan(value))
+            or (name in _NO_FREE_TEXT and _blank(value))
+        ):
             return self.options.values.get(name)
         return value
 
@@ -194,17 +213,19 @@ class RowValidator:
 
     def _readers_of(self, model: str) -> tuple[dict[str, Any], list["_Reader"]]:
         """The defaults of a model's fields that nothing feeds, and the readers of all others."""
-        if model not in self._readers:
+        key = (model, self.untyped_texts)
+        if key not in self._readers:
             spec = MODELS.get(model)
             fields = spec.fields if spec else {}
             if spec and self.options.profile:
                 fixed = self.options.profile.fixed
                 fields = {name: replace(one, default=fixed.get(name, one.default)) for name, one in fields.items()}
             names = fields or sorted(self.plan.named - set(COMMON_FIELDS))
-            readers = [_Reader(name, fields.get(name)) for name in names if self.is_fed(name)]
+            texts = self.untyped_texts
+            readers = [_Reader(name, fields.get(name), name in texts) for name in names if self.is_fed(name)]
             defaults = {name: one.default for name, one in fields.items() if not self.is_fed(name)}
-            self._readers[model] = (defaults, readers)
-        return self._readers[model]
+            self._readers[key] = (defaults, readers)
+        return self._readers[key]
 
     def _warn(self, model: str, params: Mapping[str, Any], references: tuple[Reference, ...]) -> None:
         spec: ModelSpec | None = MODELS.get(model)
@@ -223,46 +244,66 @@ class _Reader:
 
     name: str
     spec: FieldSpec | None
+    is_spelled: bool = False
+    """Without a spec: whether numbers and truth values come as text."""
 
     def read(self, value: Any) -> Any:
         if self.spec is None:
+            value = number_of(value) if isinstance(value, Decimal) else value
             if (
                 value is None
                 or isinstance(value, str | bool | int)
                 or (isinstance(value, float) and math.isfinite(value))
             ):
-                return value if not isinstance(value, str) else _text(value)
+                if not isinstance(value, str):
+                    return value
+                return scalar_of(value) if self.is_spelled else _text(value)
             raise _BadValueError("the value is no text, number or boolean")
         if value is None:
             return self.spec.default
         if self.spec.type == "string":
             if not isinstance(value, str):
                 raise _BadValueError("it must be text")
-            return _text(value)
+            text = _text(value)
+            # Blanks around a known word are a slip of the hand; any other text is the API's to judge.
+            return text.strip() if text not in self.spec.choices and text.strip() in self.spec.choices else text
         if self.spec.type == "boolean":
-            if not isinstance(value, bool):
+            truth = truth_of(value)
+            if truth is None:
                 raise _BadValueError("it must be true or false")
-            return value
-        return self._number(value)
+            return truth
+        return self._number(value, self.spec)
 
-    def _number(self, value: Any) -> int | float:
-        spec = self.spec
-        if spec is None or isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-            raise _BadValueError(f"it must be {'a whole number' if spec and spec.type == 'integer' else 'a number'}")
-        if spec.type == "integer" and value != int(value):
+    def _number(self, value: Any, spec: FieldSpec) -> int | float:
+        number = number_of(value)
+        if number is None:
+            what = "a whole number" if spec.type == "integer" else "a number"
+            raise _BadValueError(f"it must be {what}{_point(value)}")
+        if spec.type == "integer" and number != int(number):
             raise _BadValueError("it must be a whole number")
         low, high = spec.minimum, spec.maximum
-        if (low is not None and value < low) or (high is not None and value > high):
+        if (low is not None and number < low) or (high is not None and number > high):
             raise _BadValueError(f"it must lie in {low:g} to {high:g}")
-        return int(value) if spec.type == "integer" else value
+        return int(number) if spec.type == "integer" else number
+
+
+def _blank(value: Any) -> bool:
+    return isinstance(value, str) and not value.strip()
+
+
+def _point(value: Any) -> str:
+    """A hint for numbers with a decimal comma."""
+    is_comma = isinstance(value, str) and value.count(",") == 1 and number_of(value.replace(",", ".")) is not None
+    return ", with a decimal point, not a comma" if is_comma else ""
 
 
 def _model(value: Any, default: str) -> str:
     if value is None:
         return default
-    if not isinstance(value, str) or not _SLUG.fullmatch(value):
+    slug = value.strip(" \t") if isinstance(value, str) else ""
+    if not _SLUG.fullmatch(slug):
         raise _BadValueError("a model is a slug such as flux-2-klein-9b")
-    return value
+    return slug
 
 
 def _prompt(value: Any) -> str:
@@ -291,9 +332,10 @@ def _seed(value: Any) -> int | None:
     """An explicit seed; None where one is to be derived."""
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value != int(value):
-        raise _BadValueError("the seed must be a whole number")
-    seed = int(value)
+    number = number_of(value)
+    if number is None or number != int(number):
+        raise _BadValueError(f"the seed must be a whole number{_point(value)}")
+    seed = int(number)
     if seed == -1:
         return None
     if not 0 <= seed <= MAX_EXPLICIT_SEED:

@@ -1,174 +1,168 @@
-"""Manifests as streams of Arrow batches: Parquet (file, folder or glob), CSV and JSONL, on any fsspec URL."""
+"""Manifests as streams of windows: Parquet (file, folder or glob), CSV and JSON lines, on any fsspec URL."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Collection, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any
 
-import fsspec
 import pyarrow as pa
-import pyarrow.csv
-import pyarrow.json
-import pyarrow.parquet as pq
 
 from prefect_imagegen.core.errors import RefusedError
+from prefect_imagegen.core.json_rows import ColumnKinds
 from prefect_imagegen.core.redact import redact
-from prefect_imagegen.io.object_store import close_connections, s3_options
+from prefect_imagegen.io.manifest_csv import csv_header, csv_pieces
+from prefect_imagegen.io.manifest_files import FORMATS, ManifestFile, ManifestFiles
+from prefect_imagegen.io.manifest_jsonl import json_kinds, json_pieces
+from prefect_imagegen.io.manifest_parquet import footer_of, parquet_pieces
+from prefect_imagegen.io.manifest_text import BadTextError
+from prefect_imagegen.io.manifest_window import Bounds, Piece, Remarks, Window
 
 WINDOW_ROWS = 32_768
 """Rows handed on at a time: what a plan holds in memory."""
-_TEXT_SUFFIXES = {".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl"}
-_FORMATS = "Parquet (.parquet), CSV (.csv) or JSON lines (.jsonl)"
+WINDOW_BYTES = 64 * 2**20
+"""Bytes of the columns read that are handed on at a time, as far as rows can be divided."""
+_FOOTERS_AT_ONCE = 8
+_WHOLE = f"A manifest is {FORMATS}, whole and with the ending of its format."
 
 
 class Manifest:
-    """One manifest: a file, a folder or a glob of files of one schema. Opening lists files; nothing is read yet.
+    """One manifest: a file, a folder or a glob. Opening lists files; nothing is read yet.
 
-    Raises RefusedError: `manifest_not_found`, `manifest_unreadable`.
+    Raises RefusedError: `manifest_not_found`, `manifest_table`, `manifest_unreadable`.
     """
 
     def __init__(self, url: str, storage_options: Mapping[str, Any] | None = None) -> None:
-        self.url = redact(url)
-        self.base = ""
-        """The folder that relative paths start from, as a URI: the manifest, or that of the file being read."""
-        options = dict(storage_options or {})
-        if url.startswith(("s3://", "s3a://")):
-            options = s3_options(options)
-        self._folder = ""
-        try:
-            self._fs, path = fsspec.core.url_to_fs(url if "://" in url else str(Path(url).expanduser()), **options)
-            self._files = self._expand(path)
-        except RefusedError:
-            raise
-        except ImportError as error:
-            raise RefusedError(
-                "manifest_not_found",
-                f"{self.url} needs a package that is not installed ({error.name}).",
-                remedy="Install the extra: prefect-imagegen[s3], [gcs] or [azure].",
-            ) from error
-        except Exception as error:  # every file system has its own exceptions; all are told in one way
-            raise self._not_found(f"cannot be read: {redact(f'{type(error).__name__} {error}')}") from error
+        self._found = ManifestFiles(url, storage_options)
+        self.url = self._found.url
+        self.remarks = Remarks()
+        """What was left out or looks odd in the rows read so far."""
+        self._wanted: Collection[str] = ()
 
-    def windows(self, text_columns: Sequence[str] = (), limit: int | None = None) -> Iterator[pa.RecordBatch]:
-        """All rows in order, at most `WINDOW_ROWS` a batch; `text_columns` are read as text from CSV and JSONL.
+    def schemas(self, wanted: Collection[str] = (), limit: int | None = None) -> list[tuple[str, pa.Schema]]:
+        """The name and the columns of every file that the first `limit` rows may lie in.
 
-        Raises RefusedError: `manifest_unreadable` naming the file, `manifest_schema` where files disagree,
-        `manifest_empty` if there is no row at all.
+        CSV columns are text. JSON lines are read once for it: a field may first appear in the last line. `wanted`
+        are names that a header should hold; they tell which character separates the cells of a CSV. Raises
+        RefusedError: `manifest_empty`, `manifest_unreadable`.
         """
-        schema: pa.Schema | None = None
+        self._wanted = wanted
+        kinds, left = ColumnKinds(), limit
+        found: list[tuple[str, pa.Schema]] = []
+        for file, footer in self._footers(limit):
+            with self._refusing(file):
+                if footer is not None:
+                    schema, rows = footer
+                elif file.kind == "csv":
+                    with self._open(file) as source:
+                        names = csv_header(source, wanted, file.separator)
+                    if not names:
+                        raise RefusedError(
+                            "manifest_empty",
+                            f"The manifest file {redact(file.path)} has no header: its lines are empty.",
+                            remedy="Name the columns in its first line.",
+                        )
+                    schema, rows = pa.schema([(name, pa.string()) for name in names]), 0
+                else:
+                    with self._open(file) as source:
+                        schema, rows = pa.schema([]), json_kinds(source, kinds, left)
+            partition = [(name, pa.string()) for name in file.partition if name not in schema.names]
+            found.append((file.name, pa.schema([*schema, *partition])))
+            left = None if left is None else left - rows
+            if left is not None and left <= 0:
+                break
+        lines = next((file.name for file in self._found.files if file.kind == "jsonl"), None)
+        return [*found, *([(lines, kinds.schema)] if lines else [])]
+
+    def windows(
+        self, schema: pa.Schema, needed: Collection[str] | None = None, limit: int | None = None
+    ) -> Iterator[Window]:
+        """All rows in order, in windows of at most `WINDOW_ROWS` rows and about `WINDOW_BYTES` bytes.
+
+        `schema` is that of all files together, `needed` the columns to read (default: all). Raises RefusedError:
+        `manifest_unreadable` naming file and line, `manifest_empty` if there is no row at all.
+        """
+        columns = frozenset(schema.names if needed is None else needed)
         left = limit
         empty = True
-        for file in self._files:
-            self.base = self._folder or self._uri(file.rpartition("/")[0])
-            for batch in self._batches(file, text_columns):
-                schema = schema or batch.schema
-                piece = batch if left is None else batch.slice(0, left)
-                left = None if left is None else left - len(piece)
-                empty = empty and not len(piece)
-                yield self._conform(piece, schema, file)
-                if left == 0:
-                    return
+        for file in self._found.files:
+            with self._refusing(file):
+                for window in self._read(file, schema, columns, left):
+                    left = None if left is None else left - len(window)
+                    empty = False
+                    yield window
+            if left == 0:
+                return
         if empty:
             raise RefusedError("manifest_empty", f"The manifest {self.url} has no rows.", remedy="Add rows to it.")
 
     def close(self) -> None:
         """Close the connections."""
-        close_connections(self._fs)
+        self._found.close()
 
-    def _expand(self, path: str) -> list[str]:
-        if fsspec.core.has_magic(path):
-            files = sorted(name for name in self._fs.glob(path) if not self._fs.isdir(name))
-        elif self._fs.isdir(path):
-            names = self._fs.find(path)
-            base = len(path)
-            self._folder = self._uri(path)
-            files = sorted(
-                name
-                for name in names
-                if name.endswith(".parquet") and not any(part.startswith((".", "_")) for part in name[base:].split("/"))
-            )
-        elif self._fs.exists(path):
-            files = [path]
-        else:
-            raise self._not_found("does not exist")
-        if not files:
-            raise self._not_found("matches no file (a folder is read for *.parquet)")
-        return files
+    def _footers(self, limit: int | None) -> Iterator[tuple[ManifestFile, tuple[pa.Schema, int] | None]]:
+        """Every file, those of Parquet with their schema and number of rows."""
+        files = self._found.files
+        if limit is not None or len(files) == 1:
+            yield from ((file, self._footer(file)) for file in files)
+            return
+        with ThreadPoolExecutor(_FOOTERS_AT_ONCE) as pool:
+            yield from zip(files, pool.map(self._footer, files), strict=True)
 
-    def _uri(self, path: str) -> str:
-        return str(self._fs.unstrip_protocol(path.rstrip("/")))
+    def _footer(self, file: ManifestFile) -> tuple[pa.Schema, int] | None:
+        if file.kind != "parquet":
+            return None
+        with self._refusing(file), self._open(file) as source:
+            return footer_of(source)
 
-    def _not_found(self, what: str) -> RefusedError:
-        return RefusedError(
-            "manifest_not_found",
-            f"The manifest {self.url} {what}.",
-            remedy="Check the path, and --manifest-storage-option where it lies in object storage.",
-        )
+    def _read(
+        self, file: ManifestFile, schema: pa.Schema, needed: Collection[str], left: int | None
+    ) -> Iterator[Window]:
+        """The windows of one file, no more than `left` rows of it."""
+        base = self._found.folder or self._found.uri(file.path.rpartition("/")[0])
+        many = len(self._found.files) > 1
+        bounds = Bounds(WINDOW_ROWS if left is None else max(1, min(WINDOW_ROWS, left)), WINDOW_BYTES)
+        first = 0
+        with self._open(file) as source:
+            for piece in self._pieces(file, source, needed, bounds):
+                rows = len(piece) if left is None else min(len(piece), left - first)
+                for remark, count in piece.remarks.counts.items():
+                    self.remarks.add(remark, f"{file.name}, line {piece.remarks.places[remark]}", count)
+                columns = {name: values[:rows] for name, values in piece.columns.items()}
+                if rows:
+                    lines, words = piece.lines[:rows], piece.quoted_words
+                    yield Window(file, base, schema, rows, first, columns, lines, words, one_of_many=many)
+                first += rows
+                if first == left:
+                    return
 
-    def _batches(self, file: str, text_columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
-        kind = _TEXT_SUFFIXES.get(Path(file).suffix.lower(), "parquet")
+    def _pieces(self, file: ManifestFile, source: Any, needed: Collection[str], bounds: Bounds) -> Iterator[Piece]:
+        if file.kind == "parquet":
+            return parquet_pieces(source, needed, bounds)
+        if file.kind == "csv":
+            return csv_pieces(source, needed, self._wanted, file.separator, bounds)
+        return json_pieces(source, needed, bounds)
+
+    @contextmanager
+    def _open(self, file: ManifestFile) -> Iterator[Any]:
+        with self._found.fs.open(file.path, "rb") as source:
+            if self._found.fs.size(file.path) == 0:
+                raise RefusedError(
+                    "manifest_empty",
+                    f"The manifest file {redact(file.path)} is empty (0 bytes).",
+                    remedy="Write it again.",
+                )
+            yield source
+
+    @contextmanager
+    def _refusing(self, file: ManifestFile) -> Iterator[None]:
+        """Trouble with a file is a refusal that names it."""
         try:
-            with self._fs.open(file, "rb") as source:
-                if self._fs.size(file) == 0:
-                    raise RefusedError(
-                        "manifest_empty",
-                        f"The manifest file {redact(file)} is empty (0 bytes).",
-                        remedy="Write it again.",
-                    )
-                if kind == "parquet":
-                    reader = pq.ParquetFile(source, pre_buffer=False)
-                    yield from reader.iter_batches(WINDOW_ROWS)
-                    if reader.metadata.num_rows == 0:
-                        yield pa.RecordBatch.from_pylist([], schema=reader.schema_arrow)
-                else:
-                    yield from _text_batches(source, kind, text_columns)
+            yield
         except (pa.ArrowException, OSError, ValueError) as error:
+            remedy = error.remedy if isinstance(error, BadTextError) else ""
+            reason = redact(str(error)).rstrip(".")
             raise RefusedError(
                 "manifest_unreadable",
-                f"The manifest file {redact(file)} cannot be read as {kind}: {redact(str(error))}",
-                remedy=f"A manifest is {_FORMATS}, whole and with the ending of its format.",
+                f"The manifest file {redact(file.path)} cannot be read as {file.kind}: {reason}.",
+                remedy=remedy or _WHOLE,
             ) from error
-
-    def _conform(self, batch: pa.RecordBatch, schema: pa.Schema, file: str) -> pa.RecordBatch:
-        if batch.schema.equals(schema):
-            return batch
-        try:
-            for name in schema.names:
-                if name not in batch.schema.names:
-                    raise RefusedError(
-                        "manifest_schema", f"{redact(file)} lacks the column {name!r} of the files before it."
-                    )
-            return batch.select(schema.names).cast(schema)
-        except (pa.ArrowException, RefusedError) as error:
-            raise RefusedError(
-                "manifest_schema",
-                f"The manifest's files differ in their columns; {redact(str(error))}",
-                remedy="Give all files the same columns and types.",
-            ) from error
-
-
-def _text_batches(source: Any, kind: str, text_columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
-    if kind == "jsonl":
-        reader = pa.json.open_json(source)
-        dates = [one.name for one in reader.schema if one.name in text_columns and pa.types.is_timestamp(one.type)]
-        if dates:  # text that looks like a date is text
-            source.seek(0)
-            texts = pa.schema([(name, pa.string()) for name in dates])
-            reader = pa.json.open_json(source, parse_options=pa.json.ParseOptions(explicit_schema=texts))
-    else:
-        # An empty cell means "not given", a quoted empty one means empty text; prompts and ids are text, also
-        # where they look like numbers.
-        reader = pa.csv.open_csv(
-            source,
-            parse_options=pa.csv.ParseOptions(newlines_in_values=True),
-            convert_options=pa.csv.ConvertOptions(
-                column_types=dict.fromkeys(text_columns, pa.string()),
-                strings_can_be_null=True,
-                quoted_strings_can_be_null=False,
-            ),
-        )
-    with reader:
-        for batch in reader:
-            # pyarrow's JSON reader makes damaged arrays of lists that hold nothing but nulls.
-            batch.validate(full=True)
-            for start in range(0, max(len(batch), 1), WINDOW_ROWS):
-                yield batch.slice(start, WINDOW_ROWS)
