@@ -114,6 +114,16 @@ def tell(result: RunResult, state: str | None, error: object = None) -> None:
         get_run_logger().warning("The event %s could not be sent: %s", FINISHED, failure)
 
 
+async def tag_run(*tags: str) -> None:
+    """Add tags to the present flow run, so that the UI can filter by them; a server that is away changes nothing."""
+    try:
+        async with get_client() as client:
+            run = await client.read_flow_run(_present_run().id)
+            await client.update_flow_run(run.id, tags=sorted({*run.tags, *tags}))
+    except Exception as error:  # noqa: BLE001 - tags are for people; the images go on
+        get_run_logger().warning("The flow run could not be tagged: %s", error)
+
+
 async def _read_run() -> FlowRun | None:
     """The present flow run as the server has it; None if it cannot be asked: then the end is told all the same."""
     try:

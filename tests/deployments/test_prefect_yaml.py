@@ -171,6 +171,33 @@ def test_a_worker_runs_the_deployment(site: Site, tmp_path: Path) -> None:
     assert str(ROOT) not in steps, "the deploying machine's directory must not be baked in"
 
 
+def test_a_store_that_would_vanish_is_refused(site: Site, tmp_path: Path) -> None:
+    """A deployed run whose store is a relative path is refused before any call: its folder may go with the run."""
+    run_id = site.start("generate-on-demand", manifest=manifest(tmp_path, 1), store="images", backend="sandbox")
+    ended = site.wait(run_id, "Completed", "Failed", "Crashed")
+    assert ended["state_name"] == "Failed"
+    assert "refused (fleeting_store): The store images is a relative path" in ended["state"]["message"]
+    assert not (site.folder / "images").exists()
+
+
+def test_deploying_without_the_workers_folder_fails(site: Site) -> None:
+    """`prefect deploy` names the variable that is not set; nothing is deployed with its literal text."""
+    environment = {name: value for name, value in site.environment.items() if name != "IMAGEGEN_WORKDIR"}
+    before = site.post("/deployments/filter", {})
+    deployed = subprocess.run(
+        [*PREFECT, "--no-prompt", "deploy", "--all", "--prefect-file", "deployments/prefect.yaml"],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=180,
+        check=False,
+    )
+    assert deployed.returncode != 0
+    assert "IMAGEGEN_WORKDIR is not set" in deployed.stdout + deployed.stderr
+    assert [one["updated"] for one in site.post("/deployments/filter", {})] == [one["updated"] for one in before]
+
+
 def test_cancel_holds_what_was_sent(site: Site, tmp_path: Path) -> None:
     """`prefect flow-run cancel` ends Cancelled; sent rows are held with their ids, and the next run fetches them."""
     path, store = manifest(tmp_path, 30), tmp_path / "store"
