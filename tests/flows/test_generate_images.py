@@ -141,7 +141,10 @@ def test_the_flow_shows_itself(tmp_path: Path) -> None:
             wanted = ArtifactFilter(key=ArtifactFilterKey(any_=[key]), flow_run_id=ArtifactFilterFlowRunId(any_=[run]))
             assert len(client.read_artifacts(artifact_filter=wanted)) == 1, key
         shown = client.read_flow_run(run)
-    assert (shown.name, set(shown.tags)) == ("prompts to store", {"imagegen", f"imagegen-run:{state.result()['run_id']}"})
+    assert (shown.name, set(shown.tags)) == (
+        "prompts to store",
+        {"imagegen", f"imagegen-run:{state.result()['run_id']}"},
+    )
 
 
 def test_stores_do_not_share_artifacts(tmp_path: Path) -> None:
