@@ -139,7 +139,10 @@ async def _plan(
     place = await resolve_store(store)
     refuse_fleeting(place)
     registry.jobs[ticket] = Job(manifest, place, await resolve_backend(backend), options or GenerateOptions())
-    run_id = await plan_run(ticket, parent_run_id)
+    state: State[Any] = await plan_run(ticket, parent_run_id, return_state=True)  # type: ignore[misc]
+    if isinstance(state.data, RefusedError):
+        raise state.data
+    run_id: str = await state.aresult()
     return registry.prepared.pop(run_id)
 
 

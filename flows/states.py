@@ -17,6 +17,7 @@ from prefect.states import Completed, Failed
 from prefect_imagegen.app.result import STATES, STOP_REASONS, RunResult
 from prefect_imagegen.core.errors import ImagegenError, RefusedError
 from prefect_imagegen.core.redact import redact
+from prefect_imagegen.tasks.wording import in_parameters
 
 FINISHED = "prefect-imagegen.run.finished"
 """Emitted at the end of every run, whatever it was."""
@@ -40,7 +41,7 @@ def final_state(result: RunResult, *, fail_above: float) -> State[Any]:
     said = f"{result.generated} generated, {result.reused} reused, {result.invalid} invalid, {result.failed} failed,"
     said += f" {result.held} held, {result.not_run} not run; {result.cost_usd:.4f} USD{result.order_text}"
     if result.stop_reason is not None:
-        why = STOP_REASONS.get(result.stop_reason, result.stop_reason)
+        why = in_parameters(STOP_REASONS.get(result.stop_reason, result.stop_reason))
         text = f"stopped ({result.stop_reason}): {why} ({result.stop_message}). {said}"
         return _failed(ImagegenError(result.stop_reason, text))
     if result.exit_code == 0:

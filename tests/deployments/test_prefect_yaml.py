@@ -240,7 +240,7 @@ def test_retry_in_the_ui_goes_on_under_the_same_cap(site: Site, tmp_path: Path) 
 
     `PREFECT_FLOWS_DEFAULT_RETRIES`, which the site's worker has, makes nothing run twice.
     """
-    store, words = tmp_path / "store", "stopped (budget): one more image could exceed --max-cost-usd"
+    store, words = tmp_path / "store", "stopped (budget): one more image could exceed options.max_cost_usd"
     with EmbeddedGateway(GatewaySettings(price_usd=0.04)) as gateway:
         options = {"base_url": gateway.url, "max_cost_usd": 0.5}
         arguments = {"manifest": manifest(tmp_path, 30), "store": str(store), "backend": "segmind", "options": options}
