@@ -17,7 +17,10 @@ from prefect.logging import get_run_logger
 from prefect_imagegen.app.finish import report_markdown
 from prefect_imagegen.app.result import RunResult
 from prefect_imagegen.app.session import Session
+from prefect_imagegen.core import layout
 from prefect_imagegen.core.outcomes import OUTCOMES
+from prefect_imagegen.core.redact import redact
+from prefect_imagegen.flows.names import artifact_key
 
 PERIOD_S = 2.0
 
@@ -27,7 +30,9 @@ async def showing_progress(session: Session) -> AsyncIterator[None]:
     """Within: a progress artifact follows the run. A UI that cannot be written to never stops a run."""
     artifact = await _quietly(
         acreate_progress_artifact(
-            progress=0.0, key="imagegen-progress", description=f"Images of run {session.prepared.run_id}"
+            progress=0.0,
+            key=artifact_key("progress", session.prepared.job.store.url),
+            description=f"Images of run {session.prepared.run_id}",
         )
     )
     task = asyncio.create_task(_follow(session, artifact)) if artifact else None
@@ -41,20 +46,23 @@ async def showing_progress(session: Session) -> AsyncIterator[None]:
 
 
 async def publish_summary(result: RunResult) -> None:
-    """The summary, and the failures by kind where there are any."""
-    if result.failures:
-        rows = [
-            {
-                "error": kind,
-                "rows": count,
-                "example": result.examples.get(kind, ""),
-                "remedy": OUTCOMES[kind].remedy if kind in OUTCOMES else "",
-            }
-            for kind, count in sorted(result.failures.items(), key=lambda item: -item[1])
-        ]
-        await _quietly(acreate_table_artifact(rows, key="imagegen-failures", description="Rows without an image"))
+    """The summary, and the failures by kind: an empty table too, so that no older one stands beside the summary."""
+    rows = [
+        {
+            "error": kind,
+            "rows": count,
+            "example": result.examples.get(kind, ""),
+            "remedy": OUTCOMES[kind].remedy if kind in OUTCOMES else "",
+        }
+        for kind, count in sorted(result.failures.items(), key=lambda item: -item[1])
+    ]
+    where = f"Rows without an image: {redact(result.store)}/{layout.run(str(result.run_id), 'failures')}"
+    described = where if rows else "Every row has its image."
+    await _quietly(acreate_table_artifact(rows, key=artifact_key("failures", result.store), description=described))
     text = f"{result.generated} generated, {result.reused} reused of {result.rows} rows; {result.cost_usd:.4f} USD"
-    await _quietly(acreate_markdown_artifact(report_markdown(result), key="imagegen-summary", description=text))
+    await _quietly(
+        acreate_markdown_artifact(report_markdown(result), key=artifact_key("summary", result.store), description=text)
+    )
 
 
 async def _follow(session: Session, artifact: UUID) -> None:
@@ -71,7 +79,9 @@ def _figures(session: Session) -> str:
     stats = session.stats
     kinds = ", ".join(f"{count} {kind}" for kind, count in stats.kinds.most_common(5))
     waits = f"; nothing is sent: {session.blocked_by} answers are awaited" if session.blocked_by else ""
-    return f"{stats.done} of {stats.total} images, {stats.cost_usd:.4f} USD" + (f"; {kinds}" if kinds else "") + waits
+    images = stats.statuses["generated"] + stats.statuses["reused"]
+    text = f"{images} images, {stats.done} of {stats.total} rows, {stats.cost_usd:.4f} USD"
+    return text + (f"; {kinds}" if kinds else "") + waits
 
 
 async def _quietly(call: Any) -> Any:

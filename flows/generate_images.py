@@ -20,8 +20,11 @@ from prefect_imagegen.app.result import RunResult
 from prefect_imagegen.app.session import Session
 from prefect_imagegen.blocks.resolve import resolve_backend, resolve_store
 from prefect_imagegen.core.errors import RefusedError
+from prefect_imagegen.core.redact import redact
 from prefect_imagegen.flows import states
 from prefect_imagegen.flows.artifacts import publish_summary, showing_progress
+from prefect_imagegen.flows.deployed_store import absolute, refuse_fleeting
+from prefect_imagegen.flows.names import TAG, run_name
 from prefect_imagegen.tasks import finish_run, generate_shard, plan_run
 
 
@@ -64,7 +67,7 @@ RunId = Annotated[
 
 
 # retries=0: PREFECT_FLOWS_DEFAULT_RETRIES is not meant for flows that pay, and would otherwise apply.
-@flow(name="generate-images", persist_result=False, retries=0)
+@flow(name="generate-images", flow_run_name=run_name, persist_result=False, retries=0)
 def generate_images(
     manifest: ManifestUrl,
     store: Store,
@@ -95,7 +98,7 @@ def generate_images(
     return asyncio.run(_generate(manifest, store, backend, options, share, concurrency_limit, run_id))
 
 
-@flow(name="generate-images-async", persist_result=False, retries=0)
+@flow(name="generate-images-async", flow_run_name=run_name, persist_result=False, retries=0)
 async def agenerate_images(
     manifest: ManifestUrl,
     store: Store,
@@ -144,10 +147,13 @@ async def _plan(
     manifest: str, store: str, backend: str, options: GenerateOptions | None, parent_run_id: str | None
 ) -> Prepared:
     ticket = uuid.uuid4().hex
-    registry.jobs[ticket] = Job(
-        manifest, await resolve_store(store), await resolve_backend(backend), options or GenerateOptions()
-    )
-    run_id = await plan_run(ticket, parent_run_id)
+    place = await resolve_store(store)
+    refuse_fleeting(place)
+    registry.jobs[ticket] = Job(manifest, place, await resolve_backend(backend), options or GenerateOptions())
+    state: State[Any] = await plan_run(ticket, parent_run_id, return_state=True)  # type: ignore[misc]
+    if isinstance(state.data, RefusedError):
+        raise state.data
+    run_id: str = await state.aresult()
     return registry.prepared.pop(run_id)
 
 
@@ -156,6 +162,8 @@ async def _execute(prepared: Prepared, started: float, limit_name: str | None, l
     summary = prepared.summary
     counts = ", ".join(f"{count} {state}" for state, count in summary.counts.items() if count)
     logger.info("Run %s of %s rows: %s", prepared.run_id, summary.rows, counts)
+    logger.info("Store: %s", redact(absolute(prepared.job.store.url)))
+    await states.tag_run(TAG, f"{TAG}-run:{prepared.run_id}")
     for warning, rows in summary.warnings.items():
         logger.warning("%s (%s rows)", warning, rows)
     async with open_session(prepared, states.order_id()) as session:

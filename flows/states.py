@@ -17,6 +17,7 @@ from prefect.states import Completed, Failed
 from prefect_imagegen.app.result import STATES, STOP_REASONS, RunResult
 from prefect_imagegen.core.errors import ImagegenError, RefusedError
 from prefect_imagegen.core.redact import redact
+from prefect_imagegen.tasks.wording import in_parameters
 
 FINISHED = "prefect-imagegen.run.finished"
 """Emitted at the end of every run, whatever it was."""
@@ -40,7 +41,7 @@ def final_state(result: RunResult, *, fail_above: float) -> State[Any]:
     said = f"{result.generated} generated, {result.reused} reused, {result.invalid} invalid, {result.failed} failed,"
     said += f" {result.held} held, {result.not_run} not run; {result.cost_usd:.4f} USD{result.order_text}"
     if result.stop_reason is not None:
-        why = STOP_REASONS.get(result.stop_reason, result.stop_reason)
+        why = in_parameters(STOP_REASONS.get(result.stop_reason, result.stop_reason))
         text = f"stopped ({result.stop_reason}): {why} ({result.stop_message}). {said}"
         return _failed(ImagegenError(result.stop_reason, text))
     if result.exit_code == 0:
@@ -112,6 +113,16 @@ def tell(result: RunResult, state: str | None, error: object = None) -> None:
         emit_event(FINISHED, resource=resource, payload=payload)
     except Exception as failure:  # noqa: BLE001 - an event that cannot be sent changes nothing about the run
         get_run_logger().warning("The event %s could not be sent: %s", FINISHED, failure)
+
+
+async def tag_run(*tags: str) -> None:
+    """Add tags to the present flow run, so that the UI can filter by them; a server that is away changes nothing."""
+    try:
+        async with get_client() as client:
+            run = await client.read_flow_run(_present_run().id)
+            await client.update_flow_run(run.id, tags=sorted({*run.tags, *tags}))
+    except Exception as error:  # noqa: BLE001 - tags are for people; the images go on
+        get_run_logger().warning("The flow run could not be tagged: %s", error)
 
 
 async def _read_run() -> FlowRun | None:

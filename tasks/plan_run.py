@@ -1,15 +1,28 @@
 """The task that plans a run."""
 
+from typing import Any
+
 from prefect import task
 from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas import State
+from prefect.states import Failed
 
 from prefect_imagegen.app import registry
 from prefect_imagegen.app.prepare import prepare
+from prefect_imagegen.core.errors import RefusedError
+from prefect_imagegen.tasks.wording import refusal_in_parameters
 
 
 @task(name="plan", retries=0, cache_policy=NO_CACHE, persist_result=False)
-async def plan_run(ticket: str, parent_run_id: str | None = None) -> str:
-    """Check and plan the job that waits under `ticket`; the new run_id. Raises RefusedError."""
-    prepared = await prepare(registry.jobs.pop(ticket), parent_run_id)
+async def plan_run(ticket: str, parent_run_id: str | None = None) -> str | State[Any]:
+    """Check and plan the job that waits under `ticket`; the new run_id.
+
+    A refusal is returned as a state, since Prefect logs a traceback of what is raised: its data is the RefusedError.
+    """
+    try:
+        prepared = await prepare(registry.jobs.pop(ticket), parent_run_id)
+    except RefusedError as error:
+        refusal = refusal_in_parameters(error)
+        return Failed(message=f"refused ({refusal.kind}): {refusal}", data=refusal)
     registry.prepared[prepared.run_id] = prepared
     return prepared.run_id

@@ -67,6 +67,16 @@ def test_no_status_is_without_a_row() -> None:
         ("Internal error, please try again", "generation_error"),
         ("no capacity", "generation_error"),
         ("", "generation_failed"),
+        ("Content policy violation", "content_policy"),
+        ("content_policy_violation", "content_policy"),
+        ("The safety system flagged this prompt", "content_policy"),
+        ("This prompt may be against our community guidelines", "content_policy"),
+        ("explicit content detected by the GPU worker", "content_policy"),
+        ("Unable to download content from image_urls[0]: 403", "generation_failed"),
+        ("the bucket policy denies access to https://host/a.png", "generation_failed"),
+        ("The content moderation service timed out", "generation_error"),
+        ("NSFW checker unavailable", "generation_error"),
+        ("the safety checker ran out of memory on the gpu", "generation_error"),
     ],
 )
 def test_a_failed_job_is_told_by_its_text(text, kind) -> None:
@@ -77,6 +87,12 @@ def test_a_failed_job_is_told_by_its_text(text, kind) -> None:
 def test_a_wrong_content_type_is_no_policy() -> None:
     """The word content in 'content type' is about the body, not about what it shows."""
     assert classify_refusal("Invalid Content Type") == "invalid_request"
+    assert classify_refusal("content-length does not match the content") == "invalid_request"
+
+
+def test_a_field_of_that_name_is_no_policy() -> None:
+    """A field whose name has to do with safety is a field."""
+    assert classify_refusal("safety_tolerance: 9 is not allowed") == "invalid_request"
 
 
 # kind: accepted, billed, retryable, scope, max_posts, counted, permanent
@@ -169,6 +185,8 @@ def test_an_unheard_of_kind_is_not_permanent() -> None:
         ("Cannot access input: 403 Forbidden", True),
         ("https://host/a.png answered with status 404.", True),
         ("http://127.0.0.1:8000/a.png: 127.0.0.1 is not a public address.", True),
+        ("Unable to download content from image_urls[0]: 403", True),
+        ("the bucket policy denies access to https://host/a.png", True),
         ("CUDA out of memory", False),
         ("Prompt is Mandatory and must be string", False),
         ("seed must be an integer", False),

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -33,6 +34,22 @@ class Site:
     folder: Path
     api: str
     environment: dict[str, str]
+    running: list["subprocess.Popen[bytes]"]
+    """The server, and the worker last."""
+
+    @property
+    def worker(self) -> "subprocess.Popen[bytes]":
+        return self.running[-1]
+
+    def launch(self, *words: str) -> None:
+        """Start a command of Prefect in the background; the fixture ends it."""
+        with (self.folder / f"{words[0]}.log").open("ab") as log:
+            self.running.append(
+                subprocess.Popen([*PREFECT, *words], cwd=self.folder, env=self.environment, stdout=log, stderr=log)
+            )
+
+    def restart_worker(self) -> None:
+        self.launch("worker", "start", "--pool", "imagegen")
 
     def call(self, *words: str, cwd: Path | None = None) -> str:
         found = subprocess.run(
@@ -110,19 +127,13 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_BATCH_SIZE": "200",
         "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_FLUSH_INTERVAL": "1",
         "PREFECT_WORKER_QUERY_SECONDS": "1",
+        "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",  # the least that Prefect allows
         "PREFECT_FLOWS_DEFAULT_RETRIES": "2",  # not meant for flows that pay: see test_default_retries_do_not_apply
         "IMAGEGEN_WORKDIR": str(folder),
         "SEGMIND_API_KEY": "k",
         "COLUMNS": "200",
     }
-    running: list[subprocess.Popen[bytes]] = []
-
-    def launch(*words: str) -> None:
-        log = (folder / f"{words[0]}.log").open("wb")
-        running.append(subprocess.Popen([*PREFECT, *words], cwd=folder, env=environment, stdout=log, stderr=log))
-        log.close()
-
-    found = Site(folder, environment["PREFECT_API_URL"], environment)
+    found = Site(folder, environment["PREFECT_API_URL"], environment, [])
 
     def healthy() -> bool:
         try:
@@ -132,16 +143,16 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
             return False
 
     try:
-        launch("server", "start", "--port", str(port))
+        found.launch("server", "start", "--port", str(port))
         until(healthy, 120)
         found.call("work-pool", "create", "imagegen", "--type", "process")
         found.call("deploy", "--all", "--prefect-file", "deployments/prefect.yaml", cwd=ROOT)
-        launch("worker", "start", "--pool", "imagegen")
+        found.restart_worker()
         yield found
     finally:
-        for process in reversed(running):
+        for process in reversed(found.running):
             process.terminate()
-        for process in reversed(running):
+        for process in reversed(found.running):
             try:
                 process.wait(30)
             except subprocess.TimeoutExpired:
@@ -169,6 +180,33 @@ def test_a_worker_runs_the_deployment(site: Site, tmp_path: Path) -> None:
     assert deployments["generate-nightly"]["schedules"][0]["schedule"]["cron"] == "0 2 * * *"
     steps = json.dumps([one["pull_steps"] for one in deployments.values()])
     assert str(ROOT) not in steps, "the deploying machine's directory must not be baked in"
+
+
+def test_a_store_that_would_vanish_is_refused(site: Site, tmp_path: Path) -> None:
+    """A deployed run whose store is a relative path is refused before any call: its folder may go with the run."""
+    run_id = site.start("generate-on-demand", manifest=manifest(tmp_path, 1), store="images", backend="sandbox")
+    ended = site.wait(run_id, "Completed", "Failed", "Crashed")
+    assert ended["state_name"] == "Failed"
+    assert "refused (fleeting_store): The store images is a relative path" in ended["state"]["message"]
+    assert not (site.folder / "images").exists()
+
+
+def test_deploying_without_the_workers_folder_fails(site: Site) -> None:
+    """`prefect deploy` names the variable that is not set; nothing is deployed with its literal text."""
+    environment = {name: value for name, value in site.environment.items() if name != "IMAGEGEN_WORKDIR"}
+    before = site.post("/deployments/filter", {})
+    deployed = subprocess.run(
+        [*PREFECT, "--no-prompt", "deploy", "--all", "--prefect-file", "deployments/prefect.yaml"],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=180,
+        check=False,
+    )
+    assert deployed.returncode != 0
+    assert "IMAGEGEN_WORKDIR is not set" in deployed.stdout + deployed.stderr
+    assert [one["updated"] for one in site.post("/deployments/filter", {})] == [one["updated"] for one in before]
 
 
 def test_cancel_holds_what_was_sent(site: Site, tmp_path: Path) -> None:
@@ -202,7 +240,7 @@ def test_retry_in_the_ui_goes_on_under_the_same_cap(site: Site, tmp_path: Path) 
 
     `PREFECT_FLOWS_DEFAULT_RETRIES`, which the site's worker has, makes nothing run twice.
     """
-    store, words = tmp_path / "store", "stopped (budget): one more image could exceed --max-cost-usd"
+    store, words = tmp_path / "store", "stopped (budget): one more image could exceed options.max_cost_usd"
     with EmbeddedGateway(GatewaySettings(price_usd=0.04)) as gateway:
         options = {"base_url": gateway.url, "max_cost_usd": 0.5}
         arguments = {"manifest": manifest(tmp_path, 30), "store": str(store), "backend": "segmind", "options": options}
@@ -244,10 +282,40 @@ def test_default_retries_do_not_apply(site: Site, tmp_path: Path) -> None:
     assert run["state"]["message"].startswith("refused (manifest_not_found): ")
 
 
+def test_a_run_whose_process_died_is_marked(site: Site, tmp_path: Path) -> None:
+    """The automation on heartbeats marks a run as Crashed whose process was killed; run again, it is paid once."""
+    shipped = yaml.safe_load((ROOT / "deployments" / "alerts.yaml").read_text())
+    (silent,) = [one for one in shipped["automations"] if one["name"] == "imagegen-silent"]
+    silent["trigger"]["within"] = 45
+    alerts, store = tmp_path / "alerts.yaml", tmp_path / "store"
+    alerts.write_text(yaml.safe_dump({"automations": [silent]}))
+    site.call("automation", "create", "--from-file", str(alerts))
+    # The worker that started the process would tell of its death: it dies first, as when a machine is gone.
+    with EmbeddedGateway(GatewaySettings(latency_s=8.0)) as gateway:
+        options = {"base_url": gateway.url, "max_in_flight": 6}
+        arguments = {"manifest": manifest(tmp_path, 12), "store": str(store), "options": options}
+        run_id = site.start("generate-on-demand", backend="segmind", **arguments)
+        until(lambda: len(gateway.books.records) >= 6, 120)
+        (beat,) = store.glob("runs/*/heartbeat.json")
+        site.worker.kill()
+        site.worker.wait()
+        os.kill(json.loads(beat.read_text())["pid"], signal.SIGKILL)
+        ended = site.wait(run_id, "Crashed")
+        assert "nothing is paid twice" in ended["state"]["message"]
+        site.restart_worker()
+        gateway.books.settings.latency_s = 0.0
+        again = site.start("generate-on-demand", backend="segmind", **arguments)
+        assert site.wait(again, "Completed", "Failed", "Crashed")["state_name"] == "Completed"
+        assert (len(gateway.books.billed), gateway.books.statistics()["billed_twice"]) == (12, 0)
+
+
 def test_the_alerts_fire(site: Site, tmp_path: Path) -> None:
     """Prefect's server takes the automations of alerts.yaml; they fire for a refused run, not for a completed one."""
     shipped = yaml.safe_load((ROOT / "deployments" / "alerts.yaml").read_text())
     for one in shipped["automations"]:
+        if one["name"] == "imagegen-silent":  # tried below
+            one["enabled"] = False
+            continue
         assert {action["type"] for action in one["actions"]} == {"send-notification"}
         one["actions"] = [{"type": "do-nothing"}]  # there is no block to send with
     alerts = tmp_path / "alerts.yaml"
@@ -257,7 +325,8 @@ def test_the_alerts_fire(site: Site, tmp_path: Path) -> None:
     def fired() -> list[str]:
         wanted = {"event": {"name": ["prefect.automation.triggered"]}}
         events = site.post("/events/filter", {"filter": wanted, "limit": 50})["events"]
-        return sorted(one["resource"]["prefect.resource.name"] for one in events)
+        names = (one["resource"]["prefect.resource.name"] for one in events)
+        return sorted(name for name in names if name != "imagegen-silent")  # that of another test
 
     code = f"""
 import sys

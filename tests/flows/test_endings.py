@@ -84,7 +84,7 @@ def test_a_cap_holds_over_retries(gateway: EmbeddedGateway, tmp_path: Path) -> N
     state = retried(manifest(tmp_path, 30), str(store), "segmind/endings", CAP, return_state=True)
     run = flow_run(state)
     assert (run.state.name, run.state.type.value, run.run_count) == ("Failed", "FAILED", 1)
-    assert run.state.message.startswith("stopped (budget): one more image could exceed --max-cost-usd")
+    assert run.state.message.startswith("stopped (budget): one more image could exceed options.max_cost_usd")
     assert run.empirical_policy.retries == 0
     assert len(gateway.books.billed) * PRICE <= 0.50
     assert len(list(store.glob(f"flow_runs/{run.id}/*.json"))) == 1

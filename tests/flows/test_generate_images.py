@@ -29,6 +29,7 @@ from prefect_imagegen.app.settings import BackendSettings, StoreSettings
 from prefect_imagegen.blocks import ImageStore, Segmind
 from prefect_imagegen.core.errors import ImagegenError, RefusedError
 from prefect_imagegen.flows import agenerate_images, generate_images
+from prefect_imagegen.flows.names import artifact_key
 from prefect_imagegen.gateway.faults import Fault, FaultScript
 from prefect_imagegen.gateway.server import EmbeddedGateway
 from prefect_imagegen.gateway.settings import GatewaySettings
@@ -135,9 +136,34 @@ def test_the_flow_shows_itself(tmp_path: Path) -> None:
     assert (state.name, state.type.value) == ("Completed", "COMPLETED")
     run = state.state_details.flow_run_id
     with get_client(sync_client=True) as client:
-        for key in ("imagegen-progress", "imagegen-summary"):
+        for kind in ("progress", "failures", "summary"):
+            key = artifact_key(kind, store)
             wanted = ArtifactFilter(key=ArtifactFilterKey(any_=[key]), flow_run_id=ArtifactFilterFlowRunId(any_=[run]))
             assert len(client.read_artifacts(artifact_filter=wanted)) == 1, key
+        shown = client.read_flow_run(run)
+    assert (shown.name, set(shown.tags)) == (
+        "prompts to store",
+        {"imagegen", f"imagegen-run:{state.result()['run_id']}"},
+    )
+
+
+def test_stores_do_not_share_artifacts(tmp_path: Path) -> None:
+    """Failures of one store are not shown for another; a clean run of the same store renews them."""
+    broken, clean = str(tmp_path / "broken"), str(tmp_path / "clean")
+    options = GenerateOptions(on_invalid="skip")
+    generate_images(manifest(tmp_path, ["a", None]), broken, "sandbox", options, return_state=True)
+    generate_images(manifest(tmp_path, ["a"]), clean, "sandbox", return_state=True)
+    with get_client(sync_client=True) as client:
+
+        def failures(store: str) -> list[str]:
+            wanted = ArtifactFilter(key=ArtifactFilterKey(any_=[artifact_key("failures", store)]))
+            return [str(artifact.data) for artifact in client.read_artifacts(artifact_filter=wanted)]
+
+        (only,) = failures(broken)
+        assert "invalid_row" in only
+        assert failures(clean) == ["[]"]
+        generate_images(manifest(tmp_path, ["a"]), broken, "sandbox", return_state=True)
+        assert sorted(failures(broken)) == sorted([only, "[]"])
 
 
 @pytest.mark.anyio

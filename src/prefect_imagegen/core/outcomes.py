@@ -286,7 +286,20 @@ OUTCOMES: dict[str, Outcome] = {row.kind: row for row in _ROWS}
 HELD_KINDS = frozenset({"unknown", "submitted", "other_run", "other_account"})
 """Kinds that end a row as `held`: sent, or claimed by somebody, and never guessed."""
 
-_POLICY = re.compile(r"content|policy|nsfw|moderation|safety", re.IGNORECASE)
+_POLICY = re.compile(
+    r"nsfw|content[ _-]?(polic|filter|guideline|moderat|violation)|(inappropriate|explicit|unsafe|harmful|prohibited|"
+    r"sensitive|sexual|adult) (content|image|material|prompt)",
+    re.IGNORECASE,
+)
+"""What speaks of a content policy by itself. The word content alone does not: content is downloaded, and has a type."""
+_POLICY_PLACE = re.compile(
+    r"safety(?!_tolerance)|moderat|(usage|use|community|our|platform) (polic|guideline)|terms of (use|service)",
+    re.IGNORECASE,
+)
+"""What speaks of a content policy where a verdict stands beside it."""
+_VERDICT = re.compile(
+    r"violat|block|flag|reject|refus|detect|not allowed|disallow|prohibit|against|den(y|ied)|declin", re.IGNORECASE
+)
 _INFRASTRUCTURE = re.compile(
     r"time.?out|timed out|unavailable|internal|out of memory|cuda|oom|gpu|worker|overload|try again|capacity",
     re.IGNORECASE,
@@ -323,7 +336,7 @@ def classify_answer(status: int, text: str) -> str:
 
 def classify_refusal(text: str) -> str:
     """The kind of a 4xx about the request's content."""
-    return "content_policy" if _POLICY.search(text) and "content type" not in text.lower() else "invalid_request"
+    return "content_policy" if _is_policy(text) else "invalid_request"
 
 
 def is_fetch_failure(kind: str, text: str) -> bool:
@@ -334,8 +347,16 @@ def is_fetch_failure(kind: str, text: str) -> bool:
 
 def classify_failure(text: str) -> str:
     """The kind of a job that the API reports as FAILED, from its error text."""
-    if _POLICY.search(text):
+    if _is_policy(text):
         return "content_policy"
     if _INFRASTRUCTURE.search(text):
         return "generation_error"
     return "generation_failed"
+
+
+def _is_policy(text: str) -> bool:
+    """Whether a text tells that a content policy has refused something, and not that its checker has broken down."""
+    has_verdict = _VERDICT.search(text) is not None
+    if _POLICY.search(text):
+        return has_verdict or not _INFRASTRUCTURE.search(text)
+    return has_verdict and _POLICY_PLACE.search(text) is not None
