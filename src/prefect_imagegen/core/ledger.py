@@ -13,9 +13,9 @@ from typing import Any, Protocol
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from prefect_imagegen.core.attempts import Attempts, first_row, last_of_each, numbers_of
+from prefect_imagegen.core.attempts import Attempts, last_of_each, numbers_of
 from prefect_imagegen.core.events import RANK, RETRY_ASKED, Event, ImageFacts
-from prefect_imagegen.core.growing import GrowingTable
+from prefect_imagegen.core.keyed import KeyedTable, SortedRun
 from prefect_imagegen.core.request import KEY_BYTES
 
 KEY_TYPE = pa.binary(KEY_BYTES)
@@ -141,7 +141,7 @@ class LedgerView:
 
     def __init__(self, attempts: Attempts, failures: pa.Table, quarantined: pa.Array, kept: Iterable[pa.Table]) -> None:
         self._attempts = attempts
-        self._failures = failures
+        self._failures = SortedRun(failures)
         self._quarantined = quarantined
         self._kept = kept
 
@@ -159,12 +159,16 @@ class LedgerView:
         """`delivered`, `open`, `failed` or null for each key (binary(16))."""
         return self._attempts.states(keys)
 
+    def state(self, key: bytes) -> str | None:
+        """The state of one key, as `states` tells it."""
+        return self._attempts.state(key)
+
     def failure(self, key: bytes) -> tuple[str, str]:
         """Kind and message of the last failure of a key."""
-        row = first_row(self._failures["key"], key)
-        if row == len(self._failures) or self._failures["key"][row].as_py() != key:
+        rows = self._failures.rows_of(key).to_pylist()
+        if not rows:
             return ("unknown", "the ledger gives no reason")
-        kind, message = (self._failures[name][row].as_py() for name in ("error_kind", "error_message"))
+        kind, message = rows[-1]["error_kind"], rows[-1]["error_message"]
         return (kind or "unknown", message or "")
 
     def delivered(self, keys: pa.Array) -> pa.Table:
@@ -180,11 +184,7 @@ class LedgerView:
 
     def course(self, key: bytes) -> list[dict[str, Any]]:
         """What is known of the attempts of a key that has no image: rows of `COURSE`."""
-        row = first_row(self._courses["key"], key)
-        end = row
-        while end < len(self._courses) and self._courses["key"][end].as_py() == key:
-            end += 1
-        return list(self._courses.slice(row, end - row).to_pylist())
+        return list(self._courses.rows_of(key).to_pylist())
 
     def ranks(self, key: bytes) -> Mapping[int, int]:
         """The rank of each attempt of a key by its number."""
@@ -248,12 +248,14 @@ class LedgerView:
         return 1 if last < 1 else last + (ranks[last] >= RANK["failed"])
 
     @cached_property
-    def _courses(self) -> pa.Table:
-        """The course of all keys without an image, sorted by key. Few runs ask for it."""
-        keys = self._attempts.undelivered_keys
-        wanted = (part.filter(pc.is_in(part["key"], keys)).select(COURSE.names) for part in self._kept)
-        courses = pa.concat_tables([COURSE.empty_table(), *wanted])
-        return courses.sort_by("key").combine_chunks()
+    def _courses(self) -> SortedRun:
+        """The course of all keys without an image. Few runs ask for it."""
+        wanted = (self._undelivered(part).select(COURSE.names) for part in self._kept)
+        return SortedRun(pa.concat_tables([COURSE.empty_table(), *wanted]).sort_by("key"))
+
+    def _undelivered(self, events: pa.Table) -> pa.Table:
+        keys = events["key"].combine_chunks()
+        return events.filter(pc.is_in(keys, self._attempts.undelivered_among(keys)))
 
 
 class LedgerFold:
@@ -262,7 +264,7 @@ class LedgerFold:
     def __init__(self, kept: Kept) -> None:
         self._kept = kept
         self._attempts = Attempts()
-        self._failures = GrowingTable(_FAILURES, _last_of_each_key)
+        self._failures = KeyedTable(_FAILURES, _last_of_each_key)
         self._quarantined: list[pa.Array] = []
         self._waiting: list[pa.Table] = []
         self._waiting_rows = 0
@@ -277,10 +279,12 @@ class LedgerFold:
     def view(self) -> LedgerView:
         """What all of them say."""
         self._take_in()
+        self._attempts.settle()
         failures = self._failures.table()
-        failures = failures.filter(pc.invert(pc.is_in(failures["key"], self._attempts.delivered_keys)))
+        delivered = self._attempts.delivered_among(failures["key"].combine_chunks())
+        failures = failures.filter(pc.invert(pc.is_in(failures["key"], delivered)))
         quarantined = pa.concat_arrays([pa.array([], pa.string()), *self._quarantined])
-        return LedgerView(self._attempts, failures.combine_chunks(), quarantined, self._kept)
+        return LedgerView(self._attempts, failures, quarantined, self._kept)
 
     def _take_in(self) -> None:
         if not self._waiting:
