@@ -55,7 +55,7 @@ EVENT_SCHEMA = pa.schema(
     ]
 )
 """One row per event: the columns of `core.events.Event`, the image's facts beside them."""
-_ORDER = [("time", "ascending"), ("attempt_id", "ascending")]
+EVENT_ORDER = [("time", "ascending"), ("attempt_id", "ascending")]
 """Which of several failures is the last: told alike whatever the order of segments."""
 _FAILURES = pa.schema(
     [
@@ -172,11 +172,15 @@ class LedgerView:
         return (kind or "unknown", message or "")
 
     def delivered(self, keys: pa.Array) -> pa.Table:
-        """All delivered events of some keys, sorted by time. Reads what is kept, all of it."""
-        wanted = (part.filter(pc.and_(_delivered(part), pc.is_in(part["key"], keys))) for part in self._kept)
-        events = pa.concat_tables([EVENT_SCHEMA.empty_table(), *wanted])
-        events = events.filter(pc.invert(pc.is_in(events["attempt_id"], self._quarantined)))
-        return events.sort_by(_ORDER)
+        """All delivered events of some keys, sorted by time. Reads what is kept, all of it: see `core.deliveries`."""
+        wanted = (events.filter(pc.is_in(events["key"], keys)) for events in self.all_delivered())
+        return pa.concat_tables([EVENT_SCHEMA.empty_table(), *wanted]).sort_by(EVENT_ORDER)
+
+    def all_delivered(self) -> Iterator[pa.Table]:
+        """All delivered events, in parts that fit into memory."""
+        for part in self._kept:
+            events = part.filter(_delivered(part))
+            yield events.filter(pc.invert(pc.is_in(events["attempt_id"], self._quarantined)))
 
     def facts(self, keys: pa.Array) -> dict[bytes, dict[str, Any]]:
         """The (first) delivered event of each key that has one, as a row of `EVENT_SCHEMA`."""
