@@ -90,11 +90,6 @@ class Attempts:
         known = self._ranked.of(keys.drop_null())
         return _distinct(known.filter(pc.invert(pc.is_in(known["key"], _delivered_in(known))))["key"])
 
-    @property
-    def rows_touched(self) -> int:
-        """Rows that were sorted or looked at so far: what this cost, counted and not timed."""
-        return self._ranked.rows_sorted + self._ranked.rows_read
-
     def rank_of(self, attempt_id: str) -> int:
         """The rank of an attempt; -1 if nothing is known of it."""
         match = _ATTEMPT_ID.fullmatch(attempt_id)

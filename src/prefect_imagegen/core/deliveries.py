@@ -42,8 +42,6 @@ class Deliveries:
         self._spool = spool
         self._asked = KeyedTable(_ASKED, sorted_by_key)
         self._parts: defaultdict[int, list[int]] = defaultdict(list)
-        self.rows_touched = 0
-        """Rows that were sorted or looked at so far: what this cost, counted and not timed."""
 
     def ask(self, group: int, keys: pa.Array) -> None:
         """Let the events of some keys (none null) be brought to a group. Several groups may ask for one key."""
@@ -55,25 +53,23 @@ class Deliveries:
         waiting: list[pa.Table] = []
         self._asked.table()
         for events in delivered:
-            self.rows_touched += len(events)
             waiting.append(events.combine_chunks())
             if sum(map(len, waiting)) >= _ROWS_AT_ONCE:
                 self._sort(pa.concat_tables(waiting))
                 waiting.clear()
         if waiting:
             self._sort(pa.concat_tables(waiting))
-        self.rows_touched += self._asked.rows_sorted + self._asked.rows_read
         self._asked = KeyedTable(_ASKED, sorted_by_key)
 
     def of(self, group: int) -> pa.Table:
         """The events of a group's keys, sorted by time."""
         parts = [self._spool[number] for number in self._parts[group]]
-        self.rows_touched += sum(map(len, parts))
         return pa.concat_tables([EVENT_SCHEMA.empty_table(), *parts]).sort_by(EVENT_ORDER)
 
     def _sort(self, events: pa.Table) -> None:
         """Write the events, one part for each group that asks for some of them."""
-        asked = self._asked.of(pc.unique(events["key"].combine_chunks()))
+        asked = self._asked.of(pc.unique(events["key"].combine_chunks()).drop_null())
+        asked = asked.group_by(["key", "group"]).aggregate([])  # parts of one group may ask for the same
         rows = pa.table({"key": events["key"], "row": pa.array(range(len(events)), pa.int32())})
         matches = rows.join(asked, "key", join_type="inner").sort_by([("group", "ascending"), ("row", "ascending")])
         counts = matches.group_by("group").aggregate([("row", "count")]).sort_by("group")

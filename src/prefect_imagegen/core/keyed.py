@@ -82,10 +82,6 @@ class KeyedTable:
         self._reduce = reduce
         self._schema = schema
         self._sizes: list[list[SortedRun]] = []
-        self.rows_sorted = 0
-        """What the additions cost so far."""
-        self.rows_read = 0
-        """What the questions cost so far."""
 
     def add(self, part: pa.Table) -> None:
         """Take in a part."""
@@ -105,15 +101,12 @@ class KeyedTable:
         near = []
         for run in self._runs:
             rows = run.near(keys)
-            self.rows_read += len(rows)
             near.append(rows.filter(pc.is_in(rows["key"], keys)))
         return self._reduce(pa.concat_tables([self._schema.empty_table(), *near])).combine_chunks()
 
     def rows_of(self, key: bytes) -> pa.Table:
         """The rows of one key, those included that `reduce` would leave out."""
-        rows = [run.rows_of(key) for run in self._runs]
-        self.rows_read += sum(map(len, rows))
-        return pa.concat_tables([self._schema.empty_table(), *rows])
+        return pa.concat_tables([self._schema.empty_table(), *(run.rows_of(key) for run in self._runs)])
 
     def table(self) -> pa.Table:
         """All rows that count, in one chunk, sorted by key. Cheap where nothing came in since the last time."""
@@ -132,7 +125,6 @@ class KeyedTable:
         return self._run(pa.concat_tables([run.table for run in runs]))
 
     def _run(self, rows: pa.Table) -> SortedRun:
-        self.rows_sorted += len(rows)
         return SortedRun(self._reduce(rows))
 
 

@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 
 from prefect_imagegen.core.attempts import Attempts, last_of_each, numbers_of
 from prefect_imagegen.core.events import RANK, RETRY_ASKED, Event, ImageFacts
+from prefect_imagegen.core.growing import GrowingTable
 from prefect_imagegen.core.keyed import KeyedTable, SortedRun
 from prefect_imagegen.core.request import KEY_BYTES
 
@@ -76,6 +77,7 @@ COURSE = pa.schema(
     ]
 )
 """What is told of the course of attempts that have led to no image."""
+_CALLS = pa.schema([EVENT_SCHEMA.field(name) for name in ("request_id", "time")])
 _GATHERED_ROWS = 1 << 15
 _PLAIN = [name for name in EVENT_SCHEMA.names if name not in _FACTS.names]
 
@@ -198,12 +200,12 @@ class LedgerView:
         self, *, account: str | None = None, run_id: str | None = None, before: datetime | None = None, most: int = 3
     ) -> list[tuple[str, datetime]]:
         """The newest request ids of an account, or of a run, and the times of their events; newest first."""
-        found: dict[str, datetime] = {}
+        calls = GrowingTable(_CALLS, _earliest)
         for part in self._calls_of(account, run_id):
             early = part if before is None else part.filter(pc.less(part["time"], before))
-            for request_id, moment in zip(early["request_id"].to_pylist(), early["time"].to_pylist(), strict=True):
-                found[request_id] = min(moment, found.get(request_id, moment))
-        return sorted(found.items(), key=lambda one: (one[1], one[0]), reverse=True)[:most]
+            calls.add(early.select(_CALLS.names))
+        newest = calls.table().sort_by([("time", "descending"), ("request_id", "descending")]).slice(0, most)
+        return [(row["request_id"], row["time"]) for row in newest.to_pylist()]
 
     def calls_among(
         self, request_ids: Collection[str], *, account: str | None = None, run_id: str | None = None
@@ -308,6 +310,12 @@ def fold(tables: Iterable[pa.Table]) -> LedgerView:
     for table in tables:
         folding.add(table.cast(EVENT_SCHEMA))
     return folding.view()
+
+
+def _earliest(calls: pa.Table) -> pa.Table:
+    """Each call once, with the time of its first event."""
+    found = calls.group_by("request_id").aggregate([("time", "min")])
+    return found.rename_columns(_CALLS.names).cast(_CALLS)
 
 
 def _last_of_each_key(failures: pa.Table) -> pa.Table:

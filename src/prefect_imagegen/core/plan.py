@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 from prefect_imagegen.core.forecast import Forecast
 from prefect_imagegen.core.keyed import KeyedTable, sorted_by_key
 from prefect_imagegen.core.ledger import KEY_TYPE
+from prefect_imagegen.core.tally import Tally
 from prefect_imagegen.core.validate import RowError
 
 PLAN_SCHEMA = pa.schema(
@@ -54,15 +55,13 @@ class KeySeen:
         """Remember new keys."""
         self._rows.add(pa.table([keys, numbers], schema=self._schema))
 
-    @property
-    def rows_touched(self) -> int:
-        """Rows that were sorted or looked at so far: what this cost, counted and not timed."""
-        return self._rows.rows_sorted + self._rows.rows_read
-
 
 @dataclass(slots=True)
 class PlanSummary:
-    """What a plan comes to. `errors` holds the first 20 row errors, `reasons` counts all by column and reason."""
+    """What a plan comes to. `errors` holds the first 20 row errors, `reasons` counts all by column and reason.
+
+    Reasons, and warnings, that differ in a value alone are counted together from the sixth on.
+    """
 
     rows: int = 0
     counts: Counter[str] = field(default_factory=Counter)
@@ -71,9 +70,9 @@ class PlanSummary:
     to_make_by_class: Counter[str] = field(default_factory=Counter)
     """Images to be called for, by cost class."""
     forecast: Forecast = field(default_factory=Forecast)
-    warnings: Counter[str] = field(default_factory=Counter)
+    warnings: Counter[str] = field(default_factory=Tally)
     errors: list[RowError] = field(default_factory=list)
-    reasons: Counter[str] = field(default_factory=Counter)
+    reasons: Counter[str] = field(default_factory=Tally)
     carried: dict[str, str] = field(default_factory=dict)
     unsettled_shards: list[int] = field(default_factory=list)
     """Shards with rows that an earlier run left unsettled: they come first."""

@@ -13,6 +13,7 @@ from prefect_imagegen.core.models import ASPECT_SIZES, MATCH_INPUT_IMAGE, MODELS
 from prefect_imagegen.core.redact import redact
 from prefect_imagegen.core.references import BadReferenceError, ReferenceFacts, is_signed, is_web, locate, shown
 from prefect_imagegen.core.request import GenerationRequest, Reference, derive_seed
+from prefect_imagegen.core.tally import Tally
 
 MAX_PROMPT_BYTES = 64_000
 """Longer prompts are refused: no encoder reads even a tenth of it, and it is nearly always a wrong column."""
@@ -57,7 +58,7 @@ class RowValidator:
     """The folder of the manifest as a URI: what relative references start from."""
     contents: Mapping[str, ReferenceFacts | str] = field(default_factory=dict)
     """What is known of references that are identified by their content, by URI; a text says why one is unreadable."""
-    warnings: Counter[str] = field(default_factory=Counter)
+    warnings: Counter[str] = field(default_factory=Tally)
     models: Counter[str] = field(default_factory=Counter)
     _readers: dict[str, tuple[dict[str, Any], list["_Reader"]]] = field(default_factory=dict)
 

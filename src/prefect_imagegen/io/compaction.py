@@ -118,15 +118,15 @@ async def _absorb(store: ObjectStore, clock: Clock, files: LedgerFiles) -> Attem
             waiting.append(table)
             rows += len(table)
             if rows >= _RUN_ROWS:
-                await asyncio.to_thread(_write_run, runs, waiting)
+                await asyncio.to_thread(write_run, runs, waiting)
                 rows = 0
-        await asyncio.to_thread(_write_run, runs, waiting)
+        await asyncio.to_thread(write_run, runs, waiting)
     attempts = Attempts()
     number = files.number + 1
     stamp = f"{clock.now():%Y%m%dT%H%M%S}-{secrets.token_hex(6)}"
     written: list[str] = []
-    merged = _merged(runs)
-    while (table := await asyncio.to_thread(next, merged, None)) is not None:
+    files_of_events = merged(runs)
+    while (table := await asyncio.to_thread(next, files_of_events, None)) is not None:
         attempts.add(table)
         path = layout.generation_file(number, f"{stamp}-{len(written):05d}")
         await store.create(path, await asyncio.to_thread(to_parquet, table))
@@ -143,14 +143,14 @@ async def _absorb(store: ObjectStore, clock: Clock, files: LedgerFiles) -> Attem
     return None
 
 
-def _write_run(runs: EventFile, tables: list[pa.Table]) -> None:
+def write_run(runs: EventFile, tables: list[pa.Table]) -> None:
     """Write the tables as one sorted part, and forget them."""
     if tables:
         runs.write(pa.concat_tables(tables).sort_by(_ORDER))
         tables.clear()
 
 
-def _merged(runs: Runs, low: int = 0, high: int = _NO_KEY + 1) -> Iterator[pa.Table]:
+def merged(runs: Runs, low: int = 0, high: int = _NO_KEY + 1) -> Iterator[pa.Table]:
     """All events of sorted runs with keys in [low, high), sorted by key, one range of keys after the other.
 
     Where there are too many runs to look into for each range, they are spread over a few ranges first, each of which
@@ -158,7 +158,7 @@ def _merged(runs: Runs, low: int = 0, high: int = _NO_KEY + 1) -> Iterator[pa.Ta
     """
     if len(runs) > _FAN_OUT and high - low > _FAN_OUT:
         for (start, end), own in _spread(runs, low, high):
-            yield from _merged(own, start, end)
+            yield from merged(own, start, end)
         return
     count = sum(map(len, runs))
     for start, end in _ranges(low, high, max(1, round(count / _FILE_ROWS))):
@@ -232,6 +232,7 @@ async def _drop_claims(store: ObjectStore, attempts: Attempts, before: datetime)
 
     A failed key keeps its claims: it may be asked for again, and the numbers have to go on from there.
     """
+    await asyncio.to_thread(attempts.settle)
     for start in range(0, 256, _AT_ONCE):
         folders = (layout.claims_below(first) for first in range(start, start + _AT_ONCE))
         for infos in await asyncio.gather(*map(store.list, folders)):
