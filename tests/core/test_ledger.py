@@ -430,3 +430,11 @@ def test_the_fold_agrees_with_the_rule(found) -> None:
     said = summary(events_table(found))
     assert said[0] == [naive(found, key) for key in (KEY, OTHER, THIRD)]
     assert {key: kind for key, (kind, _) in said[1].items()} == {key: naive_failure(found, key) for key in (KEY, OTHER)}
+
+
+@given(events)
+def test_one_key_is_told_as_many_are(found) -> None:
+    """The state of a key by itself is that which it has among others."""
+    view = fold([events_table(found)])
+    keys = [KEY, OTHER, THIRD]
+    assert [view.state(key) for key in keys] == view.states(pa.array(keys, KEY_TYPE)).to_pylist()

@@ -69,6 +69,7 @@ class FakeBackend:
     def __init__(self) -> None:
         self.submits: list[Any] = []
         self.collects: list[Any] = []
+        self.uploads: dict[str, tuple[bytes, str]] = {}
         self.not_understood: Counter[str] = Counter()
         self.found: str | None = None
         self.look: Look | None = None
@@ -83,10 +84,13 @@ class FakeBackend:
         return Balance(None)
 
     async def upload(self, data: bytes, media_type: str) -> str:
-        raise NotImplementedError
+        self._note("upload")
+        url = f"{self.endpoint}/uploads/{len(self.uploads)}"
+        self.uploads[url] = (data, media_type)
+        return url
 
     async def has_upload(self, url: str) -> bool:
-        raise NotImplementedError
+        return url in self.uploads
 
     async def submit(self, request: GenerationRequest, image_urls: Sequence[str]) -> Submission:
         self._note("submit")

@@ -208,6 +208,7 @@ class LedgerModel(RuleBasedStateMachine):
         with pytest.MonkeyPatch.context() as patched:
             patched.setattr(compaction, "_FILE_ROWS", rows)
             patched.setattr(compaction, "_RUN_ROWS", rows)
+            patched.setattr(compaction, "_FAN_OUT", 2 if rows == 2 else 64)
             self.wait(compact(self.store, Clock(), more_than=more_than))
 
     @rule()

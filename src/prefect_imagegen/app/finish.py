@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from prefect_imagegen.app.done_before import done_before_run
 from prefect_imagegen.app.options import SECRET_OPTIONS
 from prefect_imagegen.app.result import STATES, STOP_REASONS, RunResult
 from prefect_imagegen.app.session import Session
@@ -83,10 +84,10 @@ async def _write(session: Session, seconds: float) -> RunResult:
     if session.settings.profile:
         result.weights_license = session.settings.weights_license
     late = await session.read_results(layout.late_results(run_id))
+    done_before = await done_before_run(session)
     async for index, part in session.plan.parts():
         metadata, failures = _PartFile(), _PartFile()
-        keys = part.filter(pc.equal(part["state"], "done"))["request_key"].combine_chunks()
-        done = await asyncio.to_thread(session.view.delivered, keys)
+        done = await asyncio.to_thread(done_before.of, index, part)
         for start in range(0, len(part), _ROWS_AT_ONCE):
             rows = part.slice(start, _ROWS_AT_ONCE)
             results = await _results(session, rows, late)

@@ -54,7 +54,7 @@ class Planner:
         self._limit = limit
         self._sharder = Sharder(shard_size)
         self._seen = KeySeen()
-        self._ids = KeySeen()
+        self._ids = KeySeen(pa.int64())
 
     def windows(self) -> Iterator[pa.Table]:
         """The plan's parts, one for each window of the manifest. Raises RefusedError."""

@@ -5,7 +5,7 @@ import hashlib
 import json
 import secrets
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -21,11 +21,13 @@ from prefect_imagegen.app.options import GenerateOptions
 from prefect_imagegen.app.settings import BackendSettings, StoreSettings
 from prefect_imagegen.app.unstored import paid_not_stored
 from prefect_imagegen.core import layout
+from prefect_imagegen.core.deliveries import Deliveries
 from prefect_imagegen.core.events import ClaimRecord, ImageFacts
 from prefect_imagegen.core.image import BadImageError, decode, facts_of
 from prefect_imagegen.core.ledger import KEY_TYPE, LedgerView, first_of_each_key, image_facts
 from prefect_imagegen.core.request import GenerationRequest
 from prefect_imagegen.executor.kit import MORE_IMAGES
+from prefect_imagegen.io.event_file import EventFile
 from prefect_imagegen.io.heartbeat import Heartbeat, Process, StoreNeighbours
 from prefect_imagegen.io.ledger import StoreLedger, load_ledger
 from prefect_imagegen.io.limits import SystemClock
@@ -151,19 +153,18 @@ class _Verification:
     async def _slices(self) -> AsyncIterator[tuple[list[dict[str, Any]], set[str]]]:
         """The delivered events and the image paths of some first bytes of the keys at a time."""
         keys = self._view.delivered_keys
-        firsts = pc.binary_slice(keys, 0, 1).to_pylist()
-        size = Counter(first[0] for first in firsts)
-        group: list[int] = []
-        start = 0
-        for first in range(256):
-            group.append(first)
-            count = sum(size[one] for one in group)
-            if count < _SLICE_KEYS and first < 255:
-                continue
-            facts = await asyncio.to_thread(self._view.facts, keys.slice(start, count))
+        groups = list(_groups_of_first_bytes(keys))
+        with EventFile() as spool:
+            deliveries = Deliveries(spool)
+            start = 0
+            for number, (_, count) in enumerate(groups):
+                deliveries.ask(number, keys.slice(start, count))
+                start += count
+            await asyncio.to_thread(deliveries.bring, self._view.all_delivered())
+        for number, (group, _) in enumerate(groups):
+            facts = first_of_each_key(await asyncio.to_thread(deliveries.of, number))
             listings = await asyncio.gather(*(self._store.list(layout.images_below(one)) for one in group))
             yield list(facts.values()), {info.path for listing in listings for info in listing}
-            start, group = start + count, []
 
     async def _check(self, present: frozenset[str], event: dict[str, Any]) -> None:
         facts = image_facts(event)
@@ -276,6 +277,19 @@ async def _has_account(store: FsspecObjectStore, backend: BackendSettings, optio
         and resolved.api_key is not None
         and (about.get("kind") == "real" or resolved.base_url is not None)
     )
+
+
+def _groups_of_first_bytes(keys: pa.Array) -> Iterator[tuple[list[int], int]]:
+    """First bytes of sorted keys, in groups of about `_SLICE_KEYS` keys, and the number of keys of each group."""
+    counts = pc.value_counts(pc.binary_slice(keys, 0, 1)).to_pylist()
+    size = Counter({one["values"][0]: one["counts"] for one in counts})
+    group: list[int] = []
+    for first in range(256):
+        group.append(first)
+        count = sum(size[one] for one in group)
+        if count >= _SLICE_KEYS or first == 255:
+            yield group, count
+            group = []
 
 
 def _compare(facts: ImageFacts, data: bytes) -> Problem | None:

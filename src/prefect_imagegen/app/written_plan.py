@@ -2,8 +2,10 @@
 
 import asyncio
 import json
+from bisect import bisect_right
 from collections.abc import AsyncIterator
 from dataclasses import asdict, dataclass
+from operator import itemgetter
 from typing import Any
 
 import pyarrow as pa
@@ -37,6 +39,7 @@ class WrittenPlan:
         self.unsettled_shards: list[int] = content["unsettled_shards"]
         self.carried: dict[str, str] = content["carried"]
         self.store = store
+        self._with_shards = [part for part in content["parts"] if part["shards"]]
         self._cached: tuple[str, pa.Table] = ("", pa.table({}))
 
     @classmethod
@@ -48,14 +51,14 @@ class WrittenPlan:
             raise StoreError("run_not_found", f"{store.url} has no plan at {path}.", remedy="Plan the run anew.")
         return cls(store, json.loads(data))
 
-    async def parts(self) -> AsyncIterator[tuple[int, pa.Table]]:
-        """Every part, with its number."""
+    async def parts(self, columns: list[str] | None = None) -> AsyncIterator[tuple[int, pa.Table]]:
+        """Every part, or some columns of it, with its number."""
         for index, part in enumerate(self.content["parts"]):
-            yield index, await self._read(part["path"])
+            yield index, await self._read(part["path"], columns)
 
     async def shard(self, index: int) -> list[PlannedRequest]:
         """The requests of one shard, in manifest order."""
-        part = next(p for p in self.content["parts"] if p["first_shard"] <= index < p["first_shard"] + p["shards"])
+        part = self._with_shards[bisect_right(self._with_shards, index, key=itemgetter("first_shard")) - 1]
         # Shards come in order, so the part of the last one serves nearly always.
         path, table = self._cached
         if path != part["path"]:

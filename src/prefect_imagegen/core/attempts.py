@@ -5,14 +5,13 @@ An attempt without a number stands below none, so an open one keeps its key open
 """
 
 import re
-from bisect import bisect_left
 from collections.abc import Mapping
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from prefect_imagegen.core.events import RANK, RETRY_ASKED, RETRY_ASKED_RANK
-from prefect_imagegen.core.growing import GrowingTable
+from prefect_imagegen.core.keyed import KeyedTable
 from prefect_imagegen.core.request import KEY_BYTES
 
 _SCHEMA = pa.schema([("key", pa.binary(KEY_BYTES)), ("n", pa.int32()), ("rank", pa.int8())])
@@ -31,7 +30,7 @@ class Attempts:
     """
 
     def __init__(self) -> None:
-        self._ranked = GrowingTable(_SCHEMA, _highest)
+        self._ranked = KeyedTable(_SCHEMA, _highest)
         self._odd: dict[str, int] = {}
 
     def add(self, events: pa.Table) -> None:
@@ -42,25 +41,20 @@ class Attempts:
         known = pc.and_(pc.is_valid(ranks), pc.is_valid(events["key"].combine_chunks()))
         keys, attempt_ids = (events[name].combine_chunks().filter(known) for name in ("key", "attempt_id"))
         ranked = pa.table([keys, self._numbers(keys, attempt_ids), ranks.filter(known)], schema=_SCHEMA)
-        self._ranked.add(_highest(ranked))
+        self._ranked.add(ranked)
+
+    def settle(self) -> None:
+        """Put all that came in into one order: what is asked afterwards is answered sooner."""
+        self._ranked.table()
 
     @property
     def delivered_keys(self) -> pa.Array:
         """The keys (binary(16), sorted) with a delivered attempt."""
-        table = self._ranked.table()
-        return _distinct(table.filter(pc.equal(table["rank"], RANK["delivered"]))["key"])
-
-    @property
-    def undelivered_keys(self) -> pa.Array:
-        """The keys (binary(16), sorted) without a delivered attempt."""
-        keys = self._ranked.table()["key"]
-        return _distinct(keys.filter(pc.invert(pc.is_in(keys, self.delivered_keys))))
+        return _delivered_in(self._ranked.table())
 
     def states(self, keys: pa.Array) -> pa.Array:
         """`delivered`, `open`, `failed` or null for each key (binary(16))."""
-        table = self._ranked.table()
-        # The few keys that are asked for are hashed, not the many that are known.
-        found = table.filter(pc.is_in(table["key"], keys)).combine_chunks()
+        found = self._ranked.of(keys.drop_null())
         last = found.filter(last_of_each(found["key"]))
         delivered = pc.unique(found.filter(pc.equal(found["rank"], _DELIVERED))["key"].combine_chunks())
         is_open = pc.less(last["rank"].combine_chunks(), _OPEN_BELOW)
@@ -70,14 +64,31 @@ class Attempts:
         states = pc.if_else(pc.is_in(last["key"].combine_chunks(), delivered), "delivered", states)
         return states.take(pc.index_in(keys, last["key"].combine_chunks()))
 
+    def state(self, key: bytes) -> str | None:
+        """The state of one key, as `states` tells it."""
+        ranks = self.ranks(key)
+        if not ranks:
+            return None
+        if _DELIVERED in ranks.values():
+            return "delivered"
+        deciding = [ranks[max(ranks)], *(rank for n, rank in ranks.items() if n < 0)]
+        return "open" if min(deciding) < _OPEN_BELOW else "failed"
+
     def ranks(self, key: bytes) -> Mapping[int, int]:
         """The rank of each attempt of a key by its number; attempts with other ids have numbers below zero."""
-        table = self._ranked.table()
-        row, found = first_row(table["key"], key), {}
-        while row < len(table) and table["key"][row].as_py() == key:
-            found[table["n"][row].as_py()] = table["rank"][row].as_py()
-            row += 1
-        return found
+        ranks: dict[int, int] = {}
+        for row in self._ranked.rows_of(key).to_pylist():
+            ranks[row["n"]] = max(row["rank"], ranks.get(row["n"], -1))
+        return ranks
+
+    def delivered_among(self, keys: pa.Array) -> pa.Array:
+        """Those of some keys that have a delivered attempt; each once."""
+        return _delivered_in(self._ranked.of(keys.drop_null()))
+
+    def undelivered_among(self, keys: pa.Array) -> pa.Array:
+        """Those of some keys that have attempts, and none of them delivered; each once."""
+        known = self._ranked.of(keys.drop_null())
+        return _distinct(known.filter(pc.invert(pc.is_in(known["key"], _delivered_in(known))))["key"])
 
     def rank_of(self, attempt_id: str) -> int:
         """The rank of an attempt; -1 if nothing is known of it."""
@@ -104,11 +115,6 @@ class Attempts:
         return numbers
 
 
-def first_row(keys: pa.ChunkedArray, key: bytes) -> int:
-    """The first row of a sorted column of keys that is not below `key`."""
-    return bisect_left(range(len(keys)), key, key=lambda row: keys[row].as_py())
-
-
 def last_of_each(keys: pa.ChunkedArray) -> pa.Array:
     """Where, in a sorted column of keys, the last row of each key stands; a mask."""
     values = keys.combine_chunks()
@@ -122,6 +128,10 @@ def numbers_of(attempt_ids: pa.Array) -> pa.Array:
     tails = pc.utf8_slice_codeunits(attempt_ids, 2 * KEY_BYTES + 1)
     plain = pc.match_substring_regex(tails, f"^{_NUMBER}$").fill_null(False)
     return pc.if_else(plain, tails, "-1").cast(pa.int32())
+
+
+def _delivered_in(ranked: pa.Table) -> pa.Array:
+    return _distinct(ranked.filter(pc.equal(ranked["rank"], _DELIVERED))["key"])
 
 
 def _distinct(keys: pa.ChunkedArray) -> pa.Array:

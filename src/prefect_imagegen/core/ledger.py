@@ -13,9 +13,10 @@ from typing import Any, Protocol
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from prefect_imagegen.core.attempts import Attempts, first_row, last_of_each, numbers_of
+from prefect_imagegen.core.attempts import Attempts, last_of_each, numbers_of
 from prefect_imagegen.core.events import RANK, RETRY_ASKED, Event, ImageFacts
 from prefect_imagegen.core.growing import GrowingTable
+from prefect_imagegen.core.keyed import KeyedTable, SortedRun
 from prefect_imagegen.core.request import KEY_BYTES
 
 KEY_TYPE = pa.binary(KEY_BYTES)
@@ -55,7 +56,7 @@ EVENT_SCHEMA = pa.schema(
     ]
 )
 """One row per event: the columns of `core.events.Event`, the image's facts beside them."""
-_ORDER = [("time", "ascending"), ("attempt_id", "ascending")]
+EVENT_ORDER = [("time", "ascending"), ("attempt_id", "ascending")]
 """Which of several failures is the last: told alike whatever the order of segments."""
 _FAILURES = pa.schema(
     [
@@ -76,6 +77,7 @@ COURSE = pa.schema(
     ]
 )
 """What is told of the course of attempts that have led to no image."""
+_CALLS = pa.schema([EVENT_SCHEMA.field(name) for name in ("request_id", "time")])
 _GATHERED_ROWS = 1 << 15
 _PLAIN = [name for name in EVENT_SCHEMA.names if name not in _FACTS.names]
 
@@ -141,7 +143,7 @@ class LedgerView:
 
     def __init__(self, attempts: Attempts, failures: pa.Table, quarantined: pa.Array, kept: Iterable[pa.Table]) -> None:
         self._attempts = attempts
-        self._failures = failures
+        self._failures = SortedRun(failures)
         self._quarantined = quarantined
         self._kept = kept
 
@@ -159,20 +161,28 @@ class LedgerView:
         """`delivered`, `open`, `failed` or null for each key (binary(16))."""
         return self._attempts.states(keys)
 
+    def state(self, key: bytes) -> str | None:
+        """The state of one key, as `states` tells it."""
+        return self._attempts.state(key)
+
     def failure(self, key: bytes) -> tuple[str, str]:
         """Kind and message of the last failure of a key."""
-        row = first_row(self._failures["key"], key)
-        if row == len(self._failures) or self._failures["key"][row].as_py() != key:
+        rows = self._failures.rows_of(key).to_pylist()
+        if not rows:
             return ("unknown", "the ledger gives no reason")
-        kind, message = (self._failures[name][row].as_py() for name in ("error_kind", "error_message"))
+        kind, message = rows[-1]["error_kind"], rows[-1]["error_message"]
         return (kind or "unknown", message or "")
 
     def delivered(self, keys: pa.Array) -> pa.Table:
-        """All delivered events of some keys, sorted by time. Reads what is kept, all of it."""
-        wanted = (part.filter(pc.and_(_delivered(part), pc.is_in(part["key"], keys))) for part in self._kept)
-        events = pa.concat_tables([EVENT_SCHEMA.empty_table(), *wanted])
-        events = events.filter(pc.invert(pc.is_in(events["attempt_id"], self._quarantined)))
-        return events.sort_by(_ORDER)
+        """All delivered events of some keys, sorted by time. Reads what is kept, all of it: see `core.deliveries`."""
+        wanted = (events.filter(pc.is_in(events["key"], keys)) for events in self.all_delivered())
+        return pa.concat_tables([EVENT_SCHEMA.empty_table(), *wanted]).sort_by(EVENT_ORDER)
+
+    def all_delivered(self) -> Iterator[pa.Table]:
+        """All delivered events, in parts that fit into memory."""
+        for part in self._kept:
+            events = part.filter(_delivered(part))
+            yield events.filter(pc.invert(pc.is_in(events["attempt_id"], self._quarantined)))
 
     def facts(self, keys: pa.Array) -> dict[bytes, dict[str, Any]]:
         """The (first) delivered event of each key that has one, as a row of `EVENT_SCHEMA`."""
@@ -180,11 +190,7 @@ class LedgerView:
 
     def course(self, key: bytes) -> list[dict[str, Any]]:
         """What is known of the attempts of a key that has no image: rows of `COURSE`."""
-        row = first_row(self._courses["key"], key)
-        end = row
-        while end < len(self._courses) and self._courses["key"][end].as_py() == key:
-            end += 1
-        return list(self._courses.slice(row, end - row).to_pylist())
+        return list(self._courses.rows_of(key).to_pylist())
 
     def ranks(self, key: bytes) -> Mapping[int, int]:
         """The rank of each attempt of a key by its number."""
@@ -194,12 +200,12 @@ class LedgerView:
         self, *, account: str | None = None, run_id: str | None = None, before: datetime | None = None, most: int = 3
     ) -> list[tuple[str, datetime]]:
         """The newest request ids of an account, or of a run, and the times of their events; newest first."""
-        found: dict[str, datetime] = {}
+        calls = GrowingTable(_CALLS, _earliest)
         for part in self._calls_of(account, run_id):
             early = part if before is None else part.filter(pc.less(part["time"], before))
-            for request_id, moment in zip(early["request_id"].to_pylist(), early["time"].to_pylist(), strict=True):
-                found[request_id] = min(moment, found.get(request_id, moment))
-        return sorted(found.items(), key=lambda one: (one[1], one[0]), reverse=True)[:most]
+            calls.add(early.select(_CALLS.names))
+        newest = calls.table().sort_by([("time", "descending"), ("request_id", "descending")]).slice(0, most)
+        return [(row["request_id"], row["time"]) for row in newest.to_pylist()]
 
     def calls_among(
         self, request_ids: Collection[str], *, account: str | None = None, run_id: str | None = None
@@ -248,12 +254,14 @@ class LedgerView:
         return 1 if last < 1 else last + (ranks[last] >= RANK["failed"])
 
     @cached_property
-    def _courses(self) -> pa.Table:
-        """The course of all keys without an image, sorted by key. Few runs ask for it."""
-        keys = self._attempts.undelivered_keys
-        wanted = (part.filter(pc.is_in(part["key"], keys)).select(COURSE.names) for part in self._kept)
-        courses = pa.concat_tables([COURSE.empty_table(), *wanted])
-        return courses.sort_by("key").combine_chunks()
+    def _courses(self) -> SortedRun:
+        """The course of all keys without an image. Few runs ask for it."""
+        wanted = (self._undelivered(part).select(COURSE.names) for part in self._kept)
+        return SortedRun(pa.concat_tables([COURSE.empty_table(), *wanted]).sort_by("key"))
+
+    def _undelivered(self, events: pa.Table) -> pa.Table:
+        keys = events["key"].combine_chunks()
+        return events.filter(pc.is_in(keys, self._attempts.undelivered_among(keys)))
 
 
 class LedgerFold:
@@ -262,7 +270,7 @@ class LedgerFold:
     def __init__(self, kept: Kept) -> None:
         self._kept = kept
         self._attempts = Attempts()
-        self._failures = GrowingTable(_FAILURES, _last_of_each_key)
+        self._failures = KeyedTable(_FAILURES, _last_of_each_key)
         self._quarantined: list[pa.Array] = []
         self._waiting: list[pa.Table] = []
         self._waiting_rows = 0
@@ -277,10 +285,12 @@ class LedgerFold:
     def view(self) -> LedgerView:
         """What all of them say."""
         self._take_in()
+        self._attempts.settle()
         failures = self._failures.table()
-        failures = failures.filter(pc.invert(pc.is_in(failures["key"], self._attempts.delivered_keys)))
+        delivered = self._attempts.delivered_among(failures["key"].combine_chunks())
+        failures = failures.filter(pc.invert(pc.is_in(failures["key"], delivered)))
         quarantined = pa.concat_arrays([pa.array([], pa.string()), *self._quarantined])
-        return LedgerView(self._attempts, failures.combine_chunks(), quarantined, self._kept)
+        return LedgerView(self._attempts, failures, quarantined, self._kept)
 
     def _take_in(self) -> None:
         if not self._waiting:
@@ -300,6 +310,12 @@ def fold(tables: Iterable[pa.Table]) -> LedgerView:
     for table in tables:
         folding.add(table.cast(EVENT_SCHEMA))
     return folding.view()
+
+
+def _earliest(calls: pa.Table) -> pa.Table:
+    """Each call once, with the time of its first event."""
+    found = calls.group_by("request_id").aggregate([("time", "min")])
+    return found.rename_columns(_CALLS.names).cast(_CALLS)
 
 
 def _last_of_each_key(failures: pa.Table) -> pa.Table:

@@ -8,7 +8,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from prefect_imagegen.core.forecast import Forecast
+from prefect_imagegen.core.keyed import KeyedTable, sorted_by_key
 from prefect_imagegen.core.ledger import KEY_TYPE
+from prefect_imagegen.core.tally import Tally
 from prefect_imagegen.core.validate import RowError
 
 PLAN_SCHEMA = pa.schema(
@@ -40,26 +42,27 @@ SHOWN_ERRORS = 20
 class KeySeen:
     """Which keys came before, and one number for each: 20 bytes a key, looked up a window at a time."""
 
-    def __init__(self) -> None:
-        self._keys: list[pa.Array] = []
-        self._numbers: list[pa.Array] = []
+    def __init__(self, number: pa.DataType | None = None) -> None:
+        self._schema = pa.schema([("key", KEY_TYPE), ("number", number or pa.int32())])
+        self._rows = KeyedTable(self._schema, sorted_by_key)
 
     def numbers(self, keys: pa.Array) -> list[int | None]:
-        """The number that each key came with, None for a new one."""
-        if not self._keys:
-            return [None] * len(keys)
-        positions = pc.index_in(keys, pa.chunked_array(self._keys))
-        return list(pa.chunked_array(self._numbers).take(positions).to_pylist())
+        """The number that each key came with, None for a new one, and for null."""
+        before = self._rows.of(keys.drop_null())
+        positions = pc.index_in(keys, before["key"].combine_chunks(), skip_nulls=True)
+        return list(before["number"].take(positions).to_pylist())
 
     def add(self, keys: pa.Array, numbers: pa.Array) -> None:
         """Remember new keys."""
-        self._keys.append(keys)
-        self._numbers.append(numbers)
+        self._rows.add(pa.table([keys, numbers], schema=self._schema))
 
 
 @dataclass(slots=True)
 class PlanSummary:
-    """What a plan comes to. `errors` holds the first 20 row errors, `reasons` counts all by column and reason."""
+    """What a plan comes to. `errors` holds the first 20 row errors, `reasons` counts all by column and reason.
+
+    Reasons, and warnings, that differ in a value alone are counted together from the sixth on.
+    """
 
     rows: int = 0
     counts: Counter[str] = field(default_factory=Counter)
@@ -68,9 +71,9 @@ class PlanSummary:
     to_make_by_class: Counter[str] = field(default_factory=Counter)
     """Images to be called for, by cost class."""
     forecast: Forecast = field(default_factory=Forecast)
-    warnings: Counter[str] = field(default_factory=Counter)
+    warnings: Counter[str] = field(default_factory=Tally)
     errors: list[RowError] = field(default_factory=list)
-    reasons: Counter[str] = field(default_factory=Counter)
+    reasons: Counter[str] = field(default_factory=Tally)
     carried: dict[str, str] = field(default_factory=dict)
     unsettled_shards: list[int] = field(default_factory=list)
     """Shards with rows that an earlier run left unsettled: they come first."""

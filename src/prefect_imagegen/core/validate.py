@@ -25,6 +25,7 @@ from prefect_imagegen.core.references import (
 )
 from prefect_imagegen.core.request import GenerationRequest, Reference, derive_seed
 from prefect_imagegen.core.scalars import number_of, scalar_of, truth_of
+from prefect_imagegen.core.tally import Tally
 
 MAX_PROMPT_BYTES = 64_000
 """Longer prompts are refused: no encoder reads even a tenth of it, and it is nearly always a wrong column."""
@@ -85,7 +86,7 @@ class RowValidator:
     """The folder of the manifest as a URI: what relative references start from."""
     contents: Mapping[str, ReferenceFacts | str] = field(default_factory=dict)
     """What is known of references that are identified by their content, by URI; a text says why one is unreadable."""
-    warnings: Counter[str] = field(default_factory=Counter)
+    warnings: Counter[str] = field(default_factory=Tally)
     models: Counter[str] = field(default_factory=Counter)
     untyped_texts: frozenset[str] = frozenset()
     """Fields without a known type, fed by a format that knows text only: their numbers are read out of the text."""

@@ -3,6 +3,7 @@
 import mmap
 import tempfile
 from collections.abc import Iterator
+from functools import cached_property
 from types import TracebackType
 from typing import Self
 
@@ -26,6 +27,7 @@ class EventFile:
             raise _no_room(error) from error
         self._writer = pa.ipc.new_file(pa.PythonFile(self._file, "w"), EVENT_SCHEMA)
         self._mapped: mmap.mmap | None = None
+        self._parts = 0
 
     def __enter__(self) -> Self:
         return self
@@ -45,18 +47,36 @@ class EventFile:
         try:
             for batch in events.combine_chunks().to_batches():
                 self._writer.write_batch(batch)
+                self._parts += 1
         except OSError as error:
             raise _no_room(error) from error
 
+    def __len__(self) -> int:
+        """The number of parts."""
+        return self._parts
+
+    def __getitem__(self, number: int) -> pa.Table:
+        """One part. What was read before leaves memory."""
+        reader = self._reader
+        self._forget()
+        return pa.Table.from_batches([reader.get_batch(number)])
+
     def __iter__(self) -> Iterator[pa.Table]:
         """The parts, as written. What was read leaves memory before the next one comes."""
+        for number in range(self._reader.num_record_batches):
+            yield self[number]
+            self._forget()
+
+    @cached_property
+    def _reader(self) -> pa.ipc.RecordBatchFileReader:
         if self._mapped is None:
             raise ValueError("an event file is read after its `with`, not inside")
-        reader = pa.ipc.open_file(pa.py_buffer(self._mapped))
-        for number in range(reader.num_record_batches):
-            yield pa.Table.from_batches([reader.get_batch(number)])
-            if hasattr(mmap, "MADV_DONTNEED"):
-                self._mapped.madvise(mmap.MADV_DONTNEED)
+        return pa.ipc.open_file(pa.py_buffer(self._mapped))
+
+    def _forget(self) -> None:
+        """Give back the memory of what was read: it is in the file."""
+        if self._mapped is not None and hasattr(mmap, "MADV_DONTNEED"):
+            self._mapped.madvise(mmap.MADV_DONTNEED)
 
 
 def _no_room(error: OSError) -> StoreError:

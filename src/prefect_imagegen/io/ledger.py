@@ -15,8 +15,8 @@ from prefect_imagegen.core import layout
 from prefect_imagegen.core.attempts import Attempts
 from prefect_imagegen.core.errors import StoreError
 from prefect_imagegen.core.events import RANK, RETRY_ASKED, RETRY_ASKED_RANK, Claim, ClaimRecord, Event, KnownAttempt
-from prefect_imagegen.core.growing import GrowingTable
-from prefect_imagegen.core.ledger import COURSE, KEY_TYPE, LedgerFold, LedgerView, events_table
+from prefect_imagegen.core.keyed import KeyedTable, sorted_by_key
+from prefect_imagegen.core.ledger import COURSE, LedgerFold, LedgerView, events_table
 from prefect_imagegen.core.outcomes import is_permanent
 from prefect_imagegen.crashpoints import reached
 from prefect_imagegen.io.event_file import EventFile
@@ -66,7 +66,7 @@ class StoreLedger:
         self._events: list[Event] = []
         self._closed: set[str] = set()
         self._since = Attempts()  # what was flushed by us, or read of others, after `view`
-        self._course = GrowingTable(COURSE, self._undelivered)
+        self._course = KeyedTable(COURSE, self._undelivered)
         """The course of attempts without an image, of the same events."""
         self._later: list[str] = []
         """The segments that those events are in."""
@@ -167,16 +167,12 @@ class StoreLedger:
 
     def is_open(self, key: bytes) -> bool:
         """Whether, when the ledger was read, the key had an attempt without an end, and no image."""
-        return self._state(key) == "open"
+        return self.view.state(key) == "open"
 
     def is_settled(self, key: bytes) -> bool:
         """Whether, when the ledger was read, the key had its image or had failed for good."""
-        state = self._state(key)
+        state = self.view.state(key)
         return state == "delivered" or (state == "failed" and is_permanent(self.view.failure(key)[0]))
-
-    def _state(self, key: bytes) -> str | None:
-        state: str | None = self.view.states(pa.array([key], KEY_TYPE))[0].as_py()
-        return state
 
     def is_closed(self, attempt_id: str) -> bool:
         """Whether the ledger knows the attempt to have ended."""
@@ -200,8 +196,7 @@ class StoreLedger:
 
     def _rows_since(self, key: bytes) -> list[dict[str, Any]]:
         """The course of a key's attempts since the ledger was read."""
-        table = self._course.table()
-        rows: list[dict[str, Any]] = table.filter(pc.equal(table["key"], pa.scalar(key, KEY_TYPE))).to_pylist()
+        rows = [] if self._since.state(key) == "delivered" else self._course.rows_of(key).to_pylist()
         return rows + [
             {name: getattr(event, name) for name in COURSE.names} for event in self._events if event.key == key
         ]
@@ -209,11 +204,12 @@ class StoreLedger:
     def _take_in(self, events: pa.Table) -> None:
         """Take in events that are durable."""
         self._since.add(events)
-        told = pc.is_in(events["type"], pa.array(["submitted", "failed"]))
+        told = pc.and_(pc.is_in(events["type"], pa.array(["submitted", "failed"])), pc.is_valid(events["key"]))
         self._course.add(events.filter(told).select(COURSE.names))
 
     def _undelivered(self, course: pa.Table) -> pa.Table:
-        return course.filter(pc.invert(pc.is_in(course["key"], self._since.delivered_keys))).combine_chunks()
+        delivered = self._since.delivered_among(course["key"].combine_chunks())
+        return sorted_by_key(course.filter(pc.invert(pc.is_in(course["key"], delivered))))
 
     async def known_ids(self, request_ids: Collection[str]) -> frozenset[str]:
         """Those of some request ids that the ledger knows to be calls of this store.

@@ -23,6 +23,7 @@ from prefect_imagegen.core.errors import BackendError
 from prefect_imagegen.core.reconcile import Look, Window
 from prefect_imagegen.core.redact import redact
 from prefect_imagegen.core.request import GenerationRequest
+from prefect_imagegen.core.tally import Tally
 from prefect_imagegen.io.segmind_history import SegmindHistory
 from prefect_imagegen.io.segmind_http import UNREADABLE, SegmindHttp, pieces, plain_name, read_body
 from prefect_imagegen.io.segmind_jobs import SegmindJobs, applied_seed
@@ -75,7 +76,7 @@ class SegmindBackend:
         self._v1 = api_version == "v1"
         self.queues = not self._v1
         self._deadline = deadline
-        self.not_understood: Counter[str] = Counter()
+        self.not_understood: Counter[str] = Tally()
         self._sandbox: bool | None = None
         self._http = SegmindHttp(api_key, max_in_flight=max_in_flight, connect_timeout=connect_timeout)
         self._history = SegmindHistory(endpoints.history, self._http.get_json, self._odd)
