@@ -24,9 +24,8 @@ _CHAT = (
 )
 
 
-def build(folder: str, kind: str) -> None:
-    """Write a pipeline of a kind (distilled, base, kv) to a folder."""
-    torch.manual_seed(0)
+def byte_tokenizer() -> Qwen2TokenizerFast:
+    """A tokenizer with one token for each byte, and the chat template that the pipeline asks for."""
     vocabulary = {text: number for number, text in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
     letters = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
     letters.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -41,6 +40,12 @@ def build(folder: str, kind: str) -> None:
         additional_special_tokens=["<|im_start|>"],
     )
     tokenizer.chat_template = _CHAT
+    return tokenizer
+
+
+def build(folder: str, kind: str) -> None:
+    """Write a pipeline of a kind (distilled, base, kv) to a folder."""
+    torch.manual_seed(0)
     encoder = Qwen3ForCausalLM(
         Qwen3Config(
             hidden_size=16,
@@ -81,7 +86,7 @@ def build(folder: str, kind: str) -> None:
     (Flux2KleinKVPipeline if kind == "kv" else Flux2KleinPipeline)(
         scheduler=FlowMatchEulerDiscreteScheduler(),
         text_encoder=encoder,
-        tokenizer=tokenizer,
+        tokenizer=byte_tokenizer(),
         transformer=transformer,
         vae=vae,
         is_distilled=kind != "base",
