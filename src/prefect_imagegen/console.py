@@ -55,7 +55,7 @@ def quiet_prefect() -> None:
 
 def show_plan(console: Console, summary: PlanSummary) -> None:
     """Rows by what is to be done with them, warnings, row errors, and the expected price."""
-    console.print(f"[bold]{summary.rows:,} rows[/]")
+    console.print(f"[bold]{counted(summary.rows, 'row')}[/]")
     table = Table(show_header=False, box=None)
     for state, words in _WORDS.items():
         if summary.counts[state]:
@@ -66,7 +66,7 @@ def show_plan(console: Console, summary: PlanSummary) -> None:
             f"{summary.counts['identical']:,} rows are identical and share an image; give seeds for variants."
         )
     for warning, count in summary.warnings.items():
-        console.print(f"[yellow]warning[/] {escape(warning)} ({count:,} rows)")
+        console.print(f"[yellow]warning[/] {escape(warning)} ({counted(count, 'row')})")
     for error in summary.errors:
         console.print(f"{'[yellow]busy[/]' if error.is_busy else '[red]invalid[/]'} {escape(str(error))}")
     hidden = sum(summary.reasons.values()) - len(summary.errors)
@@ -81,13 +81,13 @@ def show_plan(console: Console, summary: PlanSummary) -> None:
 def forecast_text(one: Forecast) -> str:
     """What the images will cost, how long they will take, and how that is known."""
     if one.free:
-        return f"{one.images:,} images on your own workers: nothing to pay"
+        return f"{counted(one.images, 'image')} on your own workers: nothing to pay"
     source = "as measured in this store" if one.measured else "by Segmind's published averages, halved and doubled"
     if 0 < one.measured < one.images:
         source = f"as measured in this store for {one.measured:,}, else by Segmind's published averages"
     money = f"[bold]{one.low_usd:,.2f} to {one.high_usd:,.2f} USD[/]"
     times = " to ".join(dict.fromkeys(_duration(seconds) for seconds in (one.low_seconds, one.high_seconds)))
-    return f"{one.images:,} images: {money} and {times} at Segmind, {source}"
+    return f"{counted(one.images, 'image')}: {money} and {times} at Segmind, {source}"
 
 
 def _duration(seconds: float) -> str:
@@ -120,7 +120,7 @@ def show_result(console: Console, result: RunResult) -> None:
     for kind, count in sorted(result.failures.items(), key=lambda item: -item[1]):
         example = escape(result.examples.get(kind, ""))
         remedy = OUTCOMES[kind].remedy if kind in OUTCOMES else ""
-        console.print(f"[red]{kind}[/] {count:,} rows: {example} [dim]{escape(remedy)}[/]")
+        console.print(f"[red]{kind}[/] {counted(count, 'row')}: {example} [dim]{escape(remedy)}[/]")
     if result.stop_reason:
         why = STOP_REASONS.get(result.stop_reason, result.stop_reason)
         console.print(f"[red bold]stopped:[/] {why} ({escape(result.stop_message or '')})")
@@ -215,3 +215,8 @@ def _figures(session: Session) -> str:
     kinds = ", ".join(f"{count} {kind}" for kind, count in stats.kinds.most_common(3))
     waiting = f", nothing is sent: {waits} answers are awaited" if waits else ""
     return f"{stats.cost_usd:.2f} USD" + (f", {kinds}" if kinds else "") + waiting
+
+
+def counted(number: int, noun: str) -> str:
+    """A number with its noun: `1 row`, `2,000 rows`."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"

@@ -431,7 +431,7 @@ def test_a_bad_cell_is_named_with_its_line(tmp_path) -> None:
     _, summary = plan(tmp_path / "m.csv")
     assert [str(error) for error in summary.errors] == [
         "row 1 (m.csv, line 5), column steps: it must be a whole number (found 'many')",
-        "row 2 (m.csv, line 6), column prompt: the prompt is missing (found None)",
+        "row 2 (m.csv, line 6), column prompt: the prompt is missing (found nothing)",
         "row 2 (m.csv, line 6), column seed: the seed must be a whole number (found 'x')",
     ]
     for name, steps in (("a", 5), ("b", 500)):

@@ -355,6 +355,8 @@ def _text_id(value: Any) -> str | None:
 
 def _show(value: Any) -> str:
     """The value for people: short, and without secrets."""
+    if value is None:
+        return "nothing"
     text = redact(ascii(value) if isinstance(value, str) and not _encodable(value) else repr(value))
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}… ({len(text)} characters)"
 
