@@ -278,7 +278,8 @@ def test_an_address_out_of_html() -> None:
 def test_tables_of_real_people(name: str, column: str, counts: list[int | None]) -> None:
     """Exports of shops and of Airtable give as many references as they list, or are refused (None)."""
     manifest = Manifest(str(CASES / name), {})
-    cells = [cell for batch in manifest.windows(frozenset({column}), None) for cell in batch.column(column).to_pylist()]
+    ((_, schema),) = manifest.schemas([column])
+    cells = [cell for window in manifest.windows(schema, [column]) for cell in window.column(column).to_pylist()]
     manifest.close()
     for cell, count in zip(cells, counts, strict=True):
         if count is None:

@@ -139,7 +139,7 @@ def test_the_work_is_spread_well(slowest: float, most: float, simulated: Simulat
 
 
 def test_limits_come_from_the_user_then_from_the_worker(simulated: Simulation) -> None:
-    """A worker that tells its batch gets that many calls and one more, unless the user says otherwise."""
+    """A worker that tells how many calls it wants at once gets so many, unless the user says otherwise."""
     for own, expected in ((None, [5, 2]), (3, [3, 3])):
         workers = [Worker("http://a", limit=5), Worker("http://b")]
 

@@ -629,3 +629,11 @@ async def test_a_get_obeys_retry_after(path: str) -> None:
         with pytest.raises(BackendError) as caught:
             await look()
         assert (caught.value.kind, script.calls(path) - before <= 3) == ("rate_limited", True)
+
+
+@pytest.mark.parametrize(("told", "limit"), [({"max_batch": 8}, 16), ({"max_batch": 1}, 2), ({}, None)])
+async def test_a_worker_is_kept_full(told: dict[str, int], limit: int | None) -> None:
+    """A worker that tells its batch is given two: one that runs, and a whole one that waits."""
+    async with server() as script, backend(script) as client:
+        script.on("/health", (200, {"status": "ok", **told}))
+        assert (await client.health()).limit == limit

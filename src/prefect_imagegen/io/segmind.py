@@ -201,8 +201,8 @@ class SegmindBackend:
             engine,
             told.get("profile"),
             frozenset(map(str, models)) if isinstance(models, list) else None,
-            # One batch running, and one more call at hand.
-            batch + 1 if isinstance(batch, int) else None,
+            # A batch that runs, and a whole one that waits: with fewer calls the next batch would not be full.
+            2 * batch if isinstance(batch, int) else None,
         )
 
     async def engine(self) -> str | None:
