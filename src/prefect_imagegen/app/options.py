@@ -42,7 +42,7 @@ class GenerateOptions(BaseModel):
         ge=1,
         le=1024,
         title="Endpoint limit",
-        description="Calls at once for each GPU worker; default: two of its batches, where it tells their size, else 2.",
+        description="Calls at once for each GPU worker; default: two of its batches, else 2.",
     )
     profile: Literal["klein-distilled", "klein-base"] | None = Field(
         None,
