@@ -239,6 +239,13 @@ SCENARIOS: dict[tuple[str, str], list[Play]] = {
     ("poll", "FAILED, and the result says so"): _failing(_SAMPLER, {}),
     ("poll", "FAILED for its content, and the result says so"): _failing(_CONTENT, {}),
     ("poll", "FAILED for want of memory, and the result says so; then a job that completes"): _failing(_MEMORY, {}),
+    ("poll", "FAILED for want of memory, and the result names a cost"): _failing(
+        _MEMORY,
+        {
+            "status": _with(422, status="FAILED", error=_MEMORY, metrics={"cost": 0.04}),
+            "result": _with(422, status="FAILED", error=_MEMORY, metrics={"cost": 0.04}),
+        },
+    ),
     ("poll", "FAILED, and the result is COMPLETED"): _polls(_with(422, status="FAILED", error=_SAMPLER)),
     ("poll", "FAILED, and the result is not understood"): [
         Play({"status": _with(422, status="FAILED", error=_SAMPLER), "result": answer}) for answer in _UNTOLD

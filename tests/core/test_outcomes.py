@@ -103,6 +103,7 @@ TABLE = {
     "unavailable": ("answered_5xx", "maybe", True, "row", 5, True, False),
     "generation_failed": ("yes", "no", False, "row", 5, True, True),
     "generation_error": ("yes", "no", True, "row", 5, True, False),
+    "billed_failure": ("yes", "yes", False, "row", 5, True, True),
     "reference_unfetched": ("yes", "no", True, "row", 2, True, False),
     "reference_unreadable": ("no", "no", True, "row", 5, True, False),
     "reference_busy": ("no", "no", True, "row", 5, True, False),
@@ -203,7 +204,9 @@ def test_what_may_have_been_paid_says_so() -> None:
     """No kind of an attempt that the API may have taken, and that has no certain end, is told to be free."""
     no_end = {kind for kind, row in OUTCOMES.items() if row.accepted == "unknown"} - {"other_run"}
     assert all(OUTCOMES[kind].billed == "maybe" for kind in no_end)
-    assert {kind for kind, row in OUTCOMES.items() if row.billed == "yes"} == {"bad_output", "output_lost", "submitted"}
+    assert {kind for kind, row in OUTCOMES.items() if row.billed == "yes"} == {
+        *("bad_output", "output_lost", "submitted", "billed_failure")
+    }
 
 
 def test_an_unknown_outcome_is_never_sent_again_by_itself() -> None:

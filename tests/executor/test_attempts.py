@@ -14,6 +14,7 @@ from PIL import Image
 from prefect_imagegen.core import layout
 from prefect_imagegen.core.errors import BackendError, StoreError
 from prefect_imagegen.core.ledger import LedgerView
+from prefect_imagegen.core.outcomes import is_permanent
 from prefect_imagegen.core.reconcile import same_call
 from prefect_imagegen.core.reference_pictures import ReferenceFacts
 from prefect_imagegen.core.request import GenerationRequest, Reference
@@ -126,14 +127,17 @@ async def test_each_post_has_an_id_of_its_own(bench: Bench) -> None:
     assert [(claim.n, claim.request_id) for claim in claims] == [(1, "r1"), (2, "r2"), (3, "r3")]
 
 
-@pytest.mark.parametrize(("kind", "posts"), [("generation_error", 3), ("generation_failed", 1)])
-async def test_a_failure_that_was_billed_is_accounted_for(bench: Bench, kind: str, posts: int) -> None:
-    """Where the answer to a failed job names a cost, row, budget and ledger have it, whatever follows."""
-    bench.backend.submits = ["r1", "r2", "r3"]
-    bench.backend.collects = [error(kind, request_id=f"r{n}", cost_usd=0.05) for n in (1, 2)]
+@pytest.mark.parametrize(
+    ("kind", "ends"), [("generation_error", "billed_failure"), ("generation_failed", "generation_failed")]
+)
+async def test_a_failure_that_was_billed_is_not_sent_again(bench: Bench, kind: str, ends: str) -> None:
+    """Where the answer to a failed job names a cost, the row is not paid for again; row, budget and ledger have it."""
+    bench.backend.submits = ["r1", "r2"]
+    bench.backend.collects = [error(kind, request_id="r1", cost_usd=0.05)]
     result = await bench.make()
-    assert (result.attempts, result.cost_usd) == (posts, 0.14 if posts == 3 else 0.05)
-    assert (result.paid, bench.kit.budget.reserved) == (posts, 0.0)
+    assert (result.status, result.error_kind, result.attempts, result.cost_usd) == ("failed", ends, 1, 0.05)
+    assert is_permanent(ends)
+    assert (result.paid, bench.kit.budget.reserved) == (1, 0.0)
     assert bench.kit.budget.spent == pytest.approx(result.cost_usd)
     await bench.ledger.flush()
     costs = [event["cost_usd"] for event in await _events(bench.store) if event["type"] in ("failed", "delivered")]

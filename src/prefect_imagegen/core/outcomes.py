@@ -82,6 +82,13 @@ _ROWS = (
         retryable=True,
     ),
     Outcome(
+        "billed_failure",
+        "yes",
+        "the generation failed for a reason that may pass, but the answer names a cost: it was billed all the same",
+        "Ask the API's support with the request_id. `resend` buys it again.",
+        billed="yes",
+    ),
+    Outcome(
         "reference_unfetched",
         "yes",
         "the API could not fetch a reference from its address (not billed)",

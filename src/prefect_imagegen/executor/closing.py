@@ -18,8 +18,7 @@ class Closing:
 
     async def close(self, row: Row, error: BackendError) -> RequestResult | Again:
         """End the attempt as failed; then try again, or end the row, its model or the run."""
-        if row.request.references and not row.fresh and is_fetch_failure(error.kind, error.message):
-            error.kind, row.fresh = "reference_unfetched", True
+        self._name(row, error)
         kit, outcome = self._kit, OUTCOMES[error.kind]
         row.failures += 1
         row.counted += outcome.counted
@@ -48,7 +47,6 @@ class Closing:
             result = row.failed(error)
             result.cost_usd = cost
             return result
-        row.lost_usd += cost or 0.0
         if self._maybe_billed(outcome):
             row.maybe_paid += 1
         seconds = backoff(row.failures, kit.draw()) if error.retry_after is None else error.retry_after
@@ -57,6 +55,14 @@ class Closing:
         if not outcome.counted:
             kit.control.check_progress(error.message)
         return Again(seconds)
+
+    @staticmethod
+    def _name(row: Row, error: BackendError) -> None:
+        """Find the kind of an error that only the row, or the cost, tells."""
+        if row.request.references and not row.fresh and is_fetch_failure(error.kind, error.message):
+            error.kind, row.fresh = "reference_unfetched", True
+        if error.cost_usd and OUTCOMES[error.kind].retryable:
+            error.kind = "billed_failure"
 
     async def leave(self, row: Row, error: BackendError, cost: float | None = None) -> None:
         """End the attempt in the ledger, and decide nothing more."""

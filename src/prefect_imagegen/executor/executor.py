@@ -75,7 +75,7 @@ class Executor:
 
     async def settle(self) -> list[RequestResult]:
         """Wait for parked requests as long as more than stragglers are among them; the ends of all of them."""
-        return [self._counted(row, _with_lost(row, result)) for row, result in await self._lot.empty()]
+        return [self._counted(row, result) for row, result in await self._lot.empty()]
 
     async def abandon(self) -> None:
         """Let go of all parked requests, where the run was cancelled from outside."""
@@ -251,16 +251,9 @@ class Executor:
             self._came_back.set()
         if result.status == "generated" or (row.posts and not row.told):
             self._kit.control.finished(result)
-        return self._counted(row, _with_lost(row, result))
+        return self._counted(row, result)
 
     @staticmethod
     def _counted(row: Row, result: RequestResult) -> RequestResult:
         result.attempts, result.maybe_paid, result.paid = row.posts, row.maybe_paid, row.paid
         return result
-
-
-def _with_lost(row: Row, result: RequestResult) -> RequestResult:
-    """The end of a row, with what its attempts cost that led to no image."""
-    if row.lost_usd:
-        result.cost_usd, row.lost_usd = (result.cost_usd or 0.0) + row.lost_usd, 0.0
-    return result

@@ -32,8 +32,6 @@ class Row:
     maybe_paid: int = 0
     paid: int = 0
     """Images that this run had to pay for."""
-    lost_usd: float = 0.0
-    """What attempts cost that led to no image, as far as its result does not say so yet."""
     by_kind: Counter[str] = field(default_factory=Counter)
     claim: Claim | None = None
     """The open claim of the present attempt, ours or one that was taken over."""
