@@ -65,6 +65,7 @@ class InstantBackend:
         self._numbers = itertools.count()
         self._uploads: set[str] = set()
         self.not_understood: Counter[str] = Counter()
+        self.left_out: dict[str, str] = {}
 
     async def check(self) -> Balance:
         return Balance(None)

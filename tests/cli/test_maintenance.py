@@ -175,9 +175,9 @@ def test_doctor_deep(user: User) -> None:
 def test_doctor_deep_on_a_store_that_overwrites(user: User, blind_s3) -> None:
     """A store without conditions exits 1 with what it means and what to do; nothing is left, and nothing was billed."""
     options = ["--storage-option", f"endpoint_url={blind_s3.url}"]
-    half = user.run("doctor", "--deep", *options, "--storage-option", "key=any", "--store", "s3://images/prefix")
+    user.environment |= {"AWS_SECRET_ACCESS_KEY": "any-value", "AWS_ACCESS_KEY_ID": "any", "HALF": "any"}
+    half = user.run("doctor", "--deep", *options, "--storage-option", "key=env:HALF", "--store", "s3://images/prefix")
     assert "does not accept the credentials" in half.stdout
-    user.environment |= {"AWS_SECRET_ACCESS_KEY": "any-value", "AWS_ACCESS_KEY_ID": "any"}
     found = user.run("doctor", "--deep", *options, "--store", "s3://images/prefix")
     assert found.returncode == 1
     assert "fail racing-creators" in found.stdout
