@@ -5,7 +5,8 @@ import re
 from prefect_imagegen.app.options import GenerateOptions
 from prefect_imagegen.core.errors import RefusedError
 
-_OPTION = re.compile(r"--([a-z]+(?:-[a-z]+)*)")
+_OPTION = re.compile(r"(?<![\w/.-])--([a-z]+(?:-[a-z]+)*)(?![\w/.-]*\w)")
+"""An option, and nothing that is a part of a path or of another name."""
 _PARAMETERS = frozenset({"backend", "store", "manifest"})
 
 

@@ -407,6 +407,7 @@ def test_a_report_that_cannot_be_written(tmp_path: Path) -> None:
         settings.clock = clock
         first = generate(gateway, path, str(store), deadline=3.0)
         assert (first.stop_reason, first.generated, first.calls) == ("store", 3, 3)
+        assert (first.paid, first.maybe_paid) == (3, 0)
         settings.clock = time.time
         again = generate(gateway, path, str(store))
         assert (again.reused, again.calls) == (3, 0)

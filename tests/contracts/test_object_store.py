@@ -210,6 +210,8 @@ UNFIT = {
     "simplecache::s3://bucket/a": "'::'",
     "/tmp/a::b": "'::'",
     "a::b": "'::'",
+    "": "is empty",
+    " ": "is empty",
 }
 
 

@@ -139,6 +139,13 @@ def test_the_last_failure_is_told() -> None:
     assert view.failure(OTHER) == ("unsent", "")
 
 
+def test_an_event_without_a_key_hides_no_failure() -> None:
+    """What names no key is no failure of any key, and the others are told as if it were not there."""
+    view = fold([events_table([event("failed", "a", error_kind="bad_output"), event("failed", "b", None)])])
+    assert view.failure(KEY) == ("bad_output", "")
+    assert state(event("failed"), event("failed", "b", None)) == "failed"
+
+
 @pytest.mark.parametrize("minutes", [(0, 1), (1, 0), (0, 0)])
 def test_a_persons_word_outranks_the_failure(minutes) -> None:
     """`retry_asked` counts whatever the clocks of the two machines said, but not against a later attempt."""

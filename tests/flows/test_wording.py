@@ -20,6 +20,7 @@ from prefect_imagegen.tasks.wording import in_parameters
         ("Check --manifest-storage-option.", "Check options.manifest_storage_options."),
         ("Run `prefect-imagegen resend --kind unknown`.", "Run `prefect-imagegen resend --kind unknown`."),
         ("a -- b, --, ---", "a -- b, --, ---"),
+        ("/data/my--store.csv, a--seed/--manifest.csv", "/data/my--store.csv, a--seed/--manifest.csv"),
     ],
 )
 def test_options_become_parameters(said: str, meant: str) -> None:

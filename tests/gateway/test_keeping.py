@@ -5,6 +5,7 @@ import gc
 import hashlib
 import io
 import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from pydantic import SecretStr
 
 from prefect_imagegen.core.errors import RefusedError
 from prefect_imagegen.core.reconcile import claim_form, compare_calls
+from prefect_imagegen.gateway.faults import Fault, FaultScript
 from prefect_imagegen.gateway.server import EmbeddedGateway, check_settings
 from prefect_imagegen.gateway.settings import GatewaySettings
 from prefect_imagegen.gateway.shelf import Shelf
@@ -142,6 +144,41 @@ def test_the_shelf(tmp_path: Path) -> None:
         assert shelf.bytes == sum(sizes)
     shelf.put(name, 10, 71.0)
     assert shelf.bytes == 10
+
+
+def test_an_output_that_made_room_is_not_charged() -> None:
+    """Where others took the room of a v1 call's output before it was sent, the answer is 500 and costs nothing."""
+    with (
+        EmbeddedGateway(GatewaySettings(latency_s=0.05, keep_bytes=1000)) as gateway,
+        ThreadPoolExecutor(12) as threads,
+    ):
+
+        def call(number: int) -> httpx.Response:
+            body = {"prompt": "a", "seed": number}
+            return httpx.post(f"{gateway.url}/v1/{MODEL}", json=body, headers=KEY, timeout=60)
+
+        answers = list(threads.map(call, range(24)))
+        sent = [answer for answer in answers if answer.status_code == 200]
+        assert all(answer.content for answer in sent)
+        assert {answer.status_code for answer in answers} <= {200, 500}
+        told = gateway.books.statistics()
+        assert (told["requests"], told["billed"]) == (24, len(sent))
+        assert told["charged_usd"] == pytest.approx(len(sent) * gateway.books.price(MODEL))
+
+
+def test_a_refund_of_what_is_forgotten() -> None:
+    """A call that is given its money back counts as not billed, also where its record is kept no more."""
+    fault = Fault(fault="status", on=["run"], when="after", status=500)
+    settings = GatewaySettings(keep_records=1, latency_s=0.05, faults=FaultScript(faults=[fault]))
+    with EmbeddedGateway(settings) as gateway, ThreadPoolExecutor(6) as threads:
+
+        def call(number: int) -> int:
+            body = {"prompt": "a", "seed": number}
+            return httpx.post(f"{gateway.url}/v1/{MODEL}", json=body, headers=KEY, timeout=60).status_code
+
+        assert set(threads.map(call, range(6))) == {500}
+        told = gateway.books.statistics()
+        assert (told["requests"], told["billed"], told["charged_usd"]) == (6, 0, 0.0)
 
 
 @pytest.mark.parametrize("settings", [{}, {"credits": 5.0}, {"accounts": {"a": [SecretStr("k")]}}, {"price_usd": 0.0}])

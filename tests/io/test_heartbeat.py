@@ -127,6 +127,14 @@ async def test_a_run_of_this_very_process_is_alive(store) -> None:
     assert await life(store, "run-1", me) == "live"
 
 
+async def test_a_run_of_this_process_that_is_over_is_gone(store) -> None:
+    """A run that ended in this process is gone for the others in it, though the store took no last beat of it."""
+    me, other = Process.this("n1"), Process.this(secrets.token_hex(4))
+    await beat(store, "run-1", other)
+    other.close()
+    assert await life(store, "run-1", me) == "gone"
+
+
 @pytest.fixture
 def child():
     """A process that waits to be killed, and its start in clock ticks since boot."""

@@ -5,8 +5,10 @@ import secrets
 from collections.abc import Sequence
 
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 
 from prefect_imagegen.core import layout
+from prefect_imagegen.core.errors import StoreError
 from prefect_imagegen.io.limits import SystemClock
 from prefect_imagegen.io.object_store import FsspecObjectStore, open_object_store
 from prefect_imagegen.io.store_checks import CHECKS, MANY
@@ -135,3 +137,32 @@ def test_what_does_no_harm_is_no_finding(oddity, look_alike) -> None:
     started = look_alike(*HARMLESS[oddity])
     found = asyncio.run(findings_of(started.url, started.options))
     assert by_state(found)["ok"] == {*NAMES, "cleanup"}, [finding for finding in found if finding.state != "ok"]
+
+
+class _FullAfter(FsspecObjectStore):
+    """A store in memory that has no room for one of the objects, and is slow with those that come after it."""
+
+    async def put(self, path: str, data: bytes, content_type: str = "application/octet-stream") -> None:
+        if path.endswith("long-listing/00000"):
+            raise StoreError("store_full", "There is no room left.")
+        await asyncio.sleep(0.02)
+        await super().put(path, data, content_type)
+
+
+def test_a_check_that_fails_leaves_nothing_behind() -> None:
+    """What is still being written when a check fails is waited for, so that it is removed like all else."""
+
+    async def look() -> tuple[list[Finding], list[str]]:
+        opened = _FullAfter(MemoryFileSystem(), f"/{secrets.token_hex(6)}", "memory://full")
+        contract = StoreContract(opened, opened, layout.probe("x"), SystemClock(), many=100)
+        long_listing = [check for check in CHECKS if check.name == "long-listing"]
+        found = [finding async for finding in contract.findings(long_listing)]
+        found.append(await contract.clean())
+        await asyncio.sleep(0.2)
+        left = await objects_below(opened, "")
+        opened.close()
+        return found, left
+
+    found, left = asyncio.run(look())
+    assert [finding.state for finding in found] == ["fail", "ok"]
+    assert left == []

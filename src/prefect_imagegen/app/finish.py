@@ -60,7 +60,7 @@ def _unwritten(session: Session, seconds: float) -> RunResult:
     result = RunResult(session.prepared.run_id, session.plan.store.url, rows=session.plan.rows, seconds=seconds)
     result.stop_reason, result.stop_message = session.control.stop_reason, session.control.stop_message
     result.generated, result.held, result.reused = done["generated"], done["held"], counts["done"]
-    result.failed, result.invalid = done["failed"] + counts["failed"], counts["invalid"]
+    result.failed, result.invalid = done["failed"] + counts["failed"] + counts["busy"], counts["invalid"]
     settled = result.generated + result.held + result.reused + result.failed + result.invalid
     result.not_run = result.rows - settled
     result.calls, result.cost_usd, result.flagged = (
@@ -68,6 +68,7 @@ def _unwritten(session: Session, seconds: float) -> RunResult:
         session.stats.cost_usd,
         session.stats.flagged,
     )
+    result.paid, result.maybe_paid = session.stats.paid, session.stats.maybe_paid
     result.failures, result.earlier = dict(session.stats.kinds), session.earlier
     result.assumed_price, result.not_understood = session.budget.assumed, dict(session.not_understood)
     result.left_out = dict(session.left_out)

@@ -54,6 +54,7 @@ async def open_session(prepared: Prepared, order_id: str | None = None) -> Async
         store = PatientStore(opened, clock, deadline=options.deadline, time_left=control.time_left)
         control.store_trouble = lambda: store.trouble
         process = Process.this(secrets.token_hex(8))
+        stack.callback(process.close)
         started = json.dumps({"nonce": process.nonce, "at": clock.now().isoformat()}).encode()
         if not await _create_own(store, layout.run(run_id, "started.json"), started):
             raise AlreadyStartedError("already_started", f"Run {run_id} was begun before.", remedy="Plan it anew.")

@@ -37,6 +37,8 @@ class Stats:
     kinds: Counter[str] = field(default_factory=Counter)
     flagged: int = 0
     cost_usd: float = 0.0
+    paid: int = 0
+    maybe_paid: int = 0
 
     def take(self, result: RequestResult) -> None:
         """Count one finished request."""
@@ -54,6 +56,8 @@ class Stats:
             self.kinds[result.error_kind] += times
         self.flagged += times * bool(result.image and result.image.flags)
         self.cost_usd += times * (result.cost_usd or 0.0)
+        self.paid += times * result.paid
+        self.maybe_paid += times * result.maybe_paid
 
 
 class Session:

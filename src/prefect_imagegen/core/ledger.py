@@ -326,7 +326,7 @@ def _last_of_each_key(failures: pa.Table) -> pa.Table:
 
 
 def _failures_of(events: pa.Table) -> pa.Table:
-    failed = events.filter(pc.equal(events["type"], "failed")).combine_chunks()
+    failed = events.filter(pc.and_(pc.equal(events["type"], "failed"), pc.is_valid(events["key"]))).combine_chunks()
     asked = pc.equal(failed["error_kind"], RETRY_ASKED).fill_null(False)
     table = failed.append_column("n", numbers_of(failed["attempt_id"].combine_chunks())).append_column("asked", asked)
     return table.select(_FAILURES.names)

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from contextlib import suppress
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -40,8 +41,7 @@ async def run(model: str, request: Request, books: BooksOf, account: AccountOf) 
     await strike(fault, "after", request)
     if record.status == "FAILED":
         raise error_answer(500 if record.broken else 400, record.error or "")
-    path, record.fetched = books.output_of(record), True
-    data = b"" if path is None else await asyncio.to_thread(path.read_bytes)
+    data, record.fetched = await _output_bytes(books, record), True
     headers = {
         "x-request-id": record.request_id,
         "x-cost": f"{record.cost:.6g}",
@@ -99,6 +99,17 @@ async def download(name: str, request: Request, books: BooksOf) -> Response:
     record.fetched, data = True, await asyncio.to_thread(path.read_bytes)
     await strike(fault, "after", request)
     return answer_body(data, media_type(record), fault, {})
+
+
+async def _output_bytes(books: Books, record: Record) -> bytes:
+    """The image of a v1 call. One that had to make room for others in the meantime is not charged: raises 500."""
+    path = books.output_of(record)
+    with suppress(FileNotFoundError):
+        if path is not None:
+            return await asyncio.to_thread(path.read_bytes)
+    text = "Internal error: the output was removed before it was sent, to make room for others"
+    books.refund(record, text)
+    raise error_answer(500, text)
 
 
 async def _job(request: Request, books: Books, account: str, request_id: str, call: Call) -> Response:

@@ -159,6 +159,7 @@ class Books:
         if record.status == "COMPLETED":
             self.accounts[record.account].charged -= record.cost
             record.status, record.error, record.cost = "FAILED", error, 0.0
+            self.forgotten["billed"] -= record.request_id not in self.records
 
     def affords(self, account: str, model: str) -> bool:
         """Whether an account's balance covers one more image besides those under way."""

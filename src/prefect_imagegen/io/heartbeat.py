@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+from collections import deque
 from dataclasses import asdict, dataclass, fields, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -25,6 +26,8 @@ _STATE, _THREADS, _START = 0, 17, 19
 """Where the kernel's line of a process has its state, its threads and its start, counted after the name."""
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _PID_NAMESPACE = Path("/proc/self/ns/pid")
+_closed: deque[str] = deque(maxlen=1000)
+"""The nonces of the last runs of this process that are over, whether or not the store has heard of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +48,10 @@ class Process:
     def this(cls, nonce: str) -> "Process":
         """The running process."""
         return cls(nonce, _machine(), os.getpid(), _start_of(os.getpid()))
+
+    def close(self) -> None:
+        """Let other runs of this process know that this one is over, also where its last beat cannot be written."""
+        _closed.append(self.nonce)
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,8 +220,8 @@ async def life_of(store: ObjectStore, owner: str, moment: datetime, process: Pro
 
 
 def is_gone(other: Process, observer: Process) -> bool:
-    """Whether a process has ended for certain: it said so, or the observer's own machine runs it no more."""
-    if other.ended:
+    """Whether a run has ended for certain: it said so, or the observer's own process or machine runs it no more."""
+    if other.ended or other.nonce in _closed:
         return True
     if not other.boot_id or other.boot_id != observer.boot_id:
         return False

@@ -54,7 +54,9 @@ def open_object_store(url: str, storage_options: Mapping[str, Any] | None = None
     """
     protocol = url.split("://", 1)[0] if "://" in url else "file"
     if (wrong := unfit(url)) is not None:
-        raise RefusedError("store_url", f"{redact(url)} {wrong[0]}.", remedy=wrong[1])
+        raise RefusedError(
+            "store_url", f"{redact(url).strip() or 'The address of the store'} {wrong[0]}.", remedy=wrong[1]
+        )
     options = dict(storage_options or {})
     if protocol in ("s3", "s3a"):
         options = s3_options(options)

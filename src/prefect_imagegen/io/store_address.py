@@ -12,6 +12,8 @@ def unfit(url: str) -> tuple[str, str] | None:
     same objects, or fsspec goes to another place than the one written. Names of folders are kept as they are otherwise,
     blanks, `#` and `%20` included. Local paths are folded by the operating system.
     """
+    if not url.strip():
+        return "is empty", "Give a bucket (s3://bucket/prefix) or a path; `.` is the present folder."
     if "::" in url:
         return "has '::', which fsspec takes for a chain of addresses", "Use an address without it."
     protocol, separator, rest = url.partition("://")

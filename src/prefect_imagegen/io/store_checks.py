@@ -2,12 +2,13 @@
 
 import asyncio
 import unicodedata
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, TypeVar
 
 from prefect_imagegen.ports import Clock, ObjectStore
 
+T = TypeVar("T")
 State = Literal["ok", "warn", "fail", "unknown"]
 Outcome = tuple[State, str]
 """How a check came out, and what was seen."""
@@ -78,7 +79,7 @@ async def _racing_creators(bench: Bench) -> Outcome:
         path = bench.path(f"race-{number}")
         stores = [(bench.first, bench.second)[writer % 2] for writer in range(_WRITERS)]
         creating = (store.create(path, f"writer {writer}".encode()) for writer, store in enumerate(stores))
-        answers = await asyncio.gather(*creating)
+        answers = await _all_of(creating)
         winners = [writer for writer, won in enumerate(answers) if won]
         content = await bench.first.get(path)
         if len(winners) > 1:
@@ -149,6 +150,15 @@ async def _listing_lag(bench: Bench, change: Callable[[str], Awaitable[bool]]) -
     return "warn" if longest <= TOLERATED_LAG_S else "fail", f"a listing shows it after {longest:.1f} s"
 
 
+async def _all_of(calls: Iterable[Awaitable[T]]) -> list[T]:
+    """Wait until all of some calls have ended, then raise the first error: none goes on writing after its check."""
+    ended = await asyncio.gather(*calls, return_exceptions=True)
+    for one in ended:
+        if isinstance(one, BaseException):
+            raise one
+    return [one for one in ended if not isinstance(one, BaseException)]
+
+
 async def _seconds_until(bench: Bench, path: str, *, listed: bool) -> float | None:
     """Seconds until a listing has a path, or has it no more; 0 if the first one was right, None if none was."""
     begin = bench.clock.monotonic()
@@ -191,7 +201,7 @@ async def _long_listing(bench: Bench) -> Outcome:
         async with gate:
             await bench.first.put(path, b"1")
 
-    await asyncio.gather(*map(put, paths))
+    await _all_of(map(put, paths))
     listed = [info.path for info in await bench.second.list(bench.folder)]
     if listed == paths:
         return "ok", f"a listing of {bench.many:,} objects is whole"
