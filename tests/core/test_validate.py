@@ -135,8 +135,8 @@ def test_a_prompt_stays_byte_for_byte(prompt) -> None:
 @pytest.mark.parametrize(
     ("prompt", "reason", "shown"),
     [
-        (None, "the prompt is missing", "None"),
-        (NAN, "the prompt is missing", "None"),
+        (None, "the prompt is missing", "nothing"),
+        (NAN, "the prompt is missing", "nothing"),
         ("", "the prompt is empty", "''"),
         (" \n\t", "the prompt is empty", "' \\n\\t'"),
         (42, "the prompt must be text", "42"),
