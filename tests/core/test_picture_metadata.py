@@ -5,6 +5,7 @@ import io
 import logging
 import re
 import struct
+import time
 import warnings
 import zlib
 from collections.abc import Callable, Iterator
@@ -385,6 +386,53 @@ def test_threads_hear_no_warning() -> None:
         list(threads.map(lambda name: inspect(WHOLE[name]()), names))
     assert heard == []
     assert list(warnings.filters) == filters
+
+
+def crowded_jpeg() -> bytes:
+    """A JPEG with hundreds of thousands of EXIF segments."""
+    data = saved("JPEG")
+    return data[:2] + (b"\xff\xe1\0\x0e" + b"Exif\0\0" + b"x" * 6) * 400_000 + data[2:]
+
+
+def crowded_png() -> bytes:
+    """A PNG with thousands of texts, each of which is a megabyte and more when it is unpacked."""
+    return png(chunk(b"zTXt", b"k\0\0" + zlib.compress(bytes(2_000_000))) * 3000)
+
+
+def crowded_tiff() -> bytes:
+    """A TIFF whose directory names the same large values again and again."""
+    data = saved("TIFF")
+    start, large = int.from_bytes(data[4:8], "little"), bytes(16 << 20)
+    count = int.from_bytes(data[start : start + 2], "little")
+    entries = data[start + 2 : start + 2 + 12 * count]
+    entries += struct.pack("<HHII", 700, 1, len(large), len(data)) * 30_000
+    entries += struct.pack("<HHII", 33432, 2, len(large), len(data)) * 30_000
+    directory = struct.pack("<H", len(entries) // 12) + entries + bytes(4)
+    return data[:4] + struct.pack("<I", len(data) + len(large)) + data[8:] + large + directory
+
+
+@pytest.mark.parametrize("make", [crowded_jpeg, crowded_png, crowded_tiff])
+def test_crowds_of_metadata_cost_little(make: Callable[[], bytes]) -> None:
+    """A file of some megabytes does not keep a processor busy for minutes, whatever it tells of its pixels."""
+    data = make()
+    started = time.process_time()
+    found = inspect(data)
+    assert (found.problem, found.width) == (None, SIZE[0])
+    assert time.process_time() - started < 6
+
+
+@pytest.mark.parametrize("alpha", [b"\xff", b"\x80"])
+def test_a_palette_with_degrees_of_transparency(alpha: bytes) -> None:
+    """It is decoded like any other, without a warning."""
+    sink = io.BytesIO()
+    photo().quantize(32).save(sink, "PNG", transparency=alpha * 32)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert decode(sink.getvalue()).flags == ()
+        assert inspect(sink.getvalue()).problem is None
+        assert plain_picture(sink.getvalue()).mode == "RGB"
+        with Image.open(io.BytesIO(normalised(sink.getvalue()))) as image:
+            assert image.size == SIZE
 
 
 # libtiff itself, below Python, prints a line when what it unpacks is damaged.

@@ -105,7 +105,8 @@ def test_a_number_is_the_same_however_it_is_held(value) -> None:
 def test_no_text_is_a_number_by_accident(text) -> None:
     """Only what reads as a plain decimal number is one; no text raises."""
     number = number_of(text)
-    assert number is None or float(text.strip()) == number
+    plain = float if isinstance(number, float) else Decimal
+    assert number is None or plain(text.strip()) == number
 
 
 # Prompts
@@ -526,3 +527,10 @@ def test_no_cell_raises(row) -> None:
         assert found
         for error in found:
             str(error).encode()
+
+
+def test_a_warning_shows_the_beginning_of_a_value() -> None:
+    """A cell of many kilobytes in the wrong column does not fill the terminal."""
+    rows = validator(["prompt", "aspect_ratio"])
+    assert isinstance(rows.validate(0, {"prompt": "a cup", "aspect_ratio": "x" * 60_000}), ValidRow)
+    assert [len(text) < 200 for text in rows.warnings] == [True]

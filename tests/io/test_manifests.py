@@ -7,6 +7,7 @@ import io
 import json
 import lzma
 import secrets
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -191,6 +192,10 @@ def test_words_for_a_missing_value_feed_nothing(tmp_path) -> None:
     assert [row["b"] for row in window.cells(["a", "b"], ["a"])] == ["NA", "NULL", "nan"]
     assert window.column("a").to_pylist() == ["NA", "NULL", "NA,"]
     assert window.null_words(["a", "b"]) == {"a": (1, "m.csv, line 2"), "b": (3, "m.csv, line 2")}
+    path.write_text('prompt,a\n\\N,\\N\n"\\N",<NA>\n')
+    (window,) = windows(path)
+    cells = [tuple(row.values()) for row in window.cells(["prompt", "a"], ["prompt", "a"])]
+    assert cells == [(None, None), ("\\N", None)]
 
 
 def test_csv_of_any_script(tmp_path) -> None:
@@ -629,6 +634,10 @@ def test_other_encodings_are_refused_with_their_line(tmp_path, data, line) -> No
         ("\n\nprompt,x\n\na,1\n\n", ["prompt", "x"], ["a", "1"]),
         ('"pro\nmpt",x\na,1\n', ["pro\nmpt", "x"], ["a", "1"]),
         ("prompt,x\ra,1\r", ["prompt", "x"], ["a", "1"]),
+        ('prompt,x\r"a\nb",1\r', ["prompt", "x"], ["a\nb", "1"]),
+        ("prompt,x\r\r\na,1\r\r\n", ["prompt", "x"], ["a", "1"]),
+        ('prompt,5" pipe\na,1\nb,2\n', ["prompt", '5" pipe'], ["a", "1"]),
+        ('prompt;5" pipe\na;the 3" one\nb;2\n', ["prompt", '5" pipe'], ["a", 'the 3" one']),
     ],
 )
 def test_the_separator_is_seen_in_the_header(tmp_path, text, names, first) -> None:
@@ -637,6 +646,17 @@ def test_the_separator_is_seen_in_the_header(tmp_path, text, names, first) -> No
     path.write_bytes(text.encode())
     table = read(path)
     assert (table.column_names, list(table.to_pylist()[0].values())) == (names, first)
+
+
+def test_a_quote_within_a_name_opens_nothing(tmp_path) -> None:
+    """No row is taken for a part of the header, and a header of many lines is read in time that grows with it."""
+    rows = "".join(f"row {number},{number}\n" for number in range(20_000))
+    (tmp_path / "a.csv").write_text(f'prompt,5" pipe\n{rows}')
+    assert read(tmp_path / "a.csv").num_rows == 20_000
+    (tmp_path / "b.csv").write_text(f'prompt,"{rows}"\na,1\n')
+    started = time.process_time()
+    assert read(tmp_path / "b.csv").column_names == ["prompt", rows]
+    assert time.process_time() - started < 2
 
 
 def test_the_ending_tells_what_is_usual(tmp_path) -> None:
@@ -656,7 +676,10 @@ def test_the_ending_tells_what_is_usual(tmp_path) -> None:
         ('prompt,seed\na,1\n"b,2\nc,3\n', 3, "the quote that opens here is never closed", "Close it"),
         ('prompt,seed\n"a\nb","2\nc\n', 3, "the quote that opens here is never closed", "Close it"),
         ('prompt,seed\n"say \\"hi\\" now",1\n', 2, "text follows a closing quote", "twice"),
+        ('prompt,seed\n"say ""hi,1\nb,2\n', 2, "the quote that opens here is never closed", "Close it"),
+        ('prompt,"see ""d\na,1\n', 1, "the quote that opens here is never closed", "Close it"),
         ("prompt,seed\na\rb,1\n", 2, "a carriage return", "Quote the cell"),
+        ("prompt,seed\ra,1\r\nb,2\r\n", 3, "lines end in several ways", "Quote the cell"),
         ('prompt,seed\na,1\n"b",2\n"c" d,3\n', 4, "text follows a closing quote", "twice"),
     ],
 )

@@ -8,7 +8,7 @@ from aiohttp import web
 from PIL import Image
 
 from prefect_imagegen.net.fetch import ReferenceFetcher
-from prefect_imagegen.net.guard import FetchError, FetchPolicy, check_address, reach_of_host
+from prefect_imagegen.net.guard import FetchError, FetchPolicy, check_address, reach_of, reach_of_host
 
 pytestmark = pytest.mark.anyio
 
@@ -79,6 +79,17 @@ def test_private_networks_where_they_are_allowed(address: str, allowed: bool) ->
 async def test_from_where_a_host_can_be_reached(host: str, reach: str) -> None:
     """A public host, one of this machine, one of a private network; numeric spellings are seen through."""
     assert await reach_of_host(host) == reach
+
+
+@pytest.mark.parametrize(
+    "address", ["168.63.129.16", "192.0.0.192", "fd00:ec2::254", "fec0::1", "::ffff:168.63.129.16"]
+)
+@pytest.mark.parametrize("allow_private", [False, True])
+def test_where_clouds_keep_credentials(address: str, allow_private: bool) -> None:
+    """These addresses are never asked, whatever networks are allowed, and none of them is a public one."""
+    assert reach_of(address) == "private"
+    with pytest.raises(FetchError, match="not a public address"):
+        check_address(address, FetchPolicy(allow_private=allow_private))
 
 
 async def test_what_a_loopback_server_gives() -> None:

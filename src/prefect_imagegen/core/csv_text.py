@@ -4,7 +4,6 @@ Records are split by Python's `csv` module in its strict mode; here is what that
 """
 
 import csv
-import io
 import re
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from typing import Any
 SEPARATORS = (",", ";", "\t", "|")
 SEPARATOR_NAMES = {",": "commas", ";": "semicolons (;)", "\t": "tabs", "|": "bars (|)"}
 _DECLARED = re.compile(r'"?sep=([^\w\s"]|\t)"?[,;]*[\r\n]*', re.IGNORECASE)
-_QUOTED = re.compile(r'"[^"]*(?:""[^"]*)*"')
+_QUOTED = re.compile(r'"[^"]*+(?:""[^"]*+)*+"')
 
 
 class BadCsvError(ValueError):
@@ -63,6 +62,11 @@ def separator_of(header: str, wanted: Collection[str], usual: str = ",") -> str:
         names = " or ".join(SEPARATOR_NAMES[mark] for mark in leading)
         raise BadCsvError(f"its cells may be separated by {names}: {header.strip()[:80]!r}")
     return leading[0]
+
+
+def goes_on(header: str, separators: Iterable[str] = SEPARATORS) -> bool:
+    """Whether a header's quoted name may end in a later line, whichever of the characters separates its cells."""
+    return any(open_quote(header, mark) is not None for mark in separators)
 
 
 def header_of(cells: Sequence[str]) -> Header:
@@ -133,6 +137,6 @@ def _empty_quotes(separator: str) -> re.Pattern[str]:
 
 def _split(header: str, separator: str) -> list[str]:
     try:
-        return next(csv.reader(io.StringIO(header, newline=""), **dialect_of(separator)), [])
+        return next(csv.reader([header], **dialect_of(separator)), [])
     except csv.Error:
         return []

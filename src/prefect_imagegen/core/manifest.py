@@ -3,6 +3,7 @@
 import difflib
 import json
 import shlex
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -176,7 +177,7 @@ def parse_value(name: str, text: str) -> Any:
 
 
 def _refuse_doubled(columns: Sequence[str]) -> None:
-    doubled = sorted({name for name in columns if list(columns).count(name) > 1})
+    doubled = sorted(name for name, count in Counter(columns).items() if count > 1)
     if doubled:
         raise RefusedError(
             "manifest_schema", f"The manifest has several columns named {doubled[0]!r}.", remedy="Rename them."

@@ -66,6 +66,8 @@ class Metadata:
     orientation: int | None = None
     texts: int = 0
     """Bytes of the texts of a PNG."""
+    unpacked: int = 0
+    """Bytes that were unpacked to read a PNG."""
 
     def applied(self, file: PictureFile) -> PictureFile:
         """The file with what its metadata say."""
@@ -135,7 +137,8 @@ def png(data: bytes) -> PictureFile:
 
 def jpeg(data: bytes) -> PictureFile:
     """A JPEG whose head is without application segments (but for those about its colours) and comments."""
-    found, kept, profiles, position = Metadata(), [data[:2]], list[bytes](), 2
+    found, kept, position = Metadata(), [data[:2]], 2
+    exif, profiles = list[bytes](), list[bytes]()
     marker = 0
     while marker != _START_OF_SCAN:
         position = data.find(b"\xff", position)  # what stands between segments is skipped, as libjpeg does
@@ -150,10 +153,14 @@ def jpeg(data: bytes) -> PictureFile:
             raise PictureFileError("its head is damaged, or cut off")
         if marker not in _APPLICATIONS or _is_about_colours(found, marker, data[position + 4 : end]):
             kept.append(data[position:end])
+        elif marker == 0xE1 and data.startswith(_EXIF_START, position + 4, end):
+            exif.append(data[position + 4 + len(_EXIF_START) : end])
         else:
             _note_jpeg_segment(found, profiles, marker, data[position + 4 : end])
         position = end
     kept.append(data[position:])
+    if exif:
+        found.exif = _EXIF_START + b"".join(exif)
     if profiles:
         _join_jpeg_profile(found, profiles)
     return found.applied(PictureFile("JPEG", b"".join(kept), has_more=False))
@@ -227,9 +234,9 @@ def _note_png_chunk(found: Metadata, name: bytes, body: bytes) -> None:
     if name == b"iTXt":
         is_packed, parts = rest[:1] == b"\1", rest[2:].split(b"\0", 2)
         text = parts[2] if len(parts) == 3 else None
-        text = _inflated(text) if is_packed and text is not None else text
+        text = _inflated(found, text) if is_packed and text is not None else text
     else:
-        text = _inflated(rest[1:])
+        text = _inflated(found, rest[1:])
     found.texts += len(text or b"") * (name != b"iCCP")
     if text is None:
         found.is_damaged = True
@@ -244,13 +251,16 @@ def _note_png_chunk(found: Metadata, name: bytes, body: bytes) -> None:
             found.is_damaged = True
 
 
-def _inflated(data: bytes) -> bytes | None:
-    """The text of a compressed chunk; None where it cannot be had, or is larger than others take."""
+def _inflated(found: Metadata, data: bytes) -> bytes | None:
+    """The text of a compressed chunk; None where it cannot be had, or is more than others take."""
+    if found.unpacked > _MOST_TEXT:
+        return None
     inflater = zlib.decompressobj()
     try:
         text = inflater.decompress(data, _MOST_INFLATED)
     except zlib.error:
         return None
+    found.unpacked += len(text)
     return None if inflater.unconsumed_tail else text
 
 
@@ -264,10 +274,8 @@ def _is_about_colours(found: Metadata, marker: int, body: bytes) -> bool:
 
 
 def _note_jpeg_segment(found: Metadata, profiles: list[bytes], marker: int, body: bytes) -> None:
-    """Read what another application segment tells about the picture."""
-    if marker == 0xE1 and body.startswith(_EXIF_START):
-        found.exif += body if not found.exif else body[len(_EXIF_START) :]
-    elif marker == 0xE1 and body.startswith(_JPEG_XMP_START):
+    """Read what an application segment other than EXIF tells about the picture."""
+    if marker == 0xE1 and body.startswith(_JPEG_XMP_START):
         found.xmp = found.xmp or body
     elif marker == 0xE2 and body.startswith(_JPEG_ICC_START):
         profiles.append(body[len(_JPEG_ICC_START) :])

@@ -8,10 +8,10 @@ from typing import Any
 NULL_WORDS = frozenset(
     {
         *("NULL", "null", "NA", "N/A", "n/a", "#N/A", "#N/A N/A", "#NA", "NaN", "nan", "-NaN", "-nan"),
-        *("-1.#IND", "-1.#QNAN", "1.#IND", "1.#QNAN"),
+        *("-1.#IND", "-1.#QNAN", "1.#IND", "1.#QNAN", "<NA>", r"\N"),
     }
 )
-"""Words that programs write into a CSV for a missing value: what pandas and pyarrow read as missing."""
+"""Words that programs write into a CSV for a missing value: what pyarrow reads as such; pandas' own; that of MySQL."""
 _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,4})?")
 _TRUTH = {"true": True, "false": False}
 _MAX_DIGITS = 400

@@ -5,6 +5,7 @@ Sources: TIFF 6.0; its supplements (JPEG, floating-point predictor); BigTIFF as 
 """
 
 import struct
+from collections.abc import Collection
 from typing import NamedTuple
 
 from prefect_imagegen.core.picture_files import Metadata, PictureFile, PictureFileError
@@ -53,28 +54,29 @@ def _first_page(data: bytes) -> PictureFile:
     head = 8 if is_big else 4
     (start,) = struct.unpack_from(order + layout.offset, data, head)
     entries, following = _entries(data, layout, start)
-    found, kept, size = Metadata(), list[_Entry](), dict[int, int]()
+    found, kept, size = Metadata(), dict[int, _Entry](), dict[int, int]()
+    texts = dict[int, memoryview]()
+    view = memoryview(data)  # many entries may point to the same large values
     for entry in entries:
-        values = _values(data, layout, entry)
+        values = _values(view, layout, entry)
         if entry.tag in _SINGLE | _SEVERAL:
             if values is None or (entry.tag in _SINGLE and entry.values != 1):
                 raise PictureFileError(f"its tag {entry.tag} is damaged")
-            kept.append(entry)
+            kept[entry.tag] = entry
         if values is None:
             found.is_damaged = True
         elif entry.tag in (_WIDTH, _HEIGHT, _CHANNELS, _ORIENTATION) and entry.values == 1 and entry.kind in _NUMBERS:
             (size[entry.tag],) = struct.unpack_from(order + _NUMBERS[entry.kind], values)
-        elif entry.tag == _XMP:
-            found.xmp = values
-        elif entry.tag == _ICC_PROFILE:
-            found.icc_profile = values
+        elif entry.tag in (_XMP, _ICC_PROFILE):
+            texts[entry.tag] = values
+    found.xmp, found.icc_profile = bytes(texts.get(_XMP, b"")), bytes(texts.get(_ICC_PROFILE, b""))
     if size.get(_CHANNELS, 1) > _MOST_CHANNELS:
         raise PictureFileError(f"it has {size[_CHANNELS]} channels")
     orientation = size.get(_ORIENTATION)
     found.orientation = orientation if orientation in range(1, 9) else None
     stored = (size[_WIDTH], size[_HEIGHT]) if size.keys() >= {_WIDTH, _HEIGHT} else None
     return found.applied(
-        PictureFile("TIFF", _rewritten(data, layout, head, kept), size=stored, has_more=following != 0)
+        PictureFile("TIFF", _rewritten(data, layout, head, kept.values()), size=stored, has_more=following != 0)
     )
 
 
@@ -90,18 +92,18 @@ def _entries(data: bytes, layout: _Layout, start: int) -> tuple[list[_Entry], in
     return entries, int.from_bytes(after, "little" if layout.order == "<" else "big")
 
 
-def _values(data: bytes, layout: _Layout, entry: _Entry) -> bytes | None:
+def _values(data: memoryview, layout: _Layout, entry: _Entry) -> memoryview | None:
     """The bytes of an entry's values; None where its type is unknown, or the file does not hold them."""
     length = _SIZES.get(entry.kind, 0) * entry.values
     if not length:
         return None
     if length <= len(entry.value):
-        return entry.value[:length]
+        return memoryview(entry.value)[:length]
     (start,) = struct.unpack(layout.order + layout.offset, entry.value)
     return data[start : start + length] if start + length <= len(data) else None
 
 
-def _rewritten(data: bytes, layout: _Layout, head: int, entries: list[_Entry]) -> bytes:
+def _rewritten(data: bytes, layout: _Layout, head: int, entries: Collection[_Entry]) -> bytes:
     """The file with one directory of these entries at its end; all that they point to stays where it is."""
     even = data + b"\0" * (len(data) % 2)
     where = struct.pack(layout.order + layout.offset, len(even))

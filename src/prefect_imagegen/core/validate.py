@@ -234,7 +234,8 @@ class RowValidator:
             return
         for name, limits in spec.fields.items():
             if limits.choices and params[name] not in limits.choices:
-                self.warnings[f"{name} {params[name]!r} is not on the API's page of {model} and is sent as it is"] += 1
+                value = _show(params[name])
+                self.warnings[f"{name} {value} is not on the API's page of {model} and is sent as it is"] += 1
         if len(references) > spec.advised_references:
             self.warnings[f"more than {spec.advised_references} references: other hosts of {model} refuse that"] += 1
 

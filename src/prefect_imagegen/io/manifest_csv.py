@@ -46,13 +46,13 @@ class _CsvFile:
         declared = csv_text.declared_separator(first)
         if declared is not None:
             self._separator, first = declared, self._first_line()
-        header = self._whole_header(first)
+        header = self._whole_header(first, csv_text.SEPARATORS if declared is None else (declared,))
         if declared is None:
             try:
                 self._separator = csv_text.separator_of(header, wanted, usual)
             except csv_text.BadCsvError as error:
                 raise BadTextError(self._lines.first, str(error), "Save it with commas.") from None
-        cells = self._record(iter(io.StringIO(header, newline="")))
+        cells = self._record(iter([header]))  # as one line: what may not be a part of the header is refused
         self.header = csv_text.header_of([cell.removeprefix("\ufeff") for cell in cells or []])
 
     def pieces(self, needed: Collection[str], bounds: Bounds) -> Iterator[Piece]:
@@ -127,7 +127,9 @@ class _CsvFile:
             return BadTextError(line, "the quote that opens here is never closed", "Close it, or double it.")
         if "new-line character" in str(error):
             return BadTextError(
-                lines.first, "a carriage return stands in a cell without quotes", "Quote the cell, or leave it out."
+                lines.first,
+                "a carriage return stands in a cell without quotes, or lines end in several ways",
+                "Quote the cell, or end all lines in the same way.",
             )
         return BadTextError(
             lines.first,
@@ -143,9 +145,12 @@ class _CsvFile:
             self._lines.begin()
         return ""
 
-    def _whole_header(self, first: str) -> str:
+    def _whole_header(self, first: str, separators: Collection[str]) -> str:
         """The record of the header: a quoted name may hold line breaks."""
         self._lines.record[:] = [first]
-        while first.count('"') % 2 and (line := next(self._lines, "")):
-            first += line
-        return first
+        if csv_text.goes_on(first, separators):
+            for line in self._lines:
+                # Only a quote can end the name.
+                if '"' in line and not csv_text.goes_on("".join(self._lines.record), separators):
+                    break
+        return "".join(self._lines.record)

@@ -4,6 +4,7 @@ import bz2
 import gzip
 import io
 import lzma
+import re
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ _UNPACKERS: tuple[tuple[bytes, Callable[[Any], Any]], ...] = (
     (b"\x28\xb5\x2f\xfd", lambda source: pa.CompressedInputStream(source, "zstd")),
 )
 _MARKS = ((b"\xff\xfe\0\0", "utf-32"), (b"\0\0\xfe\xff", "utf-32"), (b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16"))
+_FIRST_LINE = re.compile(rb"""(?:[^"\r\n]|"[^"]*+")*+(\r*\n|\r)""")
 _BUFFER = 2**20
 _DAMAGES = (EOFError, OSError, lzma.LZMAError, zlib.error)
 _AS_UTF8 = "Save it as UTF-8 (in Excel: 'CSV UTF-8')."
@@ -96,8 +98,7 @@ def text_of(source: Any) -> Iterator[io.TextIOWrapper]:
     except _DAMAGES as error:
         raise _damaged(1, error) from error
     encoding = next((name for mark, name in _MARKS if head.startswith(mark)), "utf-8-sig")
-    # Where lines end with line feeds, a lone carriage return is no end of a line, but a part of a cell.
-    text = io.TextIOWrapper(stream, encoding, newline="\r" if b"\r" in head and b"\n" not in head else "\n")
+    text = io.TextIOWrapper(stream, encoding, newline=_line_end(head))
     try:
         yield text
     finally:
@@ -118,6 +119,15 @@ class _Raw(io.RawIOBase):
         data = self._source.read(len(buffer))
         buffer[: len(data)] = data
         return len(data)
+
+
+def _line_end(head: bytes) -> str:
+    """What ends the lines of a text: line feeds, or carriage returns alone, as the first line outside of quotes ends.
+
+    Where it is line feeds, a lone carriage return is no end of a line, but a part of a cell.
+    """
+    match = _FIRST_LINE.match(head.replace(b"\0", b""))
+    return "\r" if match is not None and match[1] == b"\r" else "\n"
 
 
 def _damaged(line: int, error: Exception) -> BadTextError:

@@ -22,6 +22,11 @@ from prefect_imagegen.core.errors import ImagegenError
 Reach = Literal["public", "private", "loopback"]
 REACHES: tuple[Reach, ...] = ("public", "private", "loopback")
 """From the outermost to the innermost."""
+_INSIDE_OF_CLOUDS = tuple(
+    ipaddress.ip_network(network)
+    for network in ("168.63.129.16/32", "192.0.0.0/24", "fd00:ec2::/32", "fec0::/10")  # Azure, Oracle, AWS; site-local
+)
+"""Where clouds keep credentials besides link-local addresses, and what the standard library takes for public."""
 _OFF_WIRE = re.compile(r"[^\x21-\x7e]+")
 """What a request line cannot hold: controls, blanks, and all beyond ASCII."""
 
@@ -32,7 +37,7 @@ class FetchPolicy:
 
     allow_loopback: bool = False
     allow_private: bool = False
-    """Private networks and loopback too; link-local addresses (where clouds keep credentials) never."""
+    """Private networks and loopback too; link-local addresses (where clouds keep credentials) and their kin never."""
     max_bytes: int = 32 * 1024 * 1024
     max_redirects: int = 5
     timeout: float = 30.0
@@ -55,7 +60,7 @@ def reach_of(address: str) -> Reach:
     found = _inner_address(address)
     if found.is_loopback:
         return "loopback"
-    special = found.is_multicast or found.is_reserved or found.is_unspecified
+    special = found.is_multicast or found.is_reserved or found.is_unspecified or _is_inside_of_clouds(found)
     return "public" if found.is_global and not special else "private"
 
 
@@ -69,7 +74,8 @@ def check_address(address: str, policy: FetchPolicy, deepest: Reach = "loopback"
     if reach == "public" or (reach == "loopback" and is_allowed and (policy.allow_loopback or policy.allow_private)):
         return
     found = _inner_address(address)
-    if is_allowed and policy.allow_private and found.is_private and not (found.is_link_local or found.is_unspecified):
+    is_barred = found.is_link_local or found.is_unspecified or _is_inside_of_clouds(found)
+    if is_allowed and policy.allow_private and found.is_private and not is_barred:
         return
     raise FetchError(
         "reference_forbidden",
@@ -87,6 +93,10 @@ def _inner_address(address: str) -> ipaddress.IPv4Address | ipaddress.IPv6Addres
             inner = ipaddress.IPv4Address(int(found) & 0xFFFFFFFF)
         found = inner or found
     return found
+
+
+def _is_inside_of_clouds(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
+    return any(address in network for network in _INSIDE_OF_CLOUDS)
 
 
 class GuardedResolver(AbstractResolver):
