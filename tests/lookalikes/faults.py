@@ -279,6 +279,13 @@ class HidesAbsence(Fault):
         return Answer(403) if call.method == "HEAD" else refusal(403, "AccessDenied", "Access Denied")
 
 
+class RefusesLists(Fault):
+    """Lets nobody list."""
+
+    async def before(self, call: Call) -> Answer | None:
+        return refusal(403, "AccessDenied", "Access Denied") if call.is_list else None
+
+
 class ForgetsTypes(Fault):
     """Gives every object the same content type."""
 

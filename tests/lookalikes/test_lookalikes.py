@@ -6,6 +6,9 @@ from collections.abc import Callable
 
 import pytest
 
+from prefect_imagegen.app.doctor import examine
+from prefect_imagegen.app.options import GenerateOptions
+from prefect_imagegen.app.settings import BackendSettings, StoreSettings
 from prefect_imagegen.core.errors import RefusedError, StoreError
 from prefect_imagegen.io.object_store import FsspecObjectStore, open_object_store
 from prefect_imagegen.io.store_kind import claim_kind, read_kind
@@ -172,3 +175,14 @@ async def test_a_busy_store_is_asked_again_and_then_said_to_be_busy(look_alike, 
     error = await failure(opened(look_alike(faults.SlowsDown(10**9))).put("y", b"1"))
     assert error.kind == "store_busy"
     assert "--max-in-flight" in error.remedy
+
+
+async def test_doctor_leaves_no_probe_where_it_may_not_list(look_alike) -> None:
+    """A store that takes the probe and refuses a later look at it is left as it was."""
+    started = look_alike(faults.RefusesLists())
+    settings = StoreSettings(started.url, started.options)
+    checks = [check async for check in examine(settings, BackendSettings("sandbox"), GenerateOptions())]
+    assert (checks[0].name, checks[0].state) == ("store", "fail")
+    written = {call.key for call in started.proxy.calls if call.is_put}
+    removed = {call.key for call in started.proxy.calls if call.method == "DELETE"}
+    assert written == removed != set()

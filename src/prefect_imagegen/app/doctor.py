@@ -96,6 +96,8 @@ async def _store(store: FsspecObjectStore, url: str) -> AsyncIterator[Check]:
         head = await store.head(probe)
     except StoreError as error:
         yield Check("store", "fail", error.message, error.remedy)
+        with suppress(StoreError):
+            await store.delete(probe)
         return
     if same and listed and head is not None:
         yield Check("store", "ok", f"{store.url} can be written, read and listed")
