@@ -241,6 +241,16 @@ def test_a_folder_of_spark_is_read_as_duckdb_reads_it(tmp_path) -> None:
     assert ours == sorted(by_duckdb(query), key=lambda row: row["prompt"])
 
 
+def test_other_tables_of_a_folder_are_told(tmp_path) -> None:
+    """Tables of a folder that are no Parquet are not read, and a warning names them; descriptions in JSON are none."""
+    pq.write_table(pa.table({"prompt": ["a"]}), tmp_path / "a.parquet")
+    for name in ("more.csv", "more.jsonl", "dataset_info.json", "_hidden.csv"):
+        (tmp_path / name).write_text("prompt\nb\n")
+    rows, summary = plan(tmp_path)
+    assert [row["prompt"] for row in rows] == ["a"]
+    assert [text for text in summary.warnings if text.endswith("are not: more.csv, more.jsonl")]
+
+
 def test_a_partition_may_feed_a_field(tmp_path) -> None:
     """A partition folder that is named like a field feeds it."""
     for seed in (7, 8):

@@ -30,6 +30,7 @@ from prefect_imagegen.io.manifests import Manifest
 from prefect_imagegen.ports import ObjectStore
 
 PLAN_FORMAT = 1
+_SHOWN_FILES = 5
 PlannedRow = ValidRow | list[RowError]
 
 
@@ -74,6 +75,11 @@ class Planner:
             self.summary.warnings[f"columns of bytes are left out (--carry COLUMN takes one along): {names}"] = (
                 self.summary.rows
             )
+        if others := self._manifest.passed_over:
+            names = ", ".join(others[:_SHOWN_FILES]) + (", ..." if len(others) > _SHOWN_FILES else "")
+            self.summary.warnings[
+                f"the folder is read for Parquet only; {len(others)} other tables are not: {names}"
+            ] = self.summary.rows
         self.summary.warnings.update(self._manifest.remarks.texts())
         if self._references is not None:
             self.summary.warnings.update(self._references.remembered)

@@ -72,6 +72,8 @@ class ManifestFiles:
         self.url = redact(url)
         self.folder = ""
         """The manifest's folder as a URI, where the manifest is one."""
+        self.passed_over: tuple[str, ...] = ()
+        """Names of other tables in the folder, which is read for Parquet only."""
         options = dict(storage_options or {})
         if url.startswith(("s3://", "s3a://")):
             options = s3_options(options)
@@ -108,6 +110,10 @@ class ManifestFiles:
             self._refuse_logs(names, path)
             names = [name for name in names if not _is_hidden(name[len(path) :])]
             paths = [name for name in names if self._is_parquet(name)]
+            # A .json beside Parquet files is a description of them, as a rule.
+            tables = [name for name in names if _SUFFIXES.get(_suffix(name)) in {"csv", "jsonl"}]
+            tables = [name for name in tables if _suffix(name) != ".json"]
+            self.passed_over = tuple(redact(PurePosixPath(name).name) for name in sorted(tables))
             if not paths:
                 raise self._not_found(f"matches no file (a folder is read for *.parquet){_others(names, self.url)}")
         elif self.fs.exists(path):

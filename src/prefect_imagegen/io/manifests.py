@@ -34,6 +34,7 @@ class Manifest:
     def __init__(self, url: str, storage_options: Mapping[str, Any] | None = None) -> None:
         self._found = ManifestFiles(url, storage_options)
         self.url = self._found.url
+        self.passed_over = self._found.passed_over
         self.remarks = Remarks()
         """What was left out or looks odd in the rows read so far."""
         self._wanted: Collection[str] = ()
