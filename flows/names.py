@@ -23,9 +23,14 @@ def artifact_key(kind: str, store: str) -> str:
     own. Keys hold lower case letters, digits and dashes only.
     """
     if deployment.id is not None and deployment.name:
-        return f"imagegen-{kind}-{_slug(str(deployment.name))}"
-    digest = hashlib.sha256(store.rstrip("/").encode()).hexdigest()[:6]
-    return f"imagegen-{kind}-{_slug(_last_part(store))}-{digest}"
+        name = str(deployment.name)
+        # Names of other scripts lose their letters in a key: a digest keeps them apart.
+        return f"imagegen-{kind}-{_slug(name)}" + ("" if name.isascii() else f"-{_digest(name)}")
+    return f"imagegen-{kind}-{_slug(_last_part(store))}-{_digest(store.rstrip('/'))}"
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:6]
 
 
 def _last_part(url: str) -> str:

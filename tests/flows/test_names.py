@@ -2,6 +2,7 @@
 
 import re
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -20,6 +21,20 @@ def test_stores_have_keys_of_their_own() -> None:
     stores = ["s3://a/images", "s3://b/images", "/srv/images", "images", "s3://a/images/x"]
     assert len({artifact_key("summary", store) for store in stores}) == len(stores)
     assert artifact_key("summary", "s3://a/images/") == artifact_key("summary", "s3://a/images")
+
+
+@pytest.mark.parametrize(
+    ("names", "keys"),
+    [(["nightly", "Nightly run"], ["nightly", "nightly-run"]), (["夜間", "週次"], ["run-341fea", "run-093ece"])],
+)
+def test_deployments_have_keys_of_their_own(names: list[str], keys: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The key of a deployment's artifacts has its name; names that a key cannot hold are told apart by a digest."""
+    made = []
+    for name in names:
+        monkeypatch.setenv("PREFECT__RUNTIME__DEPLOYMENT__ID", "1")
+        monkeypatch.setenv("PREFECT__RUNTIME__DEPLOYMENT__NAME", name)
+        made.append(artifact_key("summary", "s3://a"))
+    assert made == [f"imagegen-summary-{key}" for key in keys]
 
 
 def test_nothing_secret_is_in_a_key() -> None:
