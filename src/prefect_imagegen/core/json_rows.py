@@ -7,6 +7,8 @@ from typing import Any
 
 import pyarrow as pa
 
+from prefect_imagegen.core.scalars import is_encodable
+
 _INT64 = range(-(2**63), 2**63)
 _EXACT = range(-(2**53), 2**53 + 1)
 """Integers that a double holds exactly."""
@@ -27,7 +29,7 @@ def row_of(line: str) -> dict[str, Any]:
     if not isinstance(row, dict):
         raise BadJsonError(f"it is no JSON object, but {_what(row)}")
     for name in row:
-        if not name.isascii() and not _encodable(name):
+        if not name.isascii() and not is_encodable(name):
             raise BadJsonError(f"the name {name!a} holds half a character (a lone surrogate)")
     return row
 
@@ -58,14 +60,6 @@ def carried_array(values: Iterable[Any], kind: pa.DataType) -> pa.Array:
     if pa.types.is_string(kind):
         return pa.array([None if value is None else _as_text(value) for value in values], kind)
     return pa.array(list(values), kind)
-
-
-def _encodable(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _as_text(value: Any) -> str:

@@ -58,3 +58,12 @@ def scalar_of(text: str) -> str | int | float | bool:
     """The value of a text for a field that no model describes: a number, a truth value, or the text itself."""
     number, truth = number_of(text), truth_of(text)
     return truth if truth is not None else number if number is not None else text
+
+
+def is_encodable(text: str) -> bool:
+    """Whether UTF-8 can hold the text: a lone surrogate, half a character, it cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -24,7 +24,7 @@ from prefect_imagegen.core.references import (
     unescaped,
 )
 from prefect_imagegen.core.request import GenerationRequest, Reference, derive_seed
-from prefect_imagegen.core.scalars import number_of, scalar_of, truth_of
+from prefect_imagegen.core.scalars import is_encodable, number_of, scalar_of, truth_of
 from prefect_imagegen.core.tally import Tally
 
 MAX_PROMPT_BYTES = 64_000
@@ -358,13 +358,5 @@ def _show(value: Any) -> str:
     """The value for people: short, and without secrets."""
     if value is None:
         return "nothing"
-    text = redact(ascii(value) if isinstance(value, str) and not _encodable(value) else repr(value))
+    text = redact(ascii(value) if isinstance(value, str) and not is_encodable(value) else repr(value))
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}… ({len(text)} characters)"
-
-
-def _encodable(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
