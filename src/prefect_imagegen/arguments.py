@@ -122,6 +122,7 @@ def generate_options(function: Callable[..., T]) -> Callable[..., T]:
         ),
         click.option("--max-reference-megapixels", type=float, metavar="N", help="Refuse larger ones. [default: 64]"),
         click.option("--allow-private-references", is_flag=True, help="Fetch from private networks too."),
+        click.option("--allow-local-references", is_flag=True, help="A manifest elsewhere may name files here."),
         click.option("--keep-references", is_flag=True, help="Keep the references in the store."),
         json_option,
         store_options,
@@ -201,7 +202,7 @@ def options_of(given: Mapping[str, Any]) -> GenerateOptions:
         *("limit", "max_attempts", "deadline", "max_failure_rate", "on_invalid"),
         *("max_cost_usd", "on_unknown", "history_lag", "drain_seconds"),
         *("reference_identity", "reference_transport", "check_references", "max_reference_megapixels"),
-        *("allow_private_references", "keep_references"),
+        *("allow_private_references", "allow_local_references", "keep_references"),
         *("endpoint_limit", "profile", "strict_parameters", "weights", "weights_license"),
     )
     values = {name: parse_value(name, text) for name, text in _pairs(given["values"], "--set").items()}

@@ -22,7 +22,9 @@ from prefect_imagegen.core.references import (
         ("../a b#1.png", "s3://bucket/m", "s3://bucket/a b#1.png"),
         ("./a.png", "file:///data/m", "file:///data/m/a.png"),
         ("../../a.png", "file:///data/m", "file:///a.png"),
-        ("/data/a.png", "s3://bucket/m", "file:///data/a.png"),
+        ("/data/a.png", "file:///m", "file:///data/a.png"),
+        ("/data/a.png", "https://example.com/m", "https://example.com/data/a.png"),
+        ("../../../../etc/a.png", "https://example.com/m", "https://example.com/etc/a.png"),
         ("a.png", "https://example.com/m", "https://example.com/m/a.png"),
         ("https://example.com/a.png?x=1", "s3://bucket/m", "https://example.com/a.png?x=1"),
         ("gs://bucket/a.png", "", "gs://bucket/a.png"),
@@ -32,6 +34,67 @@ from prefect_imagegen.core.references import (
 def test_where_references_lie(value: str, base: str, uri: str) -> None:
     """A URL stays as it is; a path starts from the manifest's folder."""
     assert locate(value, base) == uri
+
+
+ELSEWHERE = ("s3://bucket/m/n", "gs://bucket/m", "az://box/m", "https://host.example/m", "memory://m/n")
+
+
+@pytest.mark.parametrize("base", ELSEWHERE)
+@pytest.mark.parametrize("value", ["file:///etc/passwd", "FILE:///etc/passwd", "file:etc", "/etc/passwd"])
+def test_files_of_this_machine_are_for_manifests_of_this_machine(value: str, base: str) -> None:
+    """A manifest that lies elsewhere names no file of this machine, unless that is allowed."""
+    try:
+        uri = locate(value, base)
+    except BadReferenceError as error:
+        uri = f"refused: {error}"
+    assert not uri.startswith("file:")
+    if value != "file:etc" and not base.startswith("https"):
+        assert "--allow-local-references" in uri
+        assert locate(value, base, allow_local=True).startswith("file:///etc/passwd")
+
+
+@given(
+    st.lists(
+        st.sampled_from(
+            [
+                "..",
+                ".",
+                "",
+                "a.png",
+                "other-bucket",
+                "%2e%2e",
+                "%2F",
+                "..%2f",
+                "\\\\",
+                "..\\..",
+                "@",
+                "host.example",
+                "x y",
+                ":",
+            ]
+        ),
+        min_size=1,
+        max_size=7,
+    ),
+    st.sampled_from(ELSEWHERE),
+)
+def test_no_path_leads_out(parts: list[str], base: str) -> None:
+    """However a path is spelled, it stays in the manifest's bucket, or at its host, or it is refused."""
+    try:
+        uri = locate("/".join(parts), base)
+    except BadReferenceError:
+        return
+    if "://" not in "/".join(parts) and not "/".join(parts).startswith("//"):
+        assert uri.startswith("/".join(base.split("/")[:3]) + "/")
+
+
+@pytest.mark.parametrize(
+    "value", ["../../other/a.png", "../../../other/a.png", "n/../../../other/m/a.png", "../..", "../../", "/../other/x"]
+)
+def test_no_way_into_another_bucket(value: str) -> None:
+    """A path that climbs above the bucket is refused, wherever it would lead."""
+    with pytest.raises(BadReferenceError):
+        locate(value, "s3://bucket/m")
 
 
 @given(st.text(max_size=40), st.sampled_from(["s3://bucket/m", "file:///data", "https://host/m"]))

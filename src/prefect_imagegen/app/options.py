@@ -173,6 +173,11 @@ class GenerateOptions(BaseModel):
         title="Allow private references",
         description="Fetch http(s) references from private networks and this machine too.",
     )
+    allow_local_references: bool = Field(
+        False,
+        title="Allow local references",
+        description="A manifest in a bucket or on the web may name files of the machine that runs it.",
+    )
     keep_references: bool = Field(
         False, title="Keep references", description="Keep the references of the images made in the store."
     )
@@ -191,4 +196,5 @@ class GenerateOptions(BaseModel):
             weights,
             self.strict_parameters,
             self.carry,
+            self.allow_local_references,
         )

@@ -44,6 +44,8 @@ class ManifestOptions:
     """Whether a row that asks for what the profile cannot do is an error."""
     carry: Sequence[str] = ()
     """Columns of bytes that come through to the metadata all the same."""
+    allow_local_references: bool = False
+    """Whether a manifest that does not lie on this machine may name files of it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,12 +30,24 @@ class BusyReason(str):
     __slots__ = ()
 
 
-def locate(value: str, base: str) -> str:
+def locate(value: str, base: str, *, allow_local: bool = False) -> str:
     """The URI of a reference as the manifest spells it; `base` is the folder of the manifest, as a URI.
 
     An address stays as it is, byte for byte, but for a scheme in capitals; one without its scheme (`//host/a.png`) is
-    an https one. Raises BadReferenceError.
+    an https one. A path stays at the manifest's host, or in its bucket. Files of this machine are for manifests of this
+    machine (base `file://`, or none), unless `allow_local`: who writes a manifest somewhere else need not be somebody
+    who may read them. Raises BadReferenceError.
     """
+    uri = _located(value, base)
+    if uri.startswith("file://") and family(base) != "file" and not allow_local:
+        raise BadReferenceError(
+            "it is a file of this machine, and the manifest is not; a manifest of your own may name such files with"
+            " --allow-local-references"
+        )
+    return uri
+
+
+def _located(value: str, base: str) -> str:
     value = f"https:{value}" if _NO_SCHEME.match(value) else value
     try:
         parts = urlsplit(value)
@@ -125,12 +137,21 @@ def _check_host(parts: SplitResult) -> None:
 
 
 def _below(path: str, base: str) -> str:
+    if is_web(base):
+        return _at_host(path, base)
     if path.startswith("/"):
         return f"file://{path}"
-    if is_web(base):
-        return urljoin(f"{base}/", path)
     scheme, _, folder = base.partition("://")
     whole = posixpath.normpath(f"{folder}/{path}")
-    if whole.startswith("..") or (scheme != "file" and "/" not in whole):
+    bucket, _, inner = whole.partition("/")
+    if whole.startswith("..") or (scheme != "file" and (not inner or bucket != folder.partition("/")[0])):
         raise BadReferenceError(f"the path leads out of {base}")
     return f"{scheme}://{whole}"
+
+
+def _at_host(path: str, base: str) -> str:
+    """The address that a path has for a manifest of the web: one of the same host."""
+    uri = urljoin(f"{base}/", path)
+    if urlsplit(uri)[:2] != urlsplit(base)[:2]:
+        raise BadReferenceError(f"the path leads out of {base}")
+    return uri

@@ -159,10 +159,13 @@ class RowValidator:
             return []
         try:
             cells = self._reference_cells(self._cell(row, "image_urls"))
-            uris = [unescaped(locate(text, self.base)) for text in reference_texts(cells)]
+            uris = [unescaped(self._locate(text)) for text in reference_texts(cells)]
         except BadReferenceError:
             return []
         return [uri for uri in uris if self._is_by_content(uri)]
+
+    def _locate(self, text: str) -> str:
+        return locate(text, self.base, allow_local=self.options.allow_local_references)
 
     def _is_by_content(self, uri: str) -> bool:
         return self.options.reference_identity == "content" or not is_web(uri)
@@ -180,7 +183,7 @@ class RowValidator:
 
     def _reference(self, text: str) -> Reference:
         try:
-            uri = locate(text, self.base)
+            uri = self._locate(text)
         except BadReferenceError as error:
             raise _BadValueError(f"{redact(text)}: {error}") from None
         if not self._is_by_content(uri):
