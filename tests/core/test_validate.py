@@ -381,6 +381,16 @@ def test_credentials_in_a_reference_are_refused_and_hidden() -> None:
     assert "hunter2" not in str(error)
 
 
+@pytest.mark.parametrize("value", [float(2**53), 1e16, 9.3e18])
+def test_a_seed_that_lost_digits_is_refused(value: float) -> None:
+    """A large seed or id that came as a float may have been another one: it is refused, and nothing is bought."""
+    for row, options in (({**CUP, "seed": value}, {}), ({**CUP, "sku": value}, {"id_column": "sku"})):
+        errors = validator(row, **options).validate(0, row)
+        assert isinstance(errors, list)
+        assert "has lost digits" in errors[0].reason
+    assert isinstance(validator({**CUP, "seed": 1}).validate(0, {**CUP, "seed": float(2**53 - 1)}), ValidRow)
+
+
 def facts(name: str) -> ReferenceFacts:
     return ReferenceFacts(hashlib.sha256(name.encode()).hexdigest(), len(name))
 

@@ -15,6 +15,7 @@ NULL_WORDS = frozenset(
 _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,4})?")
 _TRUTH = {"true": True, "false": False}
 _MAX_DIGITS = 400
+_EXACT_FLOATS = 2**53
 
 
 def number_of(value: Any) -> int | float | None:
@@ -32,6 +33,11 @@ def number_of(value: Any) -> int | float | None:
     if isinstance(value, int) or (isinstance(value, float) and math.isfinite(value)):
         return value
     return None
+
+
+def has_lost_digits(value: Any) -> bool:
+    """Whether a whole number may have been another one before it became a float, which holds 53 bits."""
+    return isinstance(value, float) and abs(value) >= _EXACT_FLOATS
 
 
 def _spelled(text: str) -> Decimal | None:

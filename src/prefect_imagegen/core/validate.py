@@ -24,7 +24,7 @@ from prefect_imagegen.core.references import (
     unescaped,
 )
 from prefect_imagegen.core.request import GenerationRequest, Reference, derive_seed
-from prefect_imagegen.core.scalars import is_encodable, number_of, scalar_of, truth_of
+from prefect_imagegen.core.scalars import has_lost_digits, is_encodable, number_of, scalar_of, truth_of
 from prefect_imagegen.core.tally import Tally
 
 MAX_PROMPT_BYTES = 64_000
@@ -32,6 +32,7 @@ MAX_PROMPT_BYTES = 64_000
 MAX_EXPLICIT_SEED = 2**63 - 1
 _SLUG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _SHOWN = 80
+_LOST = "is a floating-point number of 2**53 or more, which has lost digits; write the column as integers or as text"
 _NO_FREE_TEXT = frozenset({"model", "seed"}).union(
     name
     for spec in MODELS.values()
@@ -109,11 +110,7 @@ class RowValidator:
         prompt = attempt("prompt", _prompt)
         references = (attempt("image_urls", self._references) or ()) if self.is_fed("image_urls") else ()
         seed = attempt("seed", _seed)
-        row_id = None
-        if self.options.id_column:
-            row_id = _text_id(row.get(self.options.id_column))
-            if row_id is None:
-                errors.append(RowError(index, self.options.id_column, "null", "the id is missing"))
+        row_id = self._row_id(index, row, errors)
         params: dict[str, Any] = {"prompt": prompt}
         if model is not None:
             self.models[model] += 1
@@ -133,6 +130,19 @@ class RowValidator:
         params["seed"] = derive_seed(row_id=row_id, prompt=prompt, references=references) if seed is None else seed
         profile = self.options.profile.name if self.options.profile else None
         return ValidRow(GenerationRequest(model, params, references, profile, self.options.weights), row_id)
+
+    def _row_id(self, index: int, row: Mapping[str, Any], errors: list[RowError]) -> str | None:
+        """The row's own identity; what is wrong with it is added to the errors."""
+        column = self.options.id_column
+        if not column:
+            return None
+        cell = row.get(column)
+        row_id = _text_id(cell)
+        if row_id is None:
+            errors.append(RowError(index, column, "null", "the id is missing"))
+        elif has_lost_digits(cell):
+            errors.append(RowError(index, column, _show(cell), f"the id {_LOST}"))
+        return row_id
 
     def _undrawable(self, index: int, params: Mapping[str, Any]) -> list[RowError]:
         """What workers of one's own cannot do: draw without a size, and with --strict-parameters all they ignore."""
@@ -340,6 +350,8 @@ def _seed(value: Any) -> int | None:
     number = number_of(value)
     if number is None or number != int(number):
         raise _BadValueError(f"the seed must be a whole number{_point(value)}")
+    if has_lost_digits(number):
+        raise _BadValueError(f"the seed {_LOST}")
     seed = int(number)
     if seed == -1:
         return None
