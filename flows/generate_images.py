@@ -25,6 +25,7 @@ from prefect_imagegen.flows import states
 from prefect_imagegen.flows.artifacts import publish_summary, showing_progress
 from prefect_imagegen.flows.deployed_store import absolute, refuse_fleeting
 from prefect_imagegen.flows.names import TAG, run_name
+from prefect_imagegen.flows.parameter_secrets import refuse_secrets
 from prefect_imagegen.tasks import finish_run, generate_shard, plan_run
 
 
@@ -147,9 +148,11 @@ async def _plan(
     manifest: str, store: str, backend: str, options: GenerateOptions | None, parent_run_id: str | None
 ) -> Prepared:
     ticket = uuid.uuid4().hex
+    options = options or GenerateOptions()
+    refuse_secrets(manifest, store, options)
     place = await resolve_store(store)
     refuse_fleeting(place)
-    registry.jobs[ticket] = Job(manifest, place, await resolve_backend(backend), options or GenerateOptions())
+    registry.jobs[ticket] = Job(manifest, place, await resolve_backend(backend), options)
     state: State[Any] = await plan_run(ticket, parent_run_id, return_state=True)  # type: ignore[misc]
     if isinstance(state.data, RefusedError):
         raise state.data

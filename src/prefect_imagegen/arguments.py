@@ -16,10 +16,10 @@ from prefect_imagegen.console import quiet_prefect
 from prefect_imagegen.core.errors import RefusedError
 from prefect_imagegen.core.manifest import parse_value
 from prefect_imagegen.core.profiles import DEFAULT_PROFILE, PROFILES
+from prefect_imagegen.core.secrets import FROM_ENVIRONMENT, secret_option
 
 T = TypeVar("T")
 _BLOCK = re.compile(r"^(segmind|gpu-worker-pool|image-store)/[A-Za-z0-9-]+$")
-_SECRET = re.compile(r"key|secret|token|password|connection_string", re.IGNORECASE)
 
 
 def store_options(function: Callable[..., T]) -> Callable[..., T]:
@@ -154,31 +154,40 @@ def backend_of(given: Mapping[str, Any]) -> BackendSettings:
 
 
 def parse_storage_options(pairs: Sequence[str], option: str = "--storage-option") -> dict[str, Any]:
-    """The options of `K=V` pairs: `env:NAME` is taken from the environment, JSON is parsed, else it is text.
+    """The options of `K=V` pairs: JSON or text; `env:NAME` is taken from the environment, also within JSON.
 
     Raises RefusedError for a secret in clear, or a variable that is not set.
     """
     found: dict[str, Any] = {}
     for name, text in _pairs(pairs, option).items():
-        if text.startswith("env:"):
-            variable = text[len("env:") :]
-            if variable not in os.environ:
-                raise RefusedError("bad_option", f"{option} {name}: {variable} is not set.", remedy="Export it.")
-            found[name] = os.environ[variable]
-            continue
         try:
             value = json.loads(text)
         except ValueError:
             value = text
-        inner = value if isinstance(value, dict) else {}
-        if any(_SECRET.search(one) for one in (name, *inner)):
+        secret = secret_option({name: value})
+        if secret is not None:
             raise RefusedError(
                 "secret_in_clear",
-                f"{option} {name} looks like a secret, which every user of this machine could read.",
-                remedy=f"Put it into the environment and write {name}=env:NAME.",
+                f"{option} {secret} looks like a secret, which every user of this machine could read.",
+                remedy="Put it into the environment and write "
+                + (f"{name}=env:NAME." if secret == name else "env:NAME in its place."),
             )
-        found[name] = value
+        found[name] = _from_environment(value, f"{option} {name}")
     return found
+
+
+def _from_environment(value: Any, option: str) -> Any:
+    """A value with what the environment holds for each `env:NAME` in it."""
+    if isinstance(value, dict):
+        return {name: _from_environment(inner, option) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_from_environment(inner, option) for inner in value]
+    if not isinstance(value, str) or not value.startswith(FROM_ENVIRONMENT):
+        return value
+    variable = value.removeprefix(FROM_ENVIRONMENT)
+    if variable not in os.environ:
+        raise RefusedError("bad_option", f"{option}: {variable} is not set.", remedy="Export it.")
+    return os.environ[variable]
 
 
 def _pairs(pairs: Sequence[str], option: str) -> dict[str, str]:

@@ -30,6 +30,8 @@ from prefect_imagegen.console import (
     showing_progress,
 )
 from prefect_imagegen.core.errors import RefusedError
+from prefect_imagegen.core.redact import redact
+from prefect_imagegen.core.secrets import holds_secret
 from prefect_imagegen.ending import Ended, planned, print_json, telling
 from prefect_imagegen.maintenance import COMMANDS, OLD_NAMES
 from prefect_imagegen.serving import serve
@@ -150,11 +152,12 @@ def _run_flow(console: Console, prepared: Prepared, store: str, backend: str) ->
     registry.prepared[prepared.run_id] = prepared
     with showing_progress(console, prepared.run_id, prepared.summary.to_make):
         _reach_prefect()
+        # What holds a secret stays in the registry, for Prefect's server keeps parameters.
+        manifest = prepared.job.manifest
         state: Any = generate_images(
-            prepared.job.manifest,
-            store,
+            redact(manifest) if holds_secret(manifest) else manifest,
+            redact(store) if holds_secret(store) else store,
             backend,
-            # Options of file systems may hold secrets: they stay in the registry.
             prepared.job.options.model_copy(update={name: {} for name in SECRET_OPTIONS}),
             run_id=prepared.run_id,
             return_state=True,

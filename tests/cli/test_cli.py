@@ -6,7 +6,10 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import httpx
@@ -161,6 +164,18 @@ REFUSED = {
     "unknown backend": (("good.parquet", "--backend", "dalle"), "'dalle'"),
     "bad option": (("good.parquet", "--max-in-flight", "0"), "--max-in-flight"),
     "secret in clear": (("good.parquet", "--storage-option", "secret=abc"), "secret=env:NAME"),
+    "secret within": (
+        ("good.parquet", "--storage-option", 'client_kwargs={"config": {"aws_secret_access_key": "abc"}}'),
+        "client_kwargs.config.aws_secret_access_key looks like a secret",
+    ),
+    "secret address": (
+        ("good.parquet", "--storage-option", "endpoint_url=http://user:hunter2@host"),
+        "endpoint_url looks like a secret",
+    ),
+    "unset variable within": (
+        ("good.parquet", "--storage-option", 'client_kwargs={"secret": "env:NOT_SET_ANYWHERE"}'),
+        "NOT_SET_ANYWHERE is not set",
+    ),
     "unset variable": (("good.parquet", "--storage-option", "key=env:NOT_SET_ANYWHERE"), "NOT_SET_ANYWHERE is not set"),
 }
 
@@ -382,3 +397,23 @@ def test_generate_with_a_pool(images_engine: Any, tmp_path: Path) -> None:
     refused = call("reconcile", *pool, folder=tmp_path)
     assert refused.returncode == 2
     assert "GPU workers keep no request history" in refused.stderr
+
+
+@pytest.mark.prefect
+@pytest.mark.timeout(400)
+def test_a_signed_manifest_leaves_no_trace(tmp_path: Path) -> None:
+    """The signature of a manifest's address is nowhere afterwards: not in Prefect's database, the store, the output."""
+    served = tmp_path / "served"
+    served.mkdir()
+    manifest(served)
+    handler = partial(SimpleHTTPRequestHandler, directory=str(served))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}/prompts.parquet?X-Amz-Signature=hunter2"
+        found = call("generate", address, "--store", "out", "--backend", "sandbox", folder=tmp_path)
+        server.shutdown()
+    assert found.returncode == 0, found.stderr
+    assert len(list((tmp_path / "out" / "images").rglob("*.png"))) == 2
+    assert b"prompts.parquet" in (tmp_path / "prefect-home" / "prefect.db").read_bytes()
+    kept = [path for path in tmp_path.rglob("*") if path.is_file() and b"hunter2" in path.read_bytes()]
+    assert (kept, "hunter2" in found.stdout + found.stderr) == ([], False)

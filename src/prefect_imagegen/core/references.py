@@ -13,7 +13,13 @@ CheckReferences = Literal["all", "sample", "none"]
 OBJECT_SCHEMES = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss"})
 _ONE_NAME = {"s3a": "s3", "gcs": "gs", "abfs": "az", "abfss": "az"}
 WEB_SCHEMES = frozenset({"http", "https"})
-_SIGNED = re.compile(r"(^|[?&])(x-amz-|x-goog-|sig=|signature=|awsaccesskeyid=|token=|se=.*&sp=)", re.IGNORECASE)
+_SIGNED = re.compile(
+    r"[?&](x-(amz|goog|oss|cos|bce|ms)-|q-sign|sig=|signature=|awsaccesskeyid=|ossaccesskeyid=|googleaccessid=|"
+    r"([a-z_]*[_-])?token=|api_?key=|auth(_?key|orization)?=|jwt=|hmac=|credentials?=|passw(or)?d=|secret=|"
+    r"se=.*&sp=|policy=.*&key-pair-id=)",
+    re.IGNORECASE,
+)
+"""Queries that open a door, as clouds and CDNs write them."""
 _ESCAPED = re.compile("&(?:(?:amp|#38|#x26);)+", re.IGNORECASE)
 _NO_SCHEME = re.compile(r"//[^/\s]+\.[A-Za-z]{2,}(?::\d+)?/")
 _LONGEST_LABEL, _LONGEST_HOST = 63, 253

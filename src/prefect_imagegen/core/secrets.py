@@ -1,0 +1,53 @@
+"""What looks like a secret in options and addresses, so that it is asked for where nobody stores or sees it. Pure."""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+from urllib.parse import urlsplit
+
+from prefect_imagegen.core.references import is_signed
+
+_NAMES = re.compile(
+    r"(^|[_-])(key|keys|pwd|sas|auth|jwt)($|[_-])|secret|token|passw|credential|connection_?string|signature|bearer|"
+    r"api_?key|account_?key|authorization|cookie",
+    re.IGNORECASE,
+)
+FROM_ENVIRONMENT = "env:"
+"""With this begins a value that stands for a variable of the environment."""
+_NO_SECRETS = frozenset({"", "anon", "anonymous", "cloud", "google_default", "cache", "browser", "default"})
+"""Values of such options that name a way to get credentials, as gcsfs and adlfs take them."""
+
+
+def secret_option(options: Mapping[str, Any]) -> str | None:
+    """The first option that looks like a secret, at any depth, as `client_kwargs.aws_secret_access_key`; None if none.
+
+    An address with a password or a signature is one, whatever its option is called.
+    """
+    return _secret_in(options, "")
+
+
+def holds_secret(address: str) -> bool:
+    """Whether an address holds a user part or a signature."""
+    try:
+        user = urlsplit(address).username if "://" in address else None
+    except ValueError:  # no URL: it opens nothing
+        return False
+    return user is not None or is_signed(address)
+
+
+def _secret_in(value: Any, name: str) -> str | None:
+    if isinstance(value, Mapping):
+        pairs = [(f"{name}.{inner}" if name else str(inner), one) for inner, one in value.items()]
+    elif isinstance(value, Sequence) and not isinstance(value, str | bytes):
+        pairs = [(name, one) for one in value]
+    else:
+        return name if _is_secret(name.rpartition(".")[2], value) else None
+    return next(filter(None, (_secret_in(one, inner) for inner, one in pairs)), None)
+
+
+def _is_secret(name: str, value: Any) -> bool:
+    if isinstance(value, bytes):
+        return _NAMES.search(name) is not None
+    if not isinstance(value, str) or value.lower() in _NO_SECRETS or value.startswith(FROM_ENVIRONMENT):
+        return False
+    return _NAMES.search(name) is not None or holds_secret(value)

@@ -1,0 +1,37 @@
+"""Secrets do not become parameters, which Prefect's server keeps."""
+
+from typing import Any
+
+import pytest
+
+from prefect_imagegen.app.options import GenerateOptions
+from prefect_imagegen.core.errors import RefusedError
+from prefect_imagegen.flows.parameter_secrets import refuse_secrets
+
+
+@pytest.mark.parametrize(
+    ("manifest", "store", "options", "named"),
+    [
+        ("https://host/a.csv?X-Amz-Signature=hunter2", "s", {}, "The address of the manifest, https://host/a.csv,"),
+        ("ftp://user:hunter2@host/a.csv", "s", {}, "The address of the manifest, ftp://host/a.csv,"),
+        ("m", "s3://key:hunter2@bucket/x", {}, "The address of the store, s3://bucket/x,"),
+        ("m", "s", {"manifest_storage_options": {"secret": "hunter2"}}, "options.manifest_storage_options"),
+        (
+            *("m", "s", {"reference_storage_options": {"client_kwargs": {"password": "hunter2"}}}),
+            "options.reference_storage_options holds what looks like a secret (client_kwargs.password)",
+        ),
+    ],
+)
+def test_secrets_are_refused(manifest: str, store: str, options: dict[str, Any], named: str) -> None:
+    """A parameter that holds a secret is refused by name, and the secret is not repeated."""
+    with pytest.raises(RefusedError) as caught:
+        refuse_secrets(manifest, store, GenerateOptions(**options))
+    assert caught.value.kind == "secret_in_parameters"
+    assert named in str(caught.value)
+    assert "hunter2" not in str(caught.value)
+
+
+def test_other_parameters_pass() -> None:
+    """Plain addresses and options are nobody's secret."""
+    options = {"endpoint_url": "http://127.0.0.1:9000", "anon": True}
+    refuse_secrets("s3://b/m.parquet", "image-store/prod", GenerateOptions(manifest_storage_options=options))
