@@ -23,9 +23,11 @@ from prefect_imagegen.app.settings import BackendSettings, StoreSettings
 from prefect_imagegen.app.verify import verify
 from prefect_imagegen.core import layout
 from prefect_imagegen.core.errors import StoreError
+from prefect_imagegen.core.events import KnownAttempt
 from prefect_imagegen.core.request import GenerationRequest
 from prefect_imagegen.core.results import RequestResult
 from prefect_imagegen.gateway.server import EmbeddedGateway
+from prefect_imagegen.io.ledger import StoreLedger
 from prefect_imagegen.io.object_store import FsspecObjectStore
 from prefect_imagegen.ports import ObjectInfo
 from tests.support.gateway_runs import PRICE, api, report_text
@@ -43,8 +45,21 @@ def generate(running: EmbeddedGateway, folder: Path, rows: int, **options: Any) 
     return prefect_imagegen.generate(one.manifest, one.store, backend=one.backend, **options)
 
 
-def test_a_run_that_ended_meanwhile_has_paid(tmp_path: Path) -> None:
-    """Images that another run delivered after this one had read the ledger are reused, and cost nothing again."""
+@pytest.mark.parametrize("slow", [False, True])
+def test_a_run_that_ended_meanwhile_has_paid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, slow: bool) -> None:
+    """Images that another run delivered after this one had read the ledger are reused, and cost nothing again.
+
+    Also where the facts of some rows were read before the ledger was read anew, and used after it (`slow`).
+    """
+    known = StoreLedger.known
+    asked: list[bytes] = []
+
+    async def late(self: StoreLedger, key: bytes, *, lost: int = 0) -> Sequence[KnownAttempt]:
+        found = await known(self, key, lost=lost)
+        asked.append(key)
+        if len(asked) in (2, 3):
+            await asyncio.sleep(0.5)
+        return found
 
     async def both(running: EmbeddedGateway) -> tuple[RunResult, float]:
         second = await prepare(job(running, tmp_path, 5, max_cost_usd=1.0))
@@ -52,6 +67,8 @@ def test_a_run_that_ended_meanwhile_has_paid(tmp_path: Path) -> None:
             one = job(running, tmp_path, 5)
             first = await prefect_imagegen.agenerate(one.manifest, one.store, backend=one.backend)
             assert (first.generated, first.failed) == (4, 1)
+            if slow:
+                monkeypatch.setattr(StoreLedger, "known", late)
             await session.for_each_shard(session.run_shard)
             return await finish(session, 0.0), session.budget.spent
 

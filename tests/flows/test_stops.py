@@ -8,6 +8,7 @@ import sys
 import time
 import uuid
 from pathlib import Path
+from uuid import UUID
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -21,6 +22,7 @@ from prefect.client.schemas.filters import (
     TaskRunFilterStateType,
 )
 from prefect.client.schemas.objects import StateType
+from prefect.client.schemas.sorting import TaskRunSort
 
 from prefect_imagegen.control import STOP_CLOCK_S
 
@@ -37,13 +39,13 @@ print(json.dumps({"name": state.name, "message": state.message}))
 """
 
 
-def waiting_shards(client: SyncPrefectClient) -> int:
-    """Shards that run, as the server knows it."""
+def running_shards(client: SyncPrefectClient) -> set[UUID]:
+    """Shards that run, as the server knows it: also those of processes that other tests have killed."""
     running = TaskRunFilter(
         name=TaskRunFilterName(like_="shard-"),
         state=TaskRunFilterState(type=TaskRunFilterStateType(any_=[StateType.RUNNING])),
     )
-    return len(client.read_task_runs(task_run_filter=running))
+    return {run.id for run in client.read_task_runs(task_run_filter=running, sort=TaskRunSort.EXPECTED_START_TIME_DESC)}
 
 
 def test_sigterm_while_shards_wait_for_a_limit(tmp_path: Path) -> None:
@@ -53,12 +55,13 @@ def test_sigterm_while_shards_wait_for_a_limit(tmp_path: Path) -> None:
     with get_client(sync_client=True) as client:
         client.create_global_concurrency_limit(GlobalConcurrencyLimitCreate(name=name, limit=4))
         client.increment_concurrency_slots([name], 4, "concurrency")
+        before = running_shards(client)
         environment = os.environ | {"PREFECT_API_URL": str(client.api_url)}
         command = [sys.executable, "-c", CHILD, str(path), store, name]
         child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
         try:
             end = time.monotonic() + 90
-            while waiting_shards(client) < 2:
+            while len(running_shards(client) - before) < 2:
                 assert child.poll() is None
                 assert time.monotonic() < end
                 time.sleep(0.1)

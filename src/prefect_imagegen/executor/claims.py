@@ -82,6 +82,7 @@ class Claims:
         `lost`: the number of a claim that somebody else was first to make.
         """
         kit = self._kit
+        read_after = frozenset(self._read_after)  # before: another row may add a run while this one's facts are read
         known = await self._known(row, lost)
         if known is None:
             text = f"the store says that claim {lost} exists, and does not show it"
@@ -90,7 +91,7 @@ class Claims:
         if last is None:
             row.n = max([row.n, *(one.n + 1 for one in known)])
             return Again()
-        if not last.is_closed and last.run_id not in self._read_after:
+        if not last.is_closed and last.run_id not in read_after:
             if await kit.neighbours.life(_owner(last)) == "live":
                 return self._leave(row, last)
             # It writes no more: what it wrote after we read the ledger is read once.
