@@ -24,7 +24,6 @@ from prefect_imagegen.app.settings import BackendSettings
 from prefect_imagegen.core.models import MODELS
 from prefect_imagegen.core.profiles import models_of
 from prefect_imagegen.core.request import GenerationRequest
-from prefect_imagegen.io.limits import RateGate
 from prefect_imagegen.io.pool import Pool
 
 BENCHMARKS = Path(__file__).parents[1]
@@ -193,7 +192,7 @@ async def worker_process(setup: Setup, max_batch: int, patience: float) -> Async
         async with asyncio.timeout(patience):
             url = await _address(process, log)
             settings = BackendSettings("pool", endpoints=(f"segmind+{url}",), profile=PROFILE)
-            pool = make_pool(settings, RateGate(None, time.monotonic, asyncio.sleep), patience)
+            pool = make_pool(settings, patience)
         try:
             await _ready(process, pool, log)
             yield WorkerProcess(setup, process, url, pool, log, time.monotonic() - started)
