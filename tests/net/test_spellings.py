@@ -4,6 +4,7 @@ import asyncio
 import ipaddress
 import random
 import socket
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -126,12 +127,16 @@ def connections(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             for kind, one in kinds
         ]
 
-    async def connect(_: Any, __: Any, address: Any) -> None:
+    connect = asyncio.SelectorEventLoop.sock_connect
+
+    async def refuse(loop: Any, sock: Any, address: Any) -> None:
+        if threading.current_thread() is not threading.main_thread():  # Prefect's, in the threads of other tests
+            return await connect(loop, sock, address)
         asked.append(str(address[0]))
         raise ConnectionRefusedError
 
     monkeypatch.setattr(socket, "getaddrinfo", resolve)
-    monkeypatch.setattr(asyncio.SelectorEventLoop, "sock_connect", connect)
+    monkeypatch.setattr(asyncio.SelectorEventLoop, "sock_connect", refuse)
     monkeypatch.setattr(fetch, "_TRIES", 2)
     return asked
 
