@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from random import Random
 
+from prefect_imagegen.core import layout
 from prefect_imagegen.core.errors import StoreError
+from prefect_imagegen.io.ledger_files import from_parquet
 from prefect_imagegen.ports import ObjectInfo
 
 from .loop import Time
@@ -45,7 +47,7 @@ class Objects:
     kept: dict[str, tuple[bytes, float, float]] = field(default_factory=dict)
     """By path: the bytes, and when they were written first and last."""
     request_ids: set[str] = field(default_factory=set)
-    """Those that stand in the id object of a claim."""
+    """Those that stand in the id object of a claim, or in the ledger."""
 
     def write(self, path: str, data: bytes) -> None:
         now = self.true.now
@@ -53,6 +55,8 @@ class Objects:
         self.kept[path] = (data, first, now)
         if path.endswith(".id.json"):
             self.request_ids.add(json.loads(data)["request_id"])
+        elif path.startswith(layout.SEGMENTS):
+            self.request_ids.update(filter(None, from_parquet(path, data)["request_id"].to_pylist()))
 
     def info(self, path: str) -> ObjectInfo | None:
         found = self.kept.get(path)

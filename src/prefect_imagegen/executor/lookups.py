@@ -89,9 +89,12 @@ class Lookups:
         The header of a v1 answer may name something else than the history does.
         """
         named, finding = row.request_id, await self._understood(row)
-        if finding is None or finding.request_id in (None, named):
+        if finding is None or finding.request_id in (None, named) or self._taken(row, finding) is None:
             return False
-        return self._taken(row, finding) is not None
+        # Its claim names the other id for good, so that the ledger has to name this one before it is polled.
+        await self._kit.record(row, "submitted", request_id=row.request_id)
+        await self._kit.ledger.flush()
+        return True
 
     async def forgotten(self, row: Row, last: KnownAttempt) -> Step:
         """An embedded sandbox knows nothing of earlier runs, and its calls cost nothing: the row is drawn anew."""
