@@ -107,7 +107,12 @@ class SegmindBackend:
     async def upload(self, data: bytes, media_type: str) -> str:
         """Upload a reference; the address that the API fetches it from. It holds the account's e-mail address."""
         url = f"data:{media_type};base64,{b64encode(data).decode()}"
-        answer = await self._http.post_json(f"{self._assets}/upload-asset", {"data_urls": [url]})
+        try:
+            async with asyncio.timeout(self._deadline):
+                answer = await self._http.post_json(f"{self._assets}/upload-asset", {"data_urls": [url]})
+        except TimeoutError:
+            # A host that refuses is asked ever more rarely, by one row after the other: no row waits for ever.
+            raise BackendError("upload_failed", f"an upload was not taken within {self._deadline:.0f} s") from None
         value = answer if isinstance(answer, dict) else {}
         urls = value.get("file_urls") or value.get("urls")
         if not isinstance(urls, list) or not urls or not isinstance(urls[0], str):
