@@ -369,6 +369,22 @@ def misfits_fixture() -> Callable[..., Iterator[str]]:
     return misfits
 
 
+_CPU_S = 20
+"""Many times what a pass over some megabytes takes on a slow machine, a fraction of what going back and forth does."""
+
+
+@pytest.fixture
+def cpu_limited() -> Callable[[str], None]:
+    """Run some code in a process of its own that the system ends if it needs more CPU than one pass over the data."""
+
+    def run(code: str) -> None:
+        limited = f"import resource\nresource.setrlimit(resource.RLIMIT_CPU, ({_CPU_S}, {_CPU_S}))\n{code}"
+        ended = subprocess.run([sys.executable, "-c", limited], check=False, capture_output=True, text=True)
+        assert ended.returncode == 0, ended.stderr or f"ended by signal {-ended.returncode}"
+
+    return run
+
+
 @pytest.fixture
 def images_engine() -> Iterator[Callable[..., FakeImagesEngine]]:
     """Start a server of the Images dialect: `images_engine("sglang", seconds=0.1, faults=["500"])`."""
