@@ -118,6 +118,37 @@ async def test_what_redirects_may_not_do(internet, fake_time: FakeTime) -> None:
                 assert str(caught.value).startswith(f"http://shop.example{path.decode()}")
 
 
+@pytest.mark.parametrize(
+    ("start", "end", "is_followed"),
+    [
+        ("inside.example:9000", "inside.example:6379", False),
+        ("inside.example:9000", "other-inside.example:6379", False),
+        ("inside.example", "inside.example:8080", False),
+        ("inside.example:9000", "inside.example", False),
+        ("inside.example:9000", "10.0.0.7:22", False),
+        ("inside.example:9000", "other-inside.example:9000", True),
+        ("inside.example:9000", "shop.example:8443", True),
+        ("shop.example", "cdn.example:8443", True),
+    ],
+)
+async def test_a_redirect_inside_leads_to_no_other_port(internet, fake_time, start, end, is_followed) -> None:
+    """What an address inside of a network redirects to lies at its own port, or is public: no service is knocked at."""
+    places = {"inside.example": "10.0.0.5", "other-inside.example": "10.0.0.7"}
+    places |= {"shop.example": "93.184.216.34", "cdn.example": "93.184.216.35"}
+    asked: list[bytes] = []
+
+    async def answer(head: bytes, writer: asyncio.StreamWriter) -> None:
+        asked.append(head)
+        writer.write(whole(PICTURE) if len(asked) > 1 else whole(b"", f"location: http://{end}/b", status="302 Found"))
+
+    async with raw_server(answer) as port:
+        internet(places, port)
+        async with ReferenceFetcher(FetchPolicy(allow_private=True), fake_time.records()) as fetcher:
+            (got,) = await asyncio.gather(fetcher.fetch(f"http://{start}/a"), return_exceptions=True)
+    assert len(asked) == 1 + is_followed
+    assert got == PICTURE if is_followed else got.kind == "reference_forbidden"
+
+
 async def test_a_relative_redirect_keeps_its_bytes(internet, fake_time: FakeTime) -> None:
     """A redirect is followed byte for byte too, bytes beyond ASCII in its header among them."""
     targets: list[bytes] = []

@@ -180,8 +180,11 @@ class ReferenceFetcher:
         """One try: from redirect to redirect, to an answer. Raises _PassingError and FetchError."""
         address, errand.redirected_to = errand.url, ""
         deepest: Reach = "loopback"
+        came_from: URL | None = None
         for _ in range(self._policy.max_redirects + 1):
             asked = asked_url(address, errand.place)
+            if came_from is not None and (came_from.port, asked.port) not in ((asked.port, asked.port), (80, 443)):
+                deepest = "public"  # inside of a network any service may listen at another port
             host = asked.raw_host or ""
             self._check_literal(host, deepest, errand)
             async with self._turns.turn(host):
@@ -192,6 +195,7 @@ class ReferenceFetcher:
                 return found
             address = errand.redirected_to = self._next_address(address, found, errand)
             deepest = min(deepest, self._reaches.get(host, "public"), key=REACHES.index)
+            came_from = asked
         return errand.refuse("reference_unreachable", "it redirects too often", "Use its final URL.")
 
     def _check_literal(self, host: str, deepest: Reach, errand: _Errand) -> None:
