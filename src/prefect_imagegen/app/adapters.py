@@ -15,6 +15,7 @@ from prefect_imagegen.core.errors import RefusedError
 from prefect_imagegen.core.models import DEFAULT_MODEL
 from prefect_imagegen.core.profiles import DEFAULT_PROFILE, PROFILES, licence_of
 from prefect_imagegen.core.redact import redact
+from prefect_imagegen.core.secrets import holds_secret
 from prefect_imagegen.io.limits import SystemClock
 from prefect_imagegen.io.openai_images import OpenAIImages
 from prefect_imagegen.io.pool import Pool, PoolPolicy
@@ -40,7 +41,7 @@ def resolve_backend(settings: BackendSettings, options: GenerateOptions) -> Back
     if settings.kind not in BACKENDS:
         raise RefusedError(
             "backend_unknown",
-            f"There is no backend {settings.kind!r}.",
+            f"There is no backend {redact(settings.kind)!r}.",
             remedy=f"Use --backend {' or '.join(BACKENDS)}, or a block such as segmind/NAME.",
         )
     if settings.kind == "pool":
@@ -58,6 +59,12 @@ def resolve_backend(settings: BackendSettings, options: GenerateOptions) -> Back
     for name, url in own.items():
         if url is not None and (urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).hostname):
             raise RefusedError("bad_url", f"{name} {redact(url)} is no http(s) URL.", remedy="Correct it.")
+        if url is not None and holds_secret(url):
+            raise RefusedError(
+                "bad_url",
+                f"{name} {redact(url)} holds a password or a signature, and metadata names the address.",
+                remedy="Give it without one; the key goes into SEGMIND_API_KEY, or into a block segmind/NAME.",
+            )
     rate = options.requests_per_minute if options.requests_per_minute is not None else settings.requests_per_minute
     if rate is None and settings.kind == "segmind" and (base_url or SEGMIND_URL).rstrip("/") == SEGMIND_URL:
         rate = SEGMIND_REQUESTS_PER_MINUTE
