@@ -23,6 +23,8 @@ KEY = "SG_0123456789abcdef"
         ("s3://key:secret@bucket/x", "s3://bucket/x"),
         ("http://me:hunter2@host:80/a?b=c", "http://host:80/a"),
         ("ftp://me:hun@ter2@host/a", "ftp://host/a"),
+        ("http://me:hun/ter2@host/a", "http://host/a"),
+        ("http://host:80/a@b", "http://host:80/a@b"),
         ("401: you sent Authorization: Bearer hunter2-hunter2", "401: you sent Authorization: [secret]"),
         ('{"x-api-key": "hunter2"}', '{"x-api-key": "[secret]"}'),
         ("bad header 'X-API-KEY: hunter2'", "bad header 'X-API-KEY: [secret]'"),

@@ -57,14 +57,14 @@ def resolve_backend(settings: BackendSettings, options: GenerateOptions) -> Back
     base_url = options.base_url or settings.base_url or environment.get("SEGMIND_BASE_URL") or None
     own = {"--base-url": base_url, "the history URL": settings.history_url, "the assets URL": settings.assets_url}
     for name, url in own.items():
-        if url is not None and (urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).hostname):
-            raise RefusedError("bad_url", f"{name} {redact(url)} is no http(s) URL.", remedy="Correct it.")
         if url is not None and holds_secret(url):
             raise RefusedError(
                 "bad_url",
                 f"{name} {redact(url)} holds a password or a signature, and metadata names the address.",
                 remedy="Give it without one; the key goes into SEGMIND_API_KEY, or into a block segmind/NAME.",
             )
+        if url is not None and not _is_web_address(url):
+            raise RefusedError("bad_url", f"{name} {redact(url)} is no http(s) URL.", remedy="Correct it.")
     rate = options.requests_per_minute if options.requests_per_minute is not None else settings.requests_per_minute
     if rate is None and settings.kind == "segmind" and (base_url or SEGMIND_URL).rstrip("/") == SEGMIND_URL:
         rate = SEGMIND_REQUESTS_PER_MINUTE
@@ -137,7 +137,7 @@ def _worker(endpoint: str) -> _Worker:
     """Read an endpoint string. Raises RefusedError (`bad_endpoint`), without repeating what may be a secret."""
     match = _ENDPOINT.match(endpoint)
     own = dict(parse_qsl(match["own"] or "", keep_blank_values=True)) if match else {}
-    known = match is not None and match["dialect"] in DIALECTS and urlsplit(match["url"]).hostname
+    known = match is not None and match["dialect"] in DIALECTS and _is_web_address(match["url"])
     limit, key = own.pop("limit", None), own.pop("key", None)
     if match is None or not known or own or _BEARING.search(match["url"]) or (limit and not limit.isdecimal()):
         forms = " or ".join(f"{name}+http://HOST:PORT" for name in DIALECTS)
@@ -159,6 +159,15 @@ def _worker(endpoint: str) -> _Worker:
         int(limit) if limit else None,
         SecretStr(os.environ[variable]) if key else None,
     )
+
+
+def _is_web_address(url: str) -> bool:
+    """Whether it names a host, and no port that there cannot be."""
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
 
 
 def _segmind_worker(url: str, key: SecretStr | None, deadline: float) -> Dialect:

@@ -10,8 +10,9 @@ _ASSET = re.compile(r"https?://[^\s\"'<>]*/assets/[^\s\"'<>]*")
 _DATA = re.compile(r"data:[a-z]+/[^\s\"'<>]*", re.IGNORECASE)
 _QUERY = re.compile(r"((?:\w+\+)?https?://[^\s\"'<>?#]+)[?#][^\s\"'<>]*")
 _OTHER_QUERY = re.compile(r"(\b\w+://[^\s\"'<>?]+)\?[^\s\"'<>]*")
-# The last @ ends the user part: a password may hold one too.
-_USER = re.compile(r"(\b\w+://)[^\s/\"'<>]+@")
+# The last @ ends the user part: a password may hold one too, and a / that should have been encoded. Digits and a /
+# are a port.
+_USER = re.compile(r"(\b\w+://)(?:[^\s/\"'<>]+|[^\s/:@\"'<>]*:(?!\d{1,5}/)[^\s\"'<>]+)@")
 # Headers, and fields and parameters by name, as servers repeat them when they refuse a call.
 _HEADER = re.compile(
     r"((?:authorization|x-api-key|x-amz-security-token|set-cookie|cookie)[\"']?\s*[:=>]\s*[\"']?)"
@@ -32,10 +33,17 @@ _READ = 8 * MAX_TEXT
 """The patterns look at no more than this: a page of HTML or a huge cell costs no time."""
 
 
+def has_user(address: str) -> bool:
+    """Whether an address has a user part, also one with a password that is not encoded."""
+    user = _USER.search(address)
+    return user is not None and user.end(1) == address.index("://") + len("://")
+
+
 def redact(text: str, key: str = "") -> str:
     """The text without API keys, user parts and queries of URLs, asset and data URLs; at most 500 characters.
 
-    `key` is one that is known, whatever it looks like: it goes as it is, percent-encoded and in base64. Half characters (lone surrogates), which no file can hold, become question marks.
+    `key` is one that is known, whatever it looks like: it goes as it is, percent-encoded and in base64. Half
+    characters (lone surrogates), which no file can hold, become question marks.
     """
     text = text[:_READ].encode("utf-8", "replace").decode()
     for spelling in _spellings(key):
