@@ -143,7 +143,8 @@ def _worker(endpoint: str) -> _Worker:
         forms = " or ".join(f"{name}+http://HOST:PORT" for name in DIALECTS)
         raise RefusedError(
             "bad_endpoint",
-            f"{redact(endpoint)} is no endpoint.",
+            # All before an @ may be a key, a / in it included: the path of a worker has none.
+            f"{redact(re.sub('://.*@', '://', endpoint))} is no endpoint.",
             remedy=f"Write {forms}, with #limit=N or #key=env:NAME behind it for a worker's own limit or key.",
         )
     variable = key.removeprefix("env:") if key and key.startswith("env:") else ""
