@@ -3,7 +3,9 @@
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from prefect.blocks.core import Block
-from pydantic import Field, SecretStr
+from pydantic import Field
+
+from prefect_imagegen.blocks.fields import OptionalKey
 
 if TYPE_CHECKING:  # the app loads only when a block is used, never when Prefect lists block types
     from prefect_imagegen.app.settings import BackendSettings
@@ -34,7 +36,7 @@ class GpuWorkerPool(Block):
         description="One for each worker: openai+http://HOST:PORT (vLLM-Omni, SGLang) or segmind+http://HOST:PORT"
         " (prefect-imagegen serve).",
     )
-    api_key: SecretStr | None = Field(
+    api_key: OptionalKey = Field(
         default=None,
         title="API key",
         description="Sent to every worker; without one, PREFECT_IMAGEGEN_POOL_API_KEY of the Prefect worker is used.",

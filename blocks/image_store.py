@@ -1,9 +1,13 @@
 """The block `ImageStore`: a place in object storage that holds images, their ledger and their metadata."""
 
-from typing import TYPE_CHECKING, ClassVar
+from collections.abc import Awaitable
+from inspect import isawaitable
+from typing import TYPE_CHECKING, Any, ClassVar
 
+from prefect import get_client
 from prefect.blocks.core import Block
 from prefect.blocks.fields import SecretDict
+from prefect.client.schemas.actions import BlockDocumentUpdate
 from pydantic import Field
 
 if TYPE_CHECKING:  # the app loads only when a block is used, never when Prefect lists block types
@@ -36,13 +40,48 @@ class ImageStore(Block):
     storage_options: SecretDict = Field(
         default_factory=lambda: SecretDict({}),
         title="Storage options",
-        description="Options of the fsspec file system, such as key, secret and endpoint_url.",
+        description="Options of the fsspec file system, such as key, secret and endpoint_url, as a JSON object; leave"
+        " it blank for none. Once saved, each value shows as ********, which keeps what is saved.",
     )
     public_base_url: str | None = Field(
         default=None,
         title="Public base URL",
         description="Address under which the store's root can be read publicly, if there is one.",
     )
+
+    async def asave(self, name: str | None = None, overwrite: bool = False, client: Any = None) -> Any:
+        """Save the block; returns its document's id."""
+        return await self._saved_in_loop(super().asave(name, overwrite=overwrite, client=client))
+
+    def save(self, name: str | None = None, overwrite: bool = False, client: Any = None) -> Any:
+        """Save the block; returns its document's id. Within a running event loop it is awaited, as of any block."""
+        saved = super().save(name, overwrite=overwrite, client=client)
+        if isawaitable(saved):
+            return self._saved_in_loop(saved)
+        if self._has_no_options():
+            with get_client(sync_client=True) as own:
+                own.update_block_document(saved, self._document_without_options())
+        return saved
+
+    async def _saved_in_loop(self, saving: Awaitable[Any]) -> Any:
+        document_id = await saving
+        if self._has_no_options():
+            async with get_client() as own:
+                await own.update_block_document(document_id, self._document_without_options())
+        return document_id
+
+    def _has_no_options(self) -> bool:
+        return not self.storage_options.get_secret_value()
+
+    def _document_without_options(self) -> BlockDocumentUpdate:
+        """What replaces the saved document, so that it has no field for options.
+
+        Prefect's server masks an empty object as the text `********`; the first UI asks for JSON there, and could not
+        save the block again.
+        """
+        fields = type(self).model_fields
+        data = {name: getattr(self, name) for name in fields if name != "storage_options"}
+        return BlockDocumentUpdate(data=data, merge_existing_data=False)
 
     def to_settings(self) -> "StoreSettings":
         """The plain settings that the app works with."""

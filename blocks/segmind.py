@@ -3,7 +3,9 @@
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from prefect.blocks.abstract import CredentialsBlock
-from pydantic import Field, SecretStr
+from pydantic import Field
+
+from prefect_imagegen.blocks.fields import OptionalKey
 
 if TYPE_CHECKING:  # httpx and the app load only when a block is used, never when Prefect lists block types
     import httpx
@@ -31,7 +33,7 @@ class Segmind(CredentialsBlock):
     _logo_url: ClassVar[str | None] = f"{_REPOSITORY}/raw/main/docs/logo.png"  # type: ignore[assignment]
     _documentation_url: ClassVar[str | None] = f"{_REPOSITORY}#readme"  # type: ignore[assignment]
 
-    api_key: SecretStr | None = Field(
+    api_key: OptionalKey = Field(
         default=None,
         title="API key",
         description="Key of the account; without one, SEGMIND_API_KEY of the worker is used.",

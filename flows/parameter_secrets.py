@@ -1,25 +1,24 @@
 """Secrets among a flow's parameters are refused: Prefect's server keeps parameters, and shows them in its UI."""
 
+from collections.abc import Iterator
+from urllib.parse import parse_qs
+
 from prefect_imagegen.app.options import SECRET_OPTIONS, GenerateOptions
 from prefect_imagegen.core.errors import RefusedError
 from prefect_imagegen.core.redact import redact
-from prefect_imagegen.core.secrets import holds_secret, secret_option
+from prefect_imagegen.core.secrets import FROM_ENVIRONMENT, holds_secret, secret_option
 
 _STORED = "and Prefect's server keeps the parameters of runs"
 
 
 def refuse_secrets(manifest: str, store: str, options: GenerateOptions) -> None:
-    """Refuse parameters that hold a password or a signature. Raises RefusedError (`secret_in_parameters`)."""
-    for name, address in (("manifest", manifest), ("store", store)):
-        if holds_secret(address):
-            remedy = "Give it without one"
+    """Refuse parameters that hold a password, a signature or a key. Raises RefusedError (`secret_in_parameters`)."""
+    for name, address, place in _addresses(manifest, store, options):
+        if holds_secret(address) or _holds_key(address):
             raise RefusedError(
                 "secret_in_parameters",
-                f"The address of the {name}, {redact(address)}, holds a password or a signature, {_STORED}.",
-                remedy=f"{remedy}, and save its credentials in a block image-store/NAME."
-                if name == "store"
-                else f"{remedy}, and let the environment of the process that runs the flow hold its credentials. "
-                "Change what has become known.",
+                f"The address of the {name}, {redact(address)}, holds a password, a signature or a key, {_STORED}.",
+                remedy=f"Give it without one, and {place}. Change what has become known.",
             )
     for name in sorted(SECRET_OPTIONS):
         secret = secret_option(getattr(options, name))
@@ -30,3 +29,23 @@ def refuse_secrets(manifest: str, store: str, options: GenerateOptions) -> None:
                 remedy="Put it into the environment of the process that runs the flow; references in buckets are also "
                 "opened with the options of the block image-store. Change what has become known.",
             )
+
+
+def _addresses(manifest: str, store: str, options: GenerateOptions) -> Iterator[tuple[str, str, str]]:
+    """Each address among the parameters: what it is of, the address, and where its secrets belong."""
+    environment = "let the environment of the process that runs the flow hold its credentials"
+    yield "manifest", manifest, environment
+    yield "store", store, "save its credentials in a block image-store/NAME"
+    yield "API (options.base_url)", options.base_url or "", "save the key in a block segmind/NAME"
+    for number, endpoint in enumerate(options.endpoints, 1):
+        yield (
+            f"worker {number} (options.endpoints)",
+            endpoint,
+            "write #key=env:NAME, or save a block gpu-worker-pool/NAME",
+        )
+
+
+def _holds_key(endpoint: str) -> bool:
+    """Whether the key of a worker stands in its endpoint, and not the name of a variable."""
+    own = parse_qs(endpoint.partition("#")[2])
+    return any(not key.startswith(FROM_ENVIRONMENT) for key in own.get("key", ()))

@@ -56,7 +56,7 @@ def telling(store: str, *, as_json: bool, blank: Mapping[str, Any] | None = None
         if os.environ.get("PREFECT_IMAGEGEN_TRACEBACK"):
             raise
         errors.print(f"[red bold]internal error:[/] {type(error).__name__}:", end=" ")
-        errors.print(str(error), markup=False, highlight=False, soft_wrap=True)
+        errors.print(redact(str(error)), markup=False, highlight=False, soft_wrap=True)
         errors.print("[dim]Set PREFECT_IMAGEGEN_TRACEBACK=1 to see where.[/]")
         answer, code = nothing, 4
     else:

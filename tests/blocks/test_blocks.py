@@ -2,8 +2,11 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
+from anyio import to_thread
+from prefect import get_client
 from prefect.blocks.core import Block
 from prefect.testing.standard_test_suites import BlockStandardTestSuite
 from pydantic import SecretStr
@@ -53,6 +56,27 @@ def test_secrets_do_not_show() -> None:
     assert "hush" not in shown
 
 
+@pytest.mark.parametrize("block", [GpuWorkerPool, Segmind])
+def test_a_key_is_a_password_in_the_form(block: type[Block]) -> None:
+    """A key may be left out, and its form is a password field: its schema is that of a password and of nothing else.
+
+    For `password or null` the UI asks for the type first. Its older version has no password fields, for no block.
+    """
+    schema = block.model_json_schema()
+    key = schema["properties"]["api_key"]
+    assert (key["type"], key["format"], key["writeOnly"]) == ("string", "password", True)
+    assert "anyOf" not in key
+    assert "api_key" in schema["secret_fields"]
+    assert "api_key" not in schema.get("required", [])
+
+
+@pytest.mark.parametrize("text", ["", " ", "\n"])
+def test_a_blank_key_is_none(text: str) -> None:
+    """A key field that is emptied in a form means no key, so that the one of the environment counts."""
+    assert Segmind(api_key=text).to_settings().api_key is None
+    assert GpuWorkerPool(endpoints=["openai+http://h:1"], api_key=SecretStr(text)).to_settings().api_key is None
+
+
 def test_client_sends_the_key() -> None:
     """The client of a Segmind block carries the key and the base URL."""
     client = Segmind(api_key=SecretStr("SG_k"), base_url="http://127.0.0.1:1").get_client()
@@ -70,6 +94,73 @@ async def test_blocks_are_resolved_by_name(prefect_server: None) -> None:
     assert backend.api_key == SecretStr("SG_x")
     assert (backend.kind, backend.max_in_flight) == ("segmind", 3)
     assert (store.url, dict(store.storage_options)) == ("memory://a", {"a": 1, "b": 2})
+
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "flat": {"key": "AKIA0", "secret": "hush", "endpoint_url": "http://127.0.0.1:9"},
+    "of all types": {"anon": False, "n": 3, "ratio": 0.5, "nothing": None, "list": [1, {"secret": "hush"}], "text": ""},
+    "nested": {"client_kwargs": {"config": {"retries": {"max_attempts": 2}, "empty": {}}}, "empty": {}},
+    "none": {},
+}
+"""Options as people save them, by what they show."""
+
+
+async def _document(name: str, *, in_clear: bool) -> tuple[Any, dict[str, Any]]:
+    """A saved block's id, and its fields in clear or as Prefect's UI gets them."""
+    async with get_client() as client:
+        document = await client.read_block_document_by_name(name, "image-store", include_secrets=in_clear)
+    return document.id, dict(document.data)
+
+
+async def _save_in_form(name: str, **changes: Any) -> None:
+    """Open a saved block and save it again with changes, as the forms of Prefect's UI do.
+
+    The first UI sends no nulls, and can save only a JSON object in the field of the options.
+    """
+    number, shown = await _document(name, in_clear=False)
+    fields = {field: value for field, value in {**shown, **changes}.items() if value is not None}
+    assert isinstance(fields.get("storage_options", {}), dict), "the first UI cannot save this"
+    async with get_client() as client:
+        body = {"data": fields, "merge_existing_data": False}
+        (await client._client.patch(f"/block_documents/{number}", json=body)).raise_for_status()
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+async def test_a_saved_store_can_be_edited_in_the_ui(options: dict[str, Any], prefect_server: None) -> None:
+    """A saved `ImageStore` is opened, edited and saved again in Prefect's UI, and keeps the options that it masks."""
+    await ImageStore(url="s3://b/x", storage_options=options).save("form", overwrite=True)
+    _, shown = await _document("form", in_clear=False)
+    assert not re.search(r"hush|AKIA0|127\.0\.0\.1|max_attempts': 2", str(shown))
+    await _save_in_form("form")
+    await _save_in_form("form", url="s3://b/y", public_base_url="https://cdn")
+    store = await resolve_store("image-store/form")
+    assert (store.url, dict(store.storage_options), store.public_base_url) == ("s3://b/y", options, "https://cdn")
+    _, shown = await _document("form", in_clear=False)
+    await _save_in_form("form", storage_options={**shown.get("storage_options", {}), "secret": "new"})
+    assert dict((await resolve_store("image-store/form")).storage_options) == {**options, "secret": "new"}
+    await _save_in_form("form", storage_options=None)
+    await _save_in_form("form")
+    assert dict((await resolve_store("image-store/form")).storage_options) == {}
+
+
+@pytest.mark.anyio
+async def test_a_store_saved_without_options_has_none(prefect_server: None) -> None:
+    """Saved over one with options, by any of the three ways to save, a store without options has none, nor a mask."""
+    with_options, without = ImageStore(url="s3://b", storage_options={"secret": "hush"}), ImageStore(url="s3://c")
+
+    async def saved_in_thread() -> None:
+        await to_thread.run_sync(lambda: without.save("none", overwrite=True))
+
+    for save in (
+        lambda: without.save("none", overwrite=True),
+        lambda: without.asave("none", overwrite=True),
+        saved_in_thread,
+    ):
+        await with_options.asave("none", overwrite=True)
+        await save()
+        _, fields = await _document("none", in_clear=True)
+        assert fields == {"url": "s3://c", "public_base_url": None}
 
 
 @pytest.mark.anyio

@@ -1,5 +1,8 @@
 """Texts from outside are made safe to show and to store."""
 
+import base64
+from urllib.parse import quote
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -19,6 +22,27 @@ KEY = "SG_0123456789abcdef"
         ("https://host/a#token=abc", "https://host/a"),
         ("s3://key:secret@bucket/x", "s3://bucket/x"),
         ("http://me:hunter2@host:80/a?b=c", "http://host:80/a"),
+        ("ftp://me:hun@ter2@host/a", "ftp://host/a"),
+        ("http://me:hun/ter2@host/a", "http://host/a"),
+        ("http://host:80/a@b", "http://host:80/a@b"),
+        ("401: you sent Authorization: Bearer hunter2-hunter2", "401: you sent Authorization: [secret]"),
+        ('{"x-api-key": "hunter2"}', '{"x-api-key": "[secret]"}'),
+        ("bad header 'X-API-KEY: hunter2'", "bad header 'X-API-KEY: [secret]'"),
+        ("Bearer hunter2.hunter2_x is expired", "Bearer [secret] is expired"),
+        ("Basic aHVudGVyMjpodW50ZXIy", "Basic [secret]"),
+        ("<SignatureProvided>hunter2=</SignatureProvided>", "<SignatureProvided>[secret]</SignatureProvided>"),
+        ("<AWSAccessKeyId>AKIA0</AWSAccessKeyId>", "<AWSAccessKeyId>[secret]</AWSAccessKeyId>"),
+        (
+            "AWS4-HMAC-SHA256 Credential=AKIA0/2026/s3, SignedHeaders=host, Signature=ab12",
+            "AWS4-HMAC-SHA256 Credential=[secret], SignedHeaders=host, Signature=[secret]",
+        ),
+        (
+            "/bucket/a?X-Amz-Credential=AKIA0&X-Amz-Signature=ab",
+            "/bucket/a?X-Amz-Credential=[secret]&X-Amz-Signature=[secret]",
+        ),
+        ("access_token=hunter2&x=1", "access_token=[secret]&x=1"),
+        ("the basic shape, the bearer of news", "the basic shape, the bearer of news"),
+        ("column 'api_key' and password: it is missing", "column 'api_key' and password: it is missing"),
         ("no such data:image/png;base64,iVBORw0KGgo= here", "no such [data url] here"),
         ("see https://images.segmind.com/assets/me@example.com/images/1.jpg now", "see [asset url] now"),
         ("two\n lines\t and  spaces ", "two lines and spaces"),
@@ -51,3 +75,11 @@ def test_huge_texts_are_cheap(unit) -> None:
 def test_a_key_never_survives(before, after) -> None:
     """Whatever stands around an API key, it does not come through."""
     assert KEY not in redact(f"{before} {KEY} {after}")
+
+
+@pytest.mark.parametrize("key", ["hunter2/hunter2+x", "pool-key-1", "SG_other form"])
+def test_a_known_key_never_survives(key: str) -> None:
+    """A key that is known goes in each spelling in which servers repeat it, whatever it looks like."""
+    for spelling in (key, quote(key, safe=""), base64.b64encode(key.encode()).decode().rstrip("=")):
+        assert redact(f"the key {spelling} is not valid", key) == "the key [key] is not valid"
+    assert redact("a k is no key", "k") == "a k is no key"

@@ -13,14 +13,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
 from pydantic import SecretStr
 
+from prefect_imagegen.gateway.faults import Fault, FaultScript
 from prefect_imagegen.gateway.server import EmbeddedGateway
 from prefect_imagegen.gateway.settings import GatewaySettings
+from prefect_imagegen.io.object_store import close_connections
+from tests.support import planted
 
 pytestmark = [pytest.mark.prefect, pytest.mark.timeout(600)]
 ROOT = Path(__file__).parents[2]
@@ -180,6 +184,71 @@ def test_a_worker_runs_the_deployment(site: Site, tmp_path: Path) -> None:
     assert deployments["generate-nightly"]["schedules"][0]["schedule"]["cron"] == "0 2 * * *"
     steps = json.dumps([one["pull_steps"] for one in deployments.values()])
     assert str(ROOT) not in steps, "the deploying machine's directory must not be baked in"
+
+
+_BLOCKS = """
+import json, sys
+from prefect_imagegen.blocks import ImageStore, Segmind
+key, url, store, options = json.loads(sys.stdin.read())
+Segmind(api_key=key, base_url=url).save("planted", overwrite=True)
+ImageStore(url=store, storage_options=options).save("planted", overwrite=True)
+"""
+
+
+@pytest.mark.s3
+def test_a_deployed_run_tells_no_secret(site: Site, tmp_path: Path, s3) -> None:
+    """No secret of blocks, references or answers stands in the server's database, in logs, in processes or the store.
+
+    The API repeats in an error, and at last refuses with, all that it was sent.
+    """
+    secrets = {**planted.PLANTED, "the secret of the store": "writer-secret"}
+    echo = Fault(fault="failed", prompt_contains="forbidden", text=planted.ECHO)
+    settings = GatewaySettings(api_key=SecretStr(planted.KEY), allow_loopback=True, faults=FaultScript(faults=[echo]))
+    store, rows = s3.url(), tmp_path / "rows.parquet"
+    with planted.PictureHost() as host, EmbeddedGateway(settings) as gateway:
+        pq.write_table(host.table(), rows)
+        given = json.dumps([planted.KEY, gateway.url, store, s3.options])
+        subprocess.run([sys.executable, "-c", _BLOCKS], input=given, text=True, env=site.environment, check=True)
+        options = {"reference_identity": "content", "allow_private_references": True, "keep_references": True}
+        parameters = {"store": "image-store/planted", "backend": "segmind/planted"}
+        run_id = site.start("generate-on-demand", manifest=str(rows), options=options, **parameters)
+        lines: dict[bytes, str] = {}
+
+        def ended() -> Any:
+            lines.update({line: name for name, line in planted.command_lines(os.getpid())})
+            return (run := site.flow_run(run_id))["state_type"] in ("COMPLETED", "FAILED", "CRASHED") and run
+
+        assert until(ended, 180)["state_name"] == "CompletedWithFailures"
+        assert len(gateway.books.billed) == len(planted.SIGNED)
+        rule = Fault(fault="json_error", status=401, body={"error": planted.ECHO})
+        gateway.books.settings.faults = FaultScript(faults=[rule])
+        last = site.start("generate-on-demand", manifest=manifest(tmp_path, 1), **parameters)
+        assert "stopped (auth)" in site.wait(last, "Completed", "Failed", "Crashed")["state"]["message"]
+    address = f"https://h/a.csv?sig={planted.PLANTED['the signature of a manifest']}"
+    refused = site.start("generate-on-demand", manifest=address, **parameters)
+    ended_state = site.wait(refused, "Completed", "Failed", "Crashed")["state"]
+    assert "refused (secret_in_parameters)" in ended_state["message"]
+
+    def logs(run: str) -> list[str]:
+        wanted = {"logs": {"flow_run_id": {"any_": [run]}}, "limit": 200}
+        return [line["message"] for line in site.post("/logs/filter", wanted)]
+
+    for run in (run_id, last, refused):
+        until(lambda run=run: any("Finished in state" in line for line in logs(run)), 60)
+    parameters_of = json.dumps(site.flow_run(refused)["parameters"])
+    assert planted.leaks([("its parameters", parameters_of.encode())]), "only who starts a run can keep it out of there"
+    said = [("a state", json.dumps(ended_state).encode()), ("the logs", " ".join(logs(refused)).encode())]
+    assert planted.leaks(said, secrets) == []
+    # What Prefect itself was told as a parameter stands in its database: all the others must not.
+    del secrets["the signature of a manifest"]
+    assert planted.leaks(planted.files_of(site.folder), secrets) == []
+    assert any(b"worker" in line for line in lines), lines
+    assert planted.leaks([(name, line) for line, name in lines.items()], secrets) == []
+    fs = fsspec.filesystem("s3", **s3.options, skip_instance_cache=True, use_listings_cache=False)
+    stored = list(planted.objects_of(fs, store.removeprefix("s3://")))
+    close_connections(fs)
+    assert any("/images/" in name for name, _ in stored)
+    assert planted.leaks(stored, planted.PLANTED | {"the secret of the store": "writer-secret"}) == []
 
 
 def test_a_store_that_would_vanish_is_refused(site: Site, tmp_path: Path) -> None:

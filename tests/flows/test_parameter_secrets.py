@@ -15,6 +15,18 @@ from prefect_imagegen.flows.parameter_secrets import refuse_secrets
         ("https://host/a.csv?X-Amz-Signature=hunter2", "s", {}, "The address of the manifest, https://host/a.csv,"),
         ("ftp://user:hunter2@host/a.csv", "s", {}, "The address of the manifest, ftp://host/a.csv,"),
         ("m", "s3://key:hunter2@bucket/x", {}, "The address of the store, s3://bucket/x,"),
+        ("m", "s", {"base_url": "http://me:hunter2@host"}, "The address of the API (options.base_url), http://host,"),
+        (
+            "m",
+            "s",
+            {"base_url": "http://host?api_key=hunter2"},
+            "The address of the API (options.base_url), http://host,",
+        ),
+        (
+            *("m", "s", {"endpoints": ["openai+http://a:1", "segmind+http://b:1#limit=2&key=hunter2"]}),
+            "The address of the worker 2 (options.endpoints), segmind+http://b:1,",
+        ),
+        ("m", "s", {"endpoints": ["openai+http://hunter2@b:1"]}, "The address of the worker 1 (options.endpoints),"),
         ("m", "s", {"manifest_storage_options": {"secret": "hunter2"}}, "options.manifest_storage_options"),
         (
             *("m", "s", {"reference_storage_options": {"client_kwargs": {"password": "hunter2"}}}),
@@ -34,4 +46,6 @@ def test_secrets_are_refused(manifest: str, store: str, options: dict[str, Any],
 def test_other_parameters_pass() -> None:
     """Plain addresses and options are nobody's secret."""
     options = {"endpoint_url": "http://127.0.0.1:9000", "anon": True}
-    refuse_secrets("s3://b/m.parquet", "image-store/prod", GenerateOptions(manifest_storage_options=options))
+    workers = ["openai+http://a:1#limit=2", "segmind+http://b:1#key=env:OWN"]
+    passing = GenerateOptions(manifest_storage_options=options, base_url="http://127.0.0.1:1/v", endpoints=workers)
+    refuse_secrets("s3://b/m.parquet", "image-store/prod", passing)

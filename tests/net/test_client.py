@@ -142,3 +142,20 @@ async def test_idle_connections_are_probed(monkeypatch: pytest.MonkeyPatch) -> N
         (used,) = made
         assert used.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
         assert used.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == 30
+
+
+async def test_the_log_has_no_queries(caplog: pytest.LogCaptureFixture) -> None:
+    """What httpx logs of every call names the address without its query, which may be a signature."""
+
+    async def answer(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 204 No Content\r\n\r\n")
+        await writer.drain()
+
+    caplog.set_level("INFO", "httpx")
+    async with server(answer) as url:
+        for _ in range(2):
+            async with make_client(max_connections=2) as client:
+                await client.get(f"{url}a.png?X-Amz-Signature=hunter2")
+    assert [line for line in caplog.messages if f"{url}a.png" in line] == caplog.messages
+    assert len(caplog.messages) == 2
+    assert "hunter2" not in caplog.text

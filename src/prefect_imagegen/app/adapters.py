@@ -15,6 +15,7 @@ from prefect_imagegen.core.errors import RefusedError
 from prefect_imagegen.core.models import DEFAULT_MODEL
 from prefect_imagegen.core.profiles import DEFAULT_PROFILE, PROFILES, licence_of
 from prefect_imagegen.core.redact import redact
+from prefect_imagegen.core.secrets import holds_secret
 from prefect_imagegen.io.limits import SystemClock
 from prefect_imagegen.io.openai_images import OpenAIImages
 from prefect_imagegen.io.pool import Pool, PoolPolicy
@@ -40,7 +41,7 @@ def resolve_backend(settings: BackendSettings, options: GenerateOptions) -> Back
     if settings.kind not in BACKENDS:
         raise RefusedError(
             "backend_unknown",
-            f"There is no backend {settings.kind!r}.",
+            f"There is no backend {redact(settings.kind)!r}.",
             remedy=f"Use --backend {' or '.join(BACKENDS)}, or a block such as segmind/NAME.",
         )
     if settings.kind == "pool":
@@ -56,7 +57,13 @@ def resolve_backend(settings: BackendSettings, options: GenerateOptions) -> Back
     base_url = options.base_url or settings.base_url or environment.get("SEGMIND_BASE_URL") or None
     own = {"--base-url": base_url, "the history URL": settings.history_url, "the assets URL": settings.assets_url}
     for name, url in own.items():
-        if url is not None and (urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).hostname):
+        if url is not None and holds_secret(url):
+            raise RefusedError(
+                "bad_url",
+                f"{name} {redact(url)} holds a password or a signature, and metadata names the address.",
+                remedy="Give it without one; the key goes into SEGMIND_API_KEY, or into a block segmind/NAME.",
+            )
+        if url is not None and not _is_web_address(url):
             raise RefusedError("bad_url", f"{name} {redact(url)} is no http(s) URL.", remedy="Correct it.")
     rate = options.requests_per_minute if options.requests_per_minute is not None else settings.requests_per_minute
     if rate is None and settings.kind == "segmind" and (base_url or SEGMIND_URL).rstrip("/") == SEGMIND_URL:
@@ -130,13 +137,14 @@ def _worker(endpoint: str) -> _Worker:
     """Read an endpoint string. Raises RefusedError (`bad_endpoint`), without repeating what may be a secret."""
     match = _ENDPOINT.match(endpoint)
     own = dict(parse_qsl(match["own"] or "", keep_blank_values=True)) if match else {}
-    known = match is not None and match["dialect"] in DIALECTS and urlsplit(match["url"]).hostname
+    known = match is not None and match["dialect"] in DIALECTS and _is_web_address(match["url"])
     limit, key = own.pop("limit", None), own.pop("key", None)
     if match is None or not known or own or _BEARING.search(match["url"]) or (limit and not limit.isdecimal()):
         forms = " or ".join(f"{name}+http://HOST:PORT" for name in DIALECTS)
         raise RefusedError(
             "bad_endpoint",
-            f"{redact(endpoint)} is no endpoint.",
+            # All before an @ may be a key, a / in it included: the path of a worker has none.
+            f"{redact(re.sub('://.*@', '://', endpoint))} is no endpoint.",
             remedy=f"Write {forms}, with #limit=N or #key=env:NAME behind it for a worker's own limit or key.",
         )
     variable = key.removeprefix("env:") if key and key.startswith("env:") else ""
@@ -152,6 +160,15 @@ def _worker(endpoint: str) -> _Worker:
         int(limit) if limit else None,
         SecretStr(os.environ[variable]) if key else None,
     )
+
+
+def _is_web_address(url: str) -> bool:
+    """Whether it names a host, and no port that there cannot be."""
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
 
 
 def _segmind_worker(url: str, key: SecretStr | None, deadline: float) -> Dialect:

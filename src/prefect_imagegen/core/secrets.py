@@ -3,8 +3,8 @@
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
-from urllib.parse import urlsplit
 
+from prefect_imagegen.core.redact import has_user
 from prefect_imagegen.core.references import is_signed
 
 _NAMES = re.compile(
@@ -12,6 +12,7 @@ _NAMES = re.compile(
     r"api_?key|account_?key|authorization|cookie",
     re.IGNORECASE,
 )
+_CONTAINER_FIRST = frozenset({"abfs", "abfss", "az", "adl", "wasb", "wasbs"})
 FROM_ENVIRONMENT = "env:"
 """With this begins a value that stands for a variable of the environment."""
 _NO_SECRETS = frozenset({"", "anon", "anonymous", "cloud", "google_default", "cache", "browser", "default"})
@@ -27,12 +28,11 @@ def secret_option(options: Mapping[str, Any]) -> str | None:
 
 
 def holds_secret(address: str) -> bool:
-    """Whether an address holds a user part or a signature."""
-    try:
-        user = urlsplit(address).username if "://" in address else None
-    except ValueError:  # no URL: it opens nothing
-        return False
-    return user is not None or is_signed(address)
+    """Whether an address holds a user part or a signature. In Azure's addresses the container stands before an @."""
+    protocol, separator, rest = address.partition("://")
+    if separator and protocol in _CONTAINER_FIRST:
+        return ":" in rest.partition("/")[0].rpartition("@")[0] or is_signed(address)
+    return has_user(address) or is_signed(address)
 
 
 def _secret_in(value: Any, name: str) -> str | None:

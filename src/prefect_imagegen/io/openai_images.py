@@ -77,7 +77,8 @@ class OpenAIImages:
         parts = urlsplit(base_url)
         self.endpoint = f"{parts.scheme}://{parts.hostname or ''}" + (f":{parts.port}" if parts.port else "")
         self._base = base_url.rstrip("/")
-        self._headers = {"authorization": f"Bearer {api_key.get_secret_value()}"} if api_key else {}
+        self._key = api_key.get_secret_value() if api_key else ""
+        self._headers = {"authorization": f"Bearer {self._key}"} if self._key else {}
         self._engine: ImagesEngine | None = None
         self._models: frozenset[str] | None = None
         self._client = make_client(max_connections=64, connect_timeout=connect_timeout, read_timeout=deadline)
@@ -135,14 +136,27 @@ class OpenAIImages:
             raise BackendError("unknown", f"no answer: {plain_name(error)}") from error
         raise self._refusal(response, body)
 
-    @staticmethod
-    def _refusal(response: httpx.Response, body: bytes) -> BackendError:
+    def _picture_text(self, body: bytes) -> str:
+        """The one picture of an answer, in base64. Raises BackendError."""
+        value = answers.parse_json(body)
+        items = value.get("data") if isinstance(value, dict) else None
+        item = items[0] if isinstance(items, list) and items and isinstance(items[0], dict) else {}
+        text, url = item.get("b64_json"), item.get("url")
+        if not text and isinstance(url, str) and url[:5].lower() == "data:":
+            text = url
+        if not isinstance(text, str) or not text:
+            what = "a URL instead of the image's bytes" if url else "no image"
+            text = redact(answers.error_text(body), self._key)[:200]
+            raise BackendError("bad_output", f"the answer has {what}: {text}", status=200)
+        return text
+
+    def _refusal(self, response: httpx.Response, body: bytes) -> BackendError:
         """What an answer other than success means; a redirect is another service's."""
         status = response.status_code
         other = "unavailable" if status > 500 else "invalid_request" if status >= 400 else "protocol"
         return BackendError(
             _STATUS_KINDS.get(status, other),
-            f"{status}: {redact(answers.error_text(body))}",
+            f"{status}: {redact(answers.error_text(body), self._key)}",
             status=status,
             retry_after=pause_seconds(
                 reset=None, retry_after=response.headers.get("retry-after"), now=datetime.now(UTC)
@@ -156,7 +170,7 @@ class OpenAIImages:
             body = await read_body(response)
         except UNREADABLE as error:
             raise BackendError("unknown", f"the answer broke off: {plain_name(error)}") from error
-        text = _picture_text(body)
+        text = self._picture_text(body)
         try:
             data = decode_base64(text)
         except ValueError as error:
@@ -220,20 +234,6 @@ def _size_of_first(pictures: Sequence[bytes]) -> tuple[int, int] | None:
         except BadImageError as error:
             raise BackendError("invalid_request", f"reference {number} is no picture: {error}") from error
     return sizes[0] if sizes else None
-
-
-def _picture_text(body: bytes) -> str:
-    """The one picture of an answer, in base64. Raises BackendError."""
-    value = answers.parse_json(body)
-    items = value.get("data") if isinstance(value, dict) else None
-    item = items[0] if isinstance(items, list) and items and isinstance(items[0], dict) else {}
-    text, url = item.get("b64_json"), item.get("url")
-    if not text and isinstance(url, str) and url[:5].lower() == "data:":
-        text = url
-    if not isinstance(text, str) or not text:
-        what = "a URL instead of the image's bytes" if url else "no image"
-        raise BackendError("bad_output", f"the answer has {what}: {redact(answers.error_text(body))[:200]}", status=200)
-    return text
 
 
 def _served(value: Any) -> frozenset[str] | None:

@@ -21,7 +21,6 @@ from pydantic import SecretStr
 from prefect_imagegen.core import answers
 from prefect_imagegen.core.errors import BackendError
 from prefect_imagegen.core.reconcile import Look, Window
-from prefect_imagegen.core.redact import redact
 from prefect_imagegen.core.request import GenerationRequest
 from prefect_imagegen.core.tally import Tally
 from prefect_imagegen.io.segmind_history import SegmindHistory
@@ -89,7 +88,7 @@ class SegmindBackend:
         return self._http.now()
 
     def _odd(self, what: str) -> None:
-        self.not_understood[redact(what)] += 1
+        self.not_understood[self._http.safe(what)] += 1
 
     async def check(self) -> Balance:
         """Read the balance: proves address and key, costs nothing. One more try after a failed connection."""
@@ -249,7 +248,10 @@ class SegmindBackend:
         outputs = answers.images_of_body(body)
         if outputs[0].error is not None:
             raise BackendError(
-                "bad_output", redact(outputs[0].error), request_id=submission.request_id, status=response.status_code
+                "bad_output",
+                self._http.safe(outputs[0].error),
+                request_id=submission.request_id,
+                status=response.status_code,
             )
         return await self._jobs.delivery(outputs, submission.request_id, headers.get("content-type"), facts)
 
@@ -265,7 +267,9 @@ class SegmindBackend:
         # A 2xx without an id: the work may have been queued, so it is not sent again.
         self._odd(f"a submit: status {status}, {answers.shape_of(value)}")
         raise BackendError(
-            "unknown", redact(f"the answer to the call has no request_id: {answers.error_text(body)}"), status=status
+            "unknown",
+            self._http.safe(f"the answer to the call has no request_id: {answers.error_text(body)}"),
+            status=status,
         )
 
     def _check_engine(self, response: httpx.Response, request_id: str | None) -> None:

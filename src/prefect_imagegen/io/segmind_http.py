@@ -176,11 +176,15 @@ class SegmindHttp:
         text = answers.error_text(body)
         return BackendError(
             classify_answer(response.status_code, text),
-            redact(f"{response.status_code}: {text}"),
+            self.safe(f"{response.status_code}: {text}"),
             status=response.status_code,
             retry_after=self.pause(response),
             request_id=request_id,
         )
+
+    def safe(self, text: str) -> str:
+        """A text of the API, redacted; without the key too, which a server may repeat when it refuses it."""
+        return redact(text, self._key)
 
     @staticmethod
     def pause(response: httpx.Response) -> float | None:

@@ -11,7 +11,6 @@ from urllib.parse import quote
 from prefect_imagegen.core import answers
 from prefect_imagegen.core.errors import BackendError
 from prefect_imagegen.core.outcomes import classify_failure
-from prefect_imagegen.core.redact import redact
 from prefect_imagegen.io.polls import Polls
 from prefect_imagegen.io.segmind_history import SegmindHistory
 from prefect_imagegen.io.segmind_http import GET_TRIES, UNREADABLE, SegmindHttp, read_body
@@ -52,7 +51,11 @@ class SegmindJobs:
         if job.state == "FAILED":
             text = job.error or ""
             raise BackendError(
-                classify_failure(text), redact(text), status=422, request_id=request_id, cost_usd=job.cost_usd
+                classify_failure(text),
+                self._http.safe(text),
+                status=422,
+                request_id=request_id,
+                cost_usd=job.cost_usd,
             )
         facts = {
             "request_id": request_id,

@@ -1,8 +1,13 @@
 """Which addresses a store may have: those where a listing names what a put wrote."""
 
+from prefect_imagegen.core.secrets import holds_secret
+
 _MOVE = "A store that lies there already has to be moved first: at another address nothing is known of it."
 BUCKETS = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss"})
 """Protocols whose addresses begin with a bucket (a container)."""
+
+_WITHOUT_USERS = frozenset({"s3", "s3a", "gs", "gcs"})
+"""Protocols that take no credentials from the address, and repeat it in their errors."""
 
 
 def unfit(url: str) -> tuple[str, str] | None:
@@ -22,6 +27,11 @@ def unfit(url: str) -> tuple[str, str] | None:
     first, *folders = rest.removesuffix("/").split("/")
     rules = (
         ("?" in rest, "has a query ('?')", "Leave it out; options go into --storage-option NAME=VALUE."),
+        (
+            protocol in _WITHOUT_USERS and holds_secret(url),
+            "holds a key or a password",
+            "Leave it out; write --storage-option key=env:NAME and secret=env:NAME, or save a block image-store/NAME.",
+        ),
         (protocol in BUCKETS and not first.strip(), "names no bucket", f"Write {protocol}://bucket/prefix."),
         ("" in folders, "has an empty folder name ('//')", f"Write it with one slash. {_MOVE}"),
         (

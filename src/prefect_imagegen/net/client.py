@@ -1,5 +1,6 @@
 """The one HTTP client factory: the httpx API over aiohttp's transport, and what its failures mean."""
 
+import logging
 import socket
 import ssl
 from functools import cache, partial
@@ -9,6 +10,8 @@ import aiohttp
 import httpx
 from aiohttp.connector import AddrInfoType
 from httpx_aiohttp import AiohttpTransport
+
+from prefect_imagegen.core.redact import redact
 
 # Shorter than the 5 s after which common servers close an idle connection: a POST sent on a connection that is
 # being closed has an unknown outcome.
@@ -39,12 +42,26 @@ def make_client(
     Plain httpx collapses from 64 calls in flight on (its pool rebuilds its lists for every queued call), so the
     transport is aiohttp's.
     """
+    logging.getLogger("httpx").addFilter(_WITHOUT_QUERIES)  # once: a logger does not take the same filter twice
     return httpx.AsyncClient(
         transport=AiohttpTransport(verify=_tls(), client=partial(_session, max_connections)),
         timeout=httpx.Timeout(read_timeout, connect=connect_timeout, pool=None),
         follow_redirects=False,
         headers={"User-Agent": USER_AGENT},
     )
+
+
+class _WithoutQueries(logging.Filter):
+    """Takes the queries, user parts and asset addresses out of what httpx logs of every call."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Redact the addresses of a record; every record passes."""
+        if isinstance(record.args, tuple):
+            record.args = tuple(redact(str(part)) if isinstance(part, httpx.URL) else part for part in record.args)
+        return True
+
+
+_WITHOUT_QUERIES = _WithoutQueries()
 
 
 @cache
