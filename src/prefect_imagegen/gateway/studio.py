@@ -188,7 +188,7 @@ def checked(model: str, body: Mapping[str, Any]) -> dict[str, Any]:
     seed = body.get("seed", DEFAULT_SEED)
     if isinstance(seed, bool) or not isinstance(seed, int) or seed not in SEEDS:
         raise BadRequestError(f"seed must be an integer, -1 to {SEEDS[-1]}")
-    urls = body.get("image_urls") or []
+    urls = [] if body.get("image_urls") is None else body["image_urls"]
     if not isinstance(urls, list) or not all(isinstance(url, str) for url in urls):
         raise BadRequestError("image_urls must be a list of URLs")
     if params["aspect_ratio"] == MATCH_INPUT_IMAGE and not urls:
