@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeVar
 
-from prefect_imagegen.core.image import BadImageError, decode, upright_size
+from prefect_imagegen.core.image import BadImageError, TooManyPixelsError, decode, upright_size
 from prefect_imagegen.core.redact import redact
 from prefect_imagegen.gateway.records import Books
 from prefect_imagegen.gateway.uploads import asset_path, image_of_data_url
@@ -92,5 +92,7 @@ class References:
             sha256 = decode(data).sha256
             return Reference(data, sha256, upright_size(data))
         except BadImageError as error:
-            cause = f": {error}" if "pixels are more" in str(error) else ""
+            # What Pillow says of hostile bytes is theirs as much as its own.
+            is_ours = isinstance(error.__cause__, TooManyPixelsError | BadImageError)
+            cause = f": {error.__cause__}" if is_ours else ""
             raise BadReferenceError(f"image {position} of image_urls cannot be decoded{cause}") from None
