@@ -1,7 +1,8 @@
 """The command that serves the API: a sandbox for tests and development, or the front of a GPU."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from prefect_imagegen.ending import telling
 from prefect_imagegen.gateway.engines import ENGINES
 from prefect_imagegen.gateway.engines.diffusers import DTYPES
 from prefect_imagegen.gateway.faults import FaultScript, load_faults
+from prefect_imagegen.gateway.limits import Limits
 from prefect_imagegen.gateway.server import run_server
 from prefect_imagegen.gateway.settings import GatewaySettings
 
@@ -29,6 +31,21 @@ _WORKER_KEEPS = {"keep_hours": 24.0, "keep_gb": 2.0, "keep_requests": 10_000}
 
 def _kept(what: str, usual: int, worker: int) -> str:
     return f"What is kept at most: {what} [default: {usual}; diffusers: {worker}]"
+
+
+def _limit_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """An option for each limit, named and explained by the limit itself."""
+    for entry in reversed(fields(Limits)):
+        command = click.option(
+            entry.metadata["option"],
+            entry.name,
+            type=click.IntRange(1),
+            default=entry.default // entry.metadata["unit"],
+            show_default=True,
+            metavar="N",
+            help=entry.metadata["help"],
+        )(command)
+    return command
 
 
 @click.command()
@@ -71,6 +88,8 @@ def _kept(what: str, usual: int, worker: int) -> str:
     metavar="NAME=env:VARIABLE",
     help="An account of its own for the key in a variable.",
 )
+@click.option("--public-url", metavar="URL", help="Base URL of addresses in answers. [default: as it was called]")
+@_limit_options
 @click.option("--faults", metavar="FILE", help="Fault script, JSON.")
 def serve(**given: Any) -> None:
     """Serve the Segmind API yourself: for tests, for development, without an account, or from your own GPU."""
@@ -126,6 +145,8 @@ def _settings(given: dict[str, Any]) -> GatewaySettings:
         accounts=_accounts(given["accounts"]),
         drain_s=given["drain_seconds"] or 0.0,
         megapixels=given["megapixels"],
+        public_url=given["public_url"],
+        limits=Limits(**{entry.name: given[entry.name] * entry.metadata["unit"] for entry in fields(Limits)}),
     )
     keep = {name: given[name] for name in _WORKER_KEEPS}
     if settings.engine == "diffusers":

@@ -196,12 +196,14 @@ def test_the_rest_of_the_money_is_told_in_every_mode(engine: str, settings: dict
         assert status["metrics"]["remaining_credits"] == left
 
 
-def test_the_description_is_for_who_has_no_key_to_give() -> None:
-    """Where a key is asked for, nothing describes the routes to those who have none."""
-    for settings, status in ((GatewaySettings(), 200), (GatewaySettings(api_key=SecretStr("k")), 404)):
+def test_the_description_asks_for_the_key() -> None:
+    """Where a key is set, nothing describes the routes, or counts their calls, to those who have none."""
+    for settings, status in ((GatewaySettings(), 200), (GatewaySettings(api_key=SecretStr("k")), 401)):
         with EmbeddedGateway(settings) as gateway:
-            for path in ("/docs", "/openapi.json"):
+            for path in ("/docs", "/openapi.json", "/metrics"):
                 assert httpx.get(gateway.url + path).status_code == status
+                assert httpx.get(gateway.url + path, headers={"x-api-key": "wrong"}).status_code == status
+                assert httpx.get(gateway.url + path, headers=KEY).status_code == 200
 
 
 def test_ray_serve_is_for_strangers() -> None:

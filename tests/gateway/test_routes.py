@@ -181,7 +181,7 @@ def test_a_key_without_a_name_beside_accounts() -> None:
 
 
 def test_rate_limit_and_queue() -> None:
-    """Over the requests per minute, and over the queue, the answer is 429 with the reset time and no Retry-After."""
+    """Over the requests per minute the answer is the API's 429, without Retry-After; a full queue has both."""
     clock = Clock()
     with gateway(requests_per_minute=2, clock=clock) as (_, client):
         codes = [client.post(f"/v2/{MODEL}", json={"prompt": "a"}).status_code for _ in range(3)]
@@ -196,6 +196,10 @@ def test_rate_limit_and_queue() -> None:
         with ThreadPoolExecutor(20) as threads:
             posts = threads.map(lambda _: client.post(f"/v2/{MODEL}", json={"prompt": "a"}).status_code, range(20))
         assert Counter(posts) == {200: 3, 429: 17}
+        full = client.post(f"/v2/{MODEL}", json={"prompt": "a"})
+        assert full.json()["error"] == "rate_limit_exceeded: the queue is full (--queue)"
+        assert int(full.headers["retry-after"]) >= 1
+        assert full.headers["x-rate-limit-reset-at-utc"]
 
 
 def test_retention_and_history() -> None:

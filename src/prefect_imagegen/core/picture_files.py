@@ -23,6 +23,9 @@ _MOST_TEXT = 64 * _MOST_INFLATED
 _PNG_LENGTHS = {b"gAMA": 4, b"cHRM": 32, b"sRGB": 1, b"pHYs": 9, b"acTL": 8, b"fcTL": 26, b"fdAT": 4}
 """The bytes that a chunk has at least: others fail at a shorter one, though they need none of them."""
 _START_OF_SCAN = 0xDA
+_SCAN, _END_OF_IMAGE = b"\xff\xda", b"\xff\xd9"
+_MOST_SCANS = 100
+"""Of one JPEG: encoders write ten, and no known script of scans has more than a few dozen."""
 _APPLICATIONS = frozenset({*range(0xE0, 0xF0), 0xFE})
 """JPEG segments APP0 to APP15, and comments."""
 _WITHOUT_LENGTH = frozenset({0x00, 0x01, 0xFF, *range(0xD0, 0xDA)})
@@ -136,7 +139,10 @@ def png(data: bytes) -> PictureFile:
 
 
 def jpeg(data: bytes) -> PictureFile:
-    """A JPEG whose head is without application segments (but for those about its colours) and comments."""
+    """A JPEG whose head is without application segments (but for those about its colours) and comments.
+
+    Raises PictureFileError.
+    """
     found, kept, position = Metadata(), [data[:2]], 2
     exif, profiles = list[bytes](), list[bytes]()
     marker = 0
@@ -158,6 +164,11 @@ def jpeg(data: bytes) -> PictureFile:
         else:
             _note_jpeg_segment(found, profiles, marker, data[position + 4 : end])
         position = end
+    # Each scan costs a pass over all pixels: a small file of many scans that say nothing would take hours.
+    end = data.find(_END_OF_IMAGE, position)
+    scans = 1 + data.count(_SCAN, position, end if end >= 0 else len(data))
+    if scans > _MOST_SCANS:
+        raise PictureFileError(f"it has {scans} scans, more than {_MOST_SCANS}")
     kept.append(data[position:])
     if exif:
         found.exif = _EXIF_START + b"".join(exif)

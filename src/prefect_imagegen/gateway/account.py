@@ -2,31 +2,32 @@
 
 import asyncio
 import hashlib
+import hmac
 import math
 from datetime import UTC, date, datetime
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import Response
+from pydantic import BeforeValidator
 
-from prefect_imagegen.gateway.calls import (
-    WITH_KEY,
-    AccountOf,
-    BooksOf,
-    error_answer,
-    json_answer,
-    json_body,
-    pick_fault,
-    strike,
-)
+from prefect_imagegen.gateway.answers import error_answer, json_answer
+from prefect_imagegen.gateway.calls import AccountOf, BooksOf, base_of, pick_fault, seated, strike
+from prefect_imagegen.gateway.intake import check_pictures, json_body
 from prefect_imagegen.gateway.records import Books, Record
 from prefect_imagegen.gateway.shapes import history_answer
 from prefect_imagegen.gateway.studio import body_text
 from prefect_imagegen.gateway.uploads import BadDataUrlError, asset_path, image_of_data_url
 
 _HISTORY_DAYS = 31
+_SUFFIXES = frozenset({"png", "jpeg", "jpg", "webp", "gif", "avif", "tiff", "bmp"})
 
 router = APIRouter()
+
+
+def _day(text: Any) -> Any:
+    """A day as the API writes it; pydantic itself would take a number for seconds since 1970."""
+    return date.fromisoformat(text) if isinstance(text, str) else text
 
 
 class HistoryFilter:
@@ -36,8 +37,8 @@ class HistoryFilter:
         self,
         page: int = 1,
         per_page: int = 20,
-        from_date: date | None = None,
-        to_date: date | None = None,
+        from_date: Annotated[date | None, BeforeValidator(_day)] = None,
+        to_date: Annotated[date | None, BeforeValidator(_day)] = None,
         model_name: str = "",
         status: str = "",
         sort_by: str = "model_created",
@@ -74,7 +75,7 @@ async def credits_left(request: Request, books: BooksOf, account: AccountOf) -> 
     await strike(fault, "before", request)
     content = {"credits": round(books.left(account), 6), "free-credits": 0.0}
     await strike(fault, "after", request)
-    return json_answer(content, fault)
+    return await json_answer(content, fault)
 
 
 @router.get("/inference-request/request-history")
@@ -85,7 +86,8 @@ async def history(
     books.calls["history"] += 1
     fault = pick_fault(books, "history")
     await strike(fault, "before", request)
-    rows = [_history_row(request, record) for record in books.landed(account) if filters.takes(record)]
+    base = base_of(request, books)
+    rows = [_history_row(base, record) for record in books.landed(account) if filters.takes(record)]
     if filters.sort_order == "asc":
         rows.reverse()
     if filters.sort_by in ("model_name", "credits_deduction"):
@@ -100,7 +102,7 @@ async def history(
     if start + per_page > len(rows) and filters.reaches(books.forgotten_until):
         # The list would end here as if nothing more had been: who looks for a call must not take it for that.
         raise error_answer(410, "older requests of these days are no longer kept")
-    return history_answer(rows[start : start + per_page], fault, {"total": len(rows)})
+    return await history_answer(rows[start : start + per_page], fault, {"total": len(rows)})
 
 
 @router.get("/inference-request/request-history/{request_id}")
@@ -111,10 +113,10 @@ async def history_detail(request_id: str, request: Request, books: BooksOf, acco
     await strike(fault, "before", request)
     record = next((record for record in books.landed(account) if record.request_id == request_id), None)
     if record is None:
-        raise error_answer(404, f"Request {request_id} not found")
-    row = _history_row(request, record)
+        raise error_answer(404, f"Request {request_id[:100]} not found")
+    row = _history_row(base_of(request, books), record)
     await strike(fault, "after", request)
-    return history_answer(row, fault)
+    return await history_answer(row, fault)
 
 
 @router.get("/inference-model-information/list")
@@ -123,21 +125,23 @@ async def catalogue(books: BooksOf) -> list[dict[str, Any]]:
     return [{"slug": slug, "is_depreciated": False} for slug in books.models]
 
 
-@router.post("/upload-asset", dependencies=[WITH_KEY])
-async def upload(request: Request, books: BooksOf) -> Response:
+@router.post("/upload-asset")
+async def upload(request: Request, books: BooksOf, account: AccountOf) -> Response:
     """Keep reference images, given as data URLs."""
     books.calls["upload"] += 1
     fault = pick_fault(books, "upload")
     await strike(fault, "before", request)
-    body = await json_body(request)
-    urls = body.get("data_urls")
-    if not isinstance(urls, list) or not urls:
-        raise error_answer(400, "data_urls must be a list of data URLs")
-    names = [await _keep_asset(books, url) for url in urls]
-    base = str(request.base_url).rstrip("/")
+    limits, studio = books.settings.limits, request.app.state.studio
+    async with seated(request, books, account) as seat:
+        urls = (await json_body(request, limits, studio.gate, seat)).get("data_urls")
+        if not isinstance(urls, list) or not urls:
+            raise error_answer(400, "data_urls must be a list of data URLs")
+        check_pictures(urls, "data_urls", limits)
+        names = [await _keep_asset(books, url) for url in urls]
+    base = base_of(request, books)
     await strike(fault, "after", request)
     content = {"file_urls": [f"{base}/assets/{name}" for name in names], "message": "Files uploaded successfully"}
-    return json_answer(content, fault)
+    return await json_answer(content, fault)
 
 
 @router.head("/assets/{name}")
@@ -154,9 +158,8 @@ def _history_state(record: Record) -> str:
     return record.status if record.status in ("COMPLETED", "FAILED") else "PENDING"
 
 
-def _history_row(request: Request, record: Record) -> dict[str, Any]:
+def _history_row(base: str, record: Record) -> dict[str, Any]:
     done = record.status == "COMPLETED"
-    base = str(request.base_url).rstrip("/")
     return {
         "request_id": record.request_id,
         "model_name": record.model,
@@ -173,12 +176,19 @@ def _history_row(request: Request, record: Record) -> dict[str, Any]:
 async def _keep_asset(books: Books, url: Any) -> str:
     """Write an uploaded image; its name."""
     try:
-        data, suffix = image_of_data_url(str(url))
+        name, size = await asyncio.to_thread(_write_asset, books, str(url))
     except BadDataUrlError as error:
         raise error_answer(400, f"data_urls: {error}") from None
-    name = f"{hashlib.sha256(data).hexdigest()}.{suffix if suffix.isalnum() else 'png'}"
+    books.uploads.put(name, size, books.settings.clock())
+    return name
+
+
+def _write_asset(books: Books, url: str) -> tuple[str, int]:
+    """Write an uploaded image; its name and size. Who only has the picture cannot tell the name."""
+    data, suffix = image_of_data_url(url, books.settings.limits.reference_bytes)
+    digest = hmac.new(books.secret, data, hashlib.sha256).hexdigest()
+    name = f"{digest}.{suffix if suffix in _SUFFIXES else 'png'}"
     folder = books.folder / "assets"
     folder.mkdir(exist_ok=True)
-    await asyncio.to_thread((folder / name).write_bytes, data)
-    books.uploads.put(name, len(data), books.settings.clock())
-    return name
+    (folder / name).write_bytes(data)
+    return name, len(data)

@@ -8,15 +8,18 @@ billed. v1 work goes on, and is billed, when the client hangs up.
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from urllib.parse import urlsplit
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import HTMLResponse, JSONResponse, Response
+from fastapi.responses import HTMLResponse, Response
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp
 
 from prefect_imagegen.gateway import account, generation, operation
-from prefect_imagegen.gateway.calls import AnswerError
+from prefect_imagegen.gateway.answers import AnswerError, JsonAnswer
+from prefect_imagegen.gateway.description import description_of
+from prefect_imagegen.gateway.intake import Doorway
 from prefect_imagegen.gateway.studio import Studio
 from prefect_imagegen.gateway.wire import Wire
 
@@ -46,18 +49,13 @@ def create_app(studio: Studio, on_failure: Callable[[Exception], None] | None = 
                 raise
             on_failure(error)
 
-    shown = not (books.settings.api_key or books.settings.accounts)  # who needs a key for all else needs no description
-    app = FastAPI(
-        title="prefect-imagegen gateway",
-        lifespan=lifespan,
-        redoc_url=None,
-        docs_url="/docs" if shown else None,
-        openapi_url="/openapi.json" if shown else None,
-    )
+    settings = books.settings
+    app = FastAPI(title="prefect-imagegen gateway", lifespan=lifespan, openapi_url=None, redirect_slashes=False)
     app.state.studio, app.state.books = studio, books
     app.include_router(account.router)
     app.include_router(generation.router)
     app.include_router(operation.router)
+    app.include_router(description_of(app, books))
 
     @app.exception_handler(AnswerError)
     async def answer(_: Request, error: AnswerError) -> Response:
@@ -66,12 +64,13 @@ def create_app(studio: Studio, on_failure: Callable[[Exception], None] | None = 
     @app.exception_handler(HTTPException)
     async def http_error(_: Request, error: HTTPException) -> Response:
         if error.status_code == 405:  # the one answer of the API that is no JSON
-            return HTMLResponse("<html><body><h1>405 Method Not Allowed</h1></body></html>", 405)
-        return JSONResponse({"error": str(error.detail)}, error.status_code)
+            return HTMLResponse("<html><body><h1>405 Method Not Allowed</h1></body></html>", 405, error.headers)
+        return JsonAnswer({"error": str(error.detail)}, error.status_code, error.headers)
 
     @app.exception_handler(RequestValidationError)
     async def bad_query(_: Request, error: RequestValidationError) -> Response:
         first = error.errors()[0]
-        return JSONResponse({"error": f"{first['loc'][-1]}: {first['msg']}"}, 400)
+        return JsonAnswer({"error": f"{first['loc'][-1]}: {first['msg']}"}, 400)
 
-    return Wire(app, books.settings.engine)
+    public_host = urlsplit(settings.public_url or "").hostname
+    return Wire(Doorway(app, settings.limits, has_key=books.has_key, public_host=public_host), settings.engine)

@@ -1,40 +1,36 @@
 """What every route does: check the key and the call, and let the script's faults strike."""
 
 import asyncio
-import json
-import random
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
-from fastapi import Depends, Request
-from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
+from fastapi import Depends, HTTPException, Request
+from fastapi.responses import HTMLResponse, RedirectResponse
 
-from prefect_imagegen.core.image import CONTENT_TYPES, encode
-from prefect_imagegen.core.reference_pictures import plain_picture
+from prefect_imagegen.gateway.answers import HTML, AnswerError, JsonAnswer, error_answer
 from prefect_imagegen.gateway.faults import HANG_S, Call, Fault
+from prefect_imagegen.gateway.intake import check_fields, json_body, too_busy
+from prefect_imagegen.gateway.limits import Seat, TooBusyError
 from prefect_imagegen.gateway.records import Books, Record, reset_header
 from prefect_imagegen.gateway.studio import Studio
-from prefect_imagegen.gateway.wire import Dropped, Short, Slow
+from prefect_imagegen.gateway.wire import Dropped
 
+_OTHER_ROUTES = frozenset({"get-user-credits"})
+"""What stands in the place of a model, and is none."""
 _MISSING_KEY = "Missing Authorization or x-api-key in header"
 _BAD_KEY = "Unauthorized. API key is invalid or may have expired."
-HTML = "<html><body><h1>Bad Gateway</h1></body></html>"
-"""What somebody else answers who stands before the API."""
-_JUNK_BYTES = 2048
-_OTHER = {"image/png": "jpeg", "image/jpeg": "png"}
 
 
-class AnswerError(Exception):
-    """Ends a request with this answer."""
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """A call that was taken on: its body, the fault that strikes it, and its place among the calls at once."""
 
-    def __init__(self, response: Response) -> None:
-        super().__init__(response.status_code)
-        self.response = response
-
-
-def error_answer(status: int, text: str, headers: dict[str, str] | None = None) -> AnswerError:
-    """To be raised: an answer with `{"error": text}`."""
-    return AnswerError(JSONResponse({"error": text}, status, headers))
+    body: dict[str, Any]
+    fault: Fault | None
+    seat: Seat
 
 
 def books_of(request: Request) -> Books:
@@ -44,6 +40,11 @@ def books_of(request: Request) -> Books:
 
 
 BooksOf = Annotated[Books, Depends(books_of)]
+
+
+def base_of(request: Request, books: Books) -> str:
+    """The base URL of the addresses in an answer: as the gateway is told, else as the caller called it."""
+    return (books.settings.public_url or str(request.base_url)).rstrip("/")
 
 
 def check_key(request: Request, books: BooksOf) -> str:
@@ -60,43 +61,41 @@ def check_key(request: Request, books: BooksOf) -> str:
 AccountOf = Annotated[str, Depends(check_key)]
 
 
-async def json_body(request: Request) -> dict[str, Any]:
-    """The JSON object of the body. Raises the answers 406 and 400."""
-    if request.headers.get("content-type", "").split(";")[0].strip().lower() != "application/json":
-        raise error_answer(406, "Invalid content type")
+@asynccontextmanager
+async def seated(request: Request, books: Books, account: str) -> AsyncIterator[Seat]:
+    """A place among the calls at once. Raises the answer 429: nothing was read yet."""
+    studio: Studio = request.app.state.studio
     try:
-        body = await request.json()
-    except (ValueError, RecursionError):  # the latter for very deep nesting
-        body = None
-    if not isinstance(body, dict):
-        raise error_answer(400, "The body must be a JSON object")
-    return body
+        with studio.gate.seat(account) as seat:
+            yield seat
+    except TooBusyError as error:
+        reset = reset_header(books.settings.clock() + studio.free_in)
+        raise too_busy(error, studio.free_in, {"x-rate-limit-reset-at-utc": reset}) from None
 
 
-async def accept(
-    request: Request, books: Books, account: str, model: str, call: Call
-) -> tuple[dict[str, Any], Fault | None]:
-    """Everything that is checked before work is taken on; the body, and the fault that strikes the request."""
+@asynccontextmanager
+async def accepted(request: Request, books: Books, account: str, model: str, call: Call) -> AsyncIterator[Taken]:
+    """Everything that is checked before work is taken on."""
     books.calls[call] += 1
     studio: Studio = request.app.state.studio
+    if model in _OTHER_ROUTES:
+        raise HTTPException(405, headers={"allow": "GET"})
     if model not in books.models:
-        raise error_answer(404, f"Model {model} not found")
+        raise error_answer(404, f"Model {model[:100]} not found")
     if studio.state != "ready":
         raise error_answer(503, f"the gateway is {studio.state}", {"retry-after": "1"})
-    body = await json_body(request)
-    fault = books.settings.faults.pick(call, model, str(body.get("prompt", "")))
-    await strike(fault, "before", request)
-    if (reset := books.over_rate(account)) is not None:
-        raise error_answer(429, "rate_limit_exceeded", {"x-rate-limit-reset-at-utc": reset_header(reset)})
-    if studio.full:
-        moment = books.settings.clock() + studio.free_in
-        raise error_answer(
-            429, "rate_limit_exceeded: the queue is full", {"x-rate-limit-reset-at-utc": reset_header(moment)}
-        )
-    if not books.affords(account, model):
-        left, price = books.left(account), books.price(model)
-        raise error_answer(406, f"Insufficient credits: {left:.4f} left, {price:.4f} needed")
-    return body, fault
+    limits = books.settings.limits
+    async with seated(request, books, account) as seat:
+        body = await json_body(request, limits, studio.gate, seat)
+        check_fields(body, limits)
+        fault = books.settings.faults.pick(call, model, str(body.get("prompt", "")))
+        await strike(fault, "before", request)
+        if (reset := books.over_rate(account)) is not None:
+            raise error_answer(429, "rate_limit_exceeded", {"x-rate-limit-reset-at-utc": reset_header(reset)})
+        if not books.affords(account, model):
+            left, price = books.left(account), books.price(model)
+            raise error_answer(406, f"Insufficient credits: {left:.4f} left, {price:.4f} needed")
+        yield Taken(body, fault, seat)
 
 
 def pick_fault(books: Books, call: Call, record: Record | None = None) -> Fault | None:
@@ -116,44 +115,22 @@ async def strike(fault: Fault | None, when: str, request: Request) -> None:
     elif fault.fault == "redirect":
         raise AnswerError(RedirectResponse(f"{request.base_url}elsewhere", 302))
     elif fault.fault in ("status", "json_error"):
-        headers = {}
+        headers = dict[str, str]()
         if fault.answered == 429:
             moment = datetime.now(UTC).timestamp() + (1.0 if fault.seconds is None else fault.seconds)
             headers["x-rate-limit-reset-at-utc"] = reset_header(moment)
-        raise AnswerError(JSONResponse(fault.content, fault.answered or 200, headers))
+        raise AnswerError(JsonAnswer(fault.content, fault.answered or 200, headers))
     elif fault.fault == "html":
         raise AnswerError(HTMLResponse(HTML, fault.answered or 200))
 
 
-def json_answer(content: Any, fault: Fault | None, status: int = 200) -> Response:
-    """The answer with this JSON, as its fault would have it."""
-    return answer_body(json.dumps(content).encode(), "application/json", fault, {}, status)
-
-
-def answer_body(data: bytes, media: str, fault: Fault | None, headers: dict[str, str], status: int = 200) -> Response:
-    """The answer with this body, as its fault would have it."""
-    name = fault.fault if fault else None
-    if name == "truncated_body":
-        response: Response = Short(data[: len(data) // 2], media, headers, announced=len(data))
-    elif name == "wrong_length":
-        response = Short(data, media, headers, announced=len(data) + 1)
-    elif name == "slow_body" and fault:
-        response = Slow(data, media, headers, 1.0 if fault.seconds is None else fault.seconds)
-    elif name == "empty_body":
-        response = Response(b"", media_type=media, headers=headers)
-    elif name == "junk" and fault:
-        noise = random.Random(fault.seed).randbytes(_JUNK_BYTES)  # noqa: S311 - a repeatable body
-        response = Response(noise, media_type=CONTENT_TYPES["png"], headers=headers)
-    elif name == "other_format":
-        other = _OTHER.get(media, "png")
-        data = encode(plain_picture(data), other, quality=90)
-        response = Response(data, media_type=CONTENT_TYPES[other], headers=headers)
-    else:
-        response = Response(data, media_type="text/plain" if name == "wrong_content_type" else media, headers=headers)
-    if name not in ("empty_body", "junk"):
-        response.status_code = status
-    return response
+def check_key_if_set(request: Request, books: BooksOf) -> None:
+    """Raise the answer 401 for a wrong key, or none, where the gateway has keys."""
+    if books.has_key:
+        check_key(request, books)
 
 
 WITH_KEY = Depends(check_key)
-"""The dependency of every route that asks for the key."""
+"""The dependency of routes that ask for the key, and have no use for the account."""
+WITH_KEY_IF_SET = Depends(check_key_if_set)
+"""The dependency of routes that are open where no key is set: figures, and the description of the routes."""

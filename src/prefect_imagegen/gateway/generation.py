@@ -8,16 +8,8 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
-from prefect_imagegen.gateway.calls import (
-    AccountOf,
-    BooksOf,
-    accept,
-    answer_body,
-    error_answer,
-    json_answer,
-    pick_fault,
-    strike,
-)
+from prefect_imagegen.gateway.answers import answer_body, error_answer, json_answer
+from prefect_imagegen.gateway.calls import AccountOf, BooksOf, accepted, base_of, pick_fault, strike
 from prefect_imagegen.gateway.faults import Call
 from prefect_imagegen.gateway.records import Books, Record
 from prefect_imagegen.gateway.studio import BadRequestError, Studio, checked, media_type
@@ -28,14 +20,17 @@ router = APIRouter()
 @router.post("/v1/{model}")
 async def run(model: str, request: Request, books: BooksOf, account: AccountOf) -> Response:
     """Draw and answer with the image's bytes; cost, seed and id are in the headers."""
-    body, fault = await accept(request, books, account, model, "run")
-    try:
-        checked(model, body)
-    except BadRequestError as error:
-        raise error_answer(400, str(error)) from None
     studio: Studio = request.app.state.studio
-    record = studio.open_record(account, model, body, fault, str(request.base_url).rstrip("/"))
-    await asyncio.shield(studio.start(record))
+    async with accepted(request, books, account, model, "run") as call:
+        try:
+            checked(model, call.body)
+        except BadRequestError as error:
+            raise error_answer(400, str(error)) from None
+        fault = call.fault
+        record = studio.open_record(account, model, call.body, fault, base_of(request, books))
+        task = studio.start(record, call.seat)
+    del call  # its body may be large, and the work may take long
+    await asyncio.shield(task)
     if fault is not None and fault.when == "after" and fault.answered not in (None, 200):
         books.refund(record, f"Internal error: {fault.text}")
     await strike(fault, "after", request)
@@ -51,18 +46,19 @@ async def run(model: str, request: Request, books: BooksOf, account: AccountOf) 
     }
     if record.applied:
         headers["x-imagegen-applied"] = json.dumps(record.applied)  # ASCII, as headers must be
-    return answer_body(data, media_type(record), fault, headers)
+    return await answer_body(data, media_type(record), fault, headers)
 
 
 @router.post("/v2/{model}")
 async def submit(model: str, request: Request, books: BooksOf, account: AccountOf) -> Response:
     """Queue the request; a body that cannot be drawn is found out later, as at Segmind."""
-    body, fault = await accept(request, books, account, model, "submit")
     studio: Studio = request.app.state.studio
-    record = studio.open_record(account, model, body, fault, str(request.base_url).rstrip("/"))
-    studio.start(record)
+    base = base_of(request, books)
+    async with accepted(request, books, account, model, "submit") as call:
+        record = studio.open_record(account, model, call.body, call.fault, base)
+        studio.start(record, call.seat)
+        fault = call.fault
     await strike(fault, "after", request)
-    base = str(request.base_url).rstrip("/")
     content = {
         "request_id": record.request_id,
         "status": "QUEUED",
@@ -70,7 +66,7 @@ async def submit(model: str, request: Request, books: BooksOf, account: AccountO
         "status_url": f"{base}/v2/requests/{record.request_id}/status",
         "response_url": f"{base}/v2/requests/{record.request_id}",
     }
-    return json_answer(content, fault)
+    return await json_answer(content, fault)
 
 
 @router.get("/v2/requests/{request_id}/status")
@@ -98,7 +94,7 @@ async def download(name: str, request: Request, books: BooksOf) -> Response:
         raise error_answer(404, "Not Found")
     record.fetched, data = True, await asyncio.to_thread(path.read_bytes)
     await strike(fault, "after", request)
-    return answer_body(data, media_type(record), fault, {})
+    return await answer_body(data, media_type(record), fault, {})
 
 
 async def _output_bytes(books: Books, record: Record) -> bytes:
@@ -119,10 +115,10 @@ async def _job(request: Request, books: Books, account: str, request_id: str, ca
     fault = pick_fault(books, call, record)
     await strike(fault, "before", request)
     if record is None:
-        raise error_answer(404, f"Request {request_id} not found")
-    status, content = _told(record, books, str(request.base_url).rstrip("/"), call)
+        raise error_answer(404, f"Request {request_id[:100]} not found")
+    status, content = _told(record, books, base_of(request, books), call)
     await strike(fault, "after", request)
-    return json_answer(content, fault, status)
+    return await json_answer(content, fault, status)
 
 
 def _told(record: Record, books: Books, base: str, call: Call) -> tuple[int, dict[str, Any]]:

@@ -3,9 +3,10 @@
 from typing import Any
 
 from fastapi import APIRouter, Request
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import Response
 
-from prefect_imagegen.gateway.calls import WITH_KEY, BooksOf
+from prefect_imagegen.gateway.answers import JsonAnswer
+from prefect_imagegen.gateway.calls import WITH_KEY, WITH_KEY_IF_SET, BooksOf
 from prefect_imagegen.gateway.studio import Studio
 
 router = APIRouter()
@@ -17,10 +18,10 @@ async def health(request: Request, books: BooksOf) -> Response:
     studio: Studio = request.app.state.studio
     ready = studio.state == "ready"
     content = {"status": "ok" if ready else studio.state, "engine": books.settings.engine, "models": books.models}
-    return JSONResponse(content | dict(studio.engine.facts), 200 if ready else 503)
+    return JsonAnswer(content | dict(studio.engine.facts), 200 if ready else 503)
 
 
-@router.get("/metrics")
+@router.get("/metrics", dependencies=[WITH_KEY_IF_SET])
 async def metrics(request: Request) -> Response:
     """Figures for Prometheus."""
     studio: Studio = request.app.state.studio

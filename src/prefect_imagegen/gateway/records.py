@@ -4,6 +4,7 @@ import hashlib
 import hmac
 import json
 import math
+import secrets
 from collections import Counter, defaultdict, deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -78,6 +79,8 @@ class Books:
     forgotten_until: float = float("-inf")
     """When the newest request was submitted that is no longer kept: what is older may be missing in the history."""
     body_bytes: int = 0
+    secret: bytes = field(default_factory=lambda: secrets.token_bytes(32), repr=False)
+    """What makes the names of uploads impossible to guess."""
     outputs: Shelf = field(init=False)
     uploads: Shelf = field(init=False)
 
@@ -86,10 +89,7 @@ class Books:
         self.uploads = Shelf(self.folder / "assets", self.settings.keep_bytes, None)
 
     def close(self, record: Record) -> None:
-        """A request has ended: its pictures are not kept (nor does the API), and the oldest requests make room."""
-        urls = record.body.get("image_urls")
-        if isinstance(urls, list):
-            record.body = record.body | {"image_urls": [_without_data(url) for url in urls]}
+        """A request has ended, and its body is the kept one: the oldest requests make room."""
         record.size = len(json.dumps(record.body))
         self.body_bytes += record.size
         for oldest in list(islice(self.records.values(), 2 + max(0, len(self.records) - self.settings.keep_records))):
@@ -107,6 +107,11 @@ class Books:
         """The models that are served: a checkpoint serves its own."""
         path = self.settings.model_path
         return sorted(MODELS if path is None else models_of(path, MODELS))
+
+    @property
+    def has_key(self) -> bool:
+        """Whether a key is set: else any will do."""
+        return bool(self.settings.accounts or self.settings.api_key)
 
     def account_of(self, key: str) -> str | None:
         """The name of the account that a key belongs to; None for a wrong key."""
@@ -227,9 +232,15 @@ class Books:
         }
 
 
+def kept_body(body: dict[str, Any]) -> dict[str, Any]:
+    """A body as the history keeps it: without pictures (nor does the API keep them). CPU-bound where it has some."""
+    urls = body.get("image_urls")
+    return body | {"image_urls": [_without_data(url) for url in urls]} if isinstance(urls, list) else body
+
+
 def _without_data(url: Any) -> Any:
     """What stands for a picture that came inside the call; other addresses stay as they are."""
-    if not isinstance(url, str) or not url.startswith("data:"):
+    if not isinstance(url, str) or url[:5].lower() != "data:":
         return url
     return f"sha256:{hashlib.sha256(url.encode()).hexdigest()}"
 

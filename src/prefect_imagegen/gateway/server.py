@@ -18,9 +18,12 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from prefect_imagegen.core.errors import RefusedError
+from prefect_imagegen.core.redact import redact
 from prefect_imagegen.gateway.app import create_app
 from prefect_imagegen.gateway.engines import ENGINES
 from prefect_imagegen.gateway.engines.diffusers import check_diffusers
+from prefect_imagegen.gateway.intake import is_base_url
+from prefect_imagegen.gateway.protocol import protocol_with
 from prefect_imagegen.gateway.records import Books
 from prefect_imagegen.gateway.settings import GatewaySettings
 from prefect_imagegen.gateway.studio import Studio
@@ -50,7 +53,8 @@ class EmbeddedGateway:
         listener = _listen("127.0.0.1", 0)
         self._exit.callback(listener.close)
         self.url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-        self._server = uvicorn.Server(_config(create_app(Studio(self.books)), grace_s=0))
+        self._studio = Studio(self.books)
+        self._server = uvicorn.Server(_config(self._studio, create_app(self._studio), grace_s=0))
         self._thread = threading.Thread(
             target=lambda: asyncio.run(self._server.serve([listener])), name="gateway", daemon=True
         )
@@ -100,7 +104,7 @@ def run_server(settings: GatewaySettings, host: str, port: int, on_listening: Ca
             failures.append(error)
             server.should_exit = True
 
-        server = _Server(_config(create_app(studio, failed), log_level="info"), studio)
+        server = _Server(_config(studio, create_app(studio, failed), log_level="info"), studio)
         shown = f"[{host}]" if ":" in host else host
         on_listening(f"http://{shown}:{listener.getsockname()[1]}")
         server.run([listener])
@@ -144,6 +148,12 @@ def check_settings(settings: GatewaySettings, host: str) -> None:
         raise RefusedError(
             "shared_key", "Two accounts have the same key.", remedy="Give every --account keys of its own."
         )
+    if settings.public_url is not None and not is_base_url(settings.public_url):
+        raise RefusedError(
+            "bad_option",
+            f"--public-url {redact(settings.public_url)} is no base URL.",
+            remedy="Give http(s)://HOST[:PORT][/PATH], without user, query or fragment.",
+        )
     if not keys and not _is_loopback(host):
         raise RefusedError(
             "open_gateway",
@@ -159,9 +169,14 @@ def _is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def _config(app: ASGIApp, *, log_level: str = "critical", grace_s: int = 5) -> uvicorn.Config:
+def _config(studio: Studio, app: ASGIApp, *, log_level: str = "critical", grace_s: int = 5) -> uvicorn.Config:
+    settings = studio.books.settings
     return uvicorn.Config(
         app,
+        http=protocol_with(settings.limits, settings.engine),
+        h11_max_incomplete_event_size=settings.limits.head_bytes,
+        proxy_headers=False,  # who calls says nothing about the gateway's address: --public-url does
+        server_header=False,
         log_level=log_level,
         access_log=False,
         lifespan="on",

@@ -8,6 +8,7 @@ from pathlib import Path
 from pydantic import SecretStr
 
 from prefect_imagegen.gateway.faults import FaultScript
+from prefect_imagegen.gateway.limits import Limits
 
 
 @dataclass(slots=True)
@@ -56,4 +57,7 @@ class GatewaySettings:
     device: str | None = None
     offload: bool = False
     megapixels: float = 1.0
+    limits: Limits = field(default_factory=Limits)
+    public_url: str | None = None
+    """The base URL of the addresses in answers; None: that of the request's Host."""
     clock: Callable[[], float] = time.time

@@ -7,35 +7,37 @@ from typing import Any
 
 from fastapi.responses import HTMLResponse, Response
 
-from prefect_imagegen.gateway.calls import HTML, answer_body, json_answer
+from prefect_imagegen.gateway.answers import HTML, answer_body, json_answer
 from prefect_imagegen.gateway.faults import Fault
 
 Row = dict[str, Any]
 
 
-def history_answer(data: list[Row] | Row, fault: Fault | None, beside: Mapping[str, Any] | None = None) -> Response:
+async def history_answer(
+    data: list[Row] | Row, fault: Fault | None, beside: Mapping[str, Any] | None = None
+) -> Response:
     """The answer with a page of rows, or with one, as its fault would have it; `beside` stands with `data`."""
     shape = fault.shape if fault else None
     if fault is None or shape is None:
-        return json_answer({"data": data, **(beside or {})}, fault)
+        return await json_answer({"data": data, **(beside or {})}, fault)
     if shape == "empty_body":
         return Response(b"", media_type="application/json")
     if shape == "html":
         return HTMLResponse(HTML)
     if shape == "cut":
         text = json.dumps({"data": data, **(beside or {})}).encode()
-        return answer_body(text[: len(text) // 2], "application/json", None, {})
+        return await answer_body(text[: len(text) // 2], "application/json", None, {})
     rows = data if isinstance(data, list) else [data]
     if shape in _ROWS:
         rows = [_ROWS[shape](row) for row in rows]
-        return json_answer({"data": rows if isinstance(data, list) else rows[0], **(beside or {})}, None)
+        return await json_answer({"data": rows if isinstance(data, list) else rows[0], **(beside or {})}, None)
     envelopes: dict[str, Any] = {
         "items": {"data": {"items": rows}},
         "requests": {"requests": rows},
         "bare": data,
         "error": {"error": fault.text},
     }
-    return json_answer(envelopes[shape], None)
+    return await json_answer(envelopes[shape], None)
 
 
 def _with_text_numbers(row: Row) -> Row:

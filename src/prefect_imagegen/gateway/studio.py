@@ -5,24 +5,25 @@ import json
 import logging
 import secrets
 import uuid
-from collections.abc import Mapping
-from typing import Any, Literal
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, TypeVar
 
 from PIL import Image
 
-from prefect_imagegen.core.image import CONTENT_TYPES, BadImageError, decode, encode, upright_size
+from prefect_imagegen.core.image import CONTENT_TYPES, encode
 from prefect_imagegen.core.models import MATCH_INPUT_IMAGE, MAX_SEED, MODELS, FieldSpec, pixels_of
-from prefect_imagegen.core.redact import redact
 from prefect_imagegen.core.request import canonical_json
 from prefect_imagegen.gateway.engines import ENGINES, Picture, UndrawableError
 from prefect_imagegen.gateway.faults import HANG_S, Fault
+from prefect_imagegen.gateway.intake import SEEDS
+from prefect_imagegen.gateway.limits import Gate, Seat
 from prefect_imagegen.gateway.metrics import Metrics
-from prefect_imagegen.gateway.records import Books, Record
-from prefect_imagegen.gateway.uploads import BadDataUrlError, asset_path, image_of_data_url
-from prefect_imagegen.net.fetch import ReferenceFetcher
-from prefect_imagegen.net.guard import FetchError, FetchPolicy
-from prefect_imagegen.net.hosts import HostRecords
+from prefect_imagegen.gateway.records import Books, Record, kept_body
+from prefect_imagegen.gateway.references import BadReferenceError, Reference, References
+from prefect_imagegen.gateway.uploads import BadDataUrlError
+from prefect_imagegen.net.guard import FetchError
 
+T = TypeVar("T")
 _logger = logging.getLogger(__name__)
 DEFAULT_SEED = 3425234
 """What the API's page shows as the default: a fixed number, so that two calls without a seed are alike."""
@@ -31,8 +32,6 @@ _TICK_S = 0.05
 _FETCHED_WITHIN_S = 30.0
 """Who has not fetched a result by then will not come."""
 _BLACK_SIDE = 64
-_FETCH_PATIENCE_S = 30.0
-"""For one reference: somebody waits for the answer."""
 
 
 class BadRequestError(ValueError):
@@ -51,8 +50,8 @@ class Studio:
         self.state: State = "warming"
         self._workers = asyncio.Semaphore(settings.workers)
         self._tasks: set[asyncio.Task[None]] = set()
-        self._policy = FetchPolicy(allow_loopback=settings.allow_loopback, patience=_FETCH_PATIENCE_S)
-        self._hosts = HostRecords()
+        self._references = References(books)
+        self.gate = Gate(settings.limits, settings.workers + settings.queue_limit)
         self._usual_s = max(1.0, settings.latency_s)
         """Seconds that a request takes, averaged over the last ones."""
         self.metrics.queue.set_function(lambda: len(self._tasks) - books.in_flight)
@@ -69,11 +68,6 @@ class Studio:
         """Seconds after which a full queue may have room again."""
         return self._usual_s
 
-    @property
-    def full(self) -> bool:
-        """Whether the queue takes nothing more."""
-        return len(self._tasks) >= self._settings.workers + self._settings.queue_limit
-
     def open_record(
         self, account: str, model: str, body: dict[str, Any], fault: Fault | None, served_at: str
     ) -> Record:
@@ -87,9 +81,11 @@ class Studio:
         self.books.accounts[account].reserved += self.books.price(model)
         return record
 
-    def start(self, record: Record) -> "asyncio.Task[None]":
+    def start(self, record: Record, seat: Seat) -> "asyncio.Task[None]":
         """Work on a request, whoever goes on listening: a client that hangs up is billed all the same."""
         task = asyncio.create_task(self._work(record))
+        seat.is_kept = True
+        task.add_done_callback(lambda _: self.gate.leave(seat))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
@@ -108,9 +104,10 @@ class Studio:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self.engine.close()
+        await self._references.close()
 
     async def _work(self, record: Record) -> None:
-        books = self.books
+        books, kept = self.books, record.body
         async with self._workers:
             books.in_flight += 1
             books.max_in_flight = max(books.max_in_flight, books.in_flight)
@@ -120,12 +117,13 @@ class Studio:
                     await asyncio.sleep(self._settings.latency_s)
                 if record.fault and (record.fault.fault, record.fault.when) == ("hang", "during"):
                     await asyncio.sleep(HANG_S if record.fault.seconds is None else record.fault.seconds)
+                kept = await _beside(record.body, kept_body)
                 await self._draw(record)
                 record.cost = books.price(record.model)
                 books.accounts[record.account].charged += record.cost
                 record.status = "COMPLETED"
                 self.metrics.images.labels(record.model).inc()
-            except (BadRequestError, BadDataUrlError, FetchError, UndrawableError) as error:
+            except (BadRequestError, BadReferenceError, BadDataUrlError, FetchError, UndrawableError) as error:
                 record.status, record.error = "FAILED", str(error)
                 self.metrics.errors.labels("bad_request").inc()
             except Exception as error:  # whatever it is, the job must end: who polls would wait for ever
@@ -136,7 +134,7 @@ class Studio:
             finally:
                 books.in_flight -= 1
                 books.accounts[record.account].reserved -= books.price(record.model)
-                record.finished = self._settings.clock()
+                record.finished, record.body = self._settings.clock(), kept
                 books.close(record)
                 taken = record.finished - record.submitted
                 self.metrics.seconds.observe(max(0.0, taken))
@@ -147,18 +145,27 @@ class Studio:
         if fault == "failed" and record.fault:
             raise BadRequestError(record.fault.text)
         params = checked(record.model, record.body)
-        references = await self._references(params["image_urls"], record.served_at)
-        first = await asyncio.to_thread(upright_size, references[0]) if references else None
+        if not params["image_urls"]:
+            await self._paint(record, params, [])
+            return
+        async with self._references.turns:
+            found = await self._references.of_call(params["image_urls"], record.served_at)
+            await self._paint(record, params, found)
+
+    async def _paint(self, record: Record, params: Mapping[str, Any], references: Sequence[Reference]) -> None:
+        fault = record.fault.fault if record.fault else None
+        identity = await _beside({"model": record.model, **params, "seed": record.seed}, canonical_json)
         picture = Picture(
             record.model,
             params["prompt"],
             record.seed,
-            *pixels_of(params["aspect_ratio"], first, self._settings.megapixels),
+            *pixels_of(params["aspect_ratio"], references[0].size if references else None, self._settings.megapixels),
             image_format=params["image_format"],
             quality=params["quality"],
             request_id=record.request_id,
-            identity=canonical_json({"model": record.model} | params | {"seed": record.seed}),
-            references=references,
+            identity=identity,
+            references=[reference.data for reference in references],
+            reference_ids=[reference.sha256 for reference in references],
             params=params,
         )
         drawn = await self.engine.draw(picture)
@@ -167,30 +174,6 @@ class Studio:
         record.output, record.content_type = f"{record.request_id}.{picture.image_format}", drawn.content_type
         await asyncio.to_thread((self.books.folder / record.output).write_bytes, data)
         self.books.outputs.put(record.output, len(data), self._settings.clock())
-
-    async def _references(self, urls: list[str], served_at: str) -> list[bytes]:
-        """The images behind the URLs; uploads, and data inside the call, need no fetching."""
-        if not urls:
-            return []
-
-        async def get(url: str) -> bytes:
-            if url.startswith("data:"):
-                return image_of_data_url(url)[0]
-            if url.startswith(f"{served_at}/assets/"):
-                path = asset_path(self.books, url.rpartition("/")[2])
-                if path is None:
-                    raise FetchError("reference_unreachable", f"{redact(url)} could not be fetched: it is gone.")
-                return await asyncio.to_thread(path.read_bytes)
-            return await fetcher.fetch(url)
-
-        async with ReferenceFetcher(self._policy, self._hosts) as fetcher:
-            found = await asyncio.gather(*map(get, urls))
-        for position, data in enumerate(found, 1):
-            try:
-                await asyncio.to_thread(decode, data)
-            except BadImageError:
-                raise BadRequestError(f"image {position} of image_urls cannot be decoded") from None
-        return list(found)
 
 
 def checked(model: str, body: Mapping[str, Any]) -> dict[str, Any]:
@@ -203,9 +186,9 @@ def checked(model: str, body: Mapping[str, Any]) -> dict[str, Any]:
         value = body.get(name)
         params[name] = spec.default if value is None else _value(spec, value)
     seed = body.get("seed", DEFAULT_SEED)
-    if isinstance(seed, bool) or not isinstance(seed, int) or seed < -1:
-        raise BadRequestError("seed must be an integer, -1 or more")
-    urls = body.get("image_urls") or []
+    if isinstance(seed, bool) or not isinstance(seed, int) or seed not in SEEDS:
+        raise BadRequestError(f"seed must be an integer, -1 to {SEEDS[-1]}")
+    urls = [] if body.get("image_urls") is None else body["image_urls"]
     if not isinstance(urls, list) or not all(isinstance(url, str) for url in urls):
         raise BadRequestError("image_urls must be a list of URLs")
     if params["aspect_ratio"] == MATCH_INPUT_IMAGE and not urls:
@@ -222,6 +205,11 @@ def _value(spec: FieldSpec, value: Any) -> Any:
     if spec.choices and value not in spec.choices:
         raise BadRequestError(f"{spec.name} must be one of {', '.join(spec.choices)}")
     return value
+
+
+async def _beside(body: dict[str, Any], work: Callable[[dict[str, Any]], T]) -> T:
+    """Work on a body: beside the event loop where it may hold pictures."""
+    return await asyncio.to_thread(work, body) if body.get("image_urls") else work(body)
 
 
 def _black(image_format: str) -> bytes:

@@ -1,10 +1,13 @@
 """Uploaded reference images, and images inside a call."""
 
+import re
 from pathlib import Path
 
 from prefect_imagegen.core.answers import looks_like_image
 from prefect_imagegen.core.base64_text import decode_base64
 from prefect_imagegen.gateway.records import Books
+
+_NAME = re.compile(r"[0-9a-f]{64}\.[a-z]{3,4}")
 
 
 class BadDataUrlError(ValueError):
@@ -14,11 +17,11 @@ class BadDataUrlError(ValueError):
 def asset_path(books: Books, name: str) -> Path | None:
     """The file of an upload, if there is one."""
     path = books.folder / "assets" / name
-    return path if path.parent == books.folder / "assets" and path.is_file() else None
+    return path if _NAME.fullmatch(name) and path.is_file() else None
 
 
-def image_of_data_url(url: str) -> tuple[bytes, str]:
-    """The bytes of a `data:image/...;base64,...` URL, and its sub-type. Raises BadDataUrlError."""
+def image_of_data_url(url: str, max_bytes: int) -> tuple[bytes, str]:
+    """The bytes of a `data:image/...;base64,...` URL, and its sub-type; CPU-bound. Raises BadDataUrlError."""
     try:
         data = decode_base64(url)
     except ValueError:
@@ -26,4 +29,6 @@ def image_of_data_url(url: str) -> tuple[bytes, str]:
     head = url.partition(",")[0].strip().lower()
     if not head.startswith("data:") or not looks_like_image(data):
         raise BadDataUrlError("a data URL must hold an image")
+    if len(data) > max_bytes:
+        raise BadDataUrlError(f"an image has {len(data)} bytes, more than {max_bytes} (--max-reference-mb)")
     return data, head[len("data:") :].split(";")[0].rsplit("/", 1)[-1]

@@ -16,8 +16,8 @@ from prefect_imagegen.gateway.settings import GatewaySettings
 class Picture:
     """One picture to draw: every parameter resolved; `references` are image bytes, in order. Sizes in pixels.
 
-    `params` are the model's own fields by name. `identity` stands for the whole request: what differs in any
-    parameter differs in it.
+    `reference_ids` are the SHA-256 of the references. `params` are the model's own fields by name. `identity` stands
+    for the whole request: what differs in any parameter differs in it.
     """
 
     model: str
@@ -30,6 +30,7 @@ class Picture:
     request_id: str
     identity: bytes = b""
     references: Sequence[bytes] = ()
+    reference_ids: Sequence[str] = ()
     params: Mapping[str, Any] = field(default_factory=dict)
 
 

@@ -1,0 +1,106 @@
+"""Answers: JSON and images, as a call's fault would have them, and those that end a request early."""
+
+import asyncio
+import json
+import random
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any
+
+from fastapi.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from prefect_imagegen.core.image import CONTENT_TYPES, encode
+from prefect_imagegen.core.reference_pictures import plain_picture
+from prefect_imagegen.gateway.faults import Fault
+from prefect_imagegen.gateway.wire import Short, Slow
+
+HTML = "<html><body><h1>Bad Gateway</h1></body></html>"
+"""What somebody else answers who stands before the API."""
+_JUNK_BYTES = 2048
+_OTHER = {"image/png": "jpeg", "image/jpeg": "png"}
+_LINGER_S = 30.0
+_LINGER_IDLE_S = 2.0
+_PRIVATE = {"cache-control": "no-store"}
+"""Answers hold addresses of one caller: nothing between keeps them for another."""
+
+
+class AnswerError(Exception):
+    """Ends a request with this answer."""
+
+    def __init__(self, response: Response) -> None:
+        super().__init__(response.status_code)
+        self.response = response
+
+
+class JsonAnswer(Response):
+    """JSON in ASCII: whatever a caller sent and an answer repeats, half a character included, can be sent."""
+
+    media_type = "application/json"
+
+    def __init__(self, content: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> None:
+        super().__init__(json.dumps(content).encode(), status, {**_PRIVATE, **(headers or {})})
+
+
+class LastAnswer(JsonAnswer):
+    """The answer to a request that is not read to its end: the connection is closed after it.
+
+    What is still coming is taken and dropped for a while: a connection that is closed with bytes unread is reset, and
+    the caller, who is still sending, might never see the answer.
+    """
+
+    def __init__(self, content: Any, status: int, headers: Mapping[str, str] | None = None) -> None:
+        super().__init__(content, status, {**(headers or {}), "connection": "close"})
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 - the ASGI signature
+        """Send it, then drop what comes."""
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        await send({"type": "http.response.body", "body": self.body, "more_body": True})
+        is_more = True
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_LINGER_S):
+                while is_more:
+                    message = await asyncio.wait_for(receive(), _LINGER_IDLE_S)
+                    is_more = message["type"] == "http.request" and message.get("more_body", False)
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+def error_answer(status: int, text: str, headers: dict[str, str] | None = None) -> AnswerError:
+    """To be raised: an answer with `{"error": text}`."""
+    return AnswerError(JsonAnswer({"error": text}, status, headers))
+
+
+async def json_answer(content: Any, fault: Fault | None, status: int = 200) -> Response:
+    """The answer with this JSON, as its fault would have it."""
+    return await answer_body(json.dumps(content).encode(), "application/json", fault, dict(_PRIVATE), status)
+
+
+async def answer_body(
+    data: bytes, media: str, fault: Fault | None, headers: dict[str, str], status: int = 200
+) -> Response:
+    """The answer with this body, as its fault would have it."""
+    name = fault.fault if fault else None
+    if name == "truncated_body":
+        response: Response = Short(data[: len(data) // 2], media, headers, announced=len(data))
+    elif name == "wrong_length":
+        response = Short(data, media, headers, announced=len(data) + 1)
+    elif name == "slow_body" and fault:
+        response = Slow(data, media, headers, 1.0 if fault.seconds is None else fault.seconds)
+    elif name == "empty_body":
+        response = Response(b"", media_type=media, headers=headers)
+    elif name == "junk" and fault:
+        noise = random.Random(fault.seed).randbytes(_JUNK_BYTES)  # noqa: S311 - a repeatable body
+        response = Response(noise, media_type=CONTENT_TYPES["png"], headers=headers)
+    elif name == "other_format":
+        other = _OTHER.get(media, "png")
+        data = await asyncio.to_thread(_in_format, data, other)
+        response = Response(data, media_type=CONTENT_TYPES[other], headers=headers)
+    else:
+        response = Response(data, media_type="text/plain" if name == "wrong_content_type" else media, headers=headers)
+    if name not in ("empty_body", "junk"):
+        response.status_code = status
+    return response
+
+
+def _in_format(data: bytes, image_format: str) -> bytes:
+    return encode(plain_picture(data), image_format, quality=90)

@@ -1,0 +1,202 @@
+"""Reading what a caller sends: bounded in bytes, time, depth and text, and parsed off the event loop."""
+
+import asyncio
+import json
+import math
+import re
+from collections.abc import Mapping
+from typing import Any, NoReturn
+from urllib.parse import urlsplit
+
+from fastapi import Request
+from starlette.types import Receive, Scope, Send
+
+from prefect_imagegen.gateway.answers import AnswerError, LastAnswer, error_answer
+from prefect_imagegen.gateway.limits import Gate, Limits, Seat, TooBusyError
+from prefect_imagegen.gateway.wire import Dropped
+
+_PLAIN = frozenset({"", "identity"})
+_SMALL = 1 << 16
+"""Bytes of JSON that are parsed in less time than a thread takes to start."""
+_DATA_HEAD = 256
+_PICTURE_TEXT = re.compile(rb'"data:[^"\\]{1024,}')
+"""A picture inside a call: one long string, which costs no more memory than its length."""
+_HALF_CHARACTER = re.compile(rb"\\u[dD][89a-fA-F]")
+_BRACKETS = re.compile(rb'"(?:[^"\\]|\\.)*+"|[\[{]|[\]}]', re.DOTALL)
+_HOST = re.compile(r"(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]+)(:[0-9]{1,5})?")
+_LOOPBACK = re.compile(r"127(\.[0-9]{1,3}){3}|\[::1\]|localhost|.+\.localhost")
+
+
+class BadBodyError(ValueError):
+    """A body is not what it has to be; the message is the API's error text."""
+
+
+async def json_body(request: Request, limits: Limits, gate: Gate, seat: Seat) -> dict[str, Any]:
+    """The JSON object of the body. Raises the answers 400, 406, 408, 413, 415 and 429."""
+    if request.headers.get("content-type", "").split(";")[0].strip().lower() != "application/json":
+        refuse(406, "Invalid content type")
+    data = await _read(request, limits, gate, seat)
+    try:
+        return await asyncio.to_thread(parse, data, limits) if len(data) > _SMALL else parse(data, limits)
+    except BadBodyError as error:
+        raise error_answer(400, str(error)) from None
+
+
+async def _read(request: Request, limits: Limits, gate: Gate, seat: Seat) -> bytes:
+    """The bytes of the body."""
+    if request.headers.get("content-encoding", "").strip().lower() not in _PLAIN:
+        refuse(415, "Content-Encoding is not taken: send the body as it is", {"accept-encoding": "identity"})
+    pieces: list[bytes] = []
+    try:
+        gate.check_room(announced_bytes(request.headers) or 0)
+        async with asyncio.timeout(limits.receive_s):
+            async for piece in _pieces(request.receive):
+                if seat.size + len(piece) > limits.body_bytes:
+                    refuse(413, f"the body is too large ({limits.told('body_bytes')})")
+                gate.grow(seat, len(piece))
+                pieces.append(piece)
+    except TooBusyError as error:
+        raise too_busy(error, 1.0) from None
+    except TimeoutError:
+        refuse(408, f"the body did not come in time ({limits.told('receive_s')})")
+    return b"".join(pieces)
+
+
+async def _pieces(receive: Receive) -> Any:
+    is_more = True
+    while is_more:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise AnswerError(Dropped())
+        yield message.get("body", b"")
+        is_more = message.get("more_body", False)
+
+
+def announced_bytes(headers: Mapping[str, str]) -> int | None:
+    """What `content-length` says."""
+    text = headers.get("content-length", "")
+    return int(text) if text.isascii() and text.isdigit() else None
+
+
+def refuse(status: int, text: str, headers: dict[str, str] | None = None) -> NoReturn:
+    """End a request whose body is not read to its end."""
+    raise AnswerError(LastAnswer({"error": text}, status, headers))
+
+
+def too_busy(error: TooBusyError, seconds: float, headers: dict[str, str] | None = None) -> AnswerError:
+    """To be raised: nothing was accepted, and who comes again later may be."""
+    named = {"retry-after": str(max(1, math.ceil(seconds)))}
+    return AnswerError(LastAnswer({"error": f"rate_limit_exceeded: {error}"}, 429, named | (headers or {})))
+
+
+def parse(data: bytes, limits: Limits) -> dict[str, Any]:
+    """The JSON object; CPU-bound. Raises BadBodyError before anything is made that is larger than the text."""
+    # Small values take many times the memory of their text, a picture's text does not: so it alone may be long.
+    if len(data) > limits.text_bytes:
+        pictures = sum(len(match[0]) for match in _PICTURE_TEXT.finditer(data))
+        if len(data) - pictures > limits.text_bytes:
+            raise BadBodyError(f"the body has too much text besides its pictures ({limits.told('text_bytes')})")
+    if data.count(b"[") + data.count(b"{") > limits.json_depth and _depth(data) > limits.json_depth:
+        raise BadBodyError(f"the body is nested too deeply ({limits.told('json_depth')})")
+    try:
+        body = json.loads(data, parse_constant=_no_number)
+        if _HALF_CHARACTER.search(data):
+            json.dumps(body, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise BadBodyError("the body has half a character (a lone surrogate)") from None
+    except (ValueError, RecursionError):
+        body = None
+    if not isinstance(body, dict):
+        raise BadBodyError("The body must be a JSON object")
+    return body
+
+
+def _no_number(text: str) -> NoReturn:
+    raise ValueError(f"{text} is no number of JSON")
+
+
+def _depth(data: bytes) -> int:
+    """How deep lists and objects stand within each other; what stands in texts does not count."""
+    depth = deepest = 0
+    for match in _BRACKETS.finditer(data):
+        first = match[0][:1]
+        if first in (b"[", b"{"):
+            depth += 1
+            deepest = max(deepest, depth)
+        elif first != b'"':
+            depth -= 1
+    return deepest
+
+
+def check_fields(body: Mapping[str, Any], limits: Limits) -> None:
+    """Refuse too long texts, and too many or too large pictures. Raises the answers 400 and 413."""
+    for name, value in body.items():
+        if isinstance(value, str) and len(value) > limits.field_chars:
+            raise error_answer(400, f"{name[:40]} is too long ({limits.told('field_chars')})")
+    check_pictures(body.get("image_urls"), "image_urls", limits)
+
+
+def check_pictures(urls: Any, name: str, limits: Limits) -> None:
+    """Refuse too many or too large pictures inside a call. Raises the answers 400 and 413."""
+    if not isinstance(urls, list):
+        return
+    if len(urls) > limits.references:
+        raise error_answer(400, f"{name} has {len(urls)} images, too many ({limits.told('references')})")
+    total = 0
+    for position, url in enumerate(urls, 1):
+        is_data = isinstance(url, str) and url[:5].lower() == "data:"
+        if not is_data and isinstance(url, str) and len(url) > limits.field_chars:
+            raise error_answer(400, f"image {position} of {name} is too long ({limits.told('field_chars')})")
+        size = (len(url) - url.find(",", 0, _DATA_HEAD) - 1) * 3 // 4 if is_data else 0
+        total += size
+        if size > limits.reference_bytes:
+            raise error_answer(413, f"image {position} of {name} is too large ({limits.told('reference_bytes')})")
+    if total > limits.references_bytes:
+        raise error_answer(413, f"the images of {name} are too large ({limits.told('references_bytes')})")
+
+
+def is_base_url(url: str) -> bool:
+    """Whether a text is an http(s) URL to which paths can be added."""
+    try:
+        parts = urlsplit(url)
+        host, _ = parts.hostname, parts.port
+    except ValueError:
+        return False
+    is_plain = _HOST.fullmatch(parts.netloc) is not None and not parts.query and not parts.fragment
+    return parts.scheme in ("http", "https") and bool(host) and is_plain and url.isascii() and url.isprintable()
+
+
+class Doorway:
+    """Turns away, before any route is looked for, what no route takes: other hosts, and bodies known to be too large.
+
+    A gateway without a key answers to the names of this machine only: else any web page could reach it through a name
+    of its own that leads here. `public_host` is such a name, too.
+    """
+
+    def __init__(self, app: Any, limits: Limits, *, has_key: bool, public_host: str | None) -> None:
+        self._app = app
+        self._limits = limits
+        self._has_key = has_key
+        self._public_host = public_host
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One request."""
+        answer = self._refusal(scope) if scope["type"] == "http" else None
+        await (answer or self._app)(scope, receive, send)
+
+    def _refusal(self, scope: Scope) -> LastAnswer | None:
+        request = Request(scope)
+        match = _HOST.fullmatch(request.headers.get("host", "localhost"))
+        if match is None:
+            return LastAnswer({"error": "the Host header names no host"}, 400)
+        host = match[1].lower()
+        if not self._has_key and host != self._public_host and not _LOOPBACK.fullmatch(host):
+            text = f"without a key this gateway answers to localhost only, not to {host[:100]} (--public-url)"
+            return LastAnswer({"error": text}, 421)
+        if (announced_bytes(request.headers) or 0) > self._limits.body_bytes:
+            return LastAnswer({"error": f"the body is too large ({self._limits.told('body_bytes')})"}, 413)
+        return None
+
+
+SEEDS = range(-1, 1 << 63)
+"""What may be a seed: -1 draws one, and the largest is what generators take."""

@@ -1,0 +1,103 @@
+"""HTTP/1.1 on a gateway's connections: uvicorn's own, but heads have a size and requests a time to be here whole."""
+
+import asyncio
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import h11
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from prefect_imagegen.gateway.limits import Limits
+from prefect_imagegen.gateway.wire import ENGINE_HEADER
+
+_ON_THE_WAY = (h11.IDLE, h11.SEND_BODY)
+
+
+def protocol_with(limits: Limits, engine: str) -> type[H11Protocol]:
+    """The protocol of one gateway, for uvicorn's setting `http`."""
+
+    class Protocol(GatewayProtocol):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            self.limits, self.engine = limits, engine
+
+    return Protocol
+
+
+class GatewayProtocol(H11Protocol):
+    """One connection. uvicorn waits without end for the rest of a head, and for what comes after an answer."""
+
+    limits: Limits
+    engine: str
+    _deadline: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as in uvicorn
+        """Somebody is there: a first head has to come."""
+        super().connection_made(transport)
+        self._watch()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Nobody is there any more."""
+        self._unwatch()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Some bytes came: the deadline is that of the first of them."""
+        super().data_received(data)
+        if self.conn.their_state not in _ON_THE_WAY:
+            self._unwatch()
+        elif not self.transport.is_closing():
+            self._watch()
+
+    def on_response_complete(self) -> None:
+        """A request was answered: nothing is awaited, unless a part of the next one is here or the rest of this one."""
+        super().on_response_complete()
+        if self.conn.their_state is h11.SEND_BODY or self.conn.trailing_data[0]:
+            self._watch()
+        else:
+            self._unwatch()
+
+    def send_400_response(self, msg: str) -> None:
+        """What is no request: in the form of our errors, and told apart where it is too large."""
+        if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
+            self.transport.close()  # an answer has begun: another one would be taken for a part of it
+        elif len(self.conn.trailing_data[0]) > self.limits.head_bytes:
+            self._end(431, f"the head of the request is too large ({self.limits.told('head_bytes')})")
+        else:
+            self._end(400, msg)
+
+    def _watch(self) -> None:
+        if self._deadline is None:
+            self._deadline = self.loop.call_later(self.limits.receive_s, self._is_late)
+
+    def _unwatch(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+
+    def _is_late(self) -> None:
+        self._deadline = None
+        if self.transport.is_closing():
+            return
+        if self.conn.their_state is h11.IDLE and self.conn.our_state is h11.IDLE:
+            self._end(408, f"the request did not come in time ({self.limits.told('receive_s')})")
+        elif self.cycle is not None and self.cycle.response_complete:
+            self.transport.close()
+        else:
+            self._watch()  # whoever reads the body has a deadline of its own
+
+    def _end(self, status: int, text: str) -> None:
+        headers: Mapping[str, str] = {
+            "content-type": "application/json",
+            "connection": "close",
+            ENGINE_HEADER: self.engine,
+        }
+        events = (
+            h11.Response(status_code=status, headers=list(headers.items())),
+            h11.Data(data=json.dumps({"error": text}).encode()),
+            h11.EndOfMessage(),
+        )
+        for event in events:
+            self.transport.write(self.conn.send(event) or b"")
+        self.transport.close()
