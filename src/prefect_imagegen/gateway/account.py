@@ -9,6 +9,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import Response
 
+from prefect_imagegen.core.money import exact
 from prefect_imagegen.gateway.calls import (
     WITH_KEY,
     AccountOf,
@@ -72,7 +73,7 @@ async def credits_left(request: Request, books: BooksOf, account: AccountOf) -> 
     books.calls["credits"] += 1
     fault = pick_fault(books, "credits")
     await strike(fault, "before", request)
-    content = {"credits": round(books.left(account), 6), "free-credits": 0.0}
+    content = {"credits": exact(books.left(account)), "free-credits": 0.0}
     await strike(fault, "after", request)
     return json_answer(content, fault)
 

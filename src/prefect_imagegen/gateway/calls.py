@@ -10,6 +10,7 @@ from fastapi import Depends, Request
 from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 
 from prefect_imagegen.core.image import CONTENT_TYPES, encode
+from prefect_imagegen.core.money import figure
 from prefect_imagegen.core.reference_pictures import plain_picture
 from prefect_imagegen.gateway.faults import HANG_S, Call, Fault
 from prefect_imagegen.gateway.records import Books, Record, reset_header
@@ -95,7 +96,7 @@ async def accept(
         )
     if not books.affords(account, model):
         left, price = books.left(account), books.price(model)
-        raise error_answer(406, f"Insufficient credits: {left:.4f} left, {price:.4f} needed")
+        raise error_answer(406, f"Insufficient credits: {figure(left)} left, {figure(price)} needed")
     return body, fault
 
 
