@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from functools import partial
+from importlib.util import find_spec
 from typing import Any
 
 import pytest
@@ -674,3 +675,16 @@ async def test_a_gateway_that_answers_for_the_api_is_no_api(status: int, caplog:
             assert len(caplog.records) == (number >= 34)
         await client.submit(REQUEST, [])
     assert len(caplog.records) == 2
+
+
+@pytest.mark.parametrize("status", [200, 202])
+async def test_an_answer_that_cannot_be_unpacked_is_said_to_be_so(status: int) -> None:
+    """An answer in a packing that nobody asked for, and that is not installed, is named; its call is held."""
+    packing = "br" if find_spec("brotli") is None and find_spec("brotlicffi") is None else "compress"
+    async with server() as script, backend(script) as client:
+        script.on(SUBMIT, (status, b"\x0b\x02\x80hello\x03", {"content-encoding": packing}))
+        with pytest.raises(BackendError) as caught:
+            await client.submit(REQUEST, [])
+    assert caught.value.kind == "unknown"
+    assert f"the answer is packed as {packing}, which cannot be unpacked here" in caught.value.message
+    assert script.calls(SUBMIT) == 1

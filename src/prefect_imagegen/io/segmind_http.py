@@ -7,9 +7,10 @@ import asyncio
 import json
 import logging
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import UTC, datetime, timedelta
+from importlib.util import find_spec
 from typing import Any
 from urllib.parse import urljoin, urlsplit
 
@@ -40,6 +41,12 @@ _MEANWHILE = (
     " progress; then the run stops, and can be resumed. Nothing is paid for twice."
 )
 _AFTERWARDS = "Nothing was lost: what it had taken is fetched, calls without an answer are looked up in its history."
+_UNPACKED_BY: Mapping[str, tuple[str, ...] | None] = {
+    **dict.fromkeys(("", "identity", "gzip", "x-gzip", "deflate")),
+    "br": ("brotli", "brotlicffi"),
+    "zstd": ("zstandard",),
+}
+"""The packages that unpack a Content-Encoding; None: nothing is needed."""
 _PIECE = 1 << 18
 _logger = logging.getLogger(__name__)
 UNREADABLE = (*TRANSPORT_ERRORS, ValueError)
@@ -232,8 +239,12 @@ async def pieces(data: bytes) -> AsyncIterator[bytes]:
 
 
 async def read_body(response: httpx.Response) -> bytes:
-    """The whole body, streamed and bounded. ValueError if it is larger than any image or not its own length."""
+    """The whole body, streamed and bounded.
+
+    ValueError if it is larger than any image, not its own length, or packed in a way that was not asked for.
+    """
     try:
+        _check_packing(response)
         chunks, size = [], 0
         async for chunk in response.aiter_bytes():
             size += len(chunk)
@@ -246,6 +257,15 @@ async def read_body(response: httpx.Response) -> bytes:
     if length and "content-encoding" not in response.headers and length.isdigit() and int(length) != size:
         raise ValueError(f"the answer has {size} of {length} bytes")
     return b"".join(chunks)
+
+
+def _check_packing(response: httpx.Response) -> None:
+    """An answer that cannot be unpacked would pass for one that says nothing."""
+    for name in response.headers.get("content-encoding", "").split(","):
+        packages = _UNPACKED_BY.get(name.strip().lower(), ())
+        if packages is not None and not any(map(find_spec, packages)):
+            need = f": install {packages[0]}" if packages else ""
+            raise ValueError(f"the answer is packed as {name.strip()}, which cannot be unpacked here{need}")
 
 
 def plain_name(error: Exception) -> str:
