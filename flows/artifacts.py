@@ -12,15 +12,16 @@ from prefect.artifacts import (
     acreate_table_artifact,
     aupdate_progress_artifact,
 )
-from prefect.logging import get_run_logger
 
 from prefect_imagegen.app.finish import report_markdown
 from prefect_imagegen.app.result import RunResult
 from prefect_imagegen.app.session import Session
 from prefect_imagegen.core import layout
+from prefect_imagegen.core.money import usd
 from prefect_imagegen.core.outcomes import OUTCOMES
 from prefect_imagegen.core.redact import redact
 from prefect_imagegen.flows.names import artifact_key
+from prefect_imagegen.tasks.outages import server
 
 PERIOD_S = 2.0
 
@@ -28,21 +29,15 @@ PERIOD_S = 2.0
 @asynccontextmanager
 async def showing_progress(session: Session) -> AsyncIterator[None]:
     """Within: a progress artifact follows the run. A UI that cannot be written to never stops a run."""
-    artifact = await _quietly(
-        acreate_progress_artifact(
-            progress=0.0,
-            key=artifact_key("progress", session.prepared.job.store.url),
-            description=f"Images of run {session.prepared.run_id}",
-        )
-    )
-    task = asyncio.create_task(_follow(session, artifact)) if artifact else None
+    artifact = await _begun(session)
+    task = asyncio.create_task(_follow(session, artifact))
     try:
         yield
     finally:
-        if task is not None and artifact is not None:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
-            await _quietly(aupdate_progress_artifact(artifact, _percent(session), description=_figures(session)))
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        if artifact is not None:
+            await _show(session, artifact)
 
 
 async def publish_summary(result: RunResult) -> None:
@@ -59,16 +54,33 @@ async def publish_summary(result: RunResult) -> None:
     where = f"Rows without an image: {redact(result.store)}/{layout.run(str(result.run_id), 'failures')}"
     described = where if rows else "Every row has its image."
     await _quietly(acreate_table_artifact(rows, key=artifact_key("failures", result.store), description=described))
-    text = f"{result.generated} generated, {result.reused} reused of {result.rows} rows; {result.cost_usd:.4f} USD"
+    text = f"{result.generated} generated, {result.reused} reused of {result.rows} rows; {usd(result.cost_usd)}"
     await _quietly(
         acreate_markdown_artifact(report_markdown(result), key=artifact_key("summary", result.store), description=text)
     )
 
 
-async def _follow(session: Session, artifact: UUID) -> None:
+async def _follow(session: Session, artifact: UUID | None) -> None:
     while True:
         await asyncio.sleep(PERIOD_S)
-        await _quietly(aupdate_progress_artifact(artifact, _percent(session), description=_figures(session)))
+        if artifact is None:  # the server was away when the run began
+            artifact = await _begun(session)
+        else:
+            await _show(session, artifact)
+
+
+async def _begun(session: Session) -> UUID | None:
+    making = acreate_progress_artifact(
+        progress=0.0,
+        key=artifact_key("progress", session.prepared.job.store.url),
+        description=f"Images of run {session.prepared.run_id}",
+    )
+    artifact: UUID | None = await _quietly(making)
+    return artifact
+
+
+async def _show(session: Session, artifact: UUID) -> None:
+    await _quietly(aupdate_progress_artifact(artifact, _percent(session), description=_figures(session)))
 
 
 def _percent(session: Session) -> float:
@@ -80,13 +92,15 @@ def _figures(session: Session) -> str:
     kinds = ", ".join(f"{count} {kind}" for kind, count in stats.kinds.most_common(5))
     waits = f"; nothing is sent: {session.blocked_by} answers are awaited" if session.blocked_by else ""
     images = stats.statuses["generated"] + stats.statuses["reused"]
-    text = f"{images} images, {stats.done} of {stats.total} rows, {stats.cost_usd:.4f} USD"
+    text = f"{images} images, {stats.done} of {stats.total} rows, {usd(stats.cost_usd)}"
     return text + (f"; {kinds}" if kinds else "") + waits
 
 
 async def _quietly(call: Any) -> Any:
     try:
-        return await call
+        written = await call
     except Exception as error:  # noqa: BLE001 - whatever is wrong with the UI, the images go on
-        get_run_logger().warning("An artifact could not be written: %s", error)
+        server().failed("An artifact could not be written", error)
         return None
+    server().worked()
+    return written

@@ -27,6 +27,7 @@ from prefect_imagegen.flows.deployed_store import absolute, refuse_fleeting
 from prefect_imagegen.flows.names import TAG, run_name
 from prefect_imagegen.flows.parameter_secrets import refuse_secrets
 from prefect_imagegen.tasks import finish_run, generate_shard, plan_run
+from prefect_imagegen.tasks.outages import telling_once
 
 
 def _path_text(value: Any) -> Any:
@@ -96,7 +97,8 @@ def generate_images(
         run_id: A run planned by this process; leave empty to plan a new one.
     """
     share = 0.0 if fail_on_row_errors else fail_above
-    return asyncio.run(_generate(manifest, store, backend, options, share, concurrency_limit, run_id))
+    with telling_once():
+        return asyncio.run(_generate(manifest, store, backend, options, share, concurrency_limit, run_id))
 
 
 @flow(name="generate-images-async", flow_run_name=run_name, persist_result=False, retries=0)
@@ -112,7 +114,8 @@ async def agenerate_images(
 ) -> Any:
     """`generate_images` for use in a running event loop."""
     share = 0.0 if fail_on_row_errors else fail_above
-    return await _generate(manifest, store, backend, options, share, concurrency_limit, run_id)
+    with telling_once():
+        return await _generate(manifest, store, backend, options, share, concurrency_limit, run_id)
 
 
 async def _generate(

@@ -8,7 +8,7 @@ from typing import Any
 
 import prefect
 from packaging.version import Version
-from prefect import get_client, get_run_logger
+from prefect import get_client
 from prefect.client.schemas import FlowRun, State
 from prefect.context import FlowRunContext
 from prefect.events import emit_event
@@ -16,7 +16,9 @@ from prefect.states import Completed, Failed
 
 from prefect_imagegen.app.result import STATES, STOP_REASONS, RunResult
 from prefect_imagegen.core.errors import ImagegenError, RefusedError
+from prefect_imagegen.core.money import exact, usd
 from prefect_imagegen.core.redact import redact
+from prefect_imagegen.tasks.outages import server
 from prefect_imagegen.tasks.wording import in_parameters
 
 FINISHED = "prefect-imagegen.run.finished"
@@ -39,7 +41,7 @@ def order_id() -> str:
 def final_state(result: RunResult, *, fail_above: float) -> State[Any]:
     """The state that a run's figures amount to: see `fail_above` of the flow."""
     said = f"{result.generated} generated, {result.reused} reused, {result.invalid} invalid, {result.failed} failed,"
-    said += f" {result.held} held, {result.not_run} not run; {result.cost_usd:.4f} USD{result.order_text}"
+    said += f" {result.held} held, {result.not_run} not run; {usd(result.cost_usd)}{result.order_text}"
     if result.stop_reason is not None:
         why = in_parameters(STOP_REASONS.get(result.stop_reason, result.stop_reason))
         text = f"stopped ({result.stop_reason}): {why} ({result.stop_message}). {said}"
@@ -98,7 +100,7 @@ def tell(result: RunResult, state: str | None, error: object = None) -> None:
         "stop_reason": result.stop_reason,
         "reason": reason,
         "counts": {name: getattr(result, name) for name in ("rows", *STATES)},
-        "cost_usd": round(result.cost_usd, 6),
+        "cost_usd": exact(result.cost_usd),
         "order": result.order,
     }
     store = redact(result.store)
@@ -112,7 +114,7 @@ def tell(result: RunResult, state: str | None, error: object = None) -> None:
     try:
         emit_event(FINISHED, resource=resource, payload=payload)
     except Exception as failure:  # noqa: BLE001 - an event that cannot be sent changes nothing about the run
-        get_run_logger().warning("The event %s could not be sent: %s", FINISHED, failure)
+        server().failed(f"The event {FINISHED} could not be sent", failure)
 
 
 async def tag_run(*tags: str) -> None:
@@ -122,7 +124,7 @@ async def tag_run(*tags: str) -> None:
             run = await client.read_flow_run(_present_run().id)
             await client.update_flow_run(run.id, tags=sorted({*run.tags, *tags}))
     except Exception as error:  # noqa: BLE001 - tags are for people; the images go on
-        get_run_logger().warning("The flow run could not be tagged: %s", error)
+        server().failed("The flow run could not be tagged", error)
 
 
 async def _read_run() -> FlowRun | None:
@@ -131,7 +133,7 @@ async def _read_run() -> FlowRun | None:
         async with get_client() as client:
             return await client.read_flow_run(_present_run().id)
     except Exception as error:  # noqa: BLE001 - the server may be away; the run ends all the same
-        get_run_logger().warning("The flow run could not be read: %s", error)
+        server().failed("The flow run could not be read", error)
         return None
 
 

@@ -5,6 +5,7 @@ granted; so the server is asked from here.
 """
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from uuid import UUID
@@ -12,19 +13,20 @@ from uuid import UUID
 import httpx
 from prefect.client.orchestration import PrefectClient, get_client
 from prefect.client.schemas.responses import ConcurrencyLimitWithLeaseResponse
-from prefect.logging import get_logger
 
 from prefect_imagegen.control import RunControl
+from prefect_imagegen.core.outages import Outage
+from prefect_imagegen.tasks.outages import server
 
 _LEASE_S = 300.0
 _RENEW_EVERY_S = 75.0
 """A lease outlives three renewals that fail."""
 _LOCKED = 423
 _ASK_AGAIN_S = 5.0
-_SAID_EVERY_S = 60.0
+_SAID_AFTER_S = 60.0
 _LAST_WORD_S = 5.0
 """How long the server has to answer when the run stops, or gives its slots back."""
-_logger = get_logger(__name__)
+_logger = logging.getLogger(__name__)
 
 
 @asynccontextmanager
@@ -49,7 +51,7 @@ async def held_slots(name: str, slots: int, control: RunControl) -> AsyncIterato
 async def _granted(client: PrefectClient, name: str, slots: int, control: RunControl) -> UUID | None:
     """Ask until the slots are granted; None where the run stops first."""
     clock = asyncio.get_running_loop()
-    started = said = clock.time()
+    waiting = Outage(patience=_SAID_AFTER_S)
     while not control.stopped:
         asking = asyncio.create_task(_ask(client, name, slots))
         await control.unless_stopped(asyncio.wait((asking,)))
@@ -59,11 +61,17 @@ async def _granted(client: PrefectClient, name: str, slots: int, control: RunCon
             return None
         answer = asking.result()
         if isinstance(answer, UUID):
+            waited = waiting.worked(clock.time())
+            if waited is not None:
+                _logger.warning("%s slots of the limit %r came after %.0f s", slots, name, waited)
             return answer
         pause, why = answer
-        if clock.time() - said >= _SAID_EVERY_S:
-            said = clock.time()
-            _logger.warning("Waiting for %s slots of the limit %r for %.0f s: %s", slots, name, said - started, why)
+        waited = waiting.failed(clock.time())
+        if waited is not None:
+            _logger.warning(
+                "Waiting for %s slots of the limit %r for %.0f s: %s. It goes on waiting for them until the run stops.",
+                *(slots, name, waited, why),
+            )
         await control.sleep(pause)
     return None
 
@@ -74,10 +82,14 @@ async def _ask(client: PrefectClient, name: str, slots: int) -> UUID | tuple[flo
         response = await client.increment_concurrency_slots_with_lease([name], slots, "concurrency", _LEASE_S)
     except httpx.HTTPStatusError as error:
         if error.response.status_code == _LOCKED:
+            server().worked()
             return float(error.response.headers.get("retry-after", _ASK_AGAIN_S)), "they are taken"
+        server().failed(f"Slots of the limit {name!r} could not be asked for", error)
         return _ASK_AGAIN_S, f"the Prefect server answers {error.response.status_code}"
     except httpx.HTTPError as error:
+        server().failed(f"Slots of the limit {name!r} could not be asked for", error)
         return _ASK_AGAIN_S, f"the Prefect server gives no answer: {type(error).__name__}"
+    server().worked()
     granted = ConcurrencyLimitWithLeaseResponse.model_validate(response.json())
     # A limit that does not exist must not mean "no limit".
     return granted.lease_id if granted.limits else (_ASK_AGAIN_S, "there is no such limit any more")
@@ -89,12 +101,13 @@ async def _renew(client: PrefectClient, lease: UUID) -> None:
         try:
             await client.renew_concurrency_lease(lease, _LEASE_S)
         except httpx.HTTPError as error:
-            _logger.warning("The slots that are held could not be renewed: %s", type(error).__name__)
+            server().failed("Slots that are held could not be renewed, and end with their lease", error)
+        else:
+            server().worked()
 
 
 async def _give_back(client: PrefectClient, lease: UUID, name: str) -> None:
     try:
         await asyncio.wait_for(client.release_concurrency_slots_with_lease(lease), _LAST_WORD_S)
     except (httpx.HTTPError, TimeoutError) as error:
-        why = type(error).__name__
-        _logger.warning("Slots of the limit %r could not be given back, and end with their lease: %s", name, why)
+        server().failed(f"Slots of the limit {name!r} could not be given back, and end with their lease", error)

@@ -61,12 +61,16 @@ def partiprompts() -> Path:
 
 @dataclass(frozen=True)
 class S3Server:
-    """A running SeaweedFS: `bucket` exists; `options` and `read_only_options` are for s3fs."""
+    """A running SeaweedFS: `bucket` exists; `options` and `read_only_options` are for s3fs.
+
+    Those of the owner may make further buckets.
+    """
 
     endpoint: str
     bucket: str
     options: dict[str, object]
     read_only_options: dict[str, object]
+    owner_options: dict[str, object]
 
     def url(self) -> str:
         """A fresh prefix of the bucket."""
@@ -117,6 +121,7 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
     identities = [
         identity | {"actions": ["Read", "Write", "List", "Tagging"]},
         reader | {"actions": ["Read", "List"]},
+        {"name": "owner", "credentials": [{"accessKey": "owner", "secretKey": "owner-secret"}], "actions": ["Admin"]},
     ]
     config = folder / "s3.json"
     config.write_text(json.dumps({"identities": identities}))
@@ -139,7 +144,7 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
 
     try:
         _wait_for_bucket(options("writer"), process, folder / "log")
-        yield S3Server(endpoint, "images", options("writer"), options("reader"))
+        yield S3Server(endpoint, "images", options("writer"), options("reader"), options("owner"))
     finally:
         process.terminate()
         try:

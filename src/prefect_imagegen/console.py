@@ -18,6 +18,7 @@ from prefect_imagegen.app.result import STATES, STOP_REASONS, RunResult
 from prefect_imagegen.app.session import Session
 from prefect_imagegen.app.status import RunStatus
 from prefect_imagegen.core.forecast import Forecast
+from prefect_imagegen.core.money import figure, usd
 from prefect_imagegen.core.outcomes import OUTCOMES
 from prefect_imagegen.core.plan import PlanSummary
 from prefect_imagegen.io.accounts import KeyRecord
@@ -85,7 +86,7 @@ def forecast_text(one: Forecast) -> str:
     source = "as measured in this store" if one.measured else "by Segmind's published averages, halved and doubled"
     if 0 < one.measured < one.images:
         source = f"as measured in this store for {one.measured:,}, else by Segmind's published averages"
-    money = f"[bold]{one.low_usd:,.2f} to {one.high_usd:,.2f} USD[/]"
+    money = f"[bold]{figure(one.low_usd, places=2)} to {usd(one.high_usd, places=2)}[/]"
     times = " to ".join(dict.fromkeys(_duration(seconds) for seconds in (one.low_seconds, one.high_seconds)))
     return f"{counted(one.images, 'image')}: {money} and {times} at Segmind, {source}"
 
@@ -114,9 +115,7 @@ def show_result(console: Console, result: RunResult) -> None:
     if result.weights_license:
         console.print(f"licence of the weights: {escape(result.weights_license)}", highlight=False)
     if result.overshoot_usd:
-        console.print(
-            f"[yellow]{result.overshoot_usd:.4f} USD above --max-cost-usd[/]: calls cost more than any before"
-        )
+        console.print(f"[yellow]{usd(result.overshoot_usd)} above --max-cost-usd[/]: calls cost more than any before")
     for kind, count in sorted(result.failures.items(), key=lambda item: -item[1]):
         example = escape(result.examples.get(kind, ""))
         remedy = OUTCOMES[kind].remedy if kind in OUTCOMES else ""
@@ -137,7 +136,7 @@ def show_statuses(console: Console, found: Sequence[RunStatus]) -> None:
             continue
         other = report["rows"] - report["generated"] - report["reused"]
         counts = (report["rows"], report["generated"], report["reused"], other, report["calls"])
-        table.add_row(one.run_id, one.state, *map(str, counts), f"{report['cost_usd']:.4f}")
+        table.add_row(one.run_id, one.state, *map(str, counts), figure(report["cost_usd"]))
     for column in table.columns:
         column.no_wrap = True
         column.min_width = max(len(str(cell)) for cell in (column.header, *column.cells))
@@ -214,7 +213,7 @@ def _figures(session: Session) -> str:
     stats, waits = session.stats, session.blocked_by
     kinds = ", ".join(f"{count} {kind}" for kind, count in stats.kinds.most_common(3))
     waiting = f", nothing is sent: {waits} answers are awaited" if waits else ""
-    return f"{stats.cost_usd:.2f} USD" + (f", {kinds}" if kinds else "") + waiting
+    return usd(stats.cost_usd, places=2) + (f", {kinds}" if kinds else "") + waiting
 
 
 def counted(number: int, noun: str) -> str:

@@ -23,6 +23,7 @@ from prefect_imagegen.app.verify import Verified
 from prefect_imagegen.app.verify import verify as verify_store
 from prefect_imagegen.arguments import backend_of, backend_options, json_option, store_of, store_options
 from prefect_imagegen.console import quiet_prefect
+from prefect_imagegen.core.money import figure, usd
 from prefect_imagegen.ending import Ended, telling
 
 _SHOWN = 20
@@ -47,7 +48,7 @@ def resend(run: str, kinds: tuple[str, ...], as_json: bool, **given: Any) -> Non
             console.print(f"{count:,} {kind}", highlight=False)
         console.print(f"[bold]{found.rows:,} rows[/] are free: the next run asks for them again")
         if found.risk_usd:
-            console.print(f"[yellow]up to {found.risk_usd:.4f} USD may be paid a second time[/]", highlight=False)
+            console.print(f"[yellow]up to {usd(found.risk_usd)} may be paid a second time[/]", highlight=False)
         if found.still_alive:
             console.print(f"[yellow]{found.still_alive:,} rows were left alone:[/] a living run works on them")
         if found.on_their_way:
@@ -137,8 +138,8 @@ def _day(value: datetime | None) -> date | None:
 
 def _show_differences(console: Console, found: Reconciled) -> None:
     console.print(
-        f"{found.start} to {found.end}: the history has {found.history_calls:,} calls for {found.history_usd:.4f} USD,"
-        f" the ledger {found.ledger_calls:,} for {found.ledger_usd:.4f} USD",
+        f"{found.start} to {found.end}: the history has {found.history_calls:,} calls for {usd(found.history_usd)},"
+        f" the ledger {found.ledger_calls:,} for {usd(found.ledger_usd)}",
         highlight=False,
     )
     if not found.differences:
@@ -148,7 +149,9 @@ def _show_differences(console: Console, found: Reconciled) -> None:
         some = [one for one in found.differences if one.kind == kind]
         if not some:
             continue
-        console.print(f"[red]{kind}[/] {len(some):,} calls, {sum(one.usd for one in some):+.4f} USD: {meaning}")
+        console.print(
+            f"[red]{kind}[/] {len(some):,} calls, {usd(sum(one.usd for one in some), signed=True)}: {meaning}"
+        )
         table = Table("request_id", "ledger USD", "history USD", box=None, header_style="dim")
         for one in some[:_SHOWN]:
             table.add_row(escape(one.request_id), _usd(one.ledger_usd), _usd(one.history_usd))
@@ -157,7 +160,7 @@ def _show_differences(console: Console, found: Reconciled) -> None:
 
 
 def _usd(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4f}"
+    return "-" if value is None else figure(value)
 
 
 def _show_problems(console: Console, found: Verified, *, repair: bool) -> None:

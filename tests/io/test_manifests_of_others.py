@@ -478,3 +478,24 @@ def test_fields_that_no_model_describes_are_read_from_csv(tmp_path) -> None:
         (tmp_path / "m.csv").write_text(f"prompt,model,strength\n{lines}")
         rows, _ = plan(tmp_path / "m.csv", columns={"strength": ["strength"]})
         assert [row["params"].get("strength") for row in rows] == sent
+
+
+def test_integers_of_128_bits_are_named(tmp_path: Path) -> None:
+    """Integers of 128 bits, which polars knows and Arrow does not, are refused by the names of their columns."""
+    table = pl.DataFrame({"prompt": ["a", "b"], "stock": pl.Series([1, 2], dtype=pl.Int128), "key": [b"x" * 16] * 2})
+    table = table.with_columns(
+        pl.struct(pl.col("stock").alias("inner")).alias("box"),
+        pl.concat_list("stock").alias("list"),
+        pl.col("stock").cast(pl.UInt128).alias("more"),
+        pl.col("stock").cast(pl.Decimal(38, 2)).alias("price"),
+    )
+    path = tmp_path / "wide.parquet"
+    table.write_parquet(path)
+    with pytest.raises(RefusedError) as caught:
+        plan(path)
+    assert caught.value.kind == "manifest_unreadable"
+    assert "wide.parquet" in caught.value.message
+    assert "more than 64 bits (Int128) in 'stock', 'box', 'list', 'more'." in caught.value.message
+    assert caught.value.remedy == "Write that column as text, or as integers of 64 bits."
+    table.select("prompt", pl.col("stock").cast(pl.Int64)).write_parquet(path)
+    assert plan(path)[1].rows == 2

@@ -193,13 +193,35 @@ async def test_trouble_is_said_once(shaky, clock, caplog) -> None:
     shaky.failures |= {str(n): 3 + n for n in range(5)}
     assert all(await asyncio.gather(*(store.create(str(n), b"1") for n in range(5))))
     warning, over = caplog.records
-    assert (warning.levelname, over.levelname) == ("WARNING", "INFO")
-    assert "failure 2" in warning.getMessage()
-    assert "tried again for up to 600 s" in warning.getMessage()
-    assert "works again" in over.getMessage()
-    shaky.failures["a"] = 1
+    assert (warning.levelname, over.levelname) == ("WARNING", "WARNING")
+    assert "cannot be used since 00:00:00 UTC: 0: failure 2." in warning.getMessage()
+    assert "tried again, each time for up to 600 s" in warning.getMessage()
+    assert f"works again, after {clock.time:.0f} s" in over.getMessage()
+
+
+async def test_a_store_that_hiccups_is_no_flood(shaky, clock, caplog) -> None:
+    """A store that fails now and then is told of once; a long outage soon after is told of all the same."""
+    store = patient(shaky, clock, deadline=600.0)
+    for number in range(50):
+        shaky.failures["a"] = 1
+        await store.get("a")
+        assert len(caplog.records) == 2, number
+    shaky.failures["a"] = 8
     await store.get("a")
     assert len(caplog.records) == 4
+
+
+async def test_a_store_that_came_back_unseen(shaky, clock, caplog) -> None:
+    """After an operation was given up, the end of the outage is told by the next one that succeeds."""
+    store = patient(shaky, clock, deadline=40.0)
+    shaky.failures["a"] = 1_000
+    for _ in range(3):
+        with pytest.raises(StoreError):
+            await store.get("a")
+    assert len(caplog.records) == 1
+    shaky.failures["a"] = 0
+    await store.get("a")
+    assert f"works again, after {clock.time:.0f} s" in caplog.records[-1].getMessage()
 
 
 async def test_giving_up_is_not_said_to_be_well(shaky, clock, caplog) -> None:

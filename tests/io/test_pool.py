@@ -284,7 +284,9 @@ def test_the_run_waits_for_the_first_worker(
 
     with caplog.at_level(logging.WARNING):
         assert 20 <= in_virtual_time(run(600.0)) <= 60
-    assert "Waiting for the first healthy worker" in caplog.text
+    assert caplog.text.count("Waiting for the first healthy worker, for up to 600 s") == 1
+    assert caplog.text.count("Worker http://late is left out until it is healthy: warming (since ") == 1
+    assert caplog.text.count("Worker http://late is ready, after ") == 1
     assert "http://late: warming" in caplog.text
     late.state = Health(False, "warming")
     with pytest.raises(BackendError, match="no worker was ready within 10 s") as caught:
@@ -436,6 +438,7 @@ def test_a_worker_that_answers_no_call_is_left_out(simulated: Simulation, caplog
     assert (hung.made + well.made, hung.made) == (400, 29)
     assert seconds <= 1200
     assert caplog.text.count("Worker http://hung is left out") <= 4
+    assert caplog.text.count("Worker http://hung is ready") <= caplog.text.count("Worker http://hung is left out")
     assert "calls in a row were not answered, though /health is well" in caplog.text
 
 

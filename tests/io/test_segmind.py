@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from functools import partial
+from importlib.util import find_spec
 from typing import Any
 
 import pytest
@@ -65,11 +66,11 @@ class Script:
 
 
 @asynccontextmanager
-async def server() -> AsyncIterator[Script]:
+async def server(port: int = 0) -> AsyncIterator[Script]:
     script = Script()
     runner = web.ServerRunner(web.Server(script.handle))
     await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
+    site = web.TCPSite(runner, "127.0.0.1", port, reuse_address=True)
     await site.start()
     script.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
     try:
@@ -637,3 +638,53 @@ async def test_a_worker_is_kept_full(told: dict[str, int], limit: int | None) ->
     async with server() as script, backend(script) as client:
         script.on("/health", (200, {"status": "ok", **told}))
         assert (await client.health()).limit == limit
+
+
+async def test_an_outage_of_the_api_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    """However many calls meet an API that is away, the log says once that it is, and once that it is back."""
+    async with server() as script:
+        script.on("/v1/get-user-credits", (200, {"credits": 1}))
+        port = int(script.url.rpartition(":")[2])
+        client = SegmindBackend(Endpoints.of(script.url, None), SecretStr(KEY))
+        await client.check()
+    for number in range(40):
+        with pytest.raises(BackendError):
+            await client.submit(REQUEST, [])
+        assert len(caplog.records) == (number >= 4)
+    async with server(port) as script:
+        script.on("/v1/get-user-credits", (200, {"credits": 1}))
+        await client.check()
+        await client.check()
+    await client.aclose()
+    away, back = (record.getMessage() for record in caplog.records)
+    assert f"The image API at http://127.0.0.1:{port} gives no good answer since" in away
+    assert "Nothing is paid for twice" in away
+    assert f"The image API at http://127.0.0.1:{port} answers again, after" in back
+
+
+@pytest.mark.parametrize("status", [502, 503, 504])
+async def test_a_gateway_that_answers_for_the_api_is_no_api(status: int, caplog: pytest.LogCaptureFixture) -> None:
+    """Answers that a load balancer gives for an API that is away count as none; those of a busy API do not."""
+    async with server() as script, backend(script) as client:
+        script.on(
+            SUBMIT, *[(429, {"error": "later"})] * 30, *[(status, b"bad gateway")] * 30, (200, {"request_id": "r"})
+        )
+        for number in range(60):
+            with pytest.raises(BackendError):
+                await client.submit(REQUEST, [])
+            assert len(caplog.records) == (number >= 34)
+        await client.submit(REQUEST, [])
+    assert len(caplog.records) == 2
+
+
+@pytest.mark.parametrize("status", [200, 202])
+async def test_an_answer_that_cannot_be_unpacked_is_said_to_be_so(status: int) -> None:
+    """An answer in a packing that nobody asked for, and that is not installed, is named; its call is held."""
+    packing = "br" if find_spec("brotli") is None and find_spec("brotlicffi") is None else "compress"
+    async with server() as script, backend(script) as client:
+        script.on(SUBMIT, (status, b"\x0b\x02\x80hello\x03", {"content-encoding": packing}))
+        with pytest.raises(BackendError) as caught:
+            await client.submit(REQUEST, [])
+    assert caught.value.kind == "unknown"
+    assert f"the answer is packed as {packing}, which cannot be unpacked here" in caught.value.message
+    assert script.calls(SUBMIT) == 1

@@ -1,6 +1,7 @@
 """The store contract on every store that the tests have, and the proof that each fault is seen by the right check."""
 
 import asyncio
+import errno
 import secrets
 from collections.abc import Sequence
 
@@ -13,6 +14,7 @@ from prefect_imagegen.io.limits import SystemClock
 from prefect_imagegen.io.object_store import FsspecObjectStore, open_object_store
 from prefect_imagegen.io.store_checks import CHECKS, MANY
 from prefect_imagegen.io.store_contract import Finding, StoreContract
+from prefect_imagegen.io.store_errors import store_error
 
 from . import faults
 from .proxy import Fault
@@ -164,5 +166,42 @@ def test_a_check_that_fails_leaves_nothing_behind() -> None:
         return found, left
 
     found, left = asyncio.run(look())
-    assert [finding.state for finding in found] == ["fail", "ok"]
+    assert [finding.state for finding in found] == ["unknown", "fail", "ok"]
+    assert left == []
+
+
+@pytest.mark.parametrize("after", range(0, 2000, 97))
+def test_a_store_without_room_is_not_said_to_be_broken(after: int) -> None:
+    """Where room runs out nothing is said of what a check looks for, the rest is not tried, and all is removed."""
+
+    class Quota(FsspecObjectStore):
+        """A store that takes so many objects."""
+
+        room = after
+
+        async def _run(self, path: str, call, *, writing: bool = False):
+            if writing:
+                self.room -= 1
+                if self.room < 0:
+                    raise store_error(self.url, path, OSError(errno.EDQUOT, "Disk quota exceeded"), writing=True)
+            return await super()._run(path, call, writing=writing)
+
+    async def look() -> tuple[list[Finding], list[str]]:
+        store = Quota(MemoryFileSystem(), f"/{secrets.token_hex(6)}", "memory://quota")
+        contract = StoreContract(store, store, layout.probe("x"), SystemClock(), many=100)
+        found = [finding async for finding in contract.findings()]
+        store.room = 10**9  # else what removes would count too
+        found.append(await contract.clean())
+        left = await objects_below(store, "")
+        store.close()
+        return found, left
+
+    found, left = asyncio.run(look())
+    troubled = [finding for finding in found if finding.state != "ok" and finding.name != "content-type"]
+    if troubled:
+        first, rest = troubled
+        assert (first.state, rest.state, rest.name) == ("unknown", "fail", "contract")
+        assert "no room left" in first.seen
+        assert "says nothing" in first.meaning
+        assert "paying" not in "".join(finding.meaning for finding in found)
     assert left == []

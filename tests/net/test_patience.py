@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable
 from datetime import timedelta
 from email.utils import format_datetime
+from importlib.util import find_spec
 
 import pytest
 from hypothesis import given
@@ -22,6 +23,7 @@ pytestmark = pytest.mark.anyio
 PICTURE = picture()
 LOCAL = FetchPolicy(allow_loopback=True, timeout=5.0)
 PASSING = ("429", "503", "502", "504", "500", "520", "cut", "cut chunk", "reset", "hang up", "reset in body")
+PACKED = "br" if find_spec("brotli") is None else "zstd"
 LASTING = ("404", "403", "html", "json", "empty", "no http", "too large")
 
 
@@ -40,6 +42,7 @@ WRITTEN = {
     "json": whole(b'{"error": "no such thing"}'),
     "empty": whole(b""),
     "no http": b"SSH-2.0-OpenSSH_9.6\r\n\r\n",
+    "packed": whole(b"\x0b\x02\x80hello\x03", f"content-encoding: {PACKED}"),
     "too large": b"HTTP/1.1 200 OK\r\ncontent-length: 99999999999\r\n\r\n",
 }
 """What a server writes, by kind of answer; a number is an HTTP status."""
@@ -109,6 +112,7 @@ def test_what_a_host_does_to_one_picture(troubles: list[str], end: str) -> None:
         ("json", "it is JSON, no picture"),
         ("empty", "it is empty"),
         ("no http", "does not answer in HTTP"),
+        ("packed", "packs its answer as"),
         ("too large", "more than 33554432 bytes"),
     ],
 )

@@ -18,6 +18,7 @@ from prefect_imagegen.core import layout
 from prefect_imagegen.core.accounts import fingerprint_of
 from prefect_imagegen.core.errors import BackendError, RefusedError, StoreError
 from prefect_imagegen.core.models import DEFAULT_MODEL
+from prefect_imagegen.core.money import usd
 from prefect_imagegen.core.reconcile import Window
 from prefect_imagegen.io.accounts import known_keys
 from prefect_imagegen.io.ledger import load_ledger, segments
@@ -243,9 +244,9 @@ async def _account(client: SegmindBackend, backend: BackendSettings) -> AsyncIte
     elif balance <= 0:
         yield Check("balance", "fail", "the balance is 0 USD", "Top up.")
     elif balance < _LOW_BALANCE_USD:
-        yield Check("balance", "warn", f"{balance:.4f} USD are left", "Top up before a large run.")
+        yield Check("balance", "warn", f"{usd(balance)} are left", "Top up before a large run.")
     else:
-        yield Check("balance", "ok", f"{balance:,.2f} USD")
+        yield Check("balance", "ok", usd(balance, places=2))
     yield await _history(client)
 
 

@@ -20,6 +20,7 @@ from prefect_imagegen.core import layout
 from prefect_imagegen.core.errors import StoreError
 from prefect_imagegen.core.ledger import first_of_each_key, image_facts
 from prefect_imagegen.core.metadata import METADATA_SCHEMA
+from prefect_imagegen.core.money import exact, usd
 from prefect_imagegen.core.outcomes import OUTCOMES
 from prefect_imagegen.core.plan import WORKED
 from prefect_imagegen.core.references import shown
@@ -107,7 +108,7 @@ async def _write(session: Session, seconds: float) -> RunResult:
         "options": session.prepared.job.options.model_dump(exclude=SECRET_OPTIONS),
         "held_rows": result.held_rows,
         "paid": result.paid,
-        "overshoot_usd": result.overshoot_usd,
+        "overshoot_usd": exact(result.overshoot_usd),
         "assumed_price": result.assumed_price,
         "not_understood": result.not_understood,
         "left_out": result.left_out,
@@ -167,7 +168,7 @@ def _remarks(result: RunResult) -> Iterator[str]:
     if result.weights_license:
         yield f"Licence of the weights: {result.weights_license}."
     if result.overshoot_usd:
-        yield f"The budget was overshot by {result.overshoot_usd:.4f} USD: calls cost more than any before."
+        yield f"The budget was overshot by {usd(result.overshoot_usd)}: calls cost more than any before."
     if result.assumed_price:
         yield "Answers named no cost: cap held against an assumed price (published, or the worst seen)."
 
@@ -179,7 +180,7 @@ def _cell(value: object) -> str:
 def money_text(result: RunResult) -> str:
     """What the run delivered, what of it was billed, and what may have been billed twice."""
     text = f"{result.generated} delivered / {result.paid} billed / {result.maybe_paid} possibly billed twice"
-    return f"{text}, {result.cost_usd:.4f} USD{result.order_text}"
+    return f"{text}, {usd(result.cost_usd)}{result.order_text}"
 
 
 async def _results(session: Session, rows: pa.Table, late: Mapping[bytes, RequestResult]) -> dict[bytes, RequestResult]:

@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+from prefect_imagegen.core.money import exact, figure, usd
+
 STATES = ("generated", "reused", "invalid", "failed", "held", "not_run")
 EXIT_CODES: dict[int, str] = {
     0: "every row has its image",
@@ -94,8 +96,8 @@ class RunResult:
             return None
         return {
             "executions": self.earlier.executions + 1,
-            "cost_usd": round(self.earlier.cost_usd + self.cost_usd, 6),
-            "open_usd": round(self.earlier.open_usd, 6),
+            "cost_usd": exact(self.earlier.cost_usd + self.cost_usd),
+            "open_usd": exact(self.earlier.open_usd),
         }
 
     @property
@@ -103,9 +105,9 @@ class RunResult:
         """The money of the flow run over all its executions; empty where this is the only one."""
         if (order := self.order) is None:
             return ""
-        text = f"; {order['cost_usd']:.4f} USD over the {order['executions']} executions of this flow run"
+        text = f"; {usd(order['cost_usd'])} over the {order['executions']} executions of this flow run"
         if order["open_usd"]:
-            text += f", and {order['open_usd']:.4f} reserved for earlier calls whose cost is not known"
+            text += f", and {figure(order['open_usd'])} reserved for earlier calls whose cost is not known"
         return text
 
     def as_dict(self) -> dict[str, Any]:
@@ -123,4 +125,4 @@ class RunResult:
             "stop_reason",
         )
         found = {name: getattr(self, name) for name in names}
-        return found | {"cost_usd": round(self.cost_usd, 6), "seconds": round(self.seconds, 3)}
+        return found | {"cost_usd": exact(self.cost_usd), "seconds": round(self.seconds, 3)}

@@ -11,6 +11,7 @@ from dataclasses import replace
 from prefect_imagegen.core.budget import Reservation
 from prefect_imagegen.core.errors import BackendError, StoreError
 from prefect_imagegen.core.models import DEFAULT_PRICE_USD, PUBLISHED_PRICES_USD
+from prefect_imagegen.core.money import figure, usd
 from prefect_imagegen.core.outcomes import OUTCOMES
 from prefect_imagegen.core.request import GenerationRequest
 from prefect_imagegen.core.results import RequestResult
@@ -228,8 +229,8 @@ class Executor:
             if isinstance(found, Reservation):
                 return found
             if found == "over":
-                more = max(0.0, budget.reserved)
-                text = f"{budget.spent:.4f} of {budget.cap:.4f} USD are spent, {more:.4f} more reserved"
+                reserved = figure(max(0.0, budget.reserved))
+                text = f"{figure(budget.spent)} of {usd(budget.cap or 0.0)} are spent, {reserved} more reserved"
                 control.stop("budget", f"{text}, and one more image could exceed the cap")
                 return None
             self._came_back.clear()

@@ -11,6 +11,7 @@ from fastapi import APIRouter, Depends, Request
 from fastapi.responses import Response
 from pydantic import BeforeValidator
 
+from prefect_imagegen.core.money import exact
 from prefect_imagegen.gateway.answers import error_answer, json_answer
 from prefect_imagegen.gateway.calls import AccountOf, BooksOf, base_of, pick_fault, seated, strike
 from prefect_imagegen.gateway.intake import check_pictures, json_body
@@ -73,7 +74,7 @@ async def credits_left(request: Request, books: BooksOf, account: AccountOf) -> 
     books.calls["credits"] += 1
     fault = pick_fault(books, "credits")
     await strike(fault, "before", request)
-    content = {"credits": round(books.left(account), 6), "free-credits": 0.0}
+    content = {"credits": exact(books.left(account)), "free-credits": 0.0}
     await strike(fault, "after", request)
     return await json_answer(content, fault)
 

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 from fastapi import Depends, HTTPException, Request
 from fastapi.responses import HTMLResponse, RedirectResponse
 
+from prefect_imagegen.core.money import figure
 from prefect_imagegen.gateway.answers import HTML, AnswerError, JsonAnswer, error_answer
 from prefect_imagegen.gateway.faults import HANG_S, Call, Fault
 from prefect_imagegen.gateway.intake import check_fields, json_body, too_busy
@@ -94,7 +95,7 @@ async def accepted(request: Request, books: Books, account: str, model: str, cal
             raise error_answer(429, "rate_limit_exceeded", {"x-rate-limit-reset-at-utc": reset_header(reset)})
         if not books.affords(account, model):
             left, price = books.left(account), books.price(model)
-            raise error_answer(406, f"Insufficient credits: {left:.4f} left, {price:.4f} needed")
+            raise error_answer(406, f"Insufficient credits: {figure(left)} left, {figure(price)} needed")
         yield Taken(body, fault, seat)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
+from prefect_imagegen.core.money import exact, plain
 from prefect_imagegen.gateway.answers import answer_body, error_answer, json_answer
 from prefect_imagegen.gateway.calls import AccountOf, BooksOf, accepted, base_of, pick_fault, strike
 from prefect_imagegen.gateway.faults import Call
@@ -39,10 +40,10 @@ async def run(model: str, request: Request, books: BooksOf, account: AccountOf) 
     data, record.fetched = await _output_bytes(books, record), True
     headers = {
         "x-request-id": record.request_id,
-        "x-cost": f"{record.cost:.6g}",
+        "x-cost": plain(record.cost),
         "x-generation-time": f"{(record.finished or 0) - (record.started or 0):.3f}",
         "x-seed-value": str(record.seed),
-        "x-remaining-credits": _plain(books.left(account)),
+        "x-remaining-credits": plain(books.left(account)),
     }
     if record.applied:
         headers["x-imagegen-applied"] = json.dumps(record.applied)  # ASCII, as headers must be
@@ -136,13 +137,8 @@ def _told(record: Record, books: Books, base: str, call: Call) -> tuple[int, dic
             content["status"] = "WARMING_UP"
         url = f"{base}/v2/requests/{record.request_id}"
         return 200, content | {"status_url": f"{url}/status", "response_url": url}
-    content["metrics"] |= {"cost": record.cost, "remaining_credits": round(books.left(record.account), 6)}
+    content["metrics"] |= {"cost": record.cost, "remaining_credits": exact(books.left(record.account))}
     return 200, content | (_output(record, books, base) if call == "result" else {})
-
-
-def _plain(amount: float) -> str:
-    """An amount without an exponent, and without zeros that say nothing."""
-    return f"{amount:.6f}".rstrip("0").rstrip(".")
 
 
 def _metrics(record: Record) -> dict[str, float]:

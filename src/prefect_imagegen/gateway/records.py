@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from prefect_imagegen.core.models import DEFAULT_PRICE_USD, MODELS, PUBLISHED_PRICES_USD
+from prefect_imagegen.core.money import exact
 from prefect_imagegen.core.profiles import models_of
 from prefect_imagegen.gateway.faults import Fault
 from prefect_imagegen.gateway.settings import GatewaySettings
@@ -226,7 +227,7 @@ class Books:
             "requests": len(self.records) + self.forgotten["requests"],
             "billed": len(self.billed) + self.forgotten["billed"],
             "billed_twice": twice,
-            "charged_usd": round(self.charged, 6),
+            "charged_usd": exact(self.charged),
             "in_flight": self.in_flight,
             "max_in_flight": self.max_in_flight,
         }

@@ -9,11 +9,27 @@ import pyarrow.parquet as pq
 from prefect_imagegen.io.manifest_window import Bounds, Piece
 
 _BUFFER = 4 * 2**20
+_MARK = b"PAR1"
+_TAIL = 8
+"""The length of the footer, and the mark, at the end of a file."""
+_WIDE_BYTES = 16
+
+
+class WideColumnError(ValueError):
+    """A column whose integers have more than 64 bits, which Arrow does not know."""
+
+    remedy = "Write that column as text, or as integers of 64 bits."
 
 
 def footer_of(source: Any) -> tuple[pa.Schema, int]:
-    """The columns of a file, and how many rows it has."""
-    reader = pq.ParquetFile(source, pre_buffer=False)
+    """The columns of a file, and how many rows it has. Raises WideColumnError, and what Arrow raises."""
+    try:
+        reader = pq.ParquetFile(source, pre_buffer=False)
+    except pa.ArrowNotImplementedError as error:
+        names = ", ".join(map(repr, _wide_columns(source)))
+        if not names:
+            raise
+        raise WideColumnError(f"there are integers of more than 64 bits (Int128) in {names}") from error
     return reader.schema_arrow.remove_metadata(), reader.metadata.num_rows
 
 
@@ -34,6 +50,22 @@ def parquet_pieces(source: Any, needed: Collection[str], bounds: Bounds) -> Iter
         rows = int(max(1, min(bounds.rows, bounds.size / max(largest, 1.0))))
         for batch in reader.iter_batches(rows, columns=names):
             yield Piece({name: batch.column(name) for name in names}, size=batch.num_rows)
+
+
+def _wide_columns(source: Any) -> list[str]:
+    """The columns that may hold integers of 128 bits: as Parquet knows them, without what Arrow's schema says of them.
+
+    Arrow opens no file with such a schema, so the footer is read alone, and the schema's name in it is another one.
+    """
+    source.seek(-_TAIL, 2)
+    size = int.from_bytes(source.read(4), "little")
+    source.seek(-_TAIL - size, 2)
+    footer = source.read(size).replace(b"ARROW:schema", b"arrow:schema")
+    file = _MARK + footer + size.to_bytes(4, "little") + _MARK
+    columns = pq.read_metadata(pa.BufferReader(file)).schema
+    found = [columns.column(number) for number in range(len(columns))]
+    wide = [one for one in found if one.length == _WIDE_BYTES and one.logical_type.type == "NONE"]
+    return list(dict.fromkeys(one.path.partition(".")[0] for one in wide if one.physical_type.startswith("FIXED")))
 
 
 def _row_bytes(group: Any, needed: Collection[str]) -> float:

@@ -13,7 +13,7 @@ from prefect_imagegen.core.redact import redact
 from prefect_imagegen.io.manifest_csv import csv_header, csv_pieces
 from prefect_imagegen.io.manifest_files import FORMATS, ManifestFile, ManifestFiles
 from prefect_imagegen.io.manifest_jsonl import json_kinds, json_pieces
-from prefect_imagegen.io.manifest_parquet import footer_of, parquet_pieces
+from prefect_imagegen.io.manifest_parquet import WideColumnError, footer_of, parquet_pieces
 from prefect_imagegen.io.manifest_text import BadTextError
 from prefect_imagegen.io.manifest_window import Bounds, Piece, Remarks, Window
 
@@ -160,7 +160,7 @@ class Manifest:
         try:
             yield
         except (pa.ArrowException, OSError, ValueError) as error:
-            remedy = error.remedy if isinstance(error, BadTextError) else ""
+            remedy = error.remedy if isinstance(error, BadTextError | WideColumnError) else ""
             reason = redact(str(error)).rstrip(".")
             raise RefusedError(
                 "manifest_unreadable",

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
 
 from prefect_imagegen.core.errors import StoreError
+from prefect_imagegen.core.outages import Outage, since_text
 from prefect_imagegen.ports import Clock, ObjectInfo, ObjectStore
 
 T = TypeVar("T")
@@ -16,6 +17,9 @@ _TICK_S = 0.25
 _LONG = 0.5
 """The part of the deadline after which an operation without an answer is a trouble."""
 _PAUSE_S, _LONGEST_PAUSE_S = 1.0, 15.0
+_MEANWHILE = (
+    "What it did not take is kept and tried again, each time for up to %.0f s; then the run stops, and can be resumed."
+)
 _logger = logging.getLogger(__name__)
 
 
@@ -46,7 +50,7 @@ class PatientStore:
         self._time_left = time_left
         self._draw = draw
         self._troubles: list[StoreError] = []
-        self._since = 0.0
+        self._outage = Outage()
 
     @property
     def trouble(self) -> StoreError | None:
@@ -79,11 +83,13 @@ class PatientStore:
 
     async def _patiently(self, call: Callable[[], Awaitable[T]]) -> T:
         try:
-            return await self._once(call)
+            found = await self._once(call)
         except StoreError as error:
             if error.kind in FINAL_KINDS:
                 raise
             return await self._again(call, error)
+        self._note_success()
+        return found
 
     async def _once(self, call: Callable[[], Awaitable[T]]) -> T:
         """One try. One that hangs counts as failed after the deadline, or when the run's time is over.
@@ -120,7 +126,8 @@ class PatientStore:
         end = self._clock.monotonic() + self._deadline
         longest = _PAUSE_S
         first = error
-        self._note(first)
+        self._troubles.append(first)
+        self._note_failure(first)
         succeeded = False
         try:
             while (left := self._left(end)) > 0:
@@ -132,23 +139,31 @@ class PatientStore:
                     error = again
                     if error.kind in FINAL_KINDS:
                         break
+                    self._note_failure(error)
                 else:
                     succeeded = True
                     return found
             raise error
         finally:
             self._troubles.remove(first)
-            if succeeded and not self._troubles:
-                seconds = self._clock.monotonic() - self._since
-                _logger.info("The store %s works again, after %.0f s.", self.url, seconds)
+            if succeeded:
+                self._note_success()
 
     def _left(self, end: float) -> float:
         own, of_the_run = end - self._clock.monotonic(), self._time_left()
         return own if of_the_run is None else min(own, of_the_run)
 
-    def _note(self, error: StoreError) -> None:
-        """Say so when the first of the operations that are troubled now has failed."""
-        self._troubles.append(error)
-        if len(self._troubles) == 1:
-            self._since = self._clock.monotonic()
-            _logger.warning("%s It is tried again for up to %.0f s.", error.message, self._deadline)
+    def _note_failure(self, error: StoreError) -> None:
+        """Say that the store is away, once for all operations and tries that fail meanwhile."""
+        lasted = self._outage.failed(self._clock.monotonic())
+        if lasted is not None:
+            since, most = since_text(lasted, self._clock.now()), self._deadline
+            _logger.warning("The store cannot be used %s: %s %s", since, error.message, _MEANWHILE % most)
+
+    def _note_success(self) -> None:
+        """Say that it is back, once nothing is being tried again any more."""
+        if self._troubles or not self._outage.is_on:
+            return
+        seconds = self._outage.worked(self._clock.monotonic())
+        if seconds is not None:
+            _logger.warning("The store %s works again, after %.0f s. Nothing was lost.", self.url, seconds)

@@ -2,9 +2,11 @@
 
 import asyncio
 import logging
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 
 from prefect_imagegen.core.errors import BackendError, RefusedError
+from prefect_imagegen.core.outages import Outage, since_text
 from prefect_imagegen.core.profiles import Profile
 from prefect_imagegen.io.pool_endpoint import IN_A_ROW, Endpoint, Judgement
 from prefect_imagegen.io.segmind import SANDBOX_ENGINES
@@ -13,6 +15,7 @@ from prefect_imagegen.ports import Clock
 _logger = logging.getLogger(__name__)
 _FIRST_PROBE_S, _LAST_PROBE_S = 0.5, 30.0
 _OPENING_LOOK_S = 5.0
+_MEANWHILE = "its calls go to the others, if there are some"
 
 
 class Workers:
@@ -30,6 +33,7 @@ class Workers:
         self.left_out: dict[str, str] = {}
         """Why workers were left out, by address."""
         self._probes: set[asyncio.Task[None]] = set()
+        self._outages: dict[str, Outage] = defaultdict(Outage)
 
     async def open(self, deadline: float) -> None:
         """Wait for the first healthy worker; the others are looked after meanwhile.
@@ -51,7 +55,8 @@ class Workers:
             why = self._reasons
             if waited >= deadline:
                 raise BackendError("no_worker", f"no worker was ready within {waited:.0f} s: {why}")
-            _logger.warning("Waiting for the first healthy worker (%.0f s so far): %s", waited, why)
+            if not waited:
+                _logger.warning("Waiting for the first healthy worker, for up to %.0f s: %s", deadline, why)
             patience = min(_OPENING_LOOK_S, deadline - waited)
             await self.wait(patience)
             waited += patience
@@ -104,10 +109,20 @@ class Workers:
         self.moved.set()
 
     def _left_out(self, endpoint: Endpoint, until: str) -> None:
-        """Say once why a worker is left out."""
-        if self.left_out.get(endpoint.name) != endpoint.why_down:
+        """Say why a worker is left out: once until it is back, and once more where it never comes back."""
+        lasted = self._outages[endpoint.name].failed(self._clock.monotonic())
+        if endpoint.barred:
             _logger.warning("Worker %s is left out %s: %s", endpoint.name, until, endpoint.why_down)
+        elif lasted is not None:
+            since, why = since_text(lasted, self._clock.now()), endpoint.why_down
+            _logger.warning("Worker %s is left out %s: %s (%s; %s)", endpoint.name, until, why, since, _MEANWHILE)
         self.left_out[endpoint.name] = endpoint.why_down
+
+    def _is_back(self, endpoint: Endpoint) -> None:
+        """Say that a worker is back, if it was said that it is left out."""
+        seconds = self._outages[endpoint.name].worked(self._clock.monotonic())
+        if seconds is not None:
+            _logger.warning("Worker %s is ready, after %.0f s. Nothing was lost.", endpoint.name, seconds)
 
     def _watch(self, endpoint: Endpoint, pause: float) -> None:
         task = asyncio.get_running_loop().create_task(self._probe(endpoint, pause))
@@ -121,11 +136,13 @@ class Workers:
             pause = min(_LAST_PROBE_S, 2 * pause)
             endpoint.on_trial = endpoint.rests > 0
             await self._look(endpoint)
+            if not endpoint.up and not endpoint.barred:
+                self._left_out(endpoint, "until it is healthy again")
         if endpoint.barred:
             endpoint.up = False
             self._left_out(endpoint, "for the rest of this run")
         else:
-            _logger.warning("Worker %s is ready", endpoint.name)
+            self._is_back(endpoint)
         self.moved.set()
 
     @property

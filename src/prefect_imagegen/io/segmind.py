@@ -66,7 +66,9 @@ class SegmindBackend:
         max_in_flight: int = 16,
         deadline: float = 600.0,
         connect_timeout: float = 2.0,
+        tells: bool = True,
     ) -> None:
+        """`tells`: whether it says in the log that the API is away; of a pool's workers the pool does."""
         parts = urlsplit(endpoints.base)
         self.endpoint = f"{parts.scheme}://{parts.hostname or ''}" + (f":{parts.port}" if parts.port else "")
         self.name = "segmind"
@@ -77,7 +79,12 @@ class SegmindBackend:
         self._deadline = deadline
         self.not_understood: Counter[str] = Tally()
         self._sandbox: bool | None = None
-        self._http = SegmindHttp(api_key, max_in_flight=max_in_flight, connect_timeout=connect_timeout)
+        self._http = SegmindHttp(
+            api_key,
+            max_in_flight=max_in_flight,
+            connect_timeout=connect_timeout,
+            tells=f"The image API at {self.endpoint}" if tells else None,
+        )
         self._history = SegmindHistory(endpoints.history, self._http.get_json, self._odd)
         self._jobs = SegmindJobs(
             endpoints.base, self._http, self._history, self._odd, deadline=deadline, has_records=self.queues
@@ -137,12 +144,13 @@ class SegmindBackend:
         try:
             response = await self._http.client.send(call, stream=True)
         except TRANSPORT_ERRORS as error:
+            self._http.lost(plain_name(error))
             if never_sent(error):
                 raise BackendError("unsent", f"{self.endpoint} could not be reached: {plain_name(error)}") from error
             raise BackendError(
                 "unknown", f"{self.endpoint} took the call and gave no answer: {plain_name(error)}"
             ) from error
-        self._http.note_time(response)
+        self._http.heard(response)
         request_id = response.headers.get("x-request-id")
         if self._v1 and 200 <= response.status_code < 300:
             self._check_engine(response, request_id)

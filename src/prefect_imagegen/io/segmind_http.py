@@ -5,10 +5,12 @@ The key goes to the URLs that ask for it only: the endpoint's own hosts.
 
 import asyncio
 import json
+import logging
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import UTC, datetime, timedelta
+from importlib.util import find_spec
 from typing import Any
 from urllib.parse import urljoin, urlsplit
 
@@ -18,6 +20,7 @@ from pydantic import SecretStr
 
 from prefect_imagegen.core import answers
 from prefect_imagegen.core.errors import BackendError
+from prefect_imagegen.core.outages import Outage, since_text
 from prefect_imagegen.core.outcomes import classify_answer
 from prefect_imagegen.core.redact import redact
 from prefect_imagegen.core.retry import pause_seconds
@@ -30,15 +33,32 @@ _TRIES_WHEN_REFUSED = 3
 """Who asks may have others to serve: a host that goes on answering 429 is asked again later."""
 _REDIRECTS = (301, 302, 303, 307, 308)
 _MOST_REDIRECTS = 6
+_AWAY = (502, 503, 504)
+_IN_A_ROW = 5
+"""So many calls without a good answer between them are an outage; fewer are chance."""
+_MEANWHILE = (
+    "Calls that it did not take are sent again, and what it did take is asked for, until --deadline passes without"
+    " progress; then the run stops, and can be resumed. Nothing is paid for twice."
+)
+_AFTERWARDS = "Nothing was lost: what it had taken is fetched, calls without an answer are looked up in its history."
+_UNPACKED_BY: Mapping[str, tuple[str, ...] | None] = {
+    **dict.fromkeys(("", "identity", "gzip", "x-gzip", "deflate")),
+    "br": ("brotli", "brotlicffi"),
+    "zstd": ("zstandard",),
+}
+"""The packages that unpack a Content-Encoding; None: nothing is needed."""
 _PIECE = 1 << 18
+_logger = logging.getLogger(__name__)
 UNREADABLE = (*TRANSPORT_ERRORS, ValueError)
 """What reading an answer may raise."""
 
 
 class SegmindHttp:
-    """One HTTP client with one key. Close it with `aclose`."""
+    """One HTTP client with one key. Close it with `aclose`. `tells`: the name under which its log tells of outages."""
 
-    def __init__(self, api_key: SecretStr | None, *, max_in_flight: int, connect_timeout: float) -> None:
+    def __init__(
+        self, api_key: SecretStr | None, *, max_in_flight: int, connect_timeout: float, tells: str | None = None
+    ) -> None:
         self.client = make_client(
             # One connection per call in flight, and some for the calls that fetch their results meanwhile.
             max_connections=2 * max_in_flight + 8,
@@ -48,9 +68,28 @@ class SegmindHttp:
         self._key = api_key.get_secret_value() if api_key else ""
         self._turns: defaultdict[str, Turns] = defaultdict(Turns)
         self._told: tuple[datetime, float] | None = None
+        self._tells = tells
+        self._outage = Outage(after=_IN_A_ROW)
 
-    def note_time(self, response: httpx.Response) -> None:
-        """Learn the API's time from the `Date` of an answer of its own hosts."""
+    def heard(self, response: httpx.Response) -> None:
+        """An answer of the API's own hosts came: it is there, unless a gateway before it says otherwise."""
+        self._note_time(response)
+        if response.status_code in _AWAY:
+            self.lost(f"status {response.status_code}")
+            return
+        seconds = self._outage.worked(asyncio.get_running_loop().time())
+        if seconds is not None and self._tells is not None:
+            _logger.warning("%s answers again, after %.0f s. %s", self._tells, seconds, _AFTERWARDS)
+
+    def lost(self, why: str) -> None:
+        """No answer came of the API's own hosts: said once, when so many calls in a row have met that."""
+        lasted = self._outage.failed(asyncio.get_running_loop().time())
+        if lasted is not None and self._tells is not None:
+            since = since_text(lasted, datetime.now(UTC))
+            _logger.warning("%s gives no good answer %s (%s). %s", self._tells, since, why, _MEANWHILE)
+
+    def _note_time(self, response: httpx.Response) -> None:
+        """Learn the API's time from the `Date` of an answer."""
         told = answers.moment(response.headers.get("date"))
         if told is not None and told.tzinfo is not None:
             self._told = (told, asyncio.get_running_loop().time())
@@ -133,9 +172,10 @@ class SegmindHttp:
             sent = await turns.take()
             try:
                 async with asyncio.timeout(within), call() as response:
-                    self.note_time(response)
+                    self.heard(response)
                     body = await read_body(response)
             except UNREADABLE as error:
+                self.lost(plain_name(error))
                 failure = BackendError("unsent", f"{urlsplit(url).hostname} gave no answer: {plain_name(error)}")
                 continue
             if response.status_code == 429:
@@ -203,8 +243,12 @@ async def pieces(data: bytes) -> AsyncIterator[bytes]:
 
 
 async def read_body(response: httpx.Response) -> bytes:
-    """The whole body, streamed and bounded. ValueError if it is larger than any image or not its own length."""
+    """The whole body, streamed and bounded.
+
+    ValueError if it is larger than any image, not its own length, or packed in a way that was not asked for.
+    """
     try:
+        _check_packing(response)
         chunks, size = [], 0
         async for chunk in response.aiter_bytes():
             size += len(chunk)
@@ -217,6 +261,15 @@ async def read_body(response: httpx.Response) -> bytes:
     if length and "content-encoding" not in response.headers and length.isdigit() and int(length) != size:
         raise ValueError(f"the answer has {size} of {length} bytes")
     return b"".join(chunks)
+
+
+def _check_packing(response: httpx.Response) -> None:
+    """An answer that cannot be unpacked would pass for one that says nothing."""
+    for name in response.headers.get("content-encoding", "").split(","):
+        packages = _UNPACKED_BY.get(name.strip().lower(), ())
+        if packages is not None and not any(map(find_spec, packages)):
+            need = f": install {packages[0]}" if packages else ""
+            raise ValueError(f"the answer is packed as {name.strip()}, which cannot be unpacked here{need}")
 
 
 def plain_name(error: Exception) -> str:

@@ -13,7 +13,7 @@ from prefect_imagegen.core.errors import BackendError
 from prefect_imagegen.core.outcomes import classify_failure
 from prefect_imagegen.io.polls import Polls
 from prefect_imagegen.io.segmind_history import SegmindHistory
-from prefect_imagegen.io.segmind_http import GET_TRIES, UNREADABLE, SegmindHttp, read_body
+from prefect_imagegen.io.segmind_http import GET_TRIES, UNREADABLE, SegmindHttp, plain_name, read_body
 from prefect_imagegen.ports import Delivery
 
 _EXPIRED = 404
@@ -156,9 +156,10 @@ class SegmindJobs:
         what = "the result" if url.endswith(quote(request_id, safe="")) else "a poll"
         try:
             async with self._http.get(url) as response:
-                self._http.note_time(response)
+                self._http.heard(response)
                 body, status = await read_body(response), response.status_code
-        except UNREADABLE:
+        except UNREADABLE as error:
+            self._http.lost(plain_name(error))
             self._polls.failed()
             return None, None
         if status == 429:

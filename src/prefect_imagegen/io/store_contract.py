@@ -14,6 +14,8 @@ from prefect_imagegen.ports import Clock, ObjectInfo, ObjectStore
 
 _SHOWN = 5
 _AT_ONCE = 32
+_FULL = "Without room a run stops at its first claim, before it pays for anything."
+_UNTRIED = "There was no room to try it; of what the store holds else this says nothing."
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +59,10 @@ class StoreContract:
             try:
                 state, seen = await check.look(self._bench.of(check.name))
             except StoreError as error:
+                if error.kind == "store_full":  # none of what a check looks for
+                    yield Finding(check.name, "unknown", error.message, _UNTRIED, error.remedy)
+                    yield Finding("contract", "fail", "the other checks were not tried", _FULL, error.remedy)
+                    return
                 yield Finding(check.name, "fail", error.message, check.meaning, error.remedy)
                 continue
             if state == "ok":

@@ -1,5 +1,6 @@
 """What goes wrong between this machine and a picture host, in words, and whether it may pass."""
 
+import re
 import socket
 from dataclasses import dataclass
 
@@ -13,6 +14,10 @@ _FEW_TRIES = 2
 _NO_SUCH_NAME = frozenset(
     getattr(socket, name) for name in ("EAI_NONAME", "EAI_NODATA", "EAI_FAIL") if hasattr(socket, name)
 )
+
+
+_PACKED = re.compile(r"Can not decode content-encoding: (\w+) \(")
+"""What aiohttp says where the package for an encoding is missing (`brotli (br). Please install ...`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,11 +50,25 @@ def trouble_of(error: BaseException) -> Trouble:
         return Trouble(f"cannot be connected to ({redact(reason)}); is the address right?", _FEW_TRIES + 1)
     if isinstance(error, aiohttp.ClientPayloadError | aiohttp.ServerDisconnectedError | OSError):
         return Trouble("broke off its answer", _TRIES)
+    return _of_nonsense(error)
+
+
+def _of_nonsense(error: BaseException) -> Trouble:
+    if (packed := _PACKED.search(str(error))) is not None:
+        return _of_packing(packed[1])
     is_nonsense = isinstance(error, aiohttp.ClientResponseError)
     said = (
         "does not answer in HTTP" if is_nonsense else f"cannot be asked ({redact(f'{type(error).__name__} {error}')})"
     )
     return Trouble(said, remedy="Check the address, and its port.")
+
+
+def _of_packing(name: str) -> Trouble:
+    return Trouble(
+        f"packs its answer as {name}, which it was not asked for and which cannot be unpacked here",
+        remedy=f"Its host should send pictures as they are; else install a package that unpacks {name}, or copy the"
+        " picture to another place.",
+    )
 
 
 def _of_tls(error: aiohttp.ClientSSLError | aiohttp.ClientConnectorCertificateError) -> Trouble:
