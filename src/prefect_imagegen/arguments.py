@@ -132,10 +132,15 @@ def generate_options(function: Callable[..., T]) -> Callable[..., T]:
     return function
 
 
+def is_block(text: str) -> bool:
+    """Whether a store or backend is named by a block of Prefect."""
+    return _BLOCK.match(text) is not None
+
+
 def store_of(given: Mapping[str, Any]) -> StoreSettings:
     """The store that --store and --storage-option name. Only a block loads Prefect. Raises RefusedError."""
     store, options = given["store"], parse_storage_options(given["storage_options"])
-    if not _BLOCK.match(store):
+    if not is_block(store):
         return StoreSettings(store, options)
     quiet_prefect()
     from prefect_imagegen.blocks.resolve import resolve_store  # noqa: PLC0415 - loads Prefect, for blocks alone
@@ -145,7 +150,7 @@ def store_of(given: Mapping[str, Any]) -> StoreSettings:
 
 def backend_of(given: Mapping[str, Any]) -> BackendSettings:
     """The backend that --backend names. Only a block loads Prefect. Raises RefusedError."""
-    if not _BLOCK.match(given["backend"]):
+    if not is_block(given["backend"]):
         return BackendSettings(given["backend"])
     quiet_prefect()
     from prefect_imagegen.blocks.resolve import resolve_backend  # noqa: PLC0415 - loads Prefect, for blocks alone

@@ -14,13 +14,14 @@ import click
 from rich.console import Console
 
 from prefect_imagegen.app import registry
+from prefect_imagegen.app.api import execute
 from prefect_imagegen.app.demo import contact_sheet, write_manifest
 from prefect_imagegen.app.options import SECRET_OPTIONS, GenerateOptions
 from prefect_imagegen.app.prepare import Job, Prepared, plan_only, prepare
 from prefect_imagegen.app.result import RunResult
 from prefect_imagegen.app.settings import BackendSettings, StoreSettings
 from prefect_imagegen.app.status import accounts, statuses
-from prefect_imagegen.arguments import backend_of, generate_options, options_of, store_of, store_options
+from prefect_imagegen.arguments import backend_of, generate_options, is_block, options_of, store_of, store_options
 from prefect_imagegen.console import (
     quiet_prefect,
     show_accounts,
@@ -34,7 +35,13 @@ from prefect_imagegen.core.redact import redact
 from prefect_imagegen.core.secrets import holds_secret
 from prefect_imagegen.ending import Ended, planned, print_json, telling
 from prefect_imagegen.maintenance import COMMANDS, OLD_NAMES
+from prefect_imagegen.prefect_api import configured_api
 from prefect_imagegen.serving import serve
+
+_NO_PREFECT = (
+    "[dim]No Prefect API is configured, so this runs without it. For its UI: `prefect server start`, and\n"
+    "`prefect config set PREFECT_API_URL=http://127.0.0.1:4200/api`.[/]"
+)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -45,16 +52,28 @@ def cli() -> None:
 
 @cli.command()
 @generate_options
+@click.option(
+    "--prefect",
+    type=click.Choice(["auto", "on", "off"]),
+    default="auto",
+    show_default=True,
+    help="Run as a Prefect flow. auto: where a Prefect API is configured.",
+)
 @click.option("--dry-run", is_flag=True, help="Only plan: nothing is called or written.")
-def generate(dry_run: bool, as_json: bool, **given: Any) -> None:
+def generate(dry_run: bool, prefect: str, as_json: bool, **given: Any) -> None:
     """Make the image of every row of MANIFEST and write images and metadata to the store."""
     console = Console(stderr=as_json)
     with telling(given["store"], as_json=as_json):
         if dry_run:
             _plan(console, given)
+        as_flow = _is_flow(prefect, given)
         prepared, store, backend = _prepared(given)
         show_plan(console, prepared.summary)
-        _run_flow(console, prepared, store, backend)
+        if as_flow:
+            _run_flow(console, prepared, store, backend)
+        if prefect == "auto":
+            console.print(_NO_PREFECT, soft_wrap=True, highlight=False)
+        _run_directly(console, prepared)
 
 
 @cli.command()
@@ -144,6 +163,25 @@ def _prepared(given: Mapping[str, Any]) -> tuple[Prepared, str, str]:
     return asyncio.run(prepare(_job(given))), given["store"], given["backend"]
 
 
+def _is_flow(prefect: str, given: Mapping[str, Any]) -> bool:
+    """Whether to run as a Prefect flow. Blocks are Prefect's, so they need it. Raises RefusedError."""
+    block = next((given[name] for name in ("store", "backend") if is_block(given[name])), None)
+    if prefect == "off" and block is not None:
+        raise RefusedError(
+            "needs_prefect",
+            f"{block} is a block of Prefect, and --prefect is off.",
+            remedy="Give the store's URL and the backend themselves, or leave --prefect away.",
+        )
+    return prefect == "on" or block is not None or (prefect == "auto" and configured_api() is not None)
+
+
+def _run_directly(console: Console, prepared: Prepared) -> NoReturn:
+    """Execute the prepared run without Prefect; ends with its exit code."""
+    with showing_progress(console, prepared.run_id, prepared.summary.to_make):
+        result = asyncio.run(execute(prepared))
+    _end(console, result)
+
+
 def _run_flow(console: Console, prepared: Prepared, store: str, backend: str) -> NoReturn:
     """Call the flow on the prepared run; ends with its exit code."""
     quiet_prefect()
@@ -168,6 +206,11 @@ def _run_flow(console: Console, prepared: Prepared, store: str, backend: str) ->
         if isinstance(error, RefusedError):
             raise error
         raise RuntimeError(f"the flow ended as {state.name}: {state.message}")
+    _end(console, result)
+
+
+def _end(console: Console, result: RunResult) -> NoReturn:
+    """Show what a run came to; ends with its exit code."""
     show_result(console, result)
     console.print(f"[dim]metadata: {result.store.rstrip('/')}/runs/{result.run_id}/metadata/[/]", soft_wrap=True)
     raise Ended(result.exit_code, result.as_dict())
@@ -188,7 +231,12 @@ def _reach_prefect() -> None:
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
     if failure is not None:
-        raise RuntimeError(f"Prefect's API cannot be reached: {failure}")
+        where = redact(configured_api() or "of its own server")
+        raise RefusedError(
+            "prefect_unreachable",
+            f"Prefect's API {where} cannot be reached: {failure}.",
+            remedy="Start its server or correct PREFECT_API_URL, or run without Prefect: --prefect off.",
+        )
 
 
 def _show_demo(console: Console, store: Path) -> None:

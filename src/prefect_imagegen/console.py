@@ -181,7 +181,7 @@ def _show_bar(console: Console, run_id: str, total: int, ended: threading.Event)
         TextColumn("{task.fields[figures]}"),
     )
     with Progress(*columns, console=console, transient=True) as progress:
-        bar = progress.add_task("starting Prefect", total=total, rate="", figures="")
+        bar = progress.add_task("starting", total=total, rate="", figures="")
         first: float | None = None
         while not ended.wait(_TICK_S):
             session = _session(run_id)

@@ -78,6 +78,7 @@ def test_generate_through_a_gateway(tmp_path: Path) -> None:
     path = manifest(tmp_path)
     with EmbeddedGateway(GatewaySettings(api_key=SecretStr("SG_00112233"), price_usd=0.04)) as gateway:
         words = ("generate", path, "--store", "out", "--base-url", gateway.url, "--json", "--set", "steps=4")
+        words += ("--prefect", "on")
         first = call(*words, folder=tmp_path, SEGMIND_API_KEY="SG_00112233")
         assert first.returncode == 0, first.stderr
         figures = last_line(first)
@@ -111,11 +112,13 @@ def test_failed_rows_exit_1(tmp_path: Path) -> None:
 @pytest.mark.prefect
 @pytest.mark.timeout(400)
 @pytest.mark.parametrize("ctrl_c", [True, False])
-def test_a_signal_stops_and_the_same_command_resumes(ctrl_c: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize("prefect", ["on", "off"])
+def test_a_signal_stops_and_the_same_command_resumes(ctrl_c: bool, prefect: str, tmp_path: Path) -> None:
     """SIGTERM, or Ctrl-C to the process group, exits 3 with sent rows held; the same command does the rest."""
     path = manifest(tmp_path, prompt=[f"p{number}" for number in range(40)])
     with EmbeddedGateway(GatewaySettings(latency_s=1.0)) as gateway:
         words = ["generate", path, "--store", "out", "--base-url", gateway.url, "--json", "--max-in-flight", "8"]
+        words += ["--prefect", prefect]
         environment = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
         environment |= {"PREFECT_HOME": str(tmp_path / "home"), "SEGMIND_API_KEY": "k", "DO_NOT_TRACK": "1"}
         process = subprocess.Popen(
@@ -363,9 +366,9 @@ def test_status_of_nothing(tmp_path: Path) -> None:
 
 
 def test_an_internal_error_exits_4(tmp_path: Path) -> None:
-    """What is no fault of the input, such as a Prefect server that is gone, exits 4, in words and in JSON."""
-    words = ("generate", manifest(tmp_path), "--store", "out", "--backend", "sandbox", "--json")
-    found = call(*words, folder=tmp_path, PREFECT_API_URL="http://127.0.0.1:9/api")
+    """What nobody expects, such as a Prefect that does not start, exits 4, in words and in JSON."""
+    words = ("generate", manifest(tmp_path), "--store", "out", "--backend", "sandbox", "--json", "--prefect", "on")
+    found = call(*words, folder=tmp_path, PREFECT_API_REQUEST_TIMEOUT="soon")
     assert found.returncode == 4, found.stderr
     assert "internal error" in found.stderr
     assert last_line(found)["calls"] == 0
@@ -410,7 +413,8 @@ def test_a_signed_manifest_leaves_no_trace(tmp_path: Path) -> None:
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         Thread(target=server.serve_forever, daemon=True).start()
         address = f"http://127.0.0.1:{server.server_port}/prompts.parquet?X-Amz-Signature=hunter2"
-        found = call("generate", address, "--store", "out", "--backend", "sandbox", folder=tmp_path)
+        words = ("--store", "out", "--backend", "sandbox", "--prefect", "on")
+        found = call("generate", address, *words, folder=tmp_path)
         server.shutdown()
     assert found.returncode == 0, found.stderr
     assert len(list((tmp_path / "out" / "images").rglob("*.png"))) == 2

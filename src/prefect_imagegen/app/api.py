@@ -6,6 +6,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+from prefect_imagegen.app import registry
 from prefect_imagegen.app.finish import finish
 from prefect_imagegen.app.open_session import open_session
 from prefect_imagegen.app.options import GenerateOptions
@@ -63,6 +64,10 @@ async def execute(prepared: Prepared) -> RunResult:
     """Execute a prepared run in this process, without Prefect."""
     started = time.monotonic()
     async with open_session(prepared) as session:
-        with session.stopping_on_signals():
-            await session.for_each_shard(session.run_shard)
-        return await finish(session, time.monotonic() - started)
+        registry.sessions[prepared.run_id] = session
+        try:
+            with session.stopping_on_signals():
+                await session.for_each_shard(session.run_shard)
+            return await finish(session, time.monotonic() - started)
+        finally:
+            del registry.sessions[prepared.run_id]

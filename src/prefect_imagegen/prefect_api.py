@@ -1,0 +1,90 @@
+"""Whether a Prefect API is configured: found where Prefect looks, without importing Prefect, which takes seconds.
+
+Places and their order are those of `prefect.settings.sources` in Prefect 3.8 and 3.9: the environment, `.env`,
+`prefect.toml`, `[tool.prefect]` in `pyproject.toml`, and the active profile.
+"""
+
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from dotenv import dotenv_values
+
+from prefect_imagegen.core.errors import RefusedError
+
+_NAME = "PREFECT_API_URL"
+_TEST_MODES = (
+    *("PREFECT_TEST_MODE", "PREFECT_UNIT_TEST_MODE"),
+    *("PREFECT_TESTING_UNIT_TEST_MODE", "PREFECT_TESTING_TEST_MODE"),
+)
+_SETTINGS_FILES = {"prefect.toml": (), "pyproject.toml": ("tool", "prefect")}
+
+
+def configured_api() -> str | None:
+    """The URL of the Prefect API that is configured here; None if there is none.
+
+    Raises RefusedError for a settings file that Prefect could not read either.
+    """
+    dotenv = _dotenv()
+    tables = [_table(path, header) for path, header in _SETTINGS_FILES.items()]
+    named = (_named(os.environ), _named(dotenv), *(_inner(table, "api", "url") for table in tables))
+    url = next((value for value in named if value is not None), None)
+    if url is None:
+        url = _profile(_profiles_path(dotenv, tables)).get(_NAME)
+    return str(url) if url else None
+
+
+def _named(variables: Mapping[str, str | None]) -> str | None:
+    """The API among some variables; their names count in any case."""
+    return next((value for name, value in variables.items() if name.upper() == _NAME and value is not None), None)
+
+
+def _dotenv() -> Mapping[str, str | None]:
+    return dotenv_values(".env") if Path(".env").is_file() else {}
+
+
+def _table(path: str, header: tuple[str, ...]) -> Mapping[str, Any]:
+    """Prefect's settings in a file of the working directory."""
+    if not Path(path).is_file():
+        return {}
+    try:
+        content: Any = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise RefusedError(
+            "prefect_settings",
+            f"Prefect reads its settings from {path}, which is no valid TOML: {error}.",
+            remedy="Correct the file, or run without Prefect: --prefect off.",
+        ) from error
+    return _inner(content, *header) or {}
+
+
+def _inner(table: Any, *names: str) -> Any:
+    """A value of nested tables; None where it is not there."""
+    for name in names:
+        table = table.get(name) if isinstance(table, Mapping) else None
+    return table
+
+
+def _profiles_path(dotenv: Mapping[str, str | None], tables: list[Mapping[str, Any]]) -> Path | None:
+    """Where the user's profiles are; None where Prefect falls back on its own, which name no API."""
+    if any(os.environ.get(name) for name in _TEST_MODES):
+        return None
+    named = [os.environ.get("PREFECT_PROFILES_PATH"), dotenv.get("PREFECT_PROFILES_PATH")]
+    named += [table.get("profiles_path") for table in tables]
+    path = next(filter(None, named), None)
+    home = os.environ.get("PREFECT_HOME") or Path.home() / ".prefect"
+    return Path(path) if path else Path(home) / "profiles.toml"
+
+
+def _profile(path: Path | None) -> Mapping[str, Any]:
+    """The active profile; empty where there is none, or where Prefect takes its own."""
+    if path is None or not path.exists():
+        return {}
+    try:
+        profiles = tomllib.loads(path.read_text(encoding="utf-8"))
+    except tomllib.TOMLDecodeError:
+        return {}  # Prefect warns, and goes on without
+    active = os.environ.get("PREFECT_PROFILE") or profiles.get("active")
+    return _inner(profiles, "profiles", active) or {} if active else {}
