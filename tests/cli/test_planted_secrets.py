@@ -131,17 +131,17 @@ def test_commands_tell_no_secret(world: World) -> None:
     common = (*world.store_words, "--base-url", world.gateway.url)
     code, said = world.run("plan", *world.manifest_words, *common, *REFERENCES)
     assert (code, planted.leaks(said, SECRETS)) == (0, []), said
-    code, said = world.run("generate", *world.manifest_words, *common, *REFERENCES)
+    code, said = world.run("generate", *world.manifest_words, *common, *REFERENCES, "--prefect", "on")
     assert (code, planted.leaks(said, SECRETS)) == (1, []), said
     assert len(world.gateway.books.billed) == len(planted.SIGNED)
     cup = world.folder / "cup.csv"
     cup.write_text("prompt\na cup\n")
     refuse(world, "submit")
-    code, said = world.run("generate", str(cup), *common)
+    code, said = world.run("generate", str(cup), *common, "--prefect", "on")
     assert (code, planted.leaks(said, SECRETS)) == (3, []), said
     refuse(world, "submit", "credits", "history")
     for words, expected in {
-        ("generate", str(cup), *common): 2,
+        ("generate", str(cup), *common, "--prefect", "on"): 2,
         ("doctor", "--deep", *common): 1,
         ("status", *world.store_words): 0,
     }.items():
