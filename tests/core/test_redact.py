@@ -51,3 +51,12 @@ def test_huge_texts_are_cheap(unit) -> None:
 def test_a_key_never_survives(before, after) -> None:
     """Whatever stands around an API key, it does not come through."""
     assert KEY not in redact(f"{before} {KEY} {after}")
+
+
+@pytest.mark.parametrize("sign", ["\x1b", "\x9b", "\x07", "\x00", "\x7f", "\u202e", "\u200b", "\ufeff"])
+def test_no_text_commands_a_terminal(sign) -> None:
+    """Escapes that a terminal obeys, and marks that turn or hide what is written, do not come through."""
+    safe = redact(f"a{sign}]0;title{sign}[2Jb")
+    assert sign not in safe
+    assert safe.startswith("a")
+    assert safe.endswith("b")

@@ -17,10 +17,11 @@ _READ = 8 * MAX_TEXT
 def redact(text: str) -> str:
     """The text without API keys, user parts and queries of URLs, asset and data URLs; at most 500 characters.
 
-    Half characters (lone surrogates), which no file can hold, become question marks.
+    Half characters (lone surrogates), which no file can hold, become question marks. Signs that command a terminal
+    or turn the direction of writing are replaced, line breaks become blanks.
     """
     text = text[:_READ].encode("utf-8", "replace").decode()
     text = _ASSET.sub("[asset url]", _DATA.sub("[data url]", _KEY.sub("[key]", text)))
     text = _USER.sub(r"\1", _OTHER_QUERY.sub(r"\1", _QUERY.sub(r"\1", text)))
-    text = " ".join(text.split())
+    text = "".join(sign if sign.isprintable() else "\N{REPLACEMENT CHARACTER}" for sign in " ".join(text.split()))
     return text if len(text) <= MAX_TEXT else text[: MAX_TEXT - 1] + "…"

@@ -78,7 +78,12 @@ class SegmindBackend:
         self._deadline = deadline
         self.not_understood: Counter[str] = Tally()
         self._sandbox: bool | None = None
-        self._http = SegmindHttp(api_key, max_in_flight=max_in_flight, connect_timeout=connect_timeout)
+        self._http = SegmindHttp(
+            api_key,
+            (endpoints.base, endpoints.history, endpoints.assets),
+            max_in_flight=max_in_flight,
+            connect_timeout=connect_timeout,
+        )
         self._history = SegmindHistory(endpoints.history, self._http.get_json, self._odd)
         self._jobs = SegmindJobs(
             endpoints.base, self._http, self._history, self._odd, deadline=deadline, has_records=self.queues

@@ -5,8 +5,9 @@ The key goes to the URLs that ask for it only: the endpoint's own hosts.
 
 import asyncio
 import json
+import zlib
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -23,6 +24,8 @@ from prefect_imagegen.core.redact import redact
 from prefect_imagegen.core.retry import pause_seconds
 from prefect_imagegen.io.polls import Turns
 from prefect_imagegen.net.client import TRANSPORT_ERRORS, make_client
+from prefect_imagegen.net.guard import FetchError
+from prefect_imagegen.net.outward import OutwardResolver
 
 MAX_BODY_BYTES = 256 * 1024 * 1024
 GET_TRIES = 6
@@ -31,19 +34,24 @@ _TRIES_WHEN_REFUSED = 3
 _REDIRECTS = (301, 302, 303, 307, 308)
 _MOST_REDIRECTS = 6
 _PIECE = 1 << 18
+_GZIP = 16 + zlib.MAX_WBITS
 UNREADABLE = (*TRANSPORT_ERRORS, ValueError)
 """What reading an answer may raise."""
 
 
 class SegmindHttp:
-    """One HTTP client with one key. Close it with `aclose`."""
+    """One HTTP client with one key, for the URLs that are the user's `own`. Close it with `aclose`."""
 
-    def __init__(self, api_key: SecretStr | None, *, max_in_flight: int, connect_timeout: float) -> None:
+    def __init__(
+        self, api_key: SecretStr | None, own: Iterable[str], *, max_in_flight: int, connect_timeout: float
+    ) -> None:
+        self._outward = OutwardResolver(own)
         self.client = make_client(
             # One connection per call in flight, and some for the calls that fetch their results meanwhile.
             max_connections=2 * max_in_flight + 8,
             connect_timeout=connect_timeout,
             read_timeout=60.0,
+            resolver=self._outward,
         )
         self._key = api_key.get_secret_value() if api_key else ""
         self._turns: defaultdict[str, Turns] = defaultdict(Turns)
@@ -78,6 +86,9 @@ class SegmindHttp:
                     if response.status_code == 200:
                         return body, response.headers.get("content-type")
                     last, status = f"status {response.status_code}", response.status_code
+            except FetchError as error:
+                text = f"the output is not downloaded: its address leads inside; {error.message}"
+                raise BackendError("submitted", redact(text), request_id=request_id) from error
             except UNREADABLE as error:
                 last, status = plain_name(error), None
         text = f"the output could not be downloaded: {last}"
@@ -85,10 +96,14 @@ class SegmindHttp:
 
     @asynccontextmanager
     async def _followed(self, url: str) -> AsyncIterator[httpx.Response]:
-        """Open a GET without the key, and where it leads to. ValueError for what is no http URL."""
+        """Open a GET without the key, and where it leads to. ValueError for what is no http URL.
+
+        FetchError for one that leads inside.
+        """
         for _ in range(_MOST_REDIRECTS + 1):
             if urlsplit(url).scheme not in ("http", "https"):
                 raise ValueError("the address of the output is no http URL")
+            await self._outward.check(url)
             async with self.get(url, with_key=False) as response:
                 target = response.headers.get("location")
                 if response.status_code not in _REDIRECTS or not target:
@@ -111,10 +126,11 @@ class SegmindHttp:
         )
 
     async def is_there(self, url: str) -> bool:
-        """Whether somebody without a key can still fetch a URL; in doubt, yes."""
+        """Whether somebody without a key can still fetch a URL; in doubt, and where we must not ask, yes."""
         try:
+            await self._outward.check(url)
             answer = await self.client.head(url)
-        except UNREADABLE:
+        except (*UNREADABLE, FetchError):
             return True
         return answer.status_code not in (403, 404, 410)
 
@@ -202,7 +218,7 @@ async def read_body(response: httpx.Response) -> bytes:
     """The whole body, streamed and bounded. ValueError if it is larger than any image or not its own length."""
     try:
         chunks, size = [], 0
-        async for chunk in response.aiter_bytes():
+        async for chunk in _unpacked(response):
             size += len(chunk)
             if size > MAX_BODY_BYTES:
                 raise ValueError(f"the answer is larger than {MAX_BODY_BYTES} bytes")
@@ -213,6 +229,29 @@ async def read_body(response: httpx.Response) -> bytes:
     if length and "content-encoding" not in response.headers and length.isdigit() and int(length) != size:
         raise ValueError(f"the answer has {size} of {length} bytes")
     return b"".join(chunks)
+
+
+async def _unpacked(response: httpx.Response) -> AsyncIterator[bytes]:
+    """The body in small pieces, however well it was packed; ValueError where it cannot be unpacked."""
+    encoding = response.headers.get("content-encoding", "").strip().lower()
+    if encoding in ("", "identity"):
+        async for chunk in response.aiter_raw():
+            yield chunk
+        return
+    if encoding not in ("gzip", "x-gzip"):
+        raise ValueError(f"the answer is packed as {encoding[:40]}, which was not asked for")
+    unpacker = zlib.decompressobj(wbits=_GZIP)
+    try:
+        async for chunk in response.aiter_raw():
+            rest = chunk
+            while rest:
+                yield unpacker.decompress(rest, _PIECE)
+                rest = unpacker.unconsumed_tail
+        yield unpacker.flush()
+    except zlib.error as error:
+        raise ValueError(f"the answer cannot be unpacked: {error}") from error
+    if not unpacker.eof:
+        raise ValueError("the packed answer broke off")
 
 
 def plain_name(error: Exception) -> str:
