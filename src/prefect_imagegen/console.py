@@ -8,7 +8,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -17,6 +16,7 @@ from prefect_imagegen.app.finish import money_text
 from prefect_imagegen.app.result import STATES, STOP_REASONS, RunResult
 from prefect_imagegen.app.session import Session
 from prefect_imagegen.app.status import RunStatus
+from prefect_imagegen.app.terminal import shown
 from prefect_imagegen.core.forecast import Forecast
 from prefect_imagegen.core.money import figure, usd
 from prefect_imagegen.core.outcomes import OUTCOMES
@@ -67,14 +67,14 @@ def show_plan(console: Console, summary: PlanSummary) -> None:
             f"{summary.counts['identical']:,} rows are identical and share an image; give seeds for variants."
         )
     for warning, count in summary.warnings.items():
-        console.print(f"[yellow]warning[/] {escape(warning)} ({counted(count, 'row')})")
+        console.print(f"[yellow]warning[/] {shown(warning)} ({counted(count, 'row')})")
     for error in summary.errors:
-        console.print(f"{'[yellow]busy[/]' if error.is_busy else '[red]invalid[/]'} {escape(str(error))}")
+        console.print(f"{'[yellow]busy[/]' if error.is_busy else '[red]invalid[/]'} {shown(str(error))}")
     hidden = sum(summary.reasons.values()) - len(summary.errors)
     if hidden > 0:
         console.print(f"… and {hidden:,} more errors:")
         for reason, count in summary.reasons.most_common(5):
-            console.print(f"  {count:,} x {escape(reason)}")
+            console.print(f"  {count:,} x {shown(reason)}")
     if summary.to_make:
         console.print(forecast_text(summary.forecast), highlight=False)
 
@@ -113,16 +113,16 @@ def show_result(console: Console, result: RunResult) -> None:
         counts = ", ".join(f"{name} in {count:,} rows" for name, count in sorted(result.unhonoured.items()))
         console.print(f"[yellow]replaced by what the workers can do:[/] {counts} (column applied)", highlight=False)
     if result.weights_license:
-        console.print(f"licence of the weights: {escape(result.weights_license)}", highlight=False)
+        console.print(f"licence of the weights: {shown(result.weights_license)}", highlight=False)
     if result.overshoot_usd:
         console.print(f"[yellow]{usd(result.overshoot_usd)} above --max-cost-usd[/]: calls cost more than any before")
     for kind, count in sorted(result.failures.items(), key=lambda item: -item[1]):
-        example = escape(result.examples.get(kind, ""))
+        example = shown(result.examples.get(kind, ""))
         remedy = OUTCOMES[kind].remedy if kind in OUTCOMES else ""
-        console.print(f"[red]{kind}[/] {counted(count, 'row')}: {example} [dim]{escape(remedy)}[/]")
+        console.print(f"[red]{kind}[/] {counted(count, 'row')}: {example} [dim]{shown(remedy)}[/]")
     if result.stop_reason:
         why = STOP_REASONS.get(result.stop_reason, result.stop_reason)
-        console.print(f"[red bold]stopped:[/] {why} ({escape(result.stop_message or '')})")
+        console.print(f"[red bold]stopped:[/] {why} ({shown(result.stop_message or '')})")
         console.print("The same command goes on where this run ended.")
 
 
@@ -149,7 +149,7 @@ def show_accounts(console: Console, keys: Sequence[KeyRecord]) -> None:
         own = [key for key in keys if key.account == account]
         where = ", ".join(dict.fromkeys(f"{key.provider} at {key.origin}" for key in own))
         count = "one key" if len(own) == 1 else f"{len(own)} keys"
-        console.print(f"[dim]used with account {escape(account)}: {escape(where)}, {count}[/]", highlight=False)
+        console.print(f"[dim]used with account {shown(account)}: {shown(where)}, {count}[/]", highlight=False)
 
 
 @contextmanager

@@ -12,9 +12,10 @@ from rich.console import Console
 
 from prefect_imagegen.app.prepare import RowsRefusedError
 from prefect_imagegen.app.result import RunResult
+from prefect_imagegen.app.terminal import shown
 from prefect_imagegen.core.errors import ImagegenError
 from prefect_imagegen.core.plan import PlanSummary
-from prefect_imagegen.core.redact import redact
+from prefect_imagegen.core.redact import printable, redact
 
 
 class Ended(Exception):  # noqa: N818 - not an error: how a command ends with an exit code
@@ -40,12 +41,12 @@ def telling(store: str, *, as_json: bool, blank: Mapping[str, Any] | None = None
     except Ended as ended:
         answer, code = dict(ended.answer), ended.code
     except RowsRefusedError as error:
-        errors.print(f"[red bold]refused:[/] {error.message}", end="", highlight=False)
-        errors.print(error.remedy, highlight=False)
+        errors.print(f"[red bold]refused:[/] {shown(error.message)}", end="", highlight=False)
+        errors.print(shown(error.remedy), highlight=False)
         answer, code = planned(store, error.summary, refused=True), 2
     except ImagegenError as error:
         errors.print("[red bold]refused:[/]", end=" ")
-        errors.print(str(error), markup=False, highlight=False, soft_wrap=True)
+        errors.print(printable(str(error)), markup=False, highlight=False, soft_wrap=True)
         answer, code = nothing, 2
     except KeyboardInterrupt:
         errors.print("interrupted before the first call")

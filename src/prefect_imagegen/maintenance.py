@@ -7,7 +7,6 @@ from typing import Any
 
 import click
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from prefect_imagegen.app.doctor import Check, examine
@@ -18,6 +17,7 @@ from prefect_imagegen.app.reconcile import Reconciled
 from prefect_imagegen.app.reconcile import reconcile as reconcile_store
 from prefect_imagegen.app.retry import retry as retry_run
 from prefect_imagegen.app.settings import BackendSettings, StoreSettings
+from prefect_imagegen.app.terminal import shown
 from prefect_imagegen.app.verify import MEANINGS as PROBLEMS
 from prefect_imagegen.app.verify import Verified
 from prefect_imagegen.app.verify import verify as verify_store
@@ -154,7 +154,7 @@ def _show_differences(console: Console, found: Reconciled) -> None:
         )
         table = Table("request_id", "ledger USD", "history USD", box=None, header_style="dim")
         for one in some[:_SHOWN]:
-            table.add_row(escape(one.request_id), _usd(one.ledger_usd), _usd(one.history_usd))
+            table.add_row(shown(one.request_id), _usd(one.ledger_usd), _usd(one.history_usd))
         console.print(table)
         _show_rest(console, len(some))
 
@@ -176,7 +176,7 @@ def _show_problems(console: Console, found: Verified, *, repair: bool) -> None:
             continue
         console.print(f"[red]{kind}[/] {len(some):,}: {meaning}")
         for one in some[:_SHOWN]:
-            console.print(f"  {escape(one.path)}: {escape(one.detail)}", soft_wrap=True, highlight=False)
+            console.print(f"  {shown(one.path)}: {shown(one.detail)}", soft_wrap=True, highlight=False)
         _show_rest(console, len(some))
     for name, meaning in REPAIRS.items():
         count = sum(one.repair == name for one in found.problems)
@@ -207,10 +207,10 @@ async def _examined(
 
 def _show_check(console: Console, check: Check) -> None:
     style = _STYLES[check.state]
-    line = f"[{style}]{check.state:>4}[/] [bold]{check.name:<12}[/] {escape(check.text)}"
+    line = f"[{style}]{check.state:>4}[/] [bold]{check.name:<12}[/] {shown(check.text)}"
     console.print(line, highlight=False, soft_wrap=True)
     if check.remedy:
-        console.print(f"{'':17} {escape(check.remedy)}", style="dim", highlight=False, soft_wrap=True)
+        console.print(f"{'':17} {shown(check.remedy)}", style="dim", highlight=False, soft_wrap=True)
 
 
 def _prefect() -> Iterator[Check]:

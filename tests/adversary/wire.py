@@ -273,7 +273,7 @@ class MemoryConnector(aiohttp.BaseConnector):
 def plugged_into(network: Callable[[], Network]) -> Iterator[None]:
     """Within: clients that the product makes speak over the network that is current when they are made."""
 
-    def session(max_connections: int) -> aiohttp.ClientSession:
+    def session(max_connections: int, resolver: object = None) -> aiohttp.ClientSession:
         own = network()
         connector = MemoryConnector(own, limit=max_connections, keepalive_timeout=client.KEEPALIVE_S)
         own.sessions.append(aiohttp.ClientSession(connector=connector))

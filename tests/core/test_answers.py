@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import tracemalloc
 from datetime import UTC, datetime
 
 import pytest
@@ -532,3 +533,24 @@ def test_hostile_text_costs_no_more_than_its_length(text: str) -> None:
     """Text that is made to be tried again and again at every blank is read once."""
     (found,) = answers.images_of_body(text.encode())
     assert found.data is None
+
+
+@pytest.mark.parametrize("unit", ["{},", "[[]],", "0,", '{"a":1},', '"",'])
+def test_an_answer_of_millions_of_values_is_none(unit: str) -> None:
+    """JSON that would take gigabytes proves nothing, and costs next to no memory."""
+    text = f"[{unit * 6_000_000}0]"
+    tracemalloc.start()
+    assert answers.parse_json(text.encode()) is None
+    assert answers.parse_json(text) is None
+    assert answers.parse_inputs(f"{{'a': {text}}}") is None
+    assert tracemalloc.get_traced_memory()[1] < 8 * len(text)
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize("unit", ["(),", "'' ", "0<", "0or ", "a.", "-"])
+def test_inputs_of_millions_of_values_are_none(unit: str) -> None:
+    """A Python dict that would take gigabytes to read is not read; one with large pictures in it is."""
+    assert answers.parse_inputs("{'a': [" + unit * 1_000_000 + "0]}") is None
+    body = {"prompt": "a, b" * 16_000, "image_urls": ["data:image/png;base64," + "iVBORw0KGgo" * 1_000_000] * 3}
+    assert answers.parse_inputs(repr(body)) == body
+    assert answers.parse_inputs(json.dumps(body)) == body

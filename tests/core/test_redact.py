@@ -83,3 +83,12 @@ def test_a_known_key_never_survives(key: str) -> None:
     for spelling in (key, quote(key, safe=""), base64.b64encode(key.encode()).decode().rstrip("=")):
         assert redact(f"the key {spelling} is not valid", key) == "the key [key] is not valid"
     assert redact("a k is no key", "k") == "a k is no key"
+
+
+@pytest.mark.parametrize("sign", ["\x1b", "\x9b", "\x07", "\x00", "\x7f", "\u202e", "\u200b", "\ufeff"])
+def test_no_text_commands_a_terminal(sign) -> None:
+    """Escapes that a terminal obeys, and marks that turn or hide what is written, do not come through."""
+    safe = redact(f"a{sign}]0;title{sign}[2Jb")
+    assert sign not in safe
+    assert safe.startswith("a")
+    assert safe.endswith("b")

@@ -352,3 +352,52 @@ def test_whatever_is_taken_can_be_made_fit(mode: str, kind: str, size: tuple[int
     data = written(in_mode(mode, grey().resize(size)), kind, exif=exif)
     if data is not None:
         sent(data)
+
+
+def tiled_tiff(side: int, tile: tuple[int, int]) -> bytes:
+    """A grey TIFF in tiles of some size, of which the first is there as a deflated stream of zeros."""
+    tile_data = zlib.compress(bytes(min(1 << 24, tile[0] * tile[1])), 9)
+    tags = ((256, side), (257, side), (258, 8), (259, 8), (262, 1), (277, 1), (322, tile[0]), (323, tile[1]), (324, 8))
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in (*tags, (325, len(tile_data))))
+    start = 8 + len(tile_data) + len(tile_data) % 2
+    body = tile_data.ljust(start - 8, b"\0")
+    return b"II*\0" + struct.pack("<I", start) + body + struct.pack("<H", 10) + entries + bytes(4)
+
+
+def many_scans(count: int) -> bytes:
+    """A progressive JPEG whose last scan is there again and again."""
+    data = saved(Image.effect_noise((64, 64), 60), "JPEG", progressive=True, quality=50)
+    last = data.rfind(b"\xff\xc4", 0, data.rfind(b"\xff\xda"))
+    return data[:-2] + data[last:-2] * count + data[-2:]
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (many_scans(200), "more than 100 scans"),
+        (many_scans(200).replace(b"\xff\xda", b"\xff\xfe\0\4\xff\xd9\xff\xda", 1), "more than 100 scans"),
+        (tiled_tiff(100, (32768, 32768)), "tiles of 32768x32768"),
+        (tiled_tiff(5000, (8192, 8192)), "tiles of 8192x8192"),
+        (b"P3\n64 64\n255\n" + b"#\n" * 15_000_000, "more than 1000 comments"),
+        (b"P1\n64 64\n" + b"# a\n1" * 4096, "more than 1000 comments"),
+    ],
+)
+def test_small_files_that_cost_much_are_refused(data: bytes, words: str) -> None:
+    """A file whose pixels would take hours or gigabytes, though they are few, is refused before they are read."""
+    assert words in (inspect(data).problem or "")
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        many_scans(20),
+        many_scans(1) + b"\xff\xda" * 200,
+        tiled_tiff(100, (4096, 4096)),
+        tiled_tiff(100, (112, 112)),
+        b"P1\n64 64\n" + b"# a\n1" * 64 + b"0" * 4032,
+        b"P5\n64 64\n255\n" + b"#" * 4096,
+    ],
+)
+def test_what_only_looks_costly_is_taken(data: bytes) -> None:
+    """Pictures with some scans, comments or large tiles, and with anything behind their end, are taken."""
+    assert inspect(data).problem is None

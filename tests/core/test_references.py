@@ -127,3 +127,17 @@ def test_what_a_transport_cannot_carry() -> None:
     assert "turned upright" in (unfit("s3://b/x", turned, "presign") or "")
     assert unfit("s3://b/x", turned, "auto") is None
     assert unfit("file:///x", ReferenceFacts("00", 1, problem="no"), "auto") == "no"
+
+
+@pytest.mark.parametrize("name", ["se", "policy", "SE", "token", "a_", "x-amz-", "amp;", "sp"])
+def test_long_queries_are_cheap(name: str) -> None:
+    """A query of megabytes is looked through once, so no cell can stall a plan."""
+    assert is_signed("https://h/a?" + f"&{name}=" * 500_000) == (name in ("token", "x-amz-"))
+
+
+@pytest.mark.parametrize(("query", "opens"), [("se=1&x=2&sp=r", True), ("sp=r&se=1", False), ("se=1&sp", False)])
+def test_signatures_of_two_names(query: str, opens: bool) -> None:
+    """Two names that sign together count in their order, whatever stands between."""
+    assert is_signed(f"https://h/a?{query}") == opens
+    other = query.replace("se=", "Policy=").replace("sp", "Key-Pair-Id")
+    assert is_signed(f"https://h/a?{other}") == opens

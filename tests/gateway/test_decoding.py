@@ -203,10 +203,10 @@ def test_bombs_are_refused_before_they_go_off(tmp_path: Path) -> None:
             assert code == 400, name
             assert error.startswith("image 1 of image_urls cannot be decoded"), name
             if name not in ("tile", "strip", "avif"):  # those are told apart by the libraries that read them
-                assert re.search(r"it has \d+x\d+ pixels, more than 6|it has \d+ scans, more than 100", error), error
+                assert re.search(r"it has \d+x\d+ pixels, more than 6|more than 100 scans", error), error
         assert gateway.peak - before < 64 * MIB, told
         assert {name: status(make(), "png") for name, make in HARMLESS.items()} == dict.fromkeys(HARMLESS, (200, ""))
-        assert gateway.peak - before < 256 * MIB
+        assert gateway.peak - before < 512 * MIB
         assert "Traceback" not in gateway.log.read_text()
         assert "Warning" not in gateway.log.read_text()
     assert PngImagePlugin.MAX_TEXT_CHUNK == MIB
@@ -218,7 +218,7 @@ def test_scans_of_real_jpegs_are_taken() -> None:
         data = encoded(Image.effect_noise((512, 512), 90).convert("RGB"), "JPEG", **options)
         assert image.decode(data + many_scans(3000)).width == 512
     assert image.decode(many_scans(50)).width == 2048
-    with pytest.raises(image.BadImageError, match="scans, more than 100"):
+    with pytest.raises(image.BadImageError, match="more than 100 scans"):
         image.decode(many_scans(200))
 
 

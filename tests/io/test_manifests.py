@@ -8,6 +8,7 @@ import json
 import lzma
 import secrets
 import time
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -903,3 +904,41 @@ def test_any_json_lines_come_back(tmp_path_factory, rows, ascii_only) -> None:
                 assert json.loads(value) == written
             else:
                 assert value == written
+
+
+def test_a_header_that_never_ends_is_cheap(tmp_path: Path) -> None:
+    """A quoted name of a header that goes on over millions of lines, each with quotes, is refused at once."""
+    path = tmp_path / "a.csv"
+    path.write_bytes(b'"prompt' + b'\n""' * 2_000_000)
+    with pytest.raises(RefusedError, match="the quote that opens here is never closed"):
+        list(windows(path))
+
+
+def test_a_header_of_millions_of_names_is_refused(tmp_path: Path) -> None:
+    """A first line of megabytes is no header; it is refused before its names are made."""
+    path = tmp_path / "a.csv"
+    path.write_bytes(b"prompt," + b"a," * 1_000_000 + b"b\n")
+    with pytest.raises(RefusedError, match="the header has more than 1,048,576 characters"):
+        list(windows(path))
+
+
+def asking_for(packed: bytes, size: int) -> bytes:
+    """An xz file that asks for a dictionary of another size, as a number of the format."""
+    start, length = 12, 4 * (packed[12] + 1)
+    block = bytearray(packed[start : start + length - 4])
+    block[block.index(b"\x21\x01") + 2] = size
+    return packed[:start] + block + zlib.crc32(block).to_bytes(4, "little") + packed[start + length :]
+
+
+def test_an_xz_file_gets_no_gigabytes(tmp_path: Path) -> None:
+    """An xz file that asks for 4 GiB of memory is refused; those of usual programs, several in one, are read."""
+    packed = lzma.compress(b"prompt\na cup\n", preset=9)
+    path = tmp_path / "a.csv.xz"
+    path.write_bytes(asking_for(packed, 40))
+    with pytest.raises(RefusedError, match="Memory usage limit exceeded"):
+        list(windows(path))
+    path.write_bytes(packed + bytes(8) + lzma.compress(b"a plate\n"))
+    assert [row for window in windows(path) for row in window.columns["prompt"]] == ["a cup", "a plate"]
+    path.write_bytes(packed[:-20])
+    with pytest.raises(RefusedError, match="damaged"):
+        list(windows(path))

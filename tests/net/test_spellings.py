@@ -157,7 +157,13 @@ async def test_no_spelling_leads_inside(seed: int, connections: list[str], fake_
     assert PUBLIC in connections, "what is public is asked: the test would see a connection"
 
 
-@pytest.mark.parametrize("metadata", ["169.254.169.254", "168.63.129.16", "192.0.0.192", "fd00:ec2::254", "fe80::a9fe"])
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        *("169.254.169.254", "168.63.129.16", "192.0.0.192", "fd00:ec2::254", "fe80::a9fe"),
+        *("fd20:ce::254", "fd00:c1::a9fe:a9fe", "fd00:42::42", "64:ff9b:1::a9fe:a9fe"),
+    ],
+)
 async def test_where_credentials_lie_is_never_asked(metadata: str, connections: list[str], fake_time: FakeTime) -> None:
     """Where clouds keep credentials is refused in every mode, however it is spelled."""
     chance = random.Random(metadata)

@@ -3,6 +3,7 @@
 import asyncio
 import io
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from typing import Any
@@ -23,12 +24,15 @@ from prefect_imagegen.core.metadata import METADATA_SCHEMA
 from prefect_imagegen.core.money import exact, usd
 from prefect_imagegen.core.outcomes import OUTCOMES
 from prefect_imagegen.core.plan import WORKED
+from prefect_imagegen.core.redact import redact
 from prefect_imagegen.core.references import shown
 from prefect_imagegen.core.request import GenerationRequest
 from prefect_imagegen.core.results import RequestResult
 from prefect_imagegen.crashpoints import reached
 
 _READERS = 16
+_MARKS = re.compile(r"[\\`\[\]|]")
+"""What begins something in Markdown that a text of anybody's must not begin."""
 _HELD_SHOWN = 20
 _HELD_COLUMNS = ("row_index", "id", "error_kind", "request_id", "attempts")
 _ROWS_AT_ONCE = 4096
@@ -135,7 +139,7 @@ def report_markdown(result: RunResult) -> str:
     if result.stop_reason:
         lines += [
             "",
-            f"**Stopped: {STOP_REASONS.get(result.stop_reason, result.stop_reason)}** ({result.stop_message}).",
+            f"**Stopped: {STOP_REASONS.get(result.stop_reason, result.stop_reason)}** ({_cell(result.stop_message)}).",
         ]
         lines += ["The same command goes on where this run ended."]
     if result.failures:
@@ -174,7 +178,10 @@ def _remarks(result: RunResult) -> Iterator[str]:
 
 
 def _cell(value: object) -> str:
-    return "" if value is None else str(value).replace("|", "\\|")
+    """A text of anybody's as Markdown shows it: one line, without links, pictures, code, HTML or cells of its own."""
+    if value is None:
+        return ""
+    return _MARKS.sub(r"\\\g<0>", redact(str(value))).replace("&", "&amp;").replace("<", "&lt;")
 
 
 def money_text(result: RunResult) -> str:

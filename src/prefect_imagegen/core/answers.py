@@ -20,6 +20,11 @@ _SHORTEST_BASE64 = 64
 """Shorter texts are words."""
 _DEEPEST = 6
 """No known answer nests deeper; a hostile one shall cost no stack."""
+_MOST_VALUES = 2_000_000
+_LONG_WORD = re.compile(r"[A-Za-z0-9+/=]{200,}+")
+"""A picture in base64, within what was sent."""
+_LONGEST_LITERAL = 500_000
+"""Characters of a Python dict in a history, pictures left out: each may become a value of a kilobyte."""
 _DONE = frozenset({"COMPLETED", "SUCCESS", "SUCCEEDED"})
 _UNDER_WAY = frozenset({"QUEUED", "PROCESSING", "PENDING", "IN_QUEUE", "IN_PROGRESS", "STARTING", "RUNNING"})
 _JOB_STATUSES = (200, 422)
@@ -69,7 +74,12 @@ def looks_like_image(data: bytes) -> bool:
 
 
 def parse_json(data: bytes | str) -> Any:
-    """The JSON value, or None if the bytes or the text are none. Half characters become question marks."""
+    """The JSON value, or None if the bytes or the text are none, or are of millions of values.
+
+    Half characters become question marks.
+    """
+    if _is_huge(data):
+        return None
     try:
         return _whole(json.loads(data))
     except (ValueError, RecursionError):
@@ -247,7 +257,7 @@ def parse_inputs(text: Any) -> dict[str, Any] | None:
     if not isinstance(text, str):
         return None
     value = parse_json(text)
-    if value is None:
+    if value is None and len(_LONG_WORD.sub("", text)) <= _LONGEST_LITERAL:
         try:
             value = _whole(ast.literal_eval(text))
         except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
@@ -264,6 +274,14 @@ def number(value: Any) -> float | None:
     except (ValueError, OverflowError):
         return None
     return found if 0 <= found < float("inf") else None
+
+
+def _is_huge(data: bytes | str) -> bool:
+    """Whether a body holds so many values that they would take gigabytes; pictures in base64 are one each."""
+    if len(data) <= _MOST_VALUES:
+        return False
+    body = data.encode("utf-8", "replace") if isinstance(data, str) else data
+    return sum(map(body.count, (b"[", b"{", b","))) > _MOST_VALUES
 
 
 def _whole(value: Any) -> Any:

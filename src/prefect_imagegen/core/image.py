@@ -52,6 +52,7 @@ _PARTS: Mapping[str, Callable[[bytes], PictureFile]] = MappingProxyType(
         "WEBP": picture_files.webp,
         "AVIF": picture_files.avif,
         "TIFF": tiff_files.tiff,
+        "PPM": picture_files.ppm,
     }
 )
 _STARTS = (

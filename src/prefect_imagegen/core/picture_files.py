@@ -22,10 +22,12 @@ _MOST_TEXT = 64 * _MOST_INFLATED
 """Bytes of all texts of a PNG together: the same."""
 _PNG_LENGTHS = {b"gAMA": 4, b"cHRM": 32, b"sRGB": 1, b"pHYs": 9, b"acTL": 8, b"fcTL": 26, b"fdAT": 4}
 """The bytes that a chunk has at least: others fail at a shorter one, though they need none of them."""
-_START_OF_SCAN = 0xDA
-_SCAN, _END_OF_IMAGE = b"\xff\xda", b"\xff\xd9"
+_START_OF_SCAN, _END_OF_IMAGE = 0xDA, 0xD9
+_MARKER = re.compile(rb"\xff([^\x00\x01\xd0-\xd7\xff])")
+"""A JPEG marker among coded pixels, in which other bytes 0xFF are followed by zeros."""
 _MOST_SCANS = 100
-"""Of one JPEG: encoders write ten, and no known script of scans has more than a few dozen."""
+"""Encoders make a dozen; mozjpeg tries 64."""
+_MOST_COMMENTS = 1000
 _APPLICATIONS = frozenset({*range(0xE0, 0xF0), 0xFE})
 """JPEG segments APP0 to APP15, and comments."""
 _WITHOUT_LENGTH = frozenset({0x00, 0x01, 0xFF, *range(0xD0, 0xDA)})
@@ -164,17 +166,30 @@ def jpeg(data: bytes) -> PictureFile:
         else:
             _note_jpeg_segment(found, profiles, marker, data[position + 4 : end])
         position = end
-    # Each scan costs a pass over all pixels: a small file of many scans that say nothing would take hours.
-    end = data.find(_END_OF_IMAGE, position)
-    scans = 1 + data.count(_SCAN, position, end if end >= 0 else len(data))
-    if scans > _MOST_SCANS:
-        raise PictureFileError(f"it has {scans} scans, more than {_MOST_SCANS}")
+    _check_scans(data, position)
     kept.append(data[position:])
     if exif:
         found.exif = _EXIF_START + b"".join(exif)
     if profiles:
         _join_jpeg_profile(found, profiles)
     return found.applied(PictureFile("JPEG", b"".join(kept), has_more=False))
+
+
+def _check_scans(data: bytes, position: int) -> None:
+    """Refuse a JPEG of very many scans: each goes over all pixels, however few bytes it has."""
+    scans = 0
+    while (found := _MARKER.search(data, position)) is not None and found[1][0] != _END_OF_IMAGE:
+        scans += found[1][0] == _START_OF_SCAN
+        if scans > _MOST_SCANS:
+            raise PictureFileError(f"its pixels are spread over more than {_MOST_SCANS} scans; save it again")
+        position = found.end() + int.from_bytes(data[found.end() : found.end() + 2])
+
+
+def ppm(data: bytes) -> PictureFile:
+    """A PPM as it is. Raises PictureFileError for very many comments, over which Pillow takes hours."""
+    if data[1:2] in b"123" and data.count(b"#") > _MOST_COMMENTS:
+        raise PictureFileError(f"its pixels are spread among more than {_MOST_COMMENTS} comments; save it again")
+    return PictureFile("PPM", data)
 
 
 def webp(data: bytes) -> PictureFile:

@@ -43,7 +43,8 @@ def redact(text: str, key: str = "") -> str:
     """The text without API keys, user parts and queries of URLs, asset and data URLs; at most 500 characters.
 
     `key` is one that is known, whatever it looks like: it goes as it is, percent-encoded and in base64. Half
-    characters (lone surrogates), which no file can hold, become question marks.
+    characters (lone surrogates), which no file can hold, become question marks. Signs that command a terminal
+    or turn the direction of writing are replaced, line breaks become blanks.
     """
     text = text[:_READ].encode("utf-8", "replace").decode()
     for spelling in _spellings(key):
@@ -51,8 +52,13 @@ def redact(text: str, key: str = "") -> str:
     text = _ASSET.sub("[asset url]", _DATA.sub("[data url]", _KEY.sub("[key]", text)))
     text = _USER.sub(r"\1", _OTHER_QUERY.sub(r"\1", _QUERY.sub(r"\1", text)))
     text = _NAMED.sub(r"\1[secret]", _HEADER.sub(r"\1[secret]", text))
-    text = " ".join(_BEARER.sub(r"\1 [secret]", text).split())
+    text = printable(" ".join(_BEARER.sub(r"\1 [secret]", text).split()))
     return text if len(text) <= MAX_TEXT else text[: MAX_TEXT - 1] + "…"
+
+
+def printable(text: str) -> str:
+    """The text without signs that command a terminal, or turn or hide what is written; line breaks stay."""
+    return "".join(sign if sign.isprintable() or sign == "\n" else "\N{REPLACEMENT CHARACTER}" for sign in text)
 
 
 def _spellings(key: str) -> list[str]:

@@ -15,11 +15,15 @@ _ONE_NAME = {"s3a": "s3", "gcs": "gs", "abfs": "az", "abfss": "az"}
 WEB_SCHEMES = frozenset({"http", "https"})
 _SIGNED = re.compile(
     r"[?&](x-(amz|goog|oss|cos|bce|ms)-|q-sign|sig=|signature=|awsaccesskeyid=|ossaccesskeyid=|googleaccessid=|"
-    r"([a-z_]*[_-])?token=|api_?key=|auth(_?key|orization)?=|jwt=|hmac=|credentials?=|passw(or)?d=|secret=|"
-    r"se=.*&sp=|policy=.*&key-pair-id=)",
+    r"([a-z_]*[_-])?token=|api_?key=|auth(_?key|orization)?=|jwt=|hmac=|credentials?=|passw(or)?d=|secret=)",
     re.IGNORECASE,
 )
 """Queries that open a door, as clouds and CDNs write them."""
+_SIGNED_BY_TWO = (
+    (re.compile("[?&]se=", re.IGNORECASE), "&sp="),
+    (re.compile("[?&]policy=", re.IGNORECASE), "&key-pair-id="),
+)
+"""Names that open one together, the second anywhere behind the first."""
 _ESCAPED = re.compile("&(?:(?:amp|#38|#x26);)+", re.IGNORECASE)
 _NO_SCHEME = re.compile(r"//[^/\s]+\.[A-Za-z]{2,}(?::\d+)?/")
 _LONGEST_LABEL, _LONGEST_HOST = 63, 253
@@ -101,7 +105,10 @@ def is_web(uri: str) -> bool:
 
 def is_signed(uri: str) -> bool:
     """Whether the URL holds a signature: it opens the door, and it differs each time."""
-    return "?" in uri and bool(_SIGNED.search("?" + _ESCAPED.sub("&", uri.partition("?")[2])))
+    if "?" not in uri:
+        return False
+    query = "?" + _ESCAPED.sub("&", uri.partition("?")[2])
+    return _SIGNED.search(query) is not None or any(_has_both(query, *names) for names in _SIGNED_BY_TWO)
 
 
 def shown(uri: str) -> str:
@@ -126,6 +133,11 @@ def unfit(uri: str, facts: ReferenceFacts | None, transport: ReferenceTransport)
         what = " and ".join(facts.changes)
         return f"it has to be {what}, and --reference-transport presign sends it as it is; use auto"
     return facts.problem
+
+
+def _has_both(query: str, first: re.Pattern[str], second: str) -> bool:
+    found = first.search(query)
+    return found is not None and second in query[found.end() :].lower()
 
 
 def _check_host(parts: SplitResult) -> None:

@@ -5,7 +5,7 @@ Sources: TIFF 6.0; its supplements (JPEG, floating-point predictor); BigTIFF as 
 """
 
 import struct
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
 from prefect_imagegen.core.picture_files import Metadata, PictureFile, PictureFileError
@@ -15,8 +15,12 @@ _SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12
 _SINGLE = frozenset({256, 257, 259, 262, 266, 277, 278, 284, 292, 293, 317, 322, 323, 332, 512, 513, 514, 531})
 _SEVERAL = frozenset({258, 273, 279, 320, 324, 325, 338, 339, 347, 519, 520, 521, 529, 530, 532})
 _WIDTH, _HEIGHT, _CHANNELS = 256, 257, 277
+_TILE_WIDTH, _TILE_HEIGHT = 322, 323
+_LARGEST_TILE = 4096 * 4096
+"""Pixels of a tile that any picture may have: room is made for whole tiles, also for their part beyond the picture."""
 _ORIENTATION, _XMP, _ICC_PROFILE = 274, 700, 34675
 _MOST_CHANNELS = 6
+_READ = frozenset({_WIDTH, _HEIGHT, _CHANNELS, _ORIENTATION, _TILE_WIDTH, _TILE_HEIGHT})
 _NUMBERS = {1: "B", 3: "H", 4: "I", 16: "Q"}
 
 
@@ -65,19 +69,26 @@ def _first_page(data: bytes) -> PictureFile:
             kept[entry.tag] = entry
         if values is None:
             found.is_damaged = True
-        elif entry.tag in (_WIDTH, _HEIGHT, _CHANNELS, _ORIENTATION) and entry.values == 1 and entry.kind in _NUMBERS:
+        elif entry.tag in _READ and entry.values == 1 and entry.kind in _NUMBERS:
             (size[entry.tag],) = struct.unpack_from(order + _NUMBERS[entry.kind], values)
         elif entry.tag in (_XMP, _ICC_PROFILE):
             texts[entry.tag] = values
     found.xmp, found.icc_profile = bytes(texts.get(_XMP, b"")), bytes(texts.get(_ICC_PROFILE, b""))
     if size.get(_CHANNELS, 1) > _MOST_CHANNELS:
         raise PictureFileError(f"it has {size[_CHANNELS]} channels")
+    _check_tiles(size)
     orientation = size.get(_ORIENTATION)
     found.orientation = orientation if orientation in range(1, 9) else None
     stored = (size[_WIDTH], size[_HEIGHT]) if size.keys() >= {_WIDTH, _HEIGHT} else None
     return found.applied(
         PictureFile("TIFF", _rewritten(data, layout, head, kept.values()), size=stored, has_more=following != 0)
     )
+
+
+def _check_tiles(size: Mapping[int, int]) -> None:
+    tile = size.get(_TILE_WIDTH, 0) * size.get(_TILE_HEIGHT, 0)
+    if tile > max(_LARGEST_TILE, (size.get(_WIDTH, 0) + 15) * (size.get(_HEIGHT, 0) + 15)):
+        raise PictureFileError(f"its tiles of {size[_TILE_WIDTH]}x{size[_TILE_HEIGHT]} pixels are larger than itself")
 
 
 def _entries(data: bytes, layout: _Layout, start: int) -> tuple[list[_Entry], int]:

@@ -13,6 +13,10 @@ from prefect_imagegen.io.manifest_window import Bounds, Piece
 _BLANK_ROW = "rows without any value are left out"
 _UNNAMED = "cells below an empty header cell are left out; give their column a name"
 _NONE: list[bool] = []
+_LONGEST_HEADER = 2**20
+"""Characters."""
+_MOST_QUOTED_LINES = 1000
+"""Further lines of a header that hold quotes: each is looked at together with all before it."""
 _ODD_QUOTE = "a blank stands before an opening quote, so the quotes are taken as text"
 
 
@@ -149,8 +153,20 @@ class _CsvFile:
         """The record of the header: a quoted name may hold line breaks."""
         self._lines.record[:] = [first]
         if csv_text.goes_on(first, separators):
+            size, quoted = len(first), 0
             for line in self._lines:
+                size += len(line)
+                quoted += '"' in line
+                if size > _LONGEST_HEADER or quoted > _MOST_QUOTED_LINES:
+                    break  # what is still open then is never closed
                 # Only a quote can end the name.
                 if '"' in line and not csv_text.goes_on("".join(self._lines.record), separators):
                     break
-        return "".join(self._lines.record)
+        header = "".join(self._lines.record)
+        if len(header) > _LONGEST_HEADER and not csv_text.goes_on(header, separators):
+            raise BadTextError(
+                self._lines.first,
+                f"the header has more than {_LONGEST_HEADER:,} characters: {shown(self._lines.record)}",
+                "A manifest begins with a line that names its columns.",
+            )
+        return header

@@ -14,15 +14,44 @@ import pyarrow as pa
 
 MAX_RECORD = 32 * 2**20
 """Characters that one row may have; a quote that nothing closes is found by then, too."""
+_BUFFER = 2**20
+_XZ_MEMORY = 256 * 2**20
+"""`xz -9` needs 65 MiB."""
+
+
+class _Xz:
+    """An xz file that is read in pieces, and gets no more memory than usual ones need: it may ask for gigabytes."""
+
+    def __init__(self, source: Any) -> None:
+        self._source = source
+        self._unpacker = lzma.LZMADecompressor(lzma.FORMAT_XZ, _XZ_MEMORY)
+
+    def read(self, size: int) -> bytes:
+        data = b""
+        while not data:
+            packed = b""
+            if self._unpacker.eof:
+                # Streams may follow one another, with zeros between them.
+                packed = self._unpacker.unused_data.lstrip(b"\0")
+                while not packed and (more := self._source.read(_BUFFER)):
+                    packed = more.lstrip(b"\0")
+                if not packed:
+                    break
+                self._unpacker = lzma.LZMADecompressor(lzma.FORMAT_XZ, _XZ_MEMORY)
+            elif self._unpacker.needs_input and not (packed := self._source.read(_BUFFER)):
+                raise EOFError("it ends too early")
+            data = self._unpacker.decompress(packed, size)
+        return data
+
+
 _UNPACKERS: tuple[tuple[bytes, Callable[[Any], Any]], ...] = (
     (b"\x1f\x8b", lambda source: gzip.GzipFile(fileobj=source)),
     (b"BZh", bz2.BZ2File),
-    (b"\xfd7zXZ\x00", lzma.LZMAFile),
+    (b"\xfd7zXZ\x00", _Xz),
     (b"\x28\xb5\x2f\xfd", lambda source: pa.CompressedInputStream(source, "zstd")),
 )
 _MARKS = ((b"\xff\xfe\0\0", "utf-32"), (b"\0\0\xfe\xff", "utf-32"), (b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16"))
 _FIRST_LINE = re.compile(rb"""(?:[^"\r\n]|"[^"]*+")*+(\r*\n|\r)""")
-_BUFFER = 2**20
 _DAMAGES = (EOFError, OSError, lzma.LZMAError, zlib.error)
 _AS_UTF8 = "Save it as UTF-8 (in Excel: 'CSV UTF-8')."
 

@@ -81,6 +81,7 @@ class SegmindBackend:
         self._sandbox: bool | None = None
         self._http = SegmindHttp(
             api_key,
+            (endpoints.base, endpoints.history, endpoints.assets),
             max_in_flight=max_in_flight,
             connect_timeout=connect_timeout,
             tells=f"The image API at {self.endpoint}" if tells else None,

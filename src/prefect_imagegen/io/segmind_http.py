@@ -6,11 +6,11 @@ The key goes to the URLs that ask for it only: the endpoint's own hosts.
 import asyncio
 import json
 import logging
+import zlib
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import UTC, datetime, timedelta
-from importlib.util import find_spec
 from typing import Any
 from urllib.parse import urljoin, urlsplit
 
@@ -26,6 +26,8 @@ from prefect_imagegen.core.redact import redact
 from prefect_imagegen.core.retry import pause_seconds
 from prefect_imagegen.io.polls import Turns
 from prefect_imagegen.net.client import TRANSPORT_ERRORS, make_client
+from prefect_imagegen.net.guard import FetchError
+from prefect_imagegen.net.outward import OutwardResolver
 
 MAX_BODY_BYTES = 256 * 1024 * 1024
 GET_TRIES = 6
@@ -41,29 +43,35 @@ _MEANWHILE = (
     " progress; then the run stops, and can be resumed. Nothing is paid for twice."
 )
 _AFTERWARDS = "Nothing was lost: what it had taken is fetched, calls without an answer are looked up in its history."
-_UNPACKED_BY: Mapping[str, tuple[str, ...] | None] = {
-    **dict.fromkeys(("", "identity", "gzip", "x-gzip", "deflate")),
-    "br": ("brotli", "brotlicffi"),
-    "zstd": ("zstandard",),
-}
-"""The packages that unpack a Content-Encoding; None: nothing is needed."""
 _PIECE = 1 << 18
+_GZIP = 16 + zlib.MAX_WBITS
 _logger = logging.getLogger(__name__)
 UNREADABLE = (*TRANSPORT_ERRORS, ValueError)
 """What reading an answer may raise."""
 
 
 class SegmindHttp:
-    """One HTTP client with one key. Close it with `aclose`. `tells`: the name under which its log tells of outages."""
+    """One HTTP client with one key, for the URLs that are the user's `own`. Close it with `aclose`.
+
+    `tells`: the name under which its log tells of outages.
+    """
 
     def __init__(
-        self, api_key: SecretStr | None, *, max_in_flight: int, connect_timeout: float, tells: str | None = None
+        self,
+        api_key: SecretStr | None,
+        own: Iterable[str],
+        *,
+        max_in_flight: int,
+        connect_timeout: float,
+        tells: str | None = None,
     ) -> None:
+        self._outward = OutwardResolver(own)
         self.client = make_client(
             # One connection per call in flight, and some for the calls that fetch their results meanwhile.
             max_connections=2 * max_in_flight + 8,
             connect_timeout=connect_timeout,
             read_timeout=60.0,
+            resolver=self._outward,
         )
         self._key = api_key.get_secret_value() if api_key else ""
         self._turns: defaultdict[str, Turns] = defaultdict(Turns)
@@ -117,6 +125,9 @@ class SegmindHttp:
                     if response.status_code == 200:
                         return body, response.headers.get("content-type")
                     last, status = f"status {response.status_code}", response.status_code
+            except FetchError as error:
+                text = f"the output is not downloaded: its address leads inside; {error.message}"
+                raise BackendError("submitted", redact(text), request_id=request_id) from error
             except UNREADABLE as error:
                 last, status = plain_name(error), None
         text = f"the output could not be downloaded: {last}"
@@ -124,10 +135,14 @@ class SegmindHttp:
 
     @asynccontextmanager
     async def _followed(self, url: str) -> AsyncIterator[httpx.Response]:
-        """Open a GET without the key, and where it leads to. ValueError for what is no http URL."""
+        """Open a GET without the key, and where it leads to. ValueError for what is no http URL.
+
+        FetchError for one that leads inside.
+        """
         for _ in range(_MOST_REDIRECTS + 1):
             if urlsplit(url).scheme not in ("http", "https"):
                 raise ValueError("the address of the output is no http URL")
+            await self._outward.check(url)
             async with self.get(url, with_key=False) as response:
                 target = response.headers.get("location")
                 if response.status_code not in _REDIRECTS or not target:
@@ -150,10 +165,11 @@ class SegmindHttp:
         )
 
     async def is_there(self, url: str) -> bool:
-        """Whether somebody without a key can still fetch a URL; in doubt, yes."""
+        """Whether somebody without a key can still fetch a URL; in doubt, and where we must not ask, yes."""
         try:
+            await self._outward.check(url)
             answer = await self.client.head(url)
-        except UNREADABLE:
+        except (*UNREADABLE, FetchError):
             return True
         return answer.status_code not in (403, 404, 410)
 
@@ -248,9 +264,8 @@ async def read_body(response: httpx.Response) -> bytes:
     ValueError if it is larger than any image, not its own length, or packed in a way that was not asked for.
     """
     try:
-        _check_packing(response)
         chunks, size = [], 0
-        async for chunk in response.aiter_bytes():
+        async for chunk in _unpacked(response):
             size += len(chunk)
             if size > MAX_BODY_BYTES:
                 raise ValueError(f"the answer is larger than {MAX_BODY_BYTES} bytes")
@@ -263,13 +278,27 @@ async def read_body(response: httpx.Response) -> bytes:
     return b"".join(chunks)
 
 
-def _check_packing(response: httpx.Response) -> None:
-    """An answer that cannot be unpacked would pass for one that says nothing."""
-    for name in response.headers.get("content-encoding", "").split(","):
-        packages = _UNPACKED_BY.get(name.strip().lower(), ())
-        if packages is not None and not any(map(find_spec, packages)):
-            need = f": install {packages[0]}" if packages else ""
-            raise ValueError(f"the answer is packed as {name.strip()}, which cannot be unpacked here{need}")
+async def _unpacked(response: httpx.Response) -> AsyncIterator[bytes]:
+    """The body in small pieces, however well it was packed; ValueError where it cannot be unpacked."""
+    encoding = response.headers.get("content-encoding", "").strip().lower()
+    if encoding in ("", "identity"):
+        async for chunk in response.aiter_raw():
+            yield chunk
+        return
+    if encoding not in ("gzip", "x-gzip"):
+        raise ValueError(f"the answer is packed as {encoding[:40]}, which was not asked for")
+    unpacker = zlib.decompressobj(wbits=_GZIP)
+    try:
+        async for chunk in response.aiter_raw():
+            rest = chunk
+            while rest:
+                yield unpacker.decompress(rest, _PIECE)
+                rest = unpacker.unconsumed_tail
+        yield unpacker.flush()
+    except zlib.error as error:
+        raise ValueError(f"the answer cannot be unpacked: {error}") from error
+    if not unpacker.eof:
+        raise ValueError("the packed answer broke off")
 
 
 def plain_name(error: Exception) -> str:

@@ -8,6 +8,7 @@ from importlib.metadata import metadata
 
 import aiohttp
 import httpx
+from aiohttp.abc import AbstractResolver
 from aiohttp.connector import AddrInfoType
 from httpx_aiohttp import AiohttpTransport
 
@@ -35,19 +36,25 @@ TRANSPORT_ERRORS = (httpx.HTTPError, httpx.InvalidURL, aiohttp.ClientError, OSEr
 
 
 def make_client(
-    *, max_connections: int, connect_timeout: float = 10.0, read_timeout: float | None = 60.0
+    *,
+    max_connections: int,
+    connect_timeout: float = 10.0,
+    read_timeout: float | None = 60.0,
+    resolver: AbstractResolver | None = None,
 ) -> httpx.AsyncClient:
     """An `httpx.AsyncClient` for so many calls at once; times in seconds; redirects are never followed.
+
+    `resolver` looks names up, if it is not to be done in the usual way.
 
     Plain httpx collapses from 64 calls in flight on (its pool rebuilds its lists for every queued call), so the
     transport is aiohttp's.
     """
     logging.getLogger("httpx").addFilter(_WITHOUT_QUERIES)  # once: a logger does not take the same filter twice
     return httpx.AsyncClient(
-        transport=AiohttpTransport(verify=_tls(), client=partial(_session, max_connections)),
+        transport=AiohttpTransport(verify=_tls(), client=partial(_session, max_connections, resolver)),
         timeout=httpx.Timeout(read_timeout, connect=connect_timeout, pool=None),
         follow_redirects=False,
-        headers={"User-Agent": USER_AGENT},
+        headers={"User-Agent": USER_AGENT, "Accept-Encoding": "gzip"},
     )
 
 
@@ -70,10 +77,11 @@ def _tls() -> ssl.SSLContext:
     return httpx.create_ssl_context()
 
 
-def _session(max_connections: int) -> aiohttp.ClientSession:
+def _session(max_connections: int, resolver: AbstractResolver | None) -> aiohttp.ClientSession:
     """The connections of one client; made in the loop that uses them."""
     connector = aiohttp.TCPConnector(
         limit=max_connections,
+        resolver=resolver,
         keepalive_timeout=KEEPALIVE_S,
         ssl=_tls(),
         socket_factory=_probed_socket,

@@ -24,7 +24,11 @@ REACHES: tuple[Reach, ...] = ("public", "private", "loopback")
 """From the outermost to the innermost."""
 _INSIDE_OF_CLOUDS = tuple(
     ipaddress.ip_network(network)
-    for network in ("168.63.129.16/32", "192.0.0.0/24", "fd00:ec2::/32", "fec0::/10")  # Azure, Oracle, AWS; site-local
+    for network in (
+        *("168.63.129.16/32", "192.0.0.0/24", "fd00:ec2::/32"),  # Azure, Oracle, AWS
+        *("fd20:ce::/32", "fd00:c1::/32", "fd00:42::/32"),  # Google, Oracle, Scaleway
+        *("fec0::/10", "64:ff9b:1::/48"),  # site-local; NAT64 of a network's own, which stands for any IPv4 address
+    )
 )
 """Where clouds keep credentials besides link-local addresses, and what the standard library takes for public."""
 _OFF_WIRE = re.compile(r"[^\x21-\x7e]+")
