@@ -1,9 +1,12 @@
 """Parquet files as pieces of columns: only those that are needed, in pieces whose bytes are bounded too."""
 
-from collections.abc import Collection, Iterator
+from bisect import bisect_right
+from collections.abc import Collection, Iterator, Sequence
+from itertools import accumulate, chain, pairwise
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from prefect_imagegen.io.manifest_window import Bounds, Piece
@@ -36,7 +39,8 @@ def footer_of(source: Any) -> tuple[pa.Schema, int]:
 def parquet_pieces(source: Any, needed: Collection[str], bounds: Bounds) -> Iterator[Piece]:
     """The rows of the needed columns, as the file has them; fewer at a time where rows are large.
 
-    A file tells its sizes by row group, so a piece is bounded as far as the rows of a group are alike.
+    A file tells its sizes by row group, so a piece is bounded as far as the rows of a group are alike. A text that many
+    rows share stands in it once: those are read as dictionaries, and unfolded for no more rows than fit.
     """
     metadata = pq.read_metadata(source)
     source.seek(0)
@@ -45,11 +49,86 @@ def parquet_pieces(source: Any, needed: Collection[str], bounds: Bounds) -> Iter
     whole = largest * max((group.num_rows for group in groups), default=0)
     # A large row group is read through a buffer; of a small one each column is one request.
     buffer = _BUFFER if whole > bounds.size else 0
-    with pq.ParquetFile(source, metadata=metadata, pre_buffer=False, buffer_size=buffer) as reader:
-        names = [name for name in reader.schema_arrow.names if name in needed]
+    types = pq.ParquetFile(source, metadata=metadata, pre_buffer=False).schema_arrow
+    shared = _shared_texts(groups, {name for name in needed if name in types.names and _is_weighed(types.field(name))})
+    with pq.ParquetFile(
+        source, metadata=metadata, pre_buffer=False, buffer_size=buffer, read_dictionary=shared
+    ) as reader:
+        names = [name for name in types.names if name in needed]
         rows = int(max(1, min(bounds.rows, bounds.size / max(largest, 1.0))))
-        for batch in reader.iter_batches(rows, columns=names):
-            yield Piece({name: batch.column(name) for name in names}, size=batch.num_rows)
+        # Arrow reads dictionaries within lists from one row group at a time only.
+        numbers = range(len(groups))
+        spans = [[number] for number in numbers] if any("." in path for path in shared) else [[*numbers]]
+        for batch in chain.from_iterable(reader.iter_batches(rows, span, names) for span in spans):
+            for part in _parts(batch, bounds.size):
+                columns = {name: part.column(name).cast(types.field(name).type) for name in names}
+                yield Piece(columns, size=part.num_rows)
+
+
+def _is_weighed(field: pa.Field) -> bool:
+    """Whether `_unfolded` knows how many bytes the cells of a column have."""
+    kind = field.type
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        return _is_weighed(kind.value_field)
+    if pa.types.is_struct(kind):
+        return all(_is_weighed(kind.field(number)) for number in range(kind.num_fields))
+    return not pa.types.is_nested(kind)
+
+
+def _shared_texts(groups: Collection[Any], columns: Collection[str]) -> list[str]:
+    """The texts in some columns of which a row group keeps each value once."""
+    found = [group.column(number) for group in groups for number in range(group.num_columns)]
+    shared = (one for one in found if one.physical_type == "BYTE_ARRAY" and one.has_dictionary_page)
+    paths = (one.path_in_schema for one in shared)
+    return sorted({path for path in paths if path in columns or path.partition(".")[0] in columns})
+
+
+def _parts(batch: pa.RecordBatch, size: int) -> Iterator[pa.RecordBatch]:
+    """A batch in parts that have no more bytes than `size` when they are unfolded, but for a single row."""
+    if sum(map(_most, batch.columns)) <= size:
+        yield batch
+        return
+    sums = [0]
+    for weights in zip(*map(_unfolded, batch.columns), strict=True):
+        sums.append(sums[-1] + sum(weights))
+    start = 0
+    while start < batch.num_rows:
+        end = max(start + 1, bisect_right(sums, sums[start] + size) - 1)
+        yield batch.slice(start, end - start)
+        start = end
+
+
+def _most(array: pa.Array) -> int:
+    """How many bytes of shared texts an array has at most; quick to tell."""
+    if pa.types.is_dictionary(array.type):
+        longest: int = pc.max(_lengths(array)).as_py() or 0
+        return longest * len(array)
+    if pa.types.is_struct(array.type):
+        return sum(map(_most, array.flatten()))
+    if pa.types.is_list(array.type) or pa.types.is_large_list(array.type):
+        return _most(array.values)
+    return 0
+
+
+def _lengths(array: pa.DictionaryArray) -> pa.Array:
+    """The bytes of each value of a dictionary; nothing of values that are no texts."""
+    kind = array.type.value_type
+    is_text = pa.types.is_string(kind) or pa.types.is_binary(kind)
+    return pc.binary_length(array.dictionary) if is_text else pa.nulls(len(array.dictionary), pa.int32())
+
+
+def _unfolded(array: pa.Array) -> Sequence[int]:
+    """How many bytes of shared texts each cell has."""
+    kind = array.type
+    if pa.types.is_dictionary(kind):
+        lengths: Sequence[int] = _lengths(array).take(array.indices).fill_null(0).to_pylist()
+        return lengths
+    if pa.types.is_struct(kind):
+        return [sum(weights) for weights in zip(*map(_unfolded, array.flatten()), strict=True)]
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        sums = [0, *accumulate(_unfolded(array.values))]
+        return [sums[end] - sums[start] for start, end in pairwise(array.offsets.to_pylist())]
+    return [0] * len(array)
 
 
 def _wide_columns(source: Any) -> list[str]:
