@@ -50,7 +50,11 @@ def parquet_pieces(source: Any, needed: Collection[str], bounds: Bounds) -> Iter
     # A large row group is read through a buffer; of a small one each column is one request.
     buffer = _BUFFER if whole > bounds.size else 0
     types = pq.ParquetFile(source, metadata=metadata, pre_buffer=False).schema_arrow
-    shared = _shared_texts(groups, {name for name in needed if name in types.names and _is_weighed(types.field(name))})
+    weighed = {name for name in needed if name in types.names and _is_weighed(types.field(name).type)}
+    shared = sorted({chunk.path_in_schema for chunk in _text_chunks(groups, weighed)})
+    # What cannot be weighed once it is read may be as large as its whole column in each row.
+    unweighed = _text_chunks(groups, set(needed) - weighed)
+    largest = max([largest, *(float(chunk.total_uncompressed_size) for chunk in unweighed)])
     with pq.ParquetFile(
         source, metadata=metadata, pre_buffer=False, buffer_size=buffer, read_dictionary=shared
     ) as reader:
@@ -65,22 +69,25 @@ def parquet_pieces(source: Any, needed: Collection[str], bounds: Bounds) -> Iter
                 yield Piece(columns, size=part.num_rows)
 
 
-def _is_weighed(field: pa.Field) -> bool:
-    """Whether `_unfolded` knows how many bytes the cells of a column have."""
-    kind = field.type
+def _is_weighed(kind: pa.DataType) -> bool:
+    """Whether `_unfolded` knows how many bytes the cells of a column have, texts among them."""
     if pa.types.is_list(kind) or pa.types.is_large_list(kind):
-        return _is_weighed(kind.value_field)
+        return _is_weighed(kind.value_type)
     if pa.types.is_struct(kind):
-        return all(_is_weighed(kind.field(number)) for number in range(kind.num_fields))
-    return not pa.types.is_nested(kind)
+        return all(_is_weighed(kind.field(number).type) for number in range(kind.num_fields))
+    if pa.types.is_dictionary(kind):
+        return _is_weighed(kind.value_type)
+    is_text = pa.types.is_string(kind) or pa.types.is_large_string(kind)
+    is_bytes = pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+    is_plain = pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)
+    return bool(is_text or is_bytes or is_plain)
 
 
-def _shared_texts(groups: Collection[Any], columns: Collection[str]) -> list[str]:
-    """The texts in some columns of which a row group keeps each value once."""
-    found = [group.column(number) for group in groups for number in range(group.num_columns)]
-    shared = (one for one in found if one.physical_type == "BYTE_ARRAY" and one.has_dictionary_page)
-    paths = (one.path_in_schema for one in shared)
-    return sorted({path for path in paths if path in columns or path.partition(".")[0] in columns})
+def _text_chunks(groups: Collection[Any], columns: Collection[str]) -> list[Any]:
+    """The parts of some columns that hold texts or bytes, and may hold each value once for all rows that share it."""
+    chunks = (group.column(number) for group in groups for number in range(group.num_columns))
+    texts = (chunk for chunk in chunks if chunk.physical_type == "BYTE_ARRAY")
+    return [one for one in texts if one.path_in_schema in columns or one.path_in_schema.partition(".")[0] in columns]
 
 
 def _parts(batch: pa.RecordBatch, size: int) -> Iterator[pa.RecordBatch]:
