@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 import hmac
 import math
+from collections.abc import Callable, Mapping
 from datetime import UTC, date, datetime
 from typing import Annotated, Any
 
@@ -22,6 +23,10 @@ from prefect_imagegen.gateway.uploads import BadDataUrlError, asset_path, image_
 
 _HISTORY_DAYS = 31
 _SUFFIXES = frozenset({"png", "jpeg", "jpg", "webp", "gif", "avif", "tiff", "bmp"})
+_SORTED_BY: Mapping[str, Callable[[Record], Any]] = {
+    "model_name": lambda record: record.model,
+    "credits_deduction": lambda record: record.cost,
+}
 
 router = APIRouter()
 
@@ -88,22 +93,24 @@ async def history(
     fault = pick_fault(books, "history")
     await strike(fault, "before", request)
     base = base_of(request, books)
-    rows = [_history_row(base, record) for record in books.landed(account) if filters.takes(record)]
+    records = [record for record in books.landed(account) if filters.takes(record)]
     if filters.sort_order == "asc":
-        rows.reverse()
-    if filters.sort_by in ("model_name", "credits_deduction"):
-        rows.sort(key=lambda row: row[filters.sort_by] or 0, reverse=filters.sort_order == "desc")
+        records.reverse()
+    if filters.sort_by in _SORTED_BY:
+        records.sort(key=_SORTED_BY[filters.sort_by], reverse=filters.sort_order == "desc")
     page, per_page = filters.page, filters.per_page
     if fault and fault.per_page:
         per_page = min(per_page, fault.per_page)
     if fault and fault.fault == "clamp_pages":
-        page = min(page, max(1, math.ceil(len(rows) / per_page)))
+        page = min(page, max(1, math.ceil(len(records) / per_page)))
     start = (page - 1) * per_page
     await strike(fault, "after", request)
-    if start + per_page > len(rows) and filters.reaches(books.forgotten_until):
+    if start + per_page > len(records) and filters.reaches(books.forgotten_until):
         # The list would end here as if nothing more had been: who looks for a call must not take it for that.
         raise error_answer(410, "older requests of these days are no longer kept")
-    return await history_answer(rows[start : start + per_page], fault, {"total": len(rows)})
+    shown = records[start : start + per_page]
+    rows = await asyncio.to_thread(lambda: [_history_row(base, record) for record in shown])
+    return await history_answer(rows, fault, {"total": len(records)})
 
 
 @router.get("/inference-request/request-history/{request_id}")
