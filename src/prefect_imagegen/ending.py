@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 from rich.console import Console
+from rich.markup import escape
 
 from prefect_imagegen.app.prepare import RowsRefusedError
 from prefect_imagegen.app.result import RunResult
@@ -40,7 +41,7 @@ def telling(store: str, *, as_json: bool, blank: Mapping[str, Any] | None = None
     except Ended as ended:
         answer, code = dict(ended.answer), ended.code
     except RowsRefusedError as error:
-        errors.print(f"[red bold]refused:[/] {error.message}", end="", highlight=False)
+        errors.print(f"[red bold]refused:[/] {escape(error.message)}", end="", highlight=False)
         errors.print(error.remedy, highlight=False)
         answer, code = planned(store, error.summary, refused=True), 2
     except ImagegenError as error:

@@ -104,7 +104,8 @@ def serve(**given: Any) -> None:
                 console.print(f"accounts: {', '.join(settings.accounts)}", highlight=False, markup=False)
             if settings.engine == "diffusers":
                 console.print(f"loading {settings.model_path} …", highlight=False, markup=False)
-                console.print(f"licence of the weights: {settings.weights_license or 'unknown (--weights-license)'}")
+                known = settings.weights_license or "unknown (--weights-license)"
+                console.print(f"licence of the weights: {known}", markup=False)
 
         try:
             run_server(settings, given["host"], given["port"], on_listening=show)
