@@ -2,6 +2,7 @@
 
 import base64
 import re
+import traceback
 from urllib.parse import quote
 
 _KEY = re.compile(r"SG_[0-9A-Fa-f]{8,}")
@@ -53,6 +54,12 @@ def redact(text: str, key: str = "") -> str:
     text = _NAMED.sub(r"\1[secret]", _HEADER.sub(r"\1[secret]", text))
     text = " ".join(_BEARER.sub(r"\1 [secret]", text).split())
     return text if len(text) <= MAX_TEXT else text[: MAX_TEXT - 1] + "…"
+
+
+def traceback_of(error: BaseException) -> str:
+    """The traceback of an error, its causes included, as a log may hold it: redacted line by line."""
+    lines = "".join(traceback.format_exception(error)).splitlines()
+    return "\n".join(line[: len(line) - len(line.lstrip())] + redact(line) for line in lines)
 
 
 def _spellings(key: str) -> list[str]:
