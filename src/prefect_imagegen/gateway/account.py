@@ -105,7 +105,7 @@ async def history(
         page = min(page, max(1, math.ceil(len(records) / per_page)))
     start = (page - 1) * per_page
     await strike(fault, "after", request)
-    if start + per_page > len(records) and filters.reaches(books.forgotten_until):
+    if start + per_page > len(records) and filters.reaches(books.accounts[account].forgotten_until):
         # The list would end here as if nothing more had been: who looks for a call must not take it for that.
         raise error_answer(410, "older requests of these days are no longer kept")
     shown = records[start : start + per_page]

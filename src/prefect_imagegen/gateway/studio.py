@@ -77,9 +77,8 @@ class Studio:
         drawn = secrets.randbelow(MAX_SEED + 1) if seed == -1 else seed
         record = Record(str(uuid.uuid4()), model, body, self._settings.clock(), fault=fault, served_at=served_at)
         record.seed = drawn if isinstance(drawn, int) and not isinstance(drawn, bool) else 0
-        self.books.records[record.request_id] = record
         record.account = account
-        self.books.accounts[account].reserved += self.books.price(model)
+        self.books.enter(record)
         return record
 
     def start(self, record: Record, seat: Seat) -> "asyncio.Task[None]":
@@ -151,7 +150,7 @@ class Studio:
             await self._paint(record, params, [])
             return
         async with self._references.turns:
-            found = await self._references.of_call(params["image_urls"], record.served_at)
+            found = await self._references.of_call(params["image_urls"], record.served_at, record.account)
             await self._paint(record, params, found)
 
     async def _paint(self, record: Record, params: Mapping[str, Any], references: Sequence[Reference]) -> None:
