@@ -1,6 +1,7 @@
 """What one caller may ask of a gateway: every limit ends in a refusal that names it, and costs no memory."""
 
 import base64
+import contextlib
 import io
 import json
 import re
@@ -10,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 import pytest
@@ -108,6 +110,22 @@ def test_a_chunked_body_without_end_costs_no_memory(tmp_path: Path) -> None:
         for sent in (chunked.replace(b"POST /v1", b"GET /v1"), chunked.replace(b"x-api-key: k\r\n", b"")):
             said(running, sent, *pieces[:50], b"0\r\n\r\n")
         assert running.peak - before < 64 << 20
+
+
+def test_slow_readers_cost_no_memory(tmp_path: Path) -> None:
+    """Many who fetch a large picture, for which they need no key, and do not read on, hold little of it in memory."""
+    picture = base64.b64decode(photo().partition(",")[2]) + b"\0" * (20 << 20)
+    with standing_gateway(tmp_path) as running, contextlib.ExitStack() as connections:
+        upload = {"data_urls": ["data:image/png;base64," + base64.b64encode(picture).decode()]}
+        answer = httpx.post(f"{running.url}/upload-asset", json=upload, headers=KEY, timeout=60)
+        (url,) = answer.json()["file_urls"]
+        assert httpx.get(url, timeout=60).content == picture
+        before = running.peak
+        for _ in range(20):
+            reader = connections.enter_context(socket.create_connection(("127.0.0.1", running.port), timeout=60))
+            reader.sendall(f"GET {urlsplit(url).path} HTTP/1.1\r\nhost: localhost\r\n\r\n".encode())
+            assert reader.recv(15) == b"HTTP/1.1 200 OK"
+        assert running.peak - before < 100 << 20
 
 
 def test_what_drips_is_408() -> None:

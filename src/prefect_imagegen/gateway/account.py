@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 import hmac
 import math
+import secrets
 from collections.abc import Callable, Mapping
 from datetime import UTC, date, datetime
 from typing import Annotated, Any
@@ -13,7 +14,7 @@ from fastapi.responses import Response
 from pydantic import BeforeValidator
 
 from prefect_imagegen.core.money import exact
-from prefect_imagegen.gateway.answers import error_answer, json_answer
+from prefect_imagegen.gateway.answers import error_answer, file_answer, json_answer
 from prefect_imagegen.gateway.calls import AccountOf, BooksOf, base_of, pick_fault, seated, strike
 from prefect_imagegen.gateway.intake import check_pictures, json_body
 from prefect_imagegen.gateway.records import Books, Record
@@ -159,7 +160,7 @@ async def asset(name: str, books: BooksOf) -> Response:
     path = asset_path(books, name)
     if path is None:
         raise error_answer(404, "Not Found")
-    return Response(await asyncio.to_thread(path.read_bytes), media_type=f"image/{path.suffix[1:]}")
+    return await file_answer(path, f"image/{path.suffix[1:]}")
 
 
 def _history_state(record: Record) -> str:
@@ -198,5 +199,7 @@ def _write_asset(books: Books, url: str) -> tuple[str, int]:
     name = f"{digest}.{suffix if suffix in _SUFFIXES else 'png'}"
     folder = books.folder / "assets"
     folder.mkdir(exist_ok=True)
-    (folder / name).write_bytes(data)
+    whole = folder / f"{name}.{secrets.token_hex(8)}"  # who is being sent the same picture goes on with its own file
+    whole.write_bytes(data)
+    whole.replace(folder / name)
     return name, len(data)
