@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from prefect.blocks.core import Block
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from prefect_imagegen.blocks.fields import OptionalKey
 
@@ -25,6 +25,8 @@ class GpuWorkerPool(Block):
         pool = GpuWorkerPool.load("BLOCK_NAME")
         ```
     """
+
+    model_config = ConfigDict(hide_input_in_errors=True)  # it may hold secrets
 
     _block_type_name: ClassVar[str | None] = "GPU Worker Pool"
     _block_type_slug: ClassVar[str | None] = "gpu-worker-pool"

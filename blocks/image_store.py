@@ -8,7 +8,7 @@ from prefect import get_client
 from prefect.blocks.core import Block
 from prefect.blocks.fields import SecretDict
 from prefect.client.schemas.actions import BlockDocumentUpdate
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 if TYPE_CHECKING:  # the app loads only when a block is used, never when Prefect lists block types
     from prefect_imagegen.app.settings import StoreSettings
@@ -28,6 +28,8 @@ class ImageStore(Block):
         store = ImageStore.load("BLOCK_NAME")
         ```
     """
+
+    model_config = ConfigDict(hide_input_in_errors=True)  # it may hold secrets
 
     _block_type_name: ClassVar[str | None] = "Image Store"
     _block_type_slug: ClassVar[str | None] = "image-store"

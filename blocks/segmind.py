@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from prefect.blocks.abstract import CredentialsBlock
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from prefect_imagegen.blocks.fields import OptionalKey
 
@@ -27,6 +27,8 @@ class Segmind(CredentialsBlock):
         segmind = Segmind.load("BLOCK_NAME")
         ```
     """
+
+    model_config = ConfigDict(hide_input_in_errors=True)  # it may hold secrets
 
     _block_type_name: ClassVar[str | None] = "Segmind"
     _block_type_slug: ClassVar[str | None] = "segmind"

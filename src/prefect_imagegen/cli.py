@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 
 import click
 from rich.console import Console
+from rich.markup import escape
 
 from prefect_imagegen.app import registry
 from prefect_imagegen.app.api import execute
@@ -212,7 +213,8 @@ def _run_flow(console: Console, prepared: Prepared, store: str, backend: str) ->
 def _end(console: Console, result: RunResult) -> NoReturn:
     """Show what a run came to; ends with its exit code."""
     show_result(console, result)
-    console.print(f"[dim]metadata: {result.store.rstrip('/')}/runs/{result.run_id}/metadata/[/]", soft_wrap=True)
+    where = f"{result.store.rstrip('/')}/runs/{result.run_id}/metadata/"
+    console.print(f"[dim]metadata: {escape(where)}[/]", soft_wrap=True)
     raise Ended(result.exit_code, result.as_dict())
 
 
@@ -244,12 +246,13 @@ def _show_demo(console: Console, store: Path) -> None:
     images = sorted(path for path in (store / "images").rglob("*") if path.is_file())
     sheet = store / "contact-sheet.jpg"
     sheet.write_bytes(contact_sheet([path.read_bytes() for path in images[:12]]))
-    console.print(f"\n[bold]Look at[/] {sheet}, and at {store}/images/", soft_wrap=True)
+    console.print(f"\n[bold]Look at[/] {escape(f'{sheet}, and at {store}/images/')}", soft_wrap=True)
     console.print(
         "Run the demo again: nothing is made twice. For real pictures:\n"
         f"  export SEGMIND_API_KEY=SG_...\n  prefect-imagegen generate {store}/prompts.parquet --store my-images",
         soft_wrap=True,
         highlight=False,
+        markup=False,
     )
 
 

@@ -66,7 +66,12 @@ def _limit_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option(
     "--keep-gb", type=click.FloatRange(0.05), metavar="X", help=_kept("GB of outputs, and of uploads.", 10, 2)
 )
-@click.option("--keep-requests", type=click.IntRange(1), metavar="N", help=_kept("Newest requests.", 100_000, 10_000))
+@click.option(
+    "--keep-requests",
+    type=click.IntRange(1),
+    metavar="N",
+    help=_kept("Newest requests of an account.", 100_000, 10_000),
+)
 @click.option("--model", "model_path", metavar="PATH_OR_ID", help="diffusers: the checkpoint, a folder or a model id.")
 @click.option("--weights-license", metavar="TEXT", help="diffusers: licence of the weights. [default: by their name]")
 @click.option("--max-batch", type=click.IntRange(1), default=4, show_default=True, help="diffusers: images per call.")
@@ -104,7 +109,8 @@ def serve(**given: Any) -> None:
                 console.print(f"accounts: {', '.join(settings.accounts)}", highlight=False, markup=False)
             if settings.engine == "diffusers":
                 console.print(f"loading {settings.model_path} …", highlight=False, markup=False)
-                console.print(f"licence of the weights: {settings.weights_license or 'unknown (--weights-license)'}")
+                known = settings.weights_license or "unknown (--weights-license)"
+                console.print(f"licence of the weights: {known}", markup=False)
 
         try:
             run_server(settings, given["host"], given["port"], on_listening=show)

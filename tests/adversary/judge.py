@@ -94,7 +94,10 @@ def _image(world: World, prompt: str, key: bytes, extension: str) -> list[str]:
     justified = _justified(world, prompt, jobs, account) or _cannot_be_linked(world, prompt)
     if alive and not (justified and result and result.status == "held"):
         return [f"given-up: {prompt} was paid ({alive[0].request_id}), can be fetched, and ends {told}"]
-    if not justified and not there:
+    # A call that was answered with an error, and billed all the same, may show only after its file is gone.
+    gone = [job for job in guessed if job is not None and _billed(job) and last.began >= job.ready_at + FILE_LIVES_S]
+    is_lost = bool(gone) and result is not None and result.error_kind == "output_lost"
+    if not justified and not there and not is_lost:
         return [f"undelivered: {prompt} ends {told} in good times"]
     return []
 

@@ -1,6 +1,7 @@
 """The blocks keep Prefect's standard, and turn into plain settings."""
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,9 @@ from anyio import to_thread
 from prefect import get_client
 from prefect.blocks.core import Block
 from prefect.testing.standard_test_suites import BlockStandardTestSuite
-from pydantic import SecretStr
+from pydantic import SecretStr, ValidationError
 
+from prefect_imagegen.app.options import GenerateOptions
 from prefect_imagegen.blocks import GpuWorkerPool, ImageStore, Segmind
 from prefect_imagegen.blocks.resolve import is_block, resolve_backend, resolve_store
 from prefect_imagegen.core.errors import RefusedError
@@ -186,3 +188,23 @@ def test_urls_are_no_blocks() -> None:
     assert is_block("image-store/a")
     assert is_block("segmind/a-b")
     assert not any(map(is_block, ("segmind", "s3://image-store/a", "./image-store/a", "image-store/a/b")))
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda secret: Segmind(api_key=[secret]),
+        lambda secret: ImageStore(url="s3://a", storage_options=f'{{"secret": "{secret}"'),
+        lambda secret: ImageStore(url="s3://a", storage_options=[secret]),
+        lambda secret: GpuWorkerPool(endpoints=["openai+http://h:1"], api_key=[secret]),
+        lambda secret: GpuWorkerPool(endpoints=f"openai+http://h:1#key={secret}"),
+        lambda secret: GenerateOptions(manifest_storage_options=secret),
+        lambda secret: GenerateOptions(reference_storage_options=[secret]),
+    ],
+)
+def test_what_is_mistyped_is_not_repeated(build: Callable[[str], object]) -> None:
+    """A secret of the wrong type, or in the wrong form, is refused by its field's name and not repeated."""
+    with pytest.raises(ValidationError) as caught:
+        build("plant-0001")
+    assert "plant-0001" not in str(caught.value)
+    assert caught.value.errors()[0]["loc"]

@@ -423,3 +423,17 @@ def test_a_signed_manifest_leaves_no_trace(tmp_path: Path) -> None:
     assert any(b"/prompts.parquet" in data for path, data in files.items() if path.name.startswith("prefect.db"))
     kept = [path for path, data in files.items() if b"hunter2" in data]
     assert (kept, "hunter2" in found.stdout + found.stderr) == ([], False)
+
+
+@pytest.mark.parametrize("text", ["[/]", "[/red]", "[link=https://example.com]see[/link]", "\\[bold]"])
+def test_texts_of_others_are_no_markup(text: str, tmp_path: Path) -> None:
+    """Brackets in cells and in names are shown as they stand; a refusal or a result never fails because of them."""
+    broken = manifest(tmp_path, prompt=["a cup"], seed=[text])
+    refused = call("generate", broken, "--store", "out", "--backend", "sandbox", "--json", folder=tmp_path)
+    assert refused.returncode == 2, refused.stderr
+    assert repr(text) in refused.stderr
+    store = text.replace("/", "").replace(":", "").replace("\\", "") + "[a]"
+    whole = manifest(tmp_path, prompt=[text])
+    made = call("generate", whole, "--store", store, "--backend", "sandbox", "--json", folder=tmp_path)
+    assert (made.returncode, last_line(made)["generated"]) == (0, 1), made.stderr
+    assert f"{store}/runs/" in made.stderr

@@ -298,6 +298,21 @@ async def test_an_unexpected_error_ends_one_row(bench: Bench) -> None:
     assert bench.backend.history.count("submit") == 1
 
 
+async def test_an_unexpected_error_tells_no_secret(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+    """What a library says of an address with a signature, and where, is told without the signature."""
+
+    def burst(call: str) -> None:
+        if call == "submit":
+            raise LookupError("no answer: https://h/a.png?sig=plant-1") from ValueError("https://me:plant-2@h/a.png")
+
+    bench.backend.watch = burst
+    result = await bench.make()
+    assert result.error_kind in ("internal", "unknown")
+    assert "no answer: https://h/a.png" in str(result.error_message)
+    assert "in burst" in caplog.text  # the traceback is there
+    assert "plant-" not in f"{result.error_message} {caplog.text}"
+
+
 @pytest.mark.parametrize("inline", [False, True])
 @pytest.mark.parametrize("count", [1, 19])
 async def test_an_unexpected_error_about_references_ends_its_row(bench: Bench, inline: bool, count: int) -> None:

@@ -1,6 +1,7 @@
 """What one caller may ask of a gateway: every limit ends in a refusal that names it, and costs no memory."""
 
 import base64
+import contextlib
 import io
 import json
 import re
@@ -10,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 import pytest
@@ -19,7 +21,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from pydantic import SecretStr
 
-from prefect_imagegen.gateway.intake import BadBodyError, parse
+from prefect_imagegen.gateway.intake import BadBodyError, parse, patience
 from prefect_imagegen.gateway.limits import Gate, Limits, TooBusyError
 from prefect_imagegen.gateway.server import EmbeddedGateway
 from prefect_imagegen.gateway.settings import GatewaySettings
@@ -108,6 +110,22 @@ def test_a_chunked_body_without_end_costs_no_memory(tmp_path: Path) -> None:
         for sent in (chunked.replace(b"POST /v1", b"GET /v1"), chunked.replace(b"x-api-key: k\r\n", b"")):
             said(running, sent, *pieces[:50], b"0\r\n\r\n")
         assert running.peak - before < 64 << 20
+
+
+def test_slow_readers_cost_no_memory(tmp_path: Path) -> None:
+    """Many who fetch a large picture, for which they need no key, and do not read on, hold little of it in memory."""
+    picture = base64.b64decode(photo().partition(",")[2]) + b"\0" * (20 << 20)
+    with standing_gateway(tmp_path) as running, contextlib.ExitStack() as connections:
+        upload = {"data_urls": ["data:image/png;base64," + base64.b64encode(picture).decode()]}
+        answer = httpx.post(f"{running.url}/upload-asset", json=upload, headers=KEY, timeout=60)
+        (url,) = answer.json()["file_urls"]
+        assert httpx.get(url, timeout=60).content == picture
+        before = running.peak
+        for _ in range(20):
+            reader = connections.enter_context(socket.create_connection(("127.0.0.1", running.port), timeout=60))
+            reader.sendall(f"GET {urlsplit(url).path} HTTP/1.1\r\nhost: localhost\r\n\r\n".encode())
+            assert reader.recv(15) == b"HTTP/1.1 200 OK"
+        assert running.peak - before < 100 << 20
 
 
 def test_what_drips_is_408() -> None:
@@ -210,6 +228,61 @@ def test_texts_are_bounded() -> None:
             answer = post(running, **more)
             assert (answer.status_code, "--max-text-kb 8" in answer.json()["error"]) == (400, True)
         assert post(running, image_urls=[photo(200)]).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"mask": ["data:image/png;base64," + "A" * 2000]},
+        {"mask": {"data:image/png;base64," + "A" * 2000: 1}},
+        {"image_urls": [["data:image/png;base64," + "A" * 2000]]},
+        {"data:image/png;base64," + "A" * 2000: 1},
+    ],
+)
+def test_only_a_picture_may_be_long(more: dict[str, Any]) -> None:
+    """What has the form of a picture is long only where pictures belong: elsewhere it would be kept, and shown."""
+    with gateway(field_chars=1000, text_bytes=1500) as running:
+        for version in ("v1", "v2"):
+            answer = httpx.post(f"{running.url}/{version}/{MODEL}", json={"prompt": "a", **more}, headers=KEY)
+            assert (answer.status_code, "--max-field-chars 1000" in answer.json()["error"]) == (400, True)
+        assert not running.books.records
+
+
+@pytest.mark.parametrize("more", ['{"":0},' * 140_000, "[]," * 300_000, "0," * 500_000, '{"a":1,"b":[2]},' * 600])
+def test_values_are_counted(more: str) -> None:
+    """Many small values, which take many times the memory of their text, are refused; commas in a text are none."""
+    with pytest.raises(BadBodyError, match=r"too many values \(--max-json-values 1000\)"):
+        parse(f'{{"prompt": "a", "more": [{more}0]}}'.encode(), Limits())
+    assert parse(b'{"prompt": "%s"}' % (b",[" * 40_000), Limits())
+
+
+def test_patience_grows_with_a_body() -> None:
+    """A call with the largest pictures comes whole over a slow line that it shares with others; a drip does not."""
+    assert patience(27 << 20, Limits()) > 16 * 27 * 8 / 13  # sixteen of 27 MB at once, at 13 Mbit a second
+    assert patience(1000, Limits()) < 61
+
+
+def test_a_length_is_told_once() -> None:
+    """Of two lengths, one may be what a server between went by: no call, and nothing behind it is read as one."""
+    body = json.dumps({"prompt": "a"}).encode()
+    both = f"{POST}content-length: {len(body)}\r\ntransfer-encoding: chunked\r\n\r\n".encode()
+    with gateway(receive_s=1) as running:
+        hidden = b"GET /health HTTP/1.1\r\nhost: localhost\r\n\r\n"
+        answer = said(running, both + b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body) + hidden)
+        assert answer.startswith(b"HTTP/1.1 400 ")
+        assert answer.count(b"HTTP/1.1 ") == 1
+        assert not running.books.records
+
+
+def test_a_page_costs_what_it_shows() -> None:
+    """Rows of the history that are on other pages are not made, however large they are."""
+    with gateway() as running:
+        for _ in range(3):
+            assert post(running).status_code == 200
+        oldest = next(iter(running.books.records.values()))
+        oldest.body = {"prompt": object()}  # no row can be made of it
+        page = httpx.get(f"{running.url}/inference-request/request-history?per_page=2", headers=KEY).json()
+        assert (page["total"], len(page["data"])) == (3, 2)
 
 
 @pytest.mark.parametrize("nested", ["[" * 40 + "]" * 40, '{"a":' * 40 + "1" + "}" * 40, "[" * 500_000])

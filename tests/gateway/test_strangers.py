@@ -5,7 +5,9 @@ import io
 import json
 import re
 import socket
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from urllib.parse import urlsplit
 
 import httpx
@@ -225,3 +227,58 @@ def test_nothing_is_forged(tmp_path: Path) -> None:
     assert "startup complete" in log
     assert "\x1b" not in log
     assert not [line for line in log.splitlines() if not line.startswith("INFO:")]
+
+
+@pytest.mark.parametrize("bound", [{"keep_records": 3}, {"keep_body_bytes": 2_000}])
+def test_what_others_send_is_not_forgotten_for(bound: dict[str, int]) -> None:
+    """However much one account sends, another one's requests stay known, and its history does not end at theirs."""
+    accounts = {"alice": [SecretStr("a")], "bob": [SecretStr("b")]}
+    with (
+        EmbeddedGateway(GatewaySettings(accounts=accounts, **bound)) as running,
+        httpx.Client(base_url=running.url, timeout=60) as client,
+    ):
+
+        def draw(key: str) -> str:
+            answer = client.post(f"/v1/{MODEL}", json={"prompt": "x" * 500}, headers={"x-api-key": key})
+            return answer.headers["x-request-id"]
+
+        first = draw("a")
+        for _ in range(10):
+            draw("b")
+        today = {"from_date": "2020-01-01"}
+        for key, status, count in (("a", 200, 1), ("b", 410, None)):
+            answer = client.get(HISTORY, params=today, headers={"x-api-key": key})
+            assert (answer.status_code, answer.json().get("total")) == (status, count)
+        assert client.get(f"/v1/requests/{first}", headers={"x-api-key": "a"}).json()["status"] == "COMPLETED"
+        assert (running.books.statistics()["requests"], running.books.statistics()["billed"]) == (11, 11)
+
+
+def test_what_others_make_a_host_refuse() -> None:
+    """A host that is busy for one account's references is asked for another one's."""
+    accounts = {"alice": [SecretStr("a")], "bob": [SecretStr("b")]}
+    picture = base64.b64decode(photo().partition(",")[2])
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            is_picture = self.path == "/picture.png"
+            self.send_response(200 if is_picture else 503)
+            self.send_header("retry-after", "3600")
+            self.send_header("content-length", str(len(picture) if is_picture else 0))
+            self.end_headers()
+            self.wfile.write(picture if is_picture else b"")
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    settings = GatewaySettings(accounts=accounts, allow_loopback=True)
+    with EmbeddedGateway(settings) as running, ThreadingHTTPServer(("127.0.0.1", 0), Handler) as host:
+        thread = Thread(target=host.serve_forever)
+        thread.start()
+        try:
+            for key, name, status in (*[("a", "busy.png", 400)] * 3, ("b", "picture.png", 200)):
+                body = {"prompt": "a", "image_urls": [f"http://127.0.0.1:{host.server_port}/{name}"]}
+                answer = httpx.post(f"{running.url}/v1/{MODEL}", json=body, headers={"x-api-key": key}, timeout=60)
+                assert answer.status_code == status, answer.text[:300]
+        finally:
+            host.shutdown()
+            thread.join()

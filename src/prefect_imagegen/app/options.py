@@ -18,7 +18,7 @@ SECRET_OPTIONS = {"manifest_storage_options", "reference_storage_options"}
 class GenerateOptions(BaseModel):
     """How a manifest is read and how its images are made. Every default is that of the command line."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)  # the input may hold secrets
 
     base_url: str | None = Field(
         None,

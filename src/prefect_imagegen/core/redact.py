@@ -2,6 +2,7 @@
 
 import base64
 import re
+import traceback
 from urllib.parse import quote
 
 _KEY = re.compile(r"SG_[0-9A-Fa-f]{8,}")
@@ -59,6 +60,12 @@ def redact(text: str, key: str = "") -> str:
 def printable(text: str) -> str:
     """The text without signs that command a terminal, or turn or hide what is written; line breaks stay."""
     return "".join(sign if sign.isprintable() or sign == "\n" else "\N{REPLACEMENT CHARACTER}" for sign in text)
+
+
+def traceback_of(error: BaseException) -> str:
+    """The traceback of an error, its causes included, as a log may hold it: redacted line by line."""
+    lines = "".join(traceback.format_exception(error)).splitlines()
+    return "\n".join(line[: len(line) - len(line.lstrip())] + redact(line) for line in lines)
 
 
 def _spellings(key: str) -> list[str]:

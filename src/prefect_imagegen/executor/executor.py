@@ -13,6 +13,7 @@ from prefect_imagegen.core.errors import BackendError, StoreError
 from prefect_imagegen.core.models import DEFAULT_PRICE_USD, PUBLISHED_PRICES_USD
 from prefect_imagegen.core.money import figure, usd
 from prefect_imagegen.core.outcomes import OUTCOMES
+from prefect_imagegen.core.redact import redact, traceback_of
 from prefect_imagegen.core.request import GenerationRequest
 from prefect_imagegen.core.results import RequestResult
 from prefect_imagegen.executor.calls import Calls
@@ -127,9 +128,9 @@ class Executor:
 
     async def _unexpected(self, row: Row, error: Exception) -> Step:
         """An error of ours about one row: its traceback once, and the end of the run if it is one of many."""
-        text = f"{type(error).__name__}: {error}"
+        text = redact(f"{type(error).__name__}: {error}")
         if text not in self._internal:
-            _logger.error("An unexpected error about one row: %s", text, exc_info=error)
+            _logger.error("An unexpected error about one row: %s\n%s", text, traceback_of(error))
         self._internal.append(text)
         if len(self._internal) >= MOST_INTERNAL:
             self._kit.control.stop("internal", f"{len(self._internal)} rows in a row met an unexpected error: {text}")

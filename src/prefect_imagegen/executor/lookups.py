@@ -72,7 +72,7 @@ class Lookups:
                 return await self._unsent(row, f"an earlier call of it may have been accepted: {why}")
             taken = self._taken(row, finding)
             if taken is not None:
-                row.late = True
+                row.late, row.found_under = True, attempt.record
                 return taken
         row.ownership = "same"
         row.maybe_paid += 1
@@ -104,14 +104,17 @@ class Lookups:
         return Again()
 
     def age(self, row: Row) -> float:
-        """Seconds since the row's claim was made: by the smallest account of any clock that knows both moments."""
-        kit, claim = self._kit, row.claim
+        """Seconds since the call's claim was made: by the smallest account of any clock that knows both moments."""
+        kit, claim, stored = self._kit, row.claim, row.stored_at
+        elapsed = [] if row.claimed is None else [kit.clock.monotonic() - row.claimed]
+        if row.found_under is not None:
+            claim, elapsed = row.found_under.claim, []
+            stored = row.found_under.stored or claim.store_time
         if claim is None:
             return 0.0
         clocks = [(claim.api_time, kit.backend.now())]
-        if row.stored_at is not None:
-            clocks.append((row.stored_at, kit.neighbours.store_now()))
-        elapsed = [] if row.claimed is None else [kit.clock.monotonic() - row.claimed]
+        if stored is not None:
+            clocks.append((stored, kit.neighbours.store_now()))
         if not elapsed and not any(then and now for then, now in clocks):
             clocks.append((claim.time, kit.clock.now()))
         return ages_of(clocks, elapsed)

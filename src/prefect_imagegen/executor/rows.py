@@ -9,7 +9,7 @@ from typing import Any
 
 from prefect_imagegen.core.budget import Reservation
 from prefect_imagegen.core.errors import BackendError
-from prefect_imagegen.core.events import Claim
+from prefect_imagegen.core.events import Claim, ClaimRecord
 from prefect_imagegen.core.reconcile import claim_form
 from prefect_imagegen.core.request import GenerationRequest
 from prefect_imagegen.core.results import RequestResult
@@ -62,6 +62,8 @@ class Row:
     waits: bool = False
     """It only waits for the next look for what an earlier run left: the run need not stay open for it."""
     late: bool = False
+    found_under: ClaimRecord | None = None
+    """The earlier claim under which the call was sent that showed late; else it is the row's own."""
     """Its result is that of an attempt that had been given up."""
     told: bool = False
     """Whether the circuit breaker has heard of it already."""
@@ -89,7 +91,7 @@ class Row:
         self.n += 1
         self.claim = self.stored_at = self.claimed = self.sending_s = self.sent_at = None
         self.request_id = self.kept_id = None
-        self.ownership, self.late = "same", False
+        self.ownership, self.late, self.found_under = "same", False, None
 
     @property
     def claim_body(self) -> dict[str, Any]:

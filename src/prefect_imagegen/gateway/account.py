@@ -4,6 +4,8 @@ import asyncio
 import hashlib
 import hmac
 import math
+import secrets
+from collections.abc import Callable, Mapping
 from datetime import UTC, date, datetime
 from typing import Annotated, Any
 
@@ -12,7 +14,7 @@ from fastapi.responses import Response
 from pydantic import BeforeValidator
 
 from prefect_imagegen.core.money import exact
-from prefect_imagegen.gateway.answers import error_answer, json_answer
+from prefect_imagegen.gateway.answers import error_answer, file_answer, json_answer
 from prefect_imagegen.gateway.calls import AccountOf, BooksOf, base_of, pick_fault, seated, strike
 from prefect_imagegen.gateway.intake import check_pictures, json_body
 from prefect_imagegen.gateway.records import Books, Record
@@ -22,6 +24,10 @@ from prefect_imagegen.gateway.uploads import BadDataUrlError, asset_path, image_
 
 _HISTORY_DAYS = 31
 _SUFFIXES = frozenset({"png", "jpeg", "jpg", "webp", "gif", "avif", "tiff", "bmp"})
+_SORTED_BY: Mapping[str, Callable[[Record], Any]] = {
+    "model_name": lambda record: record.model,
+    "credits_deduction": lambda record: record.cost,
+}
 
 router = APIRouter()
 
@@ -88,22 +94,24 @@ async def history(
     fault = pick_fault(books, "history")
     await strike(fault, "before", request)
     base = base_of(request, books)
-    rows = [_history_row(base, record) for record in books.landed(account) if filters.takes(record)]
+    records = [record for record in books.landed(account) if filters.takes(record)]
     if filters.sort_order == "asc":
-        rows.reverse()
-    if filters.sort_by in ("model_name", "credits_deduction"):
-        rows.sort(key=lambda row: row[filters.sort_by] or 0, reverse=filters.sort_order == "desc")
+        records.reverse()
+    if filters.sort_by in _SORTED_BY:
+        records.sort(key=_SORTED_BY[filters.sort_by], reverse=filters.sort_order == "desc")
     page, per_page = filters.page, filters.per_page
     if fault and fault.per_page:
         per_page = min(per_page, fault.per_page)
     if fault and fault.fault == "clamp_pages":
-        page = min(page, max(1, math.ceil(len(rows) / per_page)))
+        page = min(page, max(1, math.ceil(len(records) / per_page)))
     start = (page - 1) * per_page
     await strike(fault, "after", request)
-    if start + per_page > len(rows) and filters.reaches(books.forgotten_until):
+    if start + per_page > len(records) and filters.reaches(books.accounts[account].forgotten_until):
         # The list would end here as if nothing more had been: who looks for a call must not take it for that.
         raise error_answer(410, "older requests of these days are no longer kept")
-    return await history_answer(rows[start : start + per_page], fault, {"total": len(rows)})
+    shown = records[start : start + per_page]
+    rows = await asyncio.to_thread(lambda: [_history_row(base, record) for record in shown])
+    return await history_answer(rows, fault, {"total": len(records)})
 
 
 @router.get("/inference-request/request-history/{request_id}")
@@ -152,7 +160,7 @@ async def asset(name: str, books: BooksOf) -> Response:
     path = asset_path(books, name)
     if path is None:
         raise error_answer(404, "Not Found")
-    return Response(await asyncio.to_thread(path.read_bytes), media_type=f"image/{path.suffix[1:]}")
+    return await file_answer(path, f"image/{path.suffix[1:]}")
 
 
 def _history_state(record: Record) -> str:
@@ -191,5 +199,7 @@ def _write_asset(books: Books, url: str) -> tuple[str, int]:
     name = f"{digest}.{suffix if suffix in _SUFFIXES else 'png'}"
     folder = books.folder / "assets"
     folder.mkdir(exist_ok=True)
-    (folder / name).write_bytes(data)
+    whole = folder / f"{name}.{secrets.token_hex(8)}"  # who is being sent the same picture goes on with its own file
+    whole.write_bytes(data)
+    whole.replace(folder / name)
     return name, len(data)

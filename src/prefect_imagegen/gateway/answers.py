@@ -2,12 +2,14 @@
 
 import asyncio
 import json
+import os
 import random
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from typing import Any
+from pathlib import Path
+from typing import Any, BinaryIO
 
-from fastapi.responses import Response
+from fastapi.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from prefect_imagegen.core.image import CONTENT_TYPES, encode
@@ -18,6 +20,7 @@ from prefect_imagegen.gateway.wire import Short, Slow
 HTML = "<html><body><h1>Bad Gateway</h1></body></html>"
 """What somebody else answers who stands before the API."""
 _JUNK_BYTES = 2048
+_PIECE = 1 << 17
 _OTHER = {"image/png": "jpeg", "image/jpeg": "png"}
 _LINGER_S = 30.0
 _LINGER_IDLE_S = 2.0
@@ -63,6 +66,25 @@ class LastAnswer(JsonAnswer):
                     message = await asyncio.wait_for(receive(), _LINGER_IDLE_S)
                     is_more = message["type"] == "http.request" and message.get("more_body", False)
         await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+async def file_answer(path: Path, media: str) -> Response:
+    """The answer with a file, read as it is sent: whoever reads slowly keeps no picture in memory.
+
+    Raises the answer 404 where the file had to make room for others meanwhile.
+    """
+    try:
+        file = await asyncio.to_thread(path.open, "rb")
+    except FileNotFoundError:
+        raise error_answer(404, "Not Found") from None
+    headers = {"content-length": str(os.fstat(file.fileno()).st_size)}
+    return StreamingResponse(_pieces(file), media_type=media, headers=headers)
+
+
+def _pieces(file: BinaryIO) -> Iterator[bytes]:
+    with file:
+        while piece := file.read(_PIECE):
+            yield piece
 
 
 def error_answer(status: int, text: str, headers: dict[str, str] | None = None) -> AnswerError:

@@ -4,7 +4,8 @@ import asyncio
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from itertools import chain
 from typing import Any, NoReturn
 from urllib.parse import urlsplit
 
@@ -22,7 +23,9 @@ _DATA_HEAD = 256
 _PICTURE_TEXT = re.compile(rb'"data:[^"\\]{1024,}')
 """A picture inside a call: one long string, which costs no more memory than its length."""
 _HALF_CHARACTER = re.compile(rb"\\u[dD][89a-fA-F]")
-_BRACKETS = re.compile(rb'"(?:[^"\\]|\\.)*+"|[\[{]|[\]}]', re.DOTALL)
+_MARKS = re.compile(rb'"(?:[^"\\]|\\.)*+"|[\[{,\]}]', re.DOTALL)
+_SLOWEST = 1 << 17
+"""Bytes a second: who sends at least so fast is not too slow, however large the body is."""
 _HOST = re.compile(r"(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]+)(:[0-9]{1,5})?")
 _LOOPBACK = re.compile(r"127(\.[0-9]{1,3}){3}|\[::1\]|localhost|.+\.localhost")
 
@@ -49,17 +52,24 @@ async def _read(request: Request, limits: Limits, gate: Gate, seat: Seat) -> byt
     pieces: list[bytes] = []
     try:
         gate.check_room(announced_bytes(request.headers) or 0)
-        async with asyncio.timeout(limits.receive_s):
+        async with asyncio.timeout(limits.receive_s) as deadline:
+            begun = asyncio.get_running_loop().time()
             async for piece in _pieces(request.receive):
                 if seat.size + len(piece) > limits.body_bytes:
                     refuse(413, f"the body is too large ({limits.told('body_bytes')})")
                 gate.grow(seat, len(piece))
                 pieces.append(piece)
+                deadline.reschedule(begun + patience(seat.size, limits))
     except TooBusyError as error:
         raise too_busy(error, 1.0) from None
     except TimeoutError:
         refuse(408, f"the body did not come in time ({limits.told('receive_s')})")
     return b"".join(pieces)
+
+
+def patience(size: int, limits: Limits) -> float:
+    """Seconds within which the first `size` bytes of a body, and the next ones, have to come."""
+    return limits.receive_s + size / _SLOWEST
 
 
 async def _pieces(receive: Receive) -> Any:
@@ -96,8 +106,13 @@ def parse(data: bytes, limits: Limits) -> dict[str, Any]:
         pictures = sum(len(match[0]) for match in _PICTURE_TEXT.finditer(data))
         if len(data) - pictures > limits.text_bytes:
             raise BadBodyError(f"the body has too much text besides its pictures ({limits.told('text_bytes')})")
-    if data.count(b"[") + data.count(b"{") > limits.json_depth and _depth(data) > limits.json_depth:
-        raise BadBodyError(f"the body is nested too deeply ({limits.told('json_depth')})")
+    most = min(limits.json_depth, limits.json_values)
+    if data.count(b"[") + data.count(b"{") + data.count(b",") > most:
+        depth, values = _extent(data)
+        if depth > limits.json_depth:
+            raise BadBodyError(f"the body is nested too deeply ({limits.told('json_depth')})")
+        if values > limits.json_values:
+            raise BadBodyError(f"the body has too many values ({limits.told('json_values')})")
     try:
         body = json.loads(data, parse_constant=_no_number)
         if _HALF_CHARACTER.search(data):
@@ -115,25 +130,41 @@ def _no_number(text: str) -> NoReturn:
     raise ValueError(f"{text} is no number of JSON")
 
 
-def _depth(data: bytes) -> int:
-    """How deep lists and objects stand within each other; what stands in texts does not count."""
-    depth = deepest = 0
-    for match in _BRACKETS.finditer(data):
+def _extent(data: bytes) -> tuple[int, int]:
+    """How deep lists and objects stand within each other, and how many values there are; texts are not looked into.
+
+    A value is counted by the comma before it, or by the list or object that it begins; an empty one as if it had one.
+    """
+    depth = deepest = values = 0
+    for match in _MARKS.finditer(data):
         first = match[0][:1]
         if first in (b"[", b"{"):
             depth += 1
             deepest = max(deepest, depth)
-        elif first != b'"':
+        elif first in (b"]", b"}"):
             depth -= 1
-    return deepest
+        values += first in (b"[", b"{", b",")
+    return deepest, values
 
 
 def check_fields(body: Mapping[str, Any], limits: Limits) -> None:
-    """Refuse too long texts, and too many or too large pictures. Raises the answers 400 and 413."""
+    """Refuse too long texts wherever they stand, and too many or too large pictures. Raises the answers 400 and 413."""
     for name, value in body.items():
-        if isinstance(value, str) and len(value) > limits.field_chars:
+        # Only what stands right in image_urls may be a picture.
+        is_pictures = name == "image_urls" and isinstance(value, list)
+        others = [name, [one for one in value if not isinstance(one, str)] if is_pictures else value]
+        if any(len(text) > limits.field_chars for text in _texts(others)):
             raise error_answer(400, f"{name[:40]} is too long ({limits.told('field_chars')})")
     check_pictures(body.get("image_urls"), "image_urls", limits)
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """All texts of a JSON value, names included."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for inner in chain(value, value.values()) if isinstance(value, dict) else value:
+            yield from _texts(inner)
 
 
 def check_pictures(urls: Any, name: str, limits: Limits) -> None:
@@ -193,6 +224,9 @@ class Doorway:
         if not self._has_key and host != self._public_host and not _LOOPBACK.fullmatch(host):
             text = f"without a key this gateway answers to localhost only, not to {host[:100]} (--public-url)"
             return LastAnswer({"error": text}, 421)
+        if "transfer-encoding" in request.headers and "content-length" in request.headers:
+            # Whoever stands between may have gone by the other one, and taken the rest for another request.
+            return LastAnswer({"error": "the length of the body is told twice"}, 400)
         if (announced_bytes(request.headers) or 0) > self._limits.body_bytes:
             return LastAnswer({"error": f"the body is too large ({self._limits.told('body_bytes')})"}, 413)
         return None

@@ -56,11 +56,18 @@ class Record:
 
 @dataclass(slots=True)
 class Account:
-    """What one account was charged, what is set aside for its work under way, and when it sent its last POSTs."""
+    """What one account was charged, what is set aside for its work under way, and when it sent its last POSTs.
+
+    `records` are its own, oldest first: what one account sends makes the gateway forget nothing of another one's.
+    """
 
     charged: float = 0.0
     reserved: float = 0.0
     sent: deque[float] = field(default_factory=deque)
+    records: dict[str, Record] = field(default_factory=dict)
+    body_bytes: int = 0
+    forgotten_until: float = float("-inf")
+    """When the newest request was submitted that is no longer kept: what is older may be missing in the history."""
 
 
 @dataclass(slots=True)
@@ -77,9 +84,6 @@ class Books:
     accounts: defaultdict[str, Account] = field(default_factory=lambda: defaultdict(Account))
     forgotten: Counter[str] = field(default_factory=Counter)
     """Requests that are no longer kept, and how many of them were billed."""
-    forgotten_until: float = float("-inf")
-    """When the newest request was submitted that is no longer kept: what is older may be missing in the history."""
-    body_bytes: int = 0
     secret: bytes = field(default_factory=lambda: secrets.token_bytes(32), repr=False)
     """What makes the names of uploads impossible to guess."""
     outputs: Shelf = field(init=False)
@@ -89,19 +93,26 @@ class Books:
         self.outputs = Shelf(self.folder, self.settings.keep_bytes, self.settings.output_ttl_s)
         self.uploads = Shelf(self.folder / "assets", self.settings.keep_bytes, None)
 
+    def enter(self, record: Record) -> None:
+        """A request was accepted: its price is set aside."""
+        own = self.accounts[record.account]
+        own.records[record.request_id] = self.records[record.request_id] = record
+        own.reserved += self.price(record.model)
+
     def close(self, record: Record) -> None:
-        """A request has ended, and its body is the kept one: the oldest requests make room."""
+        """A request has ended, and its body is the kept one: the oldest requests of its account make room."""
+        own, most = self.accounts[record.account], self.settings.keep_records
         record.size = len(json.dumps(record.body))
-        self.body_bytes += record.size
-        for oldest in list(islice(self.records.values(), 2 + max(0, len(self.records) - self.settings.keep_records))):
-            is_much = self.body_bytes > self.settings.keep_body_bytes and oldest is not record
-            if oldest.finished is None or not (is_much or len(self.records) > self.settings.keep_records):
+        own.body_bytes += record.size
+        for oldest in list(islice(own.records.values(), 2 + max(0, len(own.records) - most))):
+            is_much = own.body_bytes > self.settings.keep_body_bytes and oldest is not record
+            if oldest.finished is None or not (is_much or len(own.records) > most):
                 continue
-            del self.records[oldest.request_id]
-            self.body_bytes -= oldest.size
+            del self.records[oldest.request_id], own.records[oldest.request_id]
+            own.body_bytes -= oldest.size
+            own.forgotten_until = max(own.forgotten_until, oldest.submitted)
             self.forgotten["requests"] += 1
             self.forgotten["billed"] += oldest.status == "COMPLETED"
-            self.forgotten_until = max(self.forgotten_until, oldest.submitted)
 
     @property
     def models(self) -> list[str]:

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -45,14 +46,15 @@ class References:
         self._policy = FetchPolicy(
             allow_loopback=books.settings.allow_loopback, patience=_FETCH_PATIENCE_S, max_bytes=limits.reference_bytes
         )
-        self._hosts = HostRecords()
+        # What one account makes a host refuse is no reason to let it be for the others.
+        self._hosts: defaultdict[str, HostRecords] = defaultdict(HostRecords)
         self._threads = ThreadPoolExecutor(min(_MOST_THREADS, os.cpu_count() or 1), thread_name_prefix="decode")
         # Bytes in memory at a time: those of so many calls. A batch has to come together all the same.
         most = limits.pending_bytes // max(1, limits.references_bytes)
         self.turns = asyncio.Semaphore(max(1, most, 2 * books.settings.max_batch))
 
-    async def of_call(self, urls: Sequence[str], served_at: str) -> list[Reference]:
-        """The pictures behind the URLs, in order. Raises BadReferenceError, BadDataUrlError or FetchError."""
+    async def of_call(self, urls: Sequence[str], served_at: str, account: str) -> list[Reference]:
+        """The pictures behind an account's URLs, in order. Raises BadReferenceError, BadDataUrlError or FetchError."""
         left = self._limits.references_bytes
 
         async def get(url: str) -> bytes:
@@ -63,7 +65,7 @@ class References:
                 raise BadReferenceError(f"the images are too large together ({self._limits.told('references_bytes')})")
             return data
 
-        async with ReferenceFetcher(self._policy, self._hosts) as fetcher:
+        async with ReferenceFetcher(self._policy, self._hosts[account]) as fetcher:
             pictures = await asyncio.gather(*map(get, urls))
         return [await self.in_thread(self._decoded, data, position) for position, data in enumerate(pictures, 1)]
 

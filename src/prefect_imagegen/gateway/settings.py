@@ -36,9 +36,9 @@ class GatewaySettings:
     record_ttl_s: float = 3600.0
     output_ttl_s: float = 7 * 86400.0
     keep_records: int = 100_000
-    """Requests that the history knows at most; those of work under way are kept always."""
+    """Requests that an account's history knows at most; those of work under way are kept always."""
     keep_body_bytes: int = 64 << 20
-    """Bytes of their bodies, which are in memory."""
+    """Bytes of their bodies, which are in memory; of each account."""
     keep_bytes: int = 10 << 30
     """Bytes of outputs, and as many of uploads, that lie on disk at most; the oldest go first."""
     price_usd: float | None = None

@@ -12,6 +12,7 @@ from PIL import Image
 
 from prefect_imagegen.core.image import CONTENT_TYPES, encode
 from prefect_imagegen.core.models import MATCH_INPUT_IMAGE, MAX_SEED, MODELS, FieldSpec, pixels_of
+from prefect_imagegen.core.redact import traceback_of
 from prefect_imagegen.core.request import canonical_json
 from prefect_imagegen.gateway.engines import ENGINES, Picture, UndrawableError
 from prefect_imagegen.gateway.faults import HANG_S, Fault
@@ -76,9 +77,8 @@ class Studio:
         drawn = secrets.randbelow(MAX_SEED + 1) if seed == -1 else seed
         record = Record(str(uuid.uuid4()), model, body, self._settings.clock(), fault=fault, served_at=served_at)
         record.seed = drawn if isinstance(drawn, int) and not isinstance(drawn, bool) else 0
-        self.books.records[record.request_id] = record
         record.account = account
-        self.books.accounts[account].reserved += self.books.price(model)
+        self.books.enter(record)
         return record
 
     def start(self, record: Record, seat: Seat) -> "asyncio.Task[None]":
@@ -126,8 +126,9 @@ class Studio:
             except (BadRequestError, BadReferenceError, BadDataUrlError, FetchError, UndrawableError) as error:
                 record.status, record.error = "FAILED", str(error)
                 self.metrics.errors.labels("bad_request").inc()
-            except Exception as error:  # whatever it is, the job must end: who polls would wait for ever
-                _logger.exception("request %s failed", record.request_id)
+            except Exception as error:  # noqa: BLE001 - whatever it is, the job must end: who polls would wait for ever
+                # Not its bare traceback, in which addresses of the caller may stand.
+                _logger.error("request %s failed\n%s", record.request_id, traceback_of(error))  # noqa: TRY400
                 record.status, record.broken = "FAILED", True
                 record.error = f"Internal error: {type(error).__name__}"
                 self.metrics.errors.labels("internal").inc()
@@ -149,7 +150,7 @@ class Studio:
             await self._paint(record, params, [])
             return
         async with self._references.turns:
-            found = await self._references.of_call(params["image_urls"], record.served_at)
+            found = await self._references.of_call(params["image_urls"], record.served_at, record.account)
             await self._paint(record, params, found)
 
     async def _paint(self, record: Record, params: Mapping[str, Any], references: Sequence[Reference]) -> None:

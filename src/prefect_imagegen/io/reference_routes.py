@@ -15,7 +15,7 @@ from prefect_imagegen.core import layout
 from prefect_imagegen.core.errors import BackendError, RefusedError, StoreError
 from prefect_imagegen.core.image import upright_size
 from prefect_imagegen.core.outcomes import OUTCOMES
-from prefect_imagegen.core.redact import redact
+from prefect_imagegen.core.redact import redact, traceback_of
 from prefect_imagegen.core.reference_pictures import media_type, normalised
 from prefect_imagegen.core.references import (
     BusyReason,
@@ -95,7 +95,7 @@ class ReferenceRoutes:
         except (BackendError, StoreError):
             raise
         except Exception as error:  # whatever it is, it is the trouble of this row
-            _logger.warning("A reference met an unexpected error: %s", redact(reference.uri), exc_info=error)
+            _logger.warning("A reference met an unexpected error: %s\n%s", redact(reference.uri), traceback_of(error))
             text = redact(f"{type(error).__name__} {error}")
             raise BackendError("reference_unreadable", f"{redact(reference.uri)}: {text}") from error
 

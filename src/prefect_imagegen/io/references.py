@@ -18,7 +18,7 @@ from urllib.parse import unquote
 import fsspec
 
 from prefect_imagegen.core.errors import RefusedError
-from prefect_imagegen.core.redact import redact
+from prefect_imagegen.core.redact import redact, traceback_of
 from prefect_imagegen.core.reference_pictures import DEFAULT_MEGAPIXELS, JUDGEMENT, ReferenceFacts, inspect
 from prefect_imagegen.core.references import BusyReason, family, is_signed, is_web, shown
 from prefect_imagegen.io.object_store import close_connections, s3_options
@@ -153,8 +153,8 @@ class ReferenceReader:
             return None, BusyReason(error) if error.is_busy else str(error)
         except RefusedError:
             raise
-        except Exception as error:  # whatever it is, it is the trouble of this reference
-            _logger.warning("A reference met an unexpected error: %s", redact(uri), exc_info=error)
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is the trouble of this reference
+            _logger.warning("A reference met an unexpected error: %s\n%s", redact(uri), traceback_of(error))
             return None, f"it cannot be read: {redact(f'{type(error).__name__} {error}')}"
 
     async def _examine_web(self, uri: str, look: bool) -> tuple[str | None, ReferenceFacts | str]:
