@@ -20,7 +20,7 @@ from prefect_imagegen.app.result import RunResult
 from prefect_imagegen.app.session import Session
 from prefect_imagegen.blocks.resolve import resolve_backend, resolve_store
 from prefect_imagegen.core.errors import RefusedError
-from prefect_imagegen.core.redact import redact
+from prefect_imagegen.core.redact import redact, traceback_of
 from prefect_imagegen.flows import states
 from prefect_imagegen.flows.artifacts import publish_summary, showing_progress
 from prefect_imagegen.flows.deployed_store import absolute, refuse_fleeting
@@ -141,9 +141,11 @@ async def _generate(
             result = await _execute(prepared, started, concurrency_limit, limit)
     except RefusedError as error:
         return await states.ended(states.refused(error), RunResult(None, store))
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - raised again, without what it may tell
         states.tell(RunResult(None, store), "Failed", error)
-        raise
+        # Prefect keeps what is raised, and its traceback: nobody knows what an unexpected text holds.
+        get_run_logger().error("An unexpected error:\n%s", traceback_of(error))
+        raise RuntimeError(redact(f"{type(error).__name__}: {error}")) from None
     return await states.ended(states.final_state(result, fail_above=fail_above), result)
 
 

@@ -1,11 +1,15 @@
 """Secrets do not become parameters, which Prefect's server keeps."""
 
+import traceback
+from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from prefect_imagegen.app.options import GenerateOptions
 from prefect_imagegen.core.errors import RefusedError
+from prefect_imagegen.flows.generate_images import generate_images
 from prefect_imagegen.flows.parameter_secrets import refuse_secrets
 
 
@@ -49,3 +53,24 @@ def test_other_parameters_pass() -> None:
     workers = ["openai+http://a:1#limit=2", "segmind+http://b:1#key=env:OWN"]
     passing = GenerateOptions(manifest_storage_options=options, base_url="http://127.0.0.1:1/v", endpoints=workers)
     refuse_secrets("s3://b/m.parquet", "image-store/prod", passing)
+
+
+@pytest.mark.prefect
+@pytest.mark.usefixtures("prefect_server")
+def test_an_unexpected_error_of_a_flow_tells_no_secret(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What Prefect keeps of an error that nobody foresaw, state and traceback, holds no password of an address."""
+
+    def broken(*_: Any) -> None:
+        raise ValueError("odd answer of https://me:hunter2@host/x?X-Amz-Signature=hunter3")
+
+    monkeypatch.setattr(import_module("prefect_imagegen.flows.generate_images"), "open_session", broken)
+    manifest = tmp_path / "m.csv"
+    manifest.write_text("prompt\na cup\n")
+    state: Any = generate_images(str(manifest), str(tmp_path / "out"), "sandbox", return_state=True)
+    assert state.type.value == "FAILED"
+    told = state.message + "".join(traceback.format_exception(state.result(raise_on_failure=False))) + caplog.text
+    assert "ValueError: odd answer of https://host/x" in state.message
+    assert "hunter" not in told
+    assert "generate_images.py" in caplog.text  # the place is there all the same
