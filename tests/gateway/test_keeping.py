@@ -4,7 +4,9 @@ import base64
 import gc
 import hashlib
 import io
+import os
 import tracemalloc
+import uuid
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,7 @@ from prefect_imagegen.core.reconcile import claim_form, compare_calls
 from prefect_imagegen.gateway.faults import Fault, FaultScript
 from prefect_imagegen.gateway.server import EmbeddedGateway, check_settings
 from prefect_imagegen.gateway.settings import GatewaySettings
-from prefect_imagegen.gateway.shelf import Shelf
+from prefect_imagegen.gateway.shelf import OUTPUT_NAME, Shelf
 
 MODEL = "flux-2-klein-9b"
 KEY = {"x-api-key": "k"}
@@ -134,7 +136,7 @@ def test_a_history_that_has_forgotten_says_so() -> None:
 
 def test_the_shelf(tmp_path: Path) -> None:
     """The oldest files go first, by bytes and by age; the newest stays whatever its size."""
-    shelf = Shelf(tmp_path, 100, 60.0)
+    shelf = Shelf(tmp_path, 100, 60.0, OUTPUT_NAME)
     for number, (size, at) in enumerate([(40, 0.0), (40, 1.0), (40, 2.0), (500, 3.0), (10, 4.0), (10, 70.0)]):
         name = hashlib.sha256(str(number).encode()).hexdigest()
         (tmp_path / name).write_bytes(bytes(size))
@@ -144,6 +146,23 @@ def test_the_shelf(tmp_path: Path) -> None:
         assert shelf.bytes == sum(sizes)
     shelf.put(name, 10, 71.0)
     assert shelf.bytes == 10
+
+
+def test_what_an_earlier_process_left_makes_room(tmp_path: Path) -> None:
+    """A gateway that was started again in its folder removes its old outputs and uploads, and nobody else's files."""
+    own = (tmp_path / f"{uuid.uuid4()}.png", tmp_path / f"{uuid.uuid4()}.jpeg")
+    upload = tmp_path / "assets" / f"{'0a' * 32}.png"
+    others = (tmp_path / "mine.png", tmp_path / f"{uuid.uuid4()}", tmp_path / "assets" / "mine.png")
+    upload.parent.mkdir()
+    for path in (*own, upload, *others):
+        path.write_bytes(bytes(4000))
+        os.utime(path, (1.0, 1.0))
+    settings = GatewaySettings(engine="static", static_bytes=3000, data_dir=tmp_path, keep_bytes=5000)
+    with EmbeddedGateway(settings) as gateway, httpx.Client(base_url=gateway.url, headers=KEY) as client:
+        assert client.post(f"/v1/{MODEL}", json={"prompt": "a cup"}).status_code == 200
+        assert client.post("/upload-asset", json={"data_urls": [photo(1, 64)]}).status_code == 200
+        assert not any(path.exists() for path in (*own, upload))
+    assert all(path.exists() for path in others)
 
 
 def test_an_output_that_made_room_is_not_charged() -> None:

@@ -18,7 +18,7 @@ from prefect_imagegen.core.money import exact
 from prefect_imagegen.core.profiles import models_of
 from prefect_imagegen.gateway.faults import Fault
 from prefect_imagegen.gateway.settings import GatewaySettings
-from prefect_imagegen.gateway.shelf import Shelf
+from prefect_imagegen.gateway.shelf import OUTPUT_NAME, UPLOAD_NAME, Shelf
 
 UNLIMITED = 1e6
 
@@ -90,8 +90,9 @@ class Books:
     uploads: Shelf = field(init=False)
 
     def __post_init__(self) -> None:
-        self.outputs = Shelf(self.folder, self.settings.keep_bytes, self.settings.output_ttl_s)
-        self.uploads = Shelf(self.folder / "assets", self.settings.keep_bytes, None)
+        most, age = self.settings.keep_bytes, self.settings.output_ttl_s
+        self.outputs = Shelf(self.folder, most, age, OUTPUT_NAME)
+        self.uploads = Shelf(self.folder / "assets", most, None, UPLOAD_NAME)
 
     def enter(self, record: Record) -> None:
         """A request was accepted: its price is set aside."""

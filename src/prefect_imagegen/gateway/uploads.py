@@ -1,13 +1,11 @@
 """Uploaded reference images, and images inside a call."""
 
-import re
 from pathlib import Path
 
 from prefect_imagegen.core.answers import looks_like_image
 from prefect_imagegen.core.base64_text import decode_base64
 from prefect_imagegen.gateway.records import Books
-
-_NAME = re.compile(r"[0-9a-f]{64}\.[a-z]{3,4}")
+from prefect_imagegen.gateway.shelf import UPLOAD_NAME
 
 
 class BadDataUrlError(ValueError):
@@ -17,7 +15,7 @@ class BadDataUrlError(ValueError):
 def asset_path(books: Books, name: str) -> Path | None:
     """The file of an upload, if there is one."""
     path = books.folder / "assets" / name
-    return path if _NAME.fullmatch(name) and path.is_file() else None
+    return path if UPLOAD_NAME.fullmatch(name) and path.is_file() else None
 
 
 def image_of_data_url(url: str, max_bytes: int) -> tuple[bytes, str]:
