@@ -154,7 +154,8 @@ class SimulatedDatetime(datetime, metaclass=_AnyDatetime):
 
     @classmethod
     def now(cls, tz: tzinfo | None = None) -> datetime:
-        return _MACHINE.get().now().astimezone(tz)
+        machine = _MACHINE.get(None)
+        return datetime.now(tz) if machine is None else machine.now().astimezone(tz)
 
 
 def run_on(machine: MachineClock) -> None:
@@ -166,8 +167,11 @@ def run_on(machine: MachineClock) -> None:
 def simulated_clocks() -> Iterator[None]:
     """Within: `time.monotonic`, and `datetime.now` in the product's modules, tell the time of the machine that runs."""
 
+    real = time.monotonic
+
     def monotonic() -> float:
-        return _MACHINE.get().monotonic()
+        machine = _MACHINE.get(None)
+        return real() if machine is None else machine.monotonic()  # other threads of this process live on
 
     modules = [module for name, module in sorted(sys.modules.items()) if name.startswith("prefect_imagegen")]
     with patch.object(time, "monotonic", monotonic), patch.object(aiohttp.connector, "monotonic", monotonic):

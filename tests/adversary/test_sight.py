@@ -14,7 +14,7 @@ from .generator import draw
 from .judge import judge
 from .mutations import Mutation
 from .runner import play
-from .test_adversary import SEEDS
+from .test_adversary import FOUND_BY_HAND, SEEDS
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ SIGHTS = {
     "own: outputs on two pages": Sight(own_mutations.outputs_on_two_pages, "given-up", (19, 1883)),
     "own: a listing that moves": Sight(own_mutations.moving_listing, "undelivered", (559,)),
     "own: the last beat fails at once": Sight(own_mutations.last_beat_fails_at_once, "store-stop", (392, 561)),
-    "own: uploads are waited for": Sight(own_mutations.uploads_are_waited_for, "late", (1660,)),
+    "own: uploads are waited for": Sight(own_mutations.uploads_are_waited_for, "slow-stop", (4766, 5305)),
     "own: what is fetched is own": Sight(own_mutations.fetched_is_own, "undelivered", (2978,)),
     "own: unplaced keys stay unplaced": Sight(own_mutations.unplaced_stays_unplaced, "given-up", (2138,)),
 }
@@ -60,7 +60,7 @@ CASES = [pytest.param(sight, seed, id=f"{name}-{seed}") for name, sight in SIGHT
 @pytest.mark.parametrize(("sight", "seed"), CASES)
 def test_an_old_fault_is_seen(sight, seed):
     """A seed that CI plays is clean, and with the fault put back it breaks the rule."""
-    assert seed in SEEDS
+    assert seed in SEEDS or seed in FOUND_BY_HAND
     assert judge(play(draw(seed))) == []
     with sight.mutation():
         findings = judge(play(draw(seed)))

@@ -268,6 +268,8 @@ def test_the_server_restarts_amid_a_run(place: Place) -> None:
     place.terminal.end(place.terminal.standing[0])
     away_since, gateway.books.settings.latency_s = len(gateway.books.billed), 15.0
     until(lambda: len(gateway.books.billed) >= away_since + 12, 120)
+    # The run has to last until it sees the server again, however long that takes to start.
+    gateway.books.settings.latency_s = 45.0
     place.terminal.follow(section(DEPLOYMENTS, "Deployments")[0])
     until(place.is_up, 120)
     until(lambda: len(place.warnings(run_id)) >= 2, 120)

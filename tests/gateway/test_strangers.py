@@ -262,7 +262,6 @@ def test_what_others_make_a_host_refuse() -> None:
         def do_GET(self) -> None:
             is_picture = self.path == "/picture.png"
             self.send_response(200 if is_picture else 503)
-            self.send_header("retry-after", "3600")
             self.send_header("content-length", str(len(picture) if is_picture else 0))
             self.end_headers()
             self.wfile.write(picture if is_picture else b"")

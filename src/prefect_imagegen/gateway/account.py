@@ -14,7 +14,7 @@ from fastapi.responses import Response
 from pydantic import BeforeValidator
 
 from prefect_imagegen.core.money import exact
-from prefect_imagegen.gateway.answers import error_answer, file_answer, json_answer
+from prefect_imagegen.gateway.answers import FileAnswer, error_answer, json_answer
 from prefect_imagegen.gateway.calls import AccountOf, BooksOf, base_of, pick_fault, seated, strike
 from prefect_imagegen.gateway.intake import check_pictures, json_body
 from prefect_imagegen.gateway.records import Books, Record
@@ -160,7 +160,7 @@ async def asset(name: str, books: BooksOf) -> Response:
     path = asset_path(books, name)
     if path is None:
         raise error_answer(404, "Not Found")
-    return await file_answer(path, f"image/{path.suffix[1:]}")
+    return FileAnswer(path, f"image/{path.suffix[1:]}")
 
 
 def _history_state(record: Record) -> str:

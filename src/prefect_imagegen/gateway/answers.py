@@ -4,12 +4,12 @@ import asyncio
 import json
 import os
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
-from fastapi.responses import Response, StreamingResponse
+from fastapi.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from prefect_imagegen.core.image import CONTENT_TYPES, encode
@@ -68,23 +68,30 @@ class LastAnswer(JsonAnswer):
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
-async def file_answer(path: Path, media: str) -> Response:
+class FileAnswer(Response):
     """The answer with a file, read as it is sent: whoever reads slowly keeps no picture in memory.
 
-    Raises the answer 404 where the file had to make room for others meanwhile.
+    It is 404 where the file had to make room for others meanwhile. However the connection ends, the file is closed.
     """
-    try:
-        file = await asyncio.to_thread(path.open, "rb")
-    except FileNotFoundError:
-        raise error_answer(404, "Not Found") from None
-    headers = {"content-length": str(os.fstat(file.fileno()).st_size)}
-    return StreamingResponse(_pieces(file), media_type=media, headers=headers)
 
+    def __init__(self, path: Path, media: str) -> None:
+        super().__init__(media_type=media)
+        self._path = path
 
-def _pieces(file: BinaryIO) -> Iterator[bytes]:
-    with file:
-        while piece := file.read(_PIECE):
-            yield piece
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the file piece by piece."""
+        try:
+            file = self._path.open("rb")  # not in a thread: that could open it after this call has ended
+        except FileNotFoundError:
+            await error_answer(404, "Not Found").response(scope, receive, send)
+            return
+        with file:
+            headers = [(b"content-type", str(self.media_type).encode())]
+            headers.append((b"content-length", str(os.fstat(file.fileno()).st_size).encode()))
+            await send({"type": "http.response.start", "status": 200, "headers": headers})
+            while piece := await asyncio.to_thread(file.read, _PIECE):
+                await send({"type": "http.response.body", "body": piece, "more_body": True})
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
 def error_answer(status: int, text: str, headers: dict[str, str] | None = None) -> AnswerError:

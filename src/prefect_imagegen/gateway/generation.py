@@ -9,7 +9,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
 from prefect_imagegen.core.money import exact, plain
-from prefect_imagegen.gateway.answers import answer_body, error_answer, file_answer, json_answer
+from prefect_imagegen.gateway.answers import FileAnswer, answer_body, error_answer, json_answer
 from prefect_imagegen.gateway.calls import AccountOf, BooksOf, accepted, base_of, pick_fault, strike
 from prefect_imagegen.gateway.faults import Call
 from prefect_imagegen.gateway.records import Books, Record
@@ -95,7 +95,7 @@ async def download(name: str, request: Request, books: BooksOf) -> Response:
         raise error_answer(404, "Not Found")
     record.fetched = True
     if fault is None:
-        return await file_answer(path, media_type(record))
+        return FileAnswer(path, media_type(record))
     data = await asyncio.to_thread(path.read_bytes)
     await strike(fault, "after", request)
     return await answer_body(data, media_type(record), fault, {})
