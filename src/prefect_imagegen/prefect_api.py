@@ -10,8 +10,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dotenv import dotenv_values
-
 from prefect_imagegen.core.errors import RefusedError
 
 _NAME = "PREFECT_API_URL"
@@ -42,7 +40,11 @@ def _named(variables: Mapping[str, str | None]) -> str | None:
 
 
 def _dotenv() -> Mapping[str, str | None]:
-    return dotenv_values(".env") if Path(".env").is_file() else {}
+    if not Path(".env").is_file():
+        return {}
+    from dotenv import dotenv_values  # noqa: PLC0415 - a GPU worker, which asks no Prefect, goes without it
+
+    return dotenv_values(".env")
 
 
 def _table(path: str, header: tuple[str, ...]) -> Mapping[str, Any]:
