@@ -71,12 +71,18 @@ def one(seed: int) -> Failure | None:
     return Failure(seed, scenario.family, tuple(findings)) if findings else None
 
 
+@contextmanager
+def fresh_processes(cores: int) -> Iterator[ProcessPoolExecutor]:
+    """Processes that share nothing with this one: whoever calls may have threads, which do not live through a fork."""
+    here = patch.object(sys, "path", [*sys.path, str(Path(__file__).parents[1])])
+    with here, ProcessPoolExecutor(cores, mp_context=get_context("spawn")) as pool:
+        yield pool
+
+
 def run(seeds: Iterable[int], cores: int = 1, tell: Callable[[Failure], None] = lambda _: None) -> list[Failure]:
     """What the scenarios of many seeds found; `tell` hears of each at once."""
     found = []
-    # Fresh processes: whoever calls may have threads, which do not live through a fork.
-    here = patch.object(sys, "path", [*sys.path, str(Path(__file__).parents[1])])
-    with here, ProcessPoolExecutor(cores, mp_context=get_context("spawn")) as pool:
+    with fresh_processes(cores) as pool:
         for failure in pool.map(one, seeds, chunksize=10):
             if failure is not None:
                 tell(failure)

@@ -151,7 +151,9 @@ def _headers(reply: Reply, arg: Any, request: Request, rng: Random) -> Reply:
 
 def _encoding(reply: Reply, arg: Any, request: Request, rng: Random) -> Reply:
     if arg == "gzip":
-        return replace(reply, body=gzip.compress(reply.body, 1), headers=reply.headers | {"Content-Encoding": "gzip"})
+        return replace(
+            reply, body=gzip.compress(reply.body, 1, mtime=0), headers=reply.headers | {"Content-Encoding": "gzip"}
+        )
     if arg == "gzip-lie":
         return replace(reply, headers=reply.headers | {"Content-Encoding": "gzip"})
     if arg == "bom":
