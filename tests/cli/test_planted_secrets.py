@@ -7,9 +7,10 @@ import subprocess
 import sys
 import time
 from base64 import b64encode
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import fsspec
@@ -155,6 +156,27 @@ def test_commands_tell_no_secret(world: World) -> None:
     others = {name: secret for name, secret in SECRETS.items() if secret not in "".join(planted.SIGNED)}
     assert planted.leaks(planted.files_of(world.folder / "cache"), others) == []
     assert all(path.stat().st_mode & 0o077 == 0 for path in (world.folder / "cache").rglob("references.sqlite"))
+
+
+@pytest.mark.s3
+@pytest.mark.prefect
+@pytest.mark.timeout(400)
+def test_a_pool_tells_no_key(world: World, images_engine: Callable[..., Any]) -> None:
+    """The key of a pool and that of one worker come out nowhere, and one that a worker refuses neither."""
+    shared, own, strange = (images_engine("sglang") for _ in range(3))
+    shared.key, own.key = planted.PLANTED["the key of a pool"], planted.PLANTED["the key of a worker"]
+    strange.key = "another"
+    cup = world.folder / "cups.csv"
+    cup.write_text("prompt\n" + "\n".join(f"cup {number}" for number in range(8)))
+    endpoints = (shared.endpoint, f"{own.endpoint}#key=env:PLANTED_WORKER", strange.endpoint)
+    words = ("--backend", "pool", *(word for endpoint in endpoints for word in ("--endpoint", endpoint)))
+    code, said = world.run("generate", str(cup), *world.store_words, *words, "--prefect", "on")
+    assert (code, planted.leaks(said, SECRETS)) == (0, []), said
+    assert set(shared.keys) == {f"Bearer {shared.key}"}
+    assert set(own.keys) == {f"Bearer {own.key}"}
+    code, said = world.run("doctor", *world.store_words, *words)
+    assert (code, planted.leaks(said, SECRETS)) == (1, []), said
+    assert planted.leaks([*world.stored(), *planted.files_of(world.folder / "home")], SECRETS) == []
 
 
 SIGNATURE, OPTION = planted.PLANTED["the signature of a manifest"], planted.PLANTED["an option"]

@@ -27,6 +27,8 @@ PLANTED: Mapping[str, str] = {
     "the password of a proxy": "proxy-plant-0009",
     "an echoed signature": "echoed-plant-0010",
     "an echoed password": "echoed@plant-0011",
+    "the key of a pool": "pool/plant+0012==",
+    "the key of a worker": "worker-plant-0013",
 }
 """Each secret by its entrance. No two share a part of eight characters or more."""
 KEY = PLANTED["the API key"]
@@ -50,6 +52,8 @@ ENVIRONMENT = {
     "HTTPS_PROXY": f"http://me:{PLANTED['the password of a proxy']}@127.0.0.1:9",
     "PLANTED_OPTION": PLANTED["an option"],
     "PLANTED_NESTED": PLANTED["a nested option"],
+    "PREFECT_IMAGEGEN_POOL_API_KEY": PLANTED["the key of a pool"],
+    "PLANTED_WORKER": PLANTED["the key of a worker"],
 }
 """The environment of whoever runs the command."""
 
