@@ -10,7 +10,6 @@ import re
 import shutil
 import signal
 import sys
-import time
 import urllib.request
 import uuid
 from collections.abc import Callable, Iterator
@@ -29,7 +28,7 @@ from prefect_imagegen.gateway.settings import GatewaySettings
 from prefect_imagegen.io.object_store import close_connections
 from tests.conftest import S3Server, free_port
 from tests.deployments import postgres
-from tests.deployments.terminal import Terminal, section
+from tests.deployments.terminal import Terminal, section, until
 
 pytestmark = [pytest.mark.prefect, pytest.mark.timeout(600)]
 ROOT = Path(__file__).parents[2]
@@ -93,15 +92,6 @@ class Place:
         """Start a run of the deployment, by the command of the run-book."""
         _, again = section(RUN_BOOK, "A run that died")
         return run_id_in(self.terminal.follow(again))
-
-
-def until(look: Callable[[], Any], seconds: float) -> Any:
-    """What `look` finds, as soon as it finds something."""
-    end = time.monotonic() + seconds
-    while not (found := look()):
-        assert time.monotonic() < end
-        time.sleep(0.2)
-    return found
 
 
 def run_id_in(text: str) -> str:
@@ -272,16 +262,15 @@ def test_the_server_restarts_amid_a_run(place: Place) -> None:
     gateway.books.settings.latency_s = 45.0
     place.terminal.follow(section(DEPLOYMENTS, "Deployments")[0])
     until(place.is_up, 120)
-    until(lambda: len(place.warnings(run_id)) >= 2, 120)
+    until(lambda: any("is back" in text for text in place.warnings(run_id)), 120)
     gateway.books.settings.latency_s = 0.0
     ended = place.ended(run_id)
     assert (ended["state_name"], ended["run_count"]) == ("Completed", 1)
     assert (len(gateway.books.billed) - before, gateway.books.statistics()["billed_twice"]) == (64, 0)
-    said = place.warnings(run_id)
-    assert [text.partition(" since ")[0].partition(", after ")[0] for text in said] == [
-        "The Prefect server cannot be reached",
-        "The Prefect server is back",
-    ]
+    said = [text.partition(" since ")[0].partition(", after ")[0] for text in place.warnings(run_id)]
+    # Prefect may lose the first, which is said while nobody takes it.
+    assert said[-1:] == ["The Prefect server is back"]
+    assert said[:-1] in ([], ["The Prefect server cannot be reached"])
 
 
 def test_the_readme(places: Any, s3: S3Server) -> None:

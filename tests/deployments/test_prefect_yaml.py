@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from prefect_imagegen.gateway.faults import Fault, FaultScript
 from prefect_imagegen.gateway.server import EmbeddedGateway
 from prefect_imagegen.gateway.settings import GatewaySettings
 from prefect_imagegen.io.object_store import close_connections
+from tests.deployments.terminal import until
 from tests.support import planted
 
 pytestmark = [pytest.mark.prefect, pytest.mark.timeout(600)]
@@ -104,15 +105,6 @@ class Site:
     def wait(self, run_id: str, *names: str) -> dict[str, Any]:
         """Wait until the run is in one of these states."""
         return until(lambda: (run := self.flow_run(run_id))["state_name"] in names and run, 180)
-
-
-def until(look: Callable[[], Any], seconds: float) -> Any:
-    """What `look` finds, as soon as it finds something."""
-    end = time.monotonic() + seconds
-    while not (found := look()):
-        assert time.monotonic() < end
-        time.sleep(0.2)
-    return found
 
 
 @pytest.fixture(scope="module")
