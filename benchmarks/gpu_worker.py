@@ -20,7 +20,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from statistics import median
 
-from prefect_imagegen.core.request import GenerationRequest
+from prefect_imagegen.core.request.request import GenerationRequest
 
 ENVIRONMENT = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 TINY = Path(__file__).parents[1] / "tests" / "worker" / "tiny_klein.py"
@@ -56,7 +56,7 @@ def loop(model: str, images: int) -> tuple[float, float]:
 @contextmanager
 def worker(model: str, max_batch: int) -> Iterator[tuple[int, str]]:
     """A worker process; its id and URL."""
-    command = [sys.executable, "-m", "prefect_imagegen.cli", "serve", "--engine", "diffusers", "--model", model]
+    command = [sys.executable, "-m", "prefect_imagegen.cli.main", "serve", "--engine", "diffusers", "--model", model]
     command += ["--device", "cpu", "--port", "0", "--max-batch", str(max_batch), "--megapixels", str(MEGAPIXELS)]
     with tempfile.TemporaryFile("w+") as log, subprocess.Popen(command, stderr=log, env=ENVIRONMENT) as process:
         try:
@@ -80,8 +80,8 @@ def cpu_seconds(pid: int) -> float:
 
 async def drive(urls: list[str], images: int) -> float:
     """Draw through a pool; the seconds it took."""
-    from prefect_imagegen.app.adapters import make_pool
-    from prefect_imagegen.app.settings import BackendSettings
+    from prefect_imagegen.app.config.resolve import make_pool
+    from prefect_imagegen.app.config.settings import BackendSettings
 
     settings = BackendSettings("pool", endpoints=tuple(f"segmind+{url}" for url in urls), profile="klein-distilled")
     pool = make_pool(settings, 600.0)

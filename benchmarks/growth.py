@@ -30,14 +30,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from plan_million import fill, write_manifest
 
-from prefect_imagegen.app import open_session, prepare
-from prefect_imagegen.app.finish import finish
-from prefect_imagegen.app.settings import BackendSettings, StoreSettings
-from prefect_imagegen.core.deliveries import Deliveries, group_of
-from prefect_imagegen.core.ledger import EVENT_SCHEMA, KEY_TYPE, LedgerFold, LedgerView
+from prefect_imagegen.app.config.settings import BackendSettings, StoreSettings
+from prefect_imagegen.app.planning import prepare
+from prefect_imagegen.app.running import run_session as open_session
+from prefect_imagegen.app.running.finish import finish
+from prefect_imagegen.core.ledger.deliveries import Deliveries, group_of
+from prefect_imagegen.core.ledger.fold import EVENT_SCHEMA, KEY_TYPE, LedgerFold, LedgerView
 from prefect_imagegen.core.plan import KeySeen
-from prefect_imagegen.io import compaction
-from prefect_imagegen.io.event_file import EventFile
+from prefect_imagegen.store.ledger import compaction
+from prefect_imagegen.store.ledger.event_file import EventFile
 
 WINDOW = 32_768
 STEPS = ("read", "plan", "finish", "compact")
@@ -156,7 +157,8 @@ def whole(rows: int) -> dict[str, float]:
 
     async def run() -> dict[str, float]:
         started = time.process_time()
-        job = prepare.Job(f"{folder}/manifest.parquet", StoreSettings(f"{folder}/store"), BackendSettings("sandbox"))
+        store = StoreSettings(f"{folder}/store")
+        job = prepare.RunSpec(f"{folder}/manifest.parquet", store, BackendSettings("sandbox"))
         prepared = await prepare.prepare(job)
         planned = time.process_time()
         async with open_session.open_session(prepared) as session:

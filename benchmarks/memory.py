@@ -38,14 +38,16 @@ import pyarrow.parquet as pq
 from PIL import Image
 from pydantic import SecretStr
 
-from prefect_imagegen.app import open_session, prepare, wiring
-from prefect_imagegen.app.finish import finish
-from prefect_imagegen.app.options import GenerateOptions
-from prefect_imagegen.app.settings import BackendSettings, StoreSettings
-from prefect_imagegen.core.reconcile import Look, Window
-from prefect_imagegen.core.request import GenerationRequest
-from prefect_imagegen.io.object_store import FsspecObjectStore
+from prefect_imagegen.app.config.options import GenerateOptions
+from prefect_imagegen.app.config.settings import BackendSettings, StoreSettings
+from prefect_imagegen.app.planning import prepare
+from prefect_imagegen.app.running import run_session as open_session
+from prefect_imagegen.app.running import wiring
+from prefect_imagegen.app.running.finish import finish
+from prefect_imagegen.core.policy.history_lookup import Look, Window
+from prefect_imagegen.core.request.request import GenerationRequest
 from prefect_imagegen.ports import Balance, Delivery, HistoryRecord, ObjectInfo, Submission
+from prefect_imagegen.store.object_store import FsspecObjectStore
 
 IN_FLIGHT = 64
 PHASES = ("plan", "execution", "metadata")
@@ -134,10 +136,10 @@ def resident_mb() -> float:
     return round(int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6, 1)
 
 
-def plan(folder: str, rows: int) -> tuple[prepare.Prepared, float]:
+def plan(folder: str, rows: int) -> tuple[prepare.PlannedRun, float]:
     """Plan a manifest of so many rows; the planned run, and the peak in MB."""
     write_manifest(Path(folder) / "manifest.parquet", rows)
-    job = prepare.Job(
+    job = prepare.RunSpec(
         f"{folder}/manifest.parquet",
         StoreSettings(f"{folder}/store"),
         BackendSettings(base_url="http://instant", api_key=SecretStr("k"), max_in_flight=IN_FLIGHT),
@@ -161,7 +163,7 @@ def measure(rows: int) -> dict[str, Any]:
             samples.append((round(time.monotonic() - started, 1), resident_mb()))
             by_phase[now[0]].append(samples[-1][1])
 
-    async def run(prepared: prepare.Prepared) -> int:
+    async def run(prepared: prepare.PlannedRun) -> int:
         async with open_session.open_session(prepared) as opened:
             await opened.for_each_shard(opened.run_shard)
             now[0] = "metadata"

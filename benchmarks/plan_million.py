@@ -22,19 +22,19 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from prefect_imagegen.app.plan import Planner
-from prefect_imagegen.app.prepare import Job, plan_only
-from prefect_imagegen.app.settings import BackendSettings, StoreSettings
+from prefect_imagegen.app.config.settings import BackendSettings, StoreSettings
+from prefect_imagegen.app.planning.plan import Planner
+from prefect_imagegen.app.planning.prepare import RunSpec, plan_only
 from prefect_imagegen.core import layout
-from prefect_imagegen.core.events import Event, ImageFacts
-from prefect_imagegen.core.ledger import LedgerView, events_table
-from prefect_imagegen.core.manifest import ManifestOptions
-from prefect_imagegen.io.compaction import compact
-from prefect_imagegen.io.ledger_files import to_parquet
-from prefect_imagegen.io.limits import SystemClock
-from prefect_imagegen.io.manifests import Manifest
-from prefect_imagegen.io.object_store import open_object_store
-from prefect_imagegen.io.store_kind import claim_kind
+from prefect_imagegen.core.ledger.events import Event, ImageFacts
+from prefect_imagegen.core.ledger.fold import LedgerView, events_table
+from prefect_imagegen.core.request.manifest import ManifestOptions
+from prefect_imagegen.inputs.manifests.manifest import Manifest
+from prefect_imagegen.providers.limits import SystemClock
+from prefect_imagegen.store.ledger.compaction import compact
+from prefect_imagegen.store.ledger.files import to_parquet
+from prefect_imagegen.store.object_store import open_object_store
+from prefect_imagegen.store.store_kind import claim_kind
 
 SEGMENTS = 2_000
 CASES = ("read + hash", "plan, new store", "nothing to do, open segments", "nothing to do, compacted")
@@ -110,7 +110,7 @@ def measure(case: str, path: Path) -> dict[str, float]:
         rows = read_and_hash(path)
     else:
         store = StoreSettings(str(path.with_name(case)))
-        summary = asyncio.run(plan_only(Job(str(path), store, BackendSettings("sandbox"))))
+        summary = asyncio.run(plan_only(RunSpec(str(path), store, BackendSettings("sandbox"))))
         rows = summary.rows
         if summary.to_make != (rows if case == CASES[1] else 0):
             raise RuntimeError(f"{case}: {summary.counts}")

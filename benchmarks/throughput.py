@@ -45,7 +45,7 @@ def serve(port: int, latency: float, image_format: str) -> None:
 def ours(url: str, rows: int, image_format: str, api_version: str) -> dict[str, float]:
     """The product, without Prefect: manifest in, local store out, everything verified and recorded."""
     import prefect_imagegen
-    from prefect_imagegen.app.settings import BackendSettings
+    from prefect_imagegen.app.config.settings import BackendSettings
 
     with tempfile.TemporaryDirectory() as folder:
         manifest, store = f"{folder}/prompts.parquet", f"{folder}/store"
@@ -69,7 +69,7 @@ def ours(url: str, rows: int, image_format: str, api_version: str) -> dict[str, 
 
 async def bare(url: str, rows: int, image_format: str, decode: bool) -> list[float]:
     """What one writes in five minutes: POST, save the bytes to a file, perhaps decode them."""
-    from prefect_imagegen.core import image
+    from prefect_imagegen.core.images import image
 
     gate = asyncio.Semaphore(IN_FLIGHT)
     stored: list[float] = []

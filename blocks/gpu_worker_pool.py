@@ -8,7 +8,7 @@ from pydantic import ConfigDict, Field
 from prefect_imagegen.blocks.fields import OptionalKey
 
 if TYPE_CHECKING:  # the app loads only when a block is used, never when Prefect lists block types
-    from prefect_imagegen.app.settings import BackendSettings
+    from prefect_imagegen.app.config.settings import BackendSettings
 
 _REPOSITORY = "https://github.com/prefect-imagegen/prefect-imagegen"
 
@@ -68,7 +68,7 @@ class GpuWorkerPool(Block):
 
     def to_settings(self) -> "BackendSettings":
         """The plain settings that the app works with."""
-        from prefect_imagegen.app.settings import BackendSettings  # noqa: PLC0415 - see TYPE_CHECKING above
+        from prefect_imagegen.app.config.settings import BackendSettings  # noqa: PLC0415 - see TYPE_CHECKING above
 
         return BackendSettings(
             kind="pool",

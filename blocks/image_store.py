@@ -11,7 +11,7 @@ from prefect.client.schemas.actions import BlockDocumentUpdate
 from pydantic import ConfigDict, Field
 
 if TYPE_CHECKING:  # the app loads only when a block is used, never when Prefect lists block types
-    from prefect_imagegen.app.settings import StoreSettings
+    from prefect_imagegen.app.config.settings import StoreSettings
 
 _REPOSITORY = "https://github.com/prefect-imagegen/prefect-imagegen"
 
@@ -87,6 +87,6 @@ class ImageStore(Block):
 
     def to_settings(self) -> "StoreSettings":
         """The plain settings that the app works with."""
-        from prefect_imagegen.app.settings import StoreSettings  # noqa: PLC0415 - see TYPE_CHECKING above
+        from prefect_imagegen.app.config.settings import StoreSettings  # noqa: PLC0415 - see TYPE_CHECKING above
 
         return StoreSettings(self.url, self.storage_options.get_secret_value(), self.public_base_url)

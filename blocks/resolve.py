@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from prefect_imagegen.app.settings import BackendSettings, StoreSettings
+from prefect_imagegen.app.config.settings import BackendSettings, StoreSettings
 from prefect_imagegen.blocks.gpu_worker_pool import GpuWorkerPool
 from prefect_imagegen.blocks.image_store import ImageStore
 from prefect_imagegen.blocks.segmind import Segmind

@@ -142,7 +142,7 @@ def _call(case: Refusal, folder: Path, command: str) -> tuple[int, str]:
     kept = {name: os.environ[name] for name in ("PATH", "PYTHONPATH", "LANG") if name in os.environ}
     environment = kept | {"HOME": str(folder), "COLUMNS": "100", "DO_NOT_TRACK": "1"} | case.environment
     done = subprocess.run(  # noqa: S603 - our own program
-        [sys.executable, "-m", "prefect_imagegen.cli", *command.split()],
+        [sys.executable, "-m", "prefect_imagegen.cli.main", *command.split()],
         cwd=folder,
         env=environment,
         capture_output=True,

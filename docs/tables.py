@@ -3,10 +3,10 @@
 import subprocess
 import sys
 
-from prefect_imagegen.app.result import EXIT_CODES, STOP_REASONS
+from prefect_imagegen.app.running.result import EXIT_CODES, STOP_REASONS
 from prefect_imagegen.core.metadata import COLUMN_MEANINGS, METADATA_SCHEMA, STATUSES
-from prefect_imagegen.core.models import MODELS, FieldSpec
-from prefect_imagegen.core.outcomes import HELD_KINDS, OUTCOMES
+from prefect_imagegen.core.policy.outcomes import HELD_KINDS, OUTCOMES
+from prefect_imagegen.core.request.models import MODELS, FieldSpec
 
 
 def table(*rows: tuple[str, ...]) -> str:
@@ -80,7 +80,7 @@ def stop_reasons() -> str:
 
 def command_help(*words: str) -> str:
     """The help text of a command, 100 columns wide."""
-    call = [sys.executable, "-m", "prefect_imagegen.cli", *words, "--help"]
+    call = [sys.executable, "-m", "prefect_imagegen.cli.main", *words, "--help"]
     found = subprocess.run(  # noqa: S603 - our own program
         call, capture_output=True, text=True, check=True, env={"COLUMNS": "100", "PATH": ""}
     )

@@ -13,12 +13,12 @@ from prefect.artifacts import (
     aupdate_progress_artifact,
 )
 
-from prefect_imagegen.app.finish import report_markdown
-from prefect_imagegen.app.result import RunResult
-from prefect_imagegen.app.session import Session
+from prefect_imagegen.app.running.finish import report_markdown
+from prefect_imagegen.app.running.result import RunResult
+from prefect_imagegen.app.running.session import Session
 from prefect_imagegen.core import layout
 from prefect_imagegen.core.money import usd
-from prefect_imagegen.core.outcomes import OUTCOMES
+from prefect_imagegen.core.policy.outcomes import OUTCOMES
 from prefect_imagegen.core.redact import redact
 from prefect_imagegen.flows.names import artifact_key
 from prefect_imagegen.tasks.outages import server

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from prefect.runtime import deployment
 
-from prefect_imagegen.app.settings import StoreSettings
+from prefect_imagegen.app.config.settings import StoreSettings
 from prefect_imagegen.core.errors import RefusedError
 from prefect_imagegen.core.redact import redact
 

@@ -12,12 +12,12 @@ from prefect.client.schemas import State
 from prefect.exceptions import ObjectNotFound
 from pydantic import BeforeValidator, Field
 
-from prefect_imagegen.app import registry
-from prefect_imagegen.app.open_session import AlreadyStartedError, open_session
-from prefect_imagegen.app.options import GenerateOptions
-from prefect_imagegen.app.prepare import Job, Prepared
-from prefect_imagegen.app.result import RunResult
-from prefect_imagegen.app.session import Session
+from prefect_imagegen.app.config.options import GenerateOptions
+from prefect_imagegen.app.planning.prepare import PlannedRun, RunSpec
+from prefect_imagegen.app.running import registry
+from prefect_imagegen.app.running.result import RunResult
+from prefect_imagegen.app.running.run_session import AlreadyStartedError, open_session
+from prefect_imagegen.app.running.session import Session
 from prefect_imagegen.blocks.resolve import resolve_backend, resolve_store
 from prefect_imagegen.core.errors import RefusedError
 from prefect_imagegen.core.redact import redact, traceback_of
@@ -151,13 +151,13 @@ async def _generate(
 
 async def _plan(
     manifest: str, store: str, backend: str, options: GenerateOptions | None, parent_run_id: str | None
-) -> Prepared:
+) -> PlannedRun:
     ticket = uuid.uuid4().hex
     options = options or GenerateOptions()
     refuse_secrets(manifest, store, options)
     place = await resolve_store(store)
     refuse_fleeting(place)
-    registry.jobs[ticket] = Job(manifest, place, await resolve_backend(backend), options)
+    registry.jobs[ticket] = RunSpec(manifest, place, await resolve_backend(backend), options)
     state: State[Any] = await plan_run(ticket, parent_run_id, return_state=True)  # type: ignore[misc]
     if isinstance(state.data, RefusedError):
         raise state.data
@@ -165,7 +165,7 @@ async def _plan(
     return registry.prepared.pop(run_id)
 
 
-async def _execute(prepared: Prepared, started: float, limit_name: str | None, limit: int | None) -> RunResult:
+async def _execute(prepared: PlannedRun, started: float, limit_name: str | None, limit: int | None) -> RunResult:
     logger = get_run_logger()
     summary = prepared.summary
     counts = ", ".join(f"{count} {state}" for state, count in summary.counts.items() if count)

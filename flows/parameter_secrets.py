@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from urllib.parse import parse_qs
 
-from prefect_imagegen.app.options import SECRET_OPTIONS, GenerateOptions
+from prefect_imagegen.app.config.options import SECRET_OPTIONS, GenerateOptions
 from prefect_imagegen.core.errors import RefusedError
 from prefect_imagegen.core.redact import redact
 from prefect_imagegen.core.secrets import FROM_ENVIRONMENT, holds_secret, secret_option

@@ -14,7 +14,7 @@ from prefect.context import FlowRunContext
 from prefect.events import emit_event
 from prefect.states import Completed, Failed
 
-from prefect_imagegen.app.result import STATES, STOP_REASONS, RunResult
+from prefect_imagegen.app.running.result import STATES, STOP_REASONS, RunResult
 from prefect_imagegen.core.errors import ImagegenError, RefusedError
 from prefect_imagegen.core.money import exact, usd
 from prefect_imagegen.core.redact import redact

@@ -3,9 +3,9 @@
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from prefect_imagegen.app import registry
-from prefect_imagegen.app.finish import finish
-from prefect_imagegen.app.result import RunResult
+from prefect_imagegen.app.running import registry
+from prefect_imagegen.app.running.finish import finish
+from prefect_imagegen.app.running.result import RunResult
 
 
 @task(name="finish", retries=0, cache_policy=NO_CACHE, persist_result=False)

@@ -5,7 +5,7 @@ from collections import Counter
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from prefect_imagegen.app import registry
+from prefect_imagegen.app.running import registry
 from prefect_imagegen.tasks.held_slots import held_slots
 
 

@@ -14,8 +14,8 @@ import httpx
 from prefect.client.orchestration import PrefectClient, get_client
 from prefect.client.schemas.responses import ConcurrencyLimitWithLeaseResponse
 
-from prefect_imagegen.control import RunControl
-from prefect_imagegen.core.outages import Outage
+from prefect_imagegen.core.policy.outages import Outage
+from prefect_imagegen.executor.control import RunControl
 from prefect_imagegen.tasks.outages import server
 
 _LEASE_S = 300.0

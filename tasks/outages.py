@@ -13,7 +13,7 @@ from prefect.exceptions import MissingContextError
 from prefect.logging import get_run_logger
 from prefect.logging.handlers import APILogHandler
 
-from prefect_imagegen.core.outages import Outage, since_text
+from prefect_imagegen.core.policy.outages import Outage, since_text
 from prefect_imagegen.core.redact import redact
 
 _OWN = "prefect_imagegen"

@@ -7,8 +7,8 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas import State
 from prefect.states import Failed
 
-from prefect_imagegen.app import registry
-from prefect_imagegen.app.prepare import prepare
+from prefect_imagegen.app.planning.prepare import prepare
+from prefect_imagegen.app.running import registry
 from prefect_imagegen.core.errors import RefusedError
 from prefect_imagegen.tasks.wording import refusal_in_parameters
 

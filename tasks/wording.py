@@ -2,7 +2,7 @@
 
 import re
 
-from prefect_imagegen.app.options import GenerateOptions
+from prefect_imagegen.app.config.options import GenerateOptions
 from prefect_imagegen.core.errors import RefusedError
 
 _OPTION = re.compile(r"(?<![\w/.-])--([a-z]+(?:-[a-z]+)*)(?![\w/.-]*\w)")

@@ -158,7 +158,7 @@ def _wait_for_bucket(options: dict[str, object], process: subprocess.Popen[bytes
     """The port answers before the buckets can be used, so ask for the bucket and write to it."""
     import s3fs  # noqa: PLC0415 - only tests that use S3 pay for it
 
-    from prefect_imagegen.io.object_store import close_connections  # noqa: PLC0415 - the same
+    from prefect_imagegen.store.object_store import close_connections  # noqa: PLC0415 - the same
 
     fs = s3fs.S3FileSystem(**options, skip_instance_cache=True, use_listings_cache=False)
     end = time.monotonic() + 60

@@ -95,7 +95,7 @@ class Pipeline:
 
 def _encoding_ms(images: list[Any], image_format: str) -> float:
     """The median time of encoding one of these pictures as the gateway does."""
-    from prefect_imagegen.core.image import encode
+    from prefect_imagegen.core.images.image import encode
 
     milliseconds = []
     for image in images:

@@ -19,12 +19,12 @@ import httpx
 from gpu_parts.cases import SERIAL, Case
 from gpu_parts.pipeline import QUALITY, prompt
 
-from prefect_imagegen.app.adapters import make_pool
-from prefect_imagegen.app.settings import BackendSettings
-from prefect_imagegen.core.models import MODELS
-from prefect_imagegen.core.profiles import models_of
-from prefect_imagegen.core.request import GenerationRequest
-from prefect_imagegen.io.pool import Pool
+from prefect_imagegen.app.config.resolve import make_pool
+from prefect_imagegen.app.config.settings import BackendSettings
+from prefect_imagegen.core.request.models import MODELS
+from prefect_imagegen.core.request.profiles import models_of
+from prefect_imagegen.core.request.request import GenerationRequest
+from prefect_imagegen.providers.pool.provider import Pool
 
 BENCHMARKS = Path(__file__).parents[1]
 PROFILE = "klein-distilled"

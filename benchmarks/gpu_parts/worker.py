@@ -22,7 +22,7 @@ def main(file: Path, device: str, arguments: list[str]) -> None:
         os.replace(partial, file)  # noqa: PTH105 - the same, and it says that it replaces
 
     signal.signal(signal.SIGUSR1, tell)
-    from prefect_imagegen.cli import main as command_line
+    from prefect_imagegen.cli.main import main as command_line
 
     sys.argv = ["prefect-imagegen", *arguments]
     command_line()

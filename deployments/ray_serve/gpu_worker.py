@@ -24,7 +24,7 @@ from ray import serve
 from ray.serve import Application
 from starlette.types import ASGIApp
 
-from prefect_imagegen.core.profiles import licence_of
+from prefect_imagegen.core.request.profiles import licence_of
 from prefect_imagegen.gateway.app import create_app
 from prefect_imagegen.gateway.records import Books
 from prefect_imagegen.gateway.server import check_settings

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from prefect_imagegen.app.api import agenerate, generate
-    from prefect_imagegen.app.result import RunResult
+    from prefect_imagegen.app.running.result import RunResult
 
 __version__ = version("prefect-imagegen")
 __all__ = ["RunResult", "__version__", "agenerate", "generate"]
@@ -18,7 +18,7 @@ def __getattr__(name: str) -> Any:
 
         return getattr(api, name)
     if name == "RunResult":
-        from prefect_imagegen.app.result import RunResult  # noqa: PLC0415 - the same
+        from prefect_imagegen.app.running.result import RunResult  # noqa: PLC0415 - the same
 
         return RunResult
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

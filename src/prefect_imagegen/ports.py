@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Literal, Protocol
 
-from prefect_imagegen.core.events import Claim, Event, KnownAttempt
-from prefect_imagegen.core.reconcile import Look, Window
-from prefect_imagegen.core.request import GenerationRequest
+from prefect_imagegen.core.ledger.events import Claim, Event, KnownAttempt
+from prefect_imagegen.core.policy.history_lookup import Look, Window
+from prefect_imagegen.core.request.request import GenerationRequest
 
 
 class Clock(Protocol):
@@ -121,12 +121,12 @@ class Ledger(Protocol):
         ...
 
 
-Life = Literal["live", "silent", "gone"]
+Life = Literal["alive", "stale", "dead"]
 """`live`: shows signs of life. `silent`: none for 90 s, or unclear ones for 24 h.
 `gone`: has ended for certain."""
 
 
-class Neighbours(Protocol):
+class RunLiveness(Protocol):
     """Other runs on the same store, and the store's clock, which is the one that all runs share."""
 
     async def life(self, owner: str) -> Life:

@@ -7,8 +7,8 @@ from io import BytesIO
 from pyarrow import parquet
 
 from prefect_imagegen.core import layout
-from prefect_imagegen.core.outcomes import is_permanent
-from prefect_imagegen.core.request import GenerationRequest
+from prefect_imagegen.core.policy.outcomes import is_permanent
+from prefect_imagegen.core.request.request import GenerationRequest
 
 from .api import FILE_LIVES_S, Call, Job
 from .images import png

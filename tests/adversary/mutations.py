@@ -14,23 +14,23 @@ from unittest.mock import patch
 import pyarrow as pa
 
 from prefect_imagegen.core import answers, layout
-from prefect_imagegen.core.attempts import Attempts
-from prefect_imagegen.core.budget import Budget
 from prefect_imagegen.core.errors import BackendError
-from prefect_imagegen.core.events import RANK
-from prefect_imagegen.core.reconcile import claim_form
+from prefect_imagegen.core.ledger.attempts import Attempts
+from prefect_imagegen.core.ledger.events import RANK
+from prefect_imagegen.core.policy.budget import Budget
+from prefect_imagegen.core.policy.history_lookup import claim_form
 from prefect_imagegen.executor import lookups
-from prefect_imagegen.executor.calls import STUCK_AT_LEAST_S, STUCK_UNMEASURED_S, Calls
+from prefect_imagegen.executor.attempt import STUCK_AT_LEAST_S, STUCK_UNMEASURED_S, AttemptRunner
 from prefect_imagegen.executor.claims import Claims
+from prefect_imagegen.executor.deferred import DeferredRequests
 from prefect_imagegen.executor.executor import Executor
-from prefect_imagegen.executor.lot import Lot
-from prefect_imagegen.executor.rows import Again, Row
-from prefect_imagegen.io import segmind_history
-from prefect_imagegen.io.accounts import StoreAccounts
-from prefect_imagegen.io.ledger import StoreLedger, load_ledger, segments
-from prefect_imagegen.io.patient_store import PatientStore
-from prefect_imagegen.io.segmind import SegmindBackend
-from prefect_imagegen.io.segmind_history import Page, SegmindHistory
+from prefect_imagegen.executor.pending import PendingRequest, Retry
+from prefect_imagegen.providers.segmind import history as segmind_history
+from prefect_imagegen.providers.segmind.history import Page, SegmindHistory
+from prefect_imagegen.providers.segmind.provider import SegmindBackend
+from prefect_imagegen.store.ledger.accounts import StoreAccounts
+from prefect_imagegen.store.ledger.ledger import StoreLedger, load_ledger, segments
+from prefect_imagegen.store.patient_store import PatientStore
 
 from . import session
 
@@ -40,17 +40,17 @@ Mutation = Callable[[], AbstractContextManager[Any]]
 @contextmanager
 def a1_own_id_excluded() -> Iterator[None]:
     """The id that the ledger alone knows counts as that of another call; and it is told before it is stored."""
-    known, keep = StoreLedger.known, Calls._keep_id
+    known, keep = StoreLedger.known, AttemptRunner._keep_id
 
     async def claims_only(self: StoreLedger, key: bytes, *, lost: int = 0) -> Any:
         found = await known(self, key, lost=lost)
         return [replace(one, request_id=one.record.request_id) if one.record else one for one in found]
 
-    async def told_first(self: Calls, row: Row, request_id: str) -> None:
-        await self._kit.record(row, "submitted", request_id=request_id)
+    async def told_first(self: AttemptRunner, row: PendingRequest, request_id: str) -> None:
+        await self._context.record(row, "submitted", request_id=request_id)
         await keep(self, row, request_id)
 
-    with patch.object(StoreLedger, "known", claims_only), patch.object(Calls, "_keep_id", told_first):
+    with patch.object(StoreLedger, "known", claims_only), patch.object(AttemptRunner, "_keep_id", told_first):
         yield
 
 
@@ -114,7 +114,7 @@ def a4_no_accounts() -> AbstractContextManager[Any]:
 
 def a5_junk_is_final() -> AbstractContextManager[Any]:
     """An output that cannot be fetched now is lost."""
-    return patch.object(Calls, "_is_past_its_time", lambda self, row: True)
+    return patch.object(AttemptRunner, "_is_past_its_time", lambda self, row: True)
 
 
 def a5_late_address_is_final() -> AbstractContextManager[Any]:
@@ -136,8 +136,8 @@ def a5_late_address_is_final() -> AbstractContextManager[Any]:
 def a6_learned_patience_cuts() -> AbstractContextManager[Any]:
     """A paid POST is cut by what other calls took."""
 
-    async def send(self: Calls, row: Row) -> Any:
-        patience = self._kit.submits.patience(at_least=STUCK_AT_LEAST_S, unmeasured=STUCK_UNMEASURED_S)
+    async def send(self: AttemptRunner, row: PendingRequest) -> Any:
+        patience = self._context.submits.patience(at_least=STUCK_AT_LEAST_S, unmeasured=STUCK_UNMEASURED_S)
         try:
             submission = await asyncio.wait_for(self._post(row), patience)
         except TimeoutError:
@@ -146,7 +146,7 @@ def a6_learned_patience_cuts() -> AbstractContextManager[Any]:
             return await self._after_refused_post(row, error)
         return await self._receive(row, submission)
 
-    return patch.object(Calls, "_send", send)
+    return patch.object(AttemptRunner, "_send", send)
 
 
 @contextmanager
@@ -172,9 +172,9 @@ def a7_lost_end_keeps_open() -> Iterator[None]:
 def a8_kind_of_the_end_is_not_asked() -> AbstractContextManager[Any]:
     """After a closed attempt comes the next one, whatever it was closed with."""
 
-    def after(self: Claims, row: Row, last: Any, highest: int) -> Again:
-        row.n = max(last.n, highest) + 1
-        return Again()
+    def after(self: Claims, row: PendingRequest, last: Any, highest: int) -> Retry:
+        row.claim_no = max(last.n, highest) + 1
+        return Retry()
 
     return patch.object(Claims, "_after_its_end", after)
 
@@ -201,9 +201,9 @@ def a11_machine_clock_only() -> AbstractContextManager[Any]:
 def a12_damage_ends_the_run() -> AbstractContextManager[Any]:
     """What goes wrong with one row goes wrong with the run."""
 
-    async def unguarded(self: Executor, row: Row, call: Any) -> Any:
+    async def unguarded(self: Executor, row: PendingRequest, call: Any) -> Any:
         step = await call
-        self._kit.control.moved()
+        self._context.control.moved()
         return step
 
     return patch.object(Executor, "_guarded", unguarded)
@@ -235,8 +235,8 @@ def a15_lists_are_trusted() -> Iterator[None]:
         names = {info.path.rsplit("/", 1)[1] for info in await self._store.list(layout.claims_of(key.hex()))}
         return [one for one in await known(self, key) if layout.claim_name(one.n) in names]
 
-    async def at_once(self: Claims, row: Row, lost: int) -> Any:
-        return await self._kit.ledger.known(row.key)
+    async def at_once(self: Claims, row: PendingRequest, lost: int) -> Any:
+        return await self._context.ledger.known(row.key)
 
     with patch.object(StoreLedger, "known", listed), patch.object(Claims, "_known", at_once):
         yield
@@ -244,30 +244,30 @@ def a15_lists_are_trusted() -> Iterator[None]:
 
 def e_kept_id_is_kept() -> AbstractContextManager[Any]:
     """The second POST's id is never stored."""
-    original = Row.begin
+    original = PendingRequest.begin
 
-    def begin(self: Row) -> None:
-        kept = self.kept_id
+    def begin(self: PendingRequest) -> None:
+        kept = self.stored_request_id
         original(self)
-        self.kept_id = kept
+        self.stored_request_id = kept
 
-    return patch.object(Row, "begin", begin)
+    return patch.object(PendingRequest, "begin", begin)
 
 
 def e_busy_rows_are_cut() -> AbstractContextManager[Any]:
     """Parked rows that are just worked on are given up like the others."""
-    original = Lot.empty
+    original = DeferredRequests.empty
 
-    async def empty(self: Lot) -> Any:
+    async def empty(self: DeferredRequests) -> Any:
         while waiting := [one for one in self._rows.values() if not one.task.done()]:
-            if self._kit.control.interrupted.is_set() or all(self._is_straggler(one) for one in waiting):
+            if self._context.control.interrupted.is_set() or all(self._is_straggler(one) for one in waiting):
                 break
             await asyncio.wait([one.task for one in waiting], timeout=0.25, return_when=asyncio.FIRST_COMPLETED)
         for one in self._rows.values():
             one.task.cancel()
         return await original(self)
 
-    return patch.object(Lot, "empty", empty)
+    return patch.object(DeferredRequests, "empty", empty)
 
 
 def e_seen_after_the_ledger() -> AbstractContextManager[Any]:

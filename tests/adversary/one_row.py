@@ -14,11 +14,11 @@ from unittest.mock import patch
 import pyarrow.parquet as pq
 from pyarrow import acero
 
-from prefect_imagegen.core.budget import Budget
-from prefect_imagegen.core.events import RANK
-from prefect_imagegen.core.request import GenerationRequest
+from prefect_imagegen.core.ledger.events import RANK
+from prefect_imagegen.core.policy.budget import Budget
+from prefect_imagegen.core.request.request import GenerationRequest
 from prefect_imagegen.core.results import RequestResult
-from prefect_imagegen.io.heartbeat import Process
+from prefect_imagegen.store.heartbeat import Process
 
 from .api import Plan, Service, Traits
 from .images import png

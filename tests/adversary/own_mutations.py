@@ -6,13 +6,13 @@ from dataclasses import replace
 from typing import Any
 from unittest.mock import patch
 
-from prefect_imagegen.core.events import KnownAttempt
-from prefect_imagegen.executor.kit import Kit
-from prefect_imagegen.executor.rows import Row
-from prefect_imagegen.io import segmind_history
-from prefect_imagegen.io.accounts import StoreAccounts
-from prefect_imagegen.io.heartbeat import Heartbeat
-from prefect_imagegen.io.segmind_history import Page
+from prefect_imagegen.core.ledger.events import KnownAttempt
+from prefect_imagegen.executor.context import ExecutorContext
+from prefect_imagegen.executor.pending import PendingRequest
+from prefect_imagegen.providers.segmind import history as segmind_history
+from prefect_imagegen.providers.segmind.history import Page
+from prefect_imagegen.store.heartbeat import Heartbeat
+from prefect_imagegen.store.ledger.accounts import StoreAccounts
 
 from .session import UploadingReferences
 
@@ -42,27 +42,27 @@ def last_beat_fails_at_once() -> AbstractContextManager[Any]:
 
 def uploads_are_waited_for() -> AbstractContextManager[Any]:
     """A run that is told to stop waits for uploads that hang."""
-    original = Kit.unless_interrupted
+    original = ExecutorContext.unless_interrupted
 
-    async def unless_interrupted(self: Kit, call: Any, kind: str, grace: float) -> Any:
+    async def unless_interrupted(self: ExecutorContext, call: Any, kind: str, grace: float) -> Any:
         is_upload = getattr(call, "__qualname__", "") == UploadingReferences.addresses.__qualname__
         return await call if is_upload else await original(self, call, kind, grace)
 
-    return patch.object(Kit, "unless_interrupted", unless_interrupted)
+    return patch.object(ExecutorContext, "unless_interrupted", unless_interrupted)
 
 
 def fetched_is_own() -> AbstractContextManager[Any]:
     """What a key fetches of another account's calls counts as calls of its own."""
-    original = Kit.record
+    original = ExecutorContext.record
 
-    async def record(self: Kit, row: Row, kind: Any, **facts: Any) -> None:
+    async def record(self: ExecutorContext, row: PendingRequest, kind: Any, **facts: Any) -> None:
         claim, row.claim = row.claim, row.claim and replace(row.claim, account=None)
         try:
             await original(self, row, kind, **facts)
         finally:
             row.claim = claim
 
-    return patch.object(Kit, "record", record)
+    return patch.object(ExecutorContext, "record", record)
 
 
 def unplaced_stays_unplaced() -> AbstractContextManager[Any]:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from prefect_imagegen.control import RunControl
+from prefect_imagegen.executor.control import RunControl
 
 from .scenario import RunPlan
 from .session import Ended

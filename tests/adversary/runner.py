@@ -17,8 +17,9 @@ from unittest.mock import patch
 
 from pyarrow import acero
 
-from prefect_imagegen.core import accounts, retry
-from prefect_imagegen.io import segmind_history
+from prefect_imagegen.core.ledger import accounts
+from prefect_imagegen.core.policy import backoff as retry
+from prefect_imagegen.providers.segmind import history as segmind_history
 
 from .generator import draw
 from .judge import judge

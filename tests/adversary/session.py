@@ -12,27 +12,27 @@ from typing import Any
 import pyarrow as pa
 from pydantic import SecretStr
 
-from prefect_imagegen.app.adapters import make_pool
-from prefect_imagegen.app.settings import BackendSettings
-from prefect_imagegen.control import RunControl
+from prefect_imagegen.app.config.resolve import make_pool
+from prefect_imagegen.app.config.settings import BackendSettings
 from prefect_imagegen.core import layout
-from prefect_imagegen.core.budget import Budget
-from prefect_imagegen.core.concurrency import AdaptiveLimit
 from prefect_imagegen.core.errors import BackendError, StoreError
-from prefect_imagegen.core.image import Decoded
-from prefect_imagegen.core.ledger import KEY_TYPE, LedgerView
-from prefect_imagegen.core.outcomes import is_permanent
-from prefect_imagegen.core.reconcile import OnUnknown
-from prefect_imagegen.core.request import GenerationRequest
+from prefect_imagegen.core.images.image import Decoded
+from prefect_imagegen.core.ledger.fold import KEY_TYPE, LedgerView
+from prefect_imagegen.core.policy.adaptive_limit import AdaptiveLimit
+from prefect_imagegen.core.policy.budget import Budget
+from prefect_imagegen.core.policy.history_lookup import OnUnknown
+from prefect_imagegen.core.policy.outcomes import is_permanent
+from prefect_imagegen.core.request.request import GenerationRequest
 from prefect_imagegen.core.results import RequestResult
-from prefect_imagegen.executor import Executor, Kit, Policy
-from prefect_imagegen.io.accounts import open_accounts
-from prefect_imagegen.io.heartbeat import Heartbeat, Process, StoreNeighbours
-from prefect_imagegen.io.ledger import StoreLedger, load_ledger, segments
-from prefect_imagegen.io.limits import RateGate
-from prefect_imagegen.io.patient_store import PatientStore
-from prefect_imagegen.io.segmind import SEGMIND_URL
+from prefect_imagegen.executor import Executor, ExecutorContext, Policy
+from prefect_imagegen.executor.control import RunControl
 from prefect_imagegen.ports import Accounts, Backend, Clock, ObjectStore
+from prefect_imagegen.providers.limits import RateGate
+from prefect_imagegen.providers.segmind.provider import SEGMIND_URL
+from prefect_imagegen.store.heartbeat import Heartbeat, Process, StoreRunLiveness
+from prefect_imagegen.store.ledger.accounts import open_accounts
+from prefect_imagegen.store.ledger.ledger import StoreLedger, load_ledger, segments
+from prefect_imagegen.store.patient_store import PatientStore
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +160,7 @@ async def _execute(order: Order) -> Ended:
     async def decoder(function: Callable[[bytes], Decoded], data: bytes) -> Decoded:
         return function(data)
 
-    kit = Kit(
+    context = ExecutorContext(
         references=UploadingReferences(backend),
         backend=backend,
         store=store,
@@ -178,13 +178,13 @@ async def _execute(order: Order) -> Ended:
         ),
         accounts=await _accounts(order, backend, store, view),
         clock=clock,
-        neighbours=StoreNeighbours(store, heartbeat, order.process, clock),
-        draw=draw,
-        decoder=decoder,
+        neighbours=StoreRunLiveness(store, heartbeat, order.process, clock),
+        jitter=draw,
+        run_decode=decoder,
         concurrency=AdaptiveLimit(options.in_flight),
         budget=order.budget or Budget.of(order.cap, view.costs()),
     )
-    executor = Executor(kit)
+    executor = Executor(context)
     background = [asyncio.create_task(work) for work in (heartbeat.keep_beating(), ledger.keep_flushing())]
     for task in background:
         task.add_done_callback(lambda done: _note_failure(control, done))

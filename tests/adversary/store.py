@@ -9,8 +9,8 @@ from random import Random
 
 from prefect_imagegen.core import layout
 from prefect_imagegen.core.errors import StoreError
-from prefect_imagegen.io.ledger_files import from_parquet
 from prefect_imagegen.ports import ObjectInfo
+from prefect_imagegen.store.ledger.files import from_parquet
 
 from .loop import Time
 

@@ -10,9 +10,9 @@ from functools import partial
 from random import Random
 from typing import Any
 
-from prefect_imagegen.control import RunControl
-from prefect_imagegen.core.request import GenerationRequest, Reference
-from prefect_imagegen.io.heartbeat import Process
+from prefect_imagegen.core.request.request import GenerationRequest, Reference
+from prefect_imagegen.executor.control import RunControl
+from prefect_imagegen.store.heartbeat import Process
 
 from .api import API, ASSETS, CDN, HISTORY, OTHER_CDN, Plan, Service
 from .loop import DeadlockError, LivelockError, MachineClock, Time, VirtualLoop, run_on

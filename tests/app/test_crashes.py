@@ -22,26 +22,26 @@ from prefect.settings import PREFECT_API_URL
 from pydantic import SecretStr
 
 import prefect_imagegen
-from prefect_imagegen.app.options import GenerateOptions
-from prefect_imagegen.app.result import RunResult
-from prefect_imagegen.app.settings import BackendSettings, StoreSettings
-from prefect_imagegen.app.verify import verify
+from prefect_imagegen.app.config.options import GenerateOptions
+from prefect_imagegen.app.config.settings import BackendSettings, StoreSettings
+from prefect_imagegen.app.maintenance.verify import verify
+from prefect_imagegen.app.running.result import RunResult
 from prefect_imagegen.blocks import ImageStore
 from prefect_imagegen.core import layout
-from prefect_imagegen.core.events import Event
-from prefect_imagegen.core.ledger import events_table
+from prefect_imagegen.core.ledger.events import Event
+from prefect_imagegen.core.ledger.fold import events_table
 from prefect_imagegen.flows import generate_images
 from prefect_imagegen.gateway.faults import Fault, FaultScript
 from prefect_imagegen.gateway.server import EmbeddedGateway
 from prefect_imagegen.gateway.settings import GatewaySettings
-from prefect_imagegen.io.ledger_files import to_parquet
-from prefect_imagegen.io.object_store import open_object_store
+from prefect_imagegen.store.ledger.files import to_parquet
+from prefect_imagegen.store.object_store import open_object_store
 
 ROWS = 6
 CHILD = """
 import json, sys
 import prefect_imagegen
-from prefect_imagegen.app.settings import BackendSettings, StoreSettings
+from prefect_imagegen.app.config.settings import BackendSettings, StoreSettings
 from pydantic import SecretStr
 
 manifest, url, storage, base_url, version, lag = sys.argv[1:]
@@ -52,7 +52,7 @@ prefect_imagegen.generate(
 """
 FLOW = """
 import sys
-from prefect_imagegen.app.options import GenerateOptions
+from prefect_imagegen.app.config.options import GenerateOptions
 from prefect_imagegen.flows import generate_images
 
 manifest, store, version = sys.argv[1:]

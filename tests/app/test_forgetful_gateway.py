@@ -9,7 +9,7 @@ import pytest
 from pydantic import SecretStr
 
 from prefect_imagegen import generate
-from prefect_imagegen.app.settings import BackendSettings
+from prefect_imagegen.app.config.settings import BackendSettings
 from prefect_imagegen.gateway.faults import Fault, FaultScript
 from prefect_imagegen.gateway.server import EmbeddedGateway
 from prefect_imagegen.gateway.settings import GatewaySettings

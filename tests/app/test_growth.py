@@ -13,21 +13,25 @@ import pyarrow.parquet as pq
 import pytest
 
 import prefect_imagegen
-from prefect_imagegen.app.plan import Planner
-from prefect_imagegen.app.settings import BackendSettings, StoreSettings
-from prefect_imagegen.app.written_plan import WrittenPlan
-from prefect_imagegen.core import deliveries, keyed, layout, ledger
-from prefect_imagegen.core.events import Event, ImageFacts
-from prefect_imagegen.core.ledger import LedgerView, events_table, fold
-from prefect_imagegen.core.manifest import ManifestOptions
+from prefect_imagegen.app.config.settings import BackendSettings, StoreSettings
+from prefect_imagegen.app.planning.plan import Planner
+from prefect_imagegen.app.planning.stored_plan import WrittenPlan
+from prefect_imagegen.core import layout
+from prefect_imagegen.core.ledger import deliveries
+from prefect_imagegen.core.ledger import fold as ledger
+from prefect_imagegen.core.ledger import keyed_table as keyed
+from prefect_imagegen.core.ledger.events import Event, ImageFacts
+from prefect_imagegen.core.ledger.fold import LedgerView, events_table, fold
 from prefect_imagegen.core.plan import KeySeen
-from prefect_imagegen.io import compaction, manifests
-from prefect_imagegen.io.ledger import StoreLedger
-from prefect_imagegen.io.ledger_files import to_parquet
-from prefect_imagegen.io.limits import SystemClock
-from prefect_imagegen.io.manifests import Manifest
-from prefect_imagegen.io.object_store import open_object_store
-from prefect_imagegen.io.store_kind import claim_kind
+from prefect_imagegen.core.request.manifest import ManifestOptions
+from prefect_imagegen.inputs.manifests import manifest as manifests
+from prefect_imagegen.inputs.manifests.manifest import Manifest
+from prefect_imagegen.providers.limits import SystemClock
+from prefect_imagegen.store.ledger import compaction
+from prefect_imagegen.store.ledger.files import to_parquet
+from prefect_imagegen.store.ledger.ledger import StoreLedger
+from prefect_imagegen.store.object_store import open_object_store
+from prefect_imagegen.store.store_kind import claim_kind
 
 TIMES = 8
 MOST = TIMES * 1.5

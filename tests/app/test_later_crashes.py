@@ -19,10 +19,10 @@ import pytest
 from pydantic import SecretStr
 
 import prefect_imagegen
-from prefect_imagegen.app.options import GenerateOptions
-from prefect_imagegen.app.result import RunResult
-from prefect_imagegen.app.settings import BackendSettings, StoreSettings
-from prefect_imagegen.app.verify import verify
+from prefect_imagegen.app.config.options import GenerateOptions
+from prefect_imagegen.app.config.settings import BackendSettings, StoreSettings
+from prefect_imagegen.app.maintenance.verify import verify
+from prefect_imagegen.app.running.result import RunResult
 from prefect_imagegen.gateway.server import EmbeddedGateway
 from tests.support.gateway_runs import api
 
@@ -31,7 +31,7 @@ VERSIONS = pytest.mark.parametrize("version", ["v1", "v2"])
 CHILD = """
 import sys
 import prefect_imagegen
-from prefect_imagegen.app.settings import BackendSettings
+from prefect_imagegen.app.config.settings import BackendSettings
 from pydantic import SecretStr
 
 manifest, store, base_url, version, in_flight = sys.argv[1:]

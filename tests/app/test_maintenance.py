@@ -17,25 +17,25 @@ from PIL import Image
 from pydantic import SecretStr
 
 import prefect_imagegen
-from prefect_imagegen.app.doctor import Check, examine
-from prefect_imagegen.app.options import GenerateOptions
-from prefect_imagegen.app.reconcile import Reconciled, reconcile
-from prefect_imagegen.app.result import RunResult
-from prefect_imagegen.app.retry import retry
-from prefect_imagegen.app.settings import BackendSettings, StoreSettings
-from prefect_imagegen.app.verify import Verified, verify
+from prefect_imagegen.app.config.options import GenerateOptions
+from prefect_imagegen.app.config.settings import BackendSettings, StoreSettings
+from prefect_imagegen.app.maintenance.doctor import Check, examine
+from prefect_imagegen.app.maintenance.reconcile import ReconcileReport, reconcile
+from prefect_imagegen.app.maintenance.resend import retry
+from prefect_imagegen.app.maintenance.verify import VerifyReport, verify
+from prefect_imagegen.app.running.result import RunResult
 from prefect_imagegen.core import layout
 from prefect_imagegen.core.errors import RefusedError, StoreError
-from prefect_imagegen.core.events import Claim, Event, ImageFacts
-from prefect_imagegen.core.ledger import LedgerView, events_table
+from prefect_imagegen.core.ledger.events import Claim, Event, ImageFacts
+from prefect_imagegen.core.ledger.fold import LedgerView, events_table
 from prefect_imagegen.gateway.faults import Fault, FaultScript
 from prefect_imagegen.gateway.server import EmbeddedGateway
 from prefect_imagegen.gateway.settings import GatewaySettings
-from prefect_imagegen.io.heartbeat import Heartbeat, Process
-from prefect_imagegen.io.ledger import StoreLedger
-from prefect_imagegen.io.ledger_files import to_parquet
-from prefect_imagegen.io.limits import SystemClock
-from prefect_imagegen.io.object_store import FsspecObjectStore, open_object_store
+from prefect_imagegen.providers.limits import SystemClock
+from prefect_imagegen.store.heartbeat import Heartbeat, Process
+from prefect_imagegen.store.ledger.files import to_parquet
+from prefect_imagegen.store.ledger.ledger import StoreLedger
+from prefect_imagegen.store.object_store import FsspecObjectStore, open_object_store
 
 ROWS = 5
 PRICE = 0.01
@@ -62,11 +62,11 @@ class Place:
         pq.write_table(pa.table({"prompt": [f"prompt number {number}" for number in range(rows)]}), path)
         return prefect_imagegen.generate(str(path), self.store, backend=self.account, **options)
 
-    def verify(self, *, repair: bool = False, account: BackendSettings | None = None) -> Verified:
+    def verify(self, *, repair: bool = False, account: BackendSettings | None = None) -> VerifyReport:
         backend = account or self.account
         return asyncio.run(verify(self.store, backend, GenerateOptions(), repair=repair))
 
-    def reconcile(self) -> Reconciled:
+    def reconcile(self) -> ReconcileReport:
         return asyncio.run(reconcile(self.store, self.account, GenerateOptions()))
 
     def images(self) -> list[Path]:
@@ -89,7 +89,7 @@ def place(tmp_path: Path) -> Iterator[Place]:
         yield Place(tmp_path, gateway)
 
 
-def kinds(found: Verified) -> list[tuple[str, str | None]]:
+def kinds(found: VerifyReport) -> list[tuple[str, str | None]]:
     return [(problem.kind, problem.repair) for problem in found.problems]
 
 

@@ -13,15 +13,15 @@ import pyarrow.parquet as pq
 import pytest
 from pydantic import SecretStr
 
-from prefect_imagegen.app import orders
-from prefect_imagegen.app.finish import finish
-from prefect_imagegen.app.open_session import open_session
-from prefect_imagegen.app.options import GenerateOptions
-from prefect_imagegen.app.prepare import Job, prepare
-from prefect_imagegen.app.result import RunResult
-from prefect_imagegen.app.settings import BackendSettings, StoreSettings
+from prefect_imagegen.app.config.options import GenerateOptions
+from prefect_imagegen.app.config.settings import BackendSettings, StoreSettings
+from prefect_imagegen.app.planning.prepare import RunSpec, prepare
+from prefect_imagegen.app.running import orders
+from prefect_imagegen.app.running.finish import finish
+from prefect_imagegen.app.running.result import RunResult
+from prefect_imagegen.app.running.run_session import open_session
 from prefect_imagegen.gateway.server import EmbeddedGateway
-from prefect_imagegen.io.object_store import open_object_store
+from prefect_imagegen.store.object_store import open_object_store
 from tests.support.gateway_runs import api
 
 PRICE = 0.04
@@ -32,7 +32,7 @@ def execute(running: EmbeddedGateway, folder: Path, rows: int, order: str | None
     path = folder / "prompts.parquet"
     pq.write_table(pa.table({"prompt": [f"scene number {n}" for n in range(rows)]}), path)
     backend = BackendSettings(base_url=running.url, api_key=SecretStr("k"))
-    job = Job(str(path), StoreSettings(str(folder / "store")), backend, GenerateOptions(**options))
+    job = RunSpec(str(path), StoreSettings(str(folder / "store")), backend, GenerateOptions(**options))
 
     async def run() -> RunResult:
         async with open_session(await prepare(job), order) as session:

@@ -16,10 +16,10 @@ from PIL import Image
 from pydantic import SecretStr
 
 import prefect_imagegen
-from prefect_imagegen.app.options import GenerateOptions
-from prefect_imagegen.app.prepare import Job, RowsRefusedError, plan_only
-from prefect_imagegen.app.result import RunResult
-from prefect_imagegen.app.settings import BackendSettings, StoreSettings
+from prefect_imagegen.app.config.options import GenerateOptions
+from prefect_imagegen.app.config.settings import BackendSettings, StoreSettings
+from prefect_imagegen.app.planning.prepare import RowsRefusedError, RunSpec, plan_only
+from prefect_imagegen.app.running.result import RunResult
 from prefect_imagegen.core.plan import PlanSummary
 from prefect_imagegen.gateway.faults import Fault, FaultScript
 from prefect_imagegen.gateway.server import EmbeddedGateway
@@ -117,7 +117,7 @@ def generate(running: EmbeddedGateway, folder: Path, **options: Any) -> RunResul
 
 
 def plan(folder: Path, **options: Any) -> PlanSummary:
-    job = Job(
+    job = RunSpec(
         str(folder / "prompts.jsonl"),
         StoreSettings(str(folder / "store")),
         BackendSettings(base_url="http://127.0.0.1:1", api_key=SecretStr("k")),

@@ -10,17 +10,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prefect_imagegen.app.plan import PlanDraft, Planner
-from prefect_imagegen.app.written_plan import WrittenPlan, request_from_json, request_to_json
+from prefect_imagegen.app.planning.plan import PlanDraft, Planner
+from prefect_imagegen.app.planning.stored_plan import WrittenPlan, request_from_json, request_to_json
 from prefect_imagegen.core.errors import RefusedError, StoreError
-from prefect_imagegen.core.events import Event
-from prefect_imagegen.core.ledger import LedgerView, events_table, fold
-from prefect_imagegen.core.manifest import ManifestOptions
+from prefect_imagegen.core.ledger.events import Event
+from prefect_imagegen.core.ledger.fold import LedgerView, events_table, fold
 from prefect_imagegen.core.plan import SHOWN_ERRORS
-from prefect_imagegen.core.request import GenerationRequest, Reference
-from prefect_imagegen.io import manifests
-from prefect_imagegen.io.manifests import Manifest
-from prefect_imagegen.io.object_store import open_object_store
+from prefect_imagegen.core.request.manifest import ManifestOptions
+from prefect_imagegen.core.request.request import GenerationRequest, Reference
+from prefect_imagegen.inputs.manifests import manifest as manifests
+from prefect_imagegen.inputs.manifests.manifest import Manifest
+from prefect_imagegen.store.object_store import open_object_store
 
 pytestmark = pytest.mark.anyio
 NOW = datetime(2026, 8, 1, tzinfo=UTC)

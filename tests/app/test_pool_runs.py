@@ -16,11 +16,11 @@ from PIL import Image
 from pydantic import SecretStr
 
 from prefect_imagegen import generate
-from prefect_imagegen.app.options import GenerateOptions
-from prefect_imagegen.app.prepare import RowsRefusedError
-from prefect_imagegen.app.reconcile import reconcile
-from prefect_imagegen.app.result import RunResult
-from prefect_imagegen.app.settings import BackendSettings, StoreSettings
+from prefect_imagegen.app.config.options import GenerateOptions
+from prefect_imagegen.app.config.settings import BackendSettings, StoreSettings
+from prefect_imagegen.app.maintenance.reconcile import reconcile
+from prefect_imagegen.app.planning.prepare import RowsRefusedError
+from prefect_imagegen.app.running.result import RunResult
 from prefect_imagegen.core.errors import RefusedError
 from prefect_imagegen.gateway.server import EmbeddedGateway
 from prefect_imagegen.gateway.settings import GatewaySettings

@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
-from prefect_imagegen.app.doctor import examine
-from prefect_imagegen.app.options import GenerateOptions
-from prefect_imagegen.app.settings import BackendSettings, StoreSettings
-from prefect_imagegen.executor import calls
+from prefect_imagegen.app.config.options import GenerateOptions
+from prefect_imagegen.app.config.settings import BackendSettings, StoreSettings
+from prefect_imagegen.app.maintenance.doctor import examine
+from prefect_imagegen.executor import attempt as calls
 from prefect_imagegen.gateway.server import EmbeddedGateway
 from tests.support.gateway_runs import PRICE, api, assert_paid_once, generate, mend, metadata, report
 

@@ -16,17 +16,17 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr
 
-from prefect_imagegen.app.options import GenerateOptions
-from prefect_imagegen.app.retry import retry
-from prefect_imagegen.app.settings import BackendSettings, StoreSettings
-from prefect_imagegen.app.status import accounts
-from prefect_imagegen.app.verify import verify
-from prefect_imagegen.core.accounts import fingerprint_of
+from prefect_imagegen.app.config.options import GenerateOptions
+from prefect_imagegen.app.config.settings import BackendSettings, StoreSettings
+from prefect_imagegen.app.maintenance.resend import retry
+from prefect_imagegen.app.maintenance.status import accounts
+from prefect_imagegen.app.maintenance.verify import verify
 from prefect_imagegen.core.errors import StoreError
+from prefect_imagegen.core.ledger.accounts import fingerprint_of
 from prefect_imagegen.gateway.faults import Fault, FaultScript
 from prefect_imagegen.gateway.server import EmbeddedGateway
-from prefect_imagegen.io import heartbeat, patient_store
-from prefect_imagegen.io.object_store import FsspecObjectStore
+from prefect_imagegen.store import heartbeat, patient_store
+from prefect_imagegen.store.object_store import FsspecObjectStore
 from tests.support.gateway_runs import PRICE, api, assert_paid_once, generate, mend, metadata, scenes
 
 VERSIONS = pytest.mark.parametrize("version", ["v1", "v2"])
@@ -204,7 +204,7 @@ def test_one_damaged_image(version: str, tmp_path: Path) -> None:
 CHILD = """
 import json, sys
 import prefect_imagegen
-from prefect_imagegen.app.settings import BackendSettings
+from prefect_imagegen.app.config.settings import BackendSettings
 from pydantic import SecretStr
 
 manifest, store, base_url, version = sys.argv[1:]

@@ -16,16 +16,16 @@ import pytest
 from pydantic import SecretStr
 
 import prefect_imagegen
-from prefect_imagegen.app.result import RunResult
-from prefect_imagegen.app.settings import BackendSettings
+from prefect_imagegen.app.config.settings import BackendSettings
+from prefect_imagegen.app.running.result import RunResult
 from prefect_imagegen.gateway.server import EmbeddedGateway
 from prefect_imagegen.gateway.settings import GatewaySettings
 
 CHILD = """
 import datetime, sys
 import prefect_imagegen
-from prefect_imagegen.app.settings import BackendSettings
-from prefect_imagegen.io.limits import SystemClock
+from prefect_imagegen.app.config.settings import BackendSettings
+from prefect_imagegen.providers.limits import SystemClock
 from pydantic import SecretStr
 
 manifest, store, base_url, ahead = sys.argv[1:]

@@ -23,15 +23,15 @@ from PIL import Image
 from pydantic import SecretStr
 
 import prefect_imagegen
-from prefect_imagegen.app.options import GenerateOptions
-from prefect_imagegen.app.prepare import Job, RowsRefusedError, plan_only
-from prefect_imagegen.app.result import RunResult
-from prefect_imagegen.app.settings import BackendSettings, StoreSettings
-from prefect_imagegen.app.written_plan import WrittenPlan
+from prefect_imagegen.app.config.options import GenerateOptions
+from prefect_imagegen.app.config.settings import BackendSettings, StoreSettings
+from prefect_imagegen.app.planning.prepare import RowsRefusedError, RunSpec, plan_only
+from prefect_imagegen.app.planning.stored_plan import WrittenPlan
+from prefect_imagegen.app.running.result import RunResult
 from prefect_imagegen.core.plan import PlanSummary
 from prefect_imagegen.gateway.server import EmbeddedGateway
 from prefect_imagegen.gateway.settings import GatewaySettings
-from prefect_imagegen.io.object_store import close_connections
+from prefect_imagegen.store.object_store import close_connections
 
 KEY = "SG_0123456789abcdef"
 PHOTOS, ROWS = 40, 300
@@ -345,7 +345,7 @@ def test_a_changed_photograph(world: World, s3: Any) -> None:
 
 
 def plan(world: World, s3_options: dict[str, Any], **options: Any) -> PlanSummary:
-    job = Job(
+    job = RunSpec(
         world.manifest,
         StoreSettings(str(world.folder / "store")),
         BackendSettings(base_url="http://127.0.0.1:1", api_key=SecretStr(KEY)),
@@ -411,7 +411,7 @@ def test_a_sample_is_looked_at(world: World) -> None:
 
 def test_each_reference_is_read_once(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """A plan of many windows asks for each reference once, also where the server names no version of it."""
-    monkeypatch.setattr("prefect_imagegen.io.manifests.WINDOW_ROWS", 10)
+    monkeypatch.setattr("prefect_imagegen.inputs.manifests.manifest.WINDOW_ROWS", 10)
     world.server.marks = False
     places = [place for place in world.places.values() if place.startswith("http")]
     write(world, [[places[n % len(places)]] for n in range(100)])

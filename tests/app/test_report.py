@@ -5,8 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
-from prefect_imagegen.app.finish import report_markdown
-from prefect_imagegen.app.result import RunResult
+from prefect_imagegen.app.running.finish import report_markdown
+from prefect_imagegen.app.running.result import RunResult
 
 HOSTILE = (
     "![](http://track.example/p.png)",

@@ -16,10 +16,10 @@ import pytest
 from pydantic import SecretStr
 
 import prefect_imagegen
-from prefect_imagegen.app.prepare import Job, plan_only
-from prefect_imagegen.app.result import RunResult
-from prefect_imagegen.app.settings import BackendSettings, StoreSettings
-from prefect_imagegen.app.status import statuses
+from prefect_imagegen.app.config.settings import BackendSettings, StoreSettings
+from prefect_imagegen.app.maintenance.status import statuses
+from prefect_imagegen.app.planning.prepare import RunSpec, plan_only
+from prefect_imagegen.app.running.result import RunResult
 from prefect_imagegen.core.errors import RefusedError
 from prefect_imagegen.core.metadata import METADATA_SCHEMA
 from prefect_imagegen.gateway import generation
@@ -170,7 +170,7 @@ def test_the_budget_is_a_hard_cap(tmp_path: Path) -> None:
         assert gateway.books.charged == pytest.approx(0.7)
         assert first.overshoot_usd == 0.0
         settings = BackendSettings(base_url=gateway.url, max_in_flight=2)
-        summary = asyncio.run(plan_only(Job(path, StoreSettings(store), settings)))
+        summary = asyncio.run(plan_only(RunSpec(path, StoreSettings(store), settings)))
         assert (summary.forecast.images, summary.forecast.measured) == (13, 13)
         assert summary.forecast.low_usd == summary.forecast.high_usd == pytest.approx(1.3)
         again = generate(gateway, path, store, max_cost_usd=5.0)
@@ -314,7 +314,7 @@ def test_agenerate_runs_inside_a_loop_on_s3(tmp_path: Path, s3: Any) -> None:
 CHILD = """
 import sys
 import prefect_imagegen
-from prefect_imagegen.app.settings import BackendSettings
+from prefect_imagegen.app.config.settings import BackendSettings
 from pydantic import SecretStr
 
 prefect_imagegen.generate(

@@ -14,30 +14,30 @@ import pytest
 from pydantic import SecretStr
 
 import prefect_imagegen
-from prefect_imagegen.app.finish import finish
-from prefect_imagegen.app.open_session import open_session
-from prefect_imagegen.app.options import GenerateOptions
-from prefect_imagegen.app.prepare import Job, prepare
-from prefect_imagegen.app.result import RunResult
-from prefect_imagegen.app.settings import BackendSettings, StoreSettings
-from prefect_imagegen.app.verify import verify
+from prefect_imagegen.app.config.options import GenerateOptions
+from prefect_imagegen.app.config.settings import BackendSettings, StoreSettings
+from prefect_imagegen.app.maintenance.verify import verify
+from prefect_imagegen.app.planning.prepare import RunSpec, prepare
+from prefect_imagegen.app.running.finish import finish
+from prefect_imagegen.app.running.result import RunResult
+from prefect_imagegen.app.running.run_session import open_session
 from prefect_imagegen.core import layout
 from prefect_imagegen.core.errors import StoreError
-from prefect_imagegen.core.events import KnownAttempt
-from prefect_imagegen.core.request import GenerationRequest
+from prefect_imagegen.core.ledger.events import KnownAttempt
+from prefect_imagegen.core.request.request import GenerationRequest
 from prefect_imagegen.core.results import RequestResult
 from prefect_imagegen.gateway.server import EmbeddedGateway
-from prefect_imagegen.io.ledger import StoreLedger
-from prefect_imagegen.io.object_store import FsspecObjectStore
 from prefect_imagegen.ports import ObjectInfo
+from prefect_imagegen.store.ledger.ledger import StoreLedger
+from prefect_imagegen.store.object_store import FsspecObjectStore
 from tests.support.gateway_runs import PRICE, api, report_text
 
 
-def job(running: EmbeddedGateway, folder: Path, rows: int, **options: Any) -> Job:
+def job(running: EmbeddedGateway, folder: Path, rows: int, **options: Any) -> RunSpec:
     path = folder / "prompts.parquet"
     pq.write_table(pa.table({"prompt": [f"scene number {n}" for n in range(rows)]}), path)
     backend = BackendSettings(base_url=running.url, api_key=SecretStr("k"))
-    return Job(str(path), StoreSettings(str(folder / "store")), backend, GenerateOptions(**options))
+    return RunSpec(str(path), StoreSettings(str(folder / "store")), backend, GenerateOptions(**options))
 
 
 def generate(running: EmbeddedGateway, folder: Path, rows: int, **options: Any) -> RunResult:
@@ -165,7 +165,7 @@ def test_an_image_that_is_quarantined_after_the_plan(tmp_path: Path, monkeypatch
         # While the API may still have the image, and nobody can ask it, the key is not given free.
         (young,) = (await verify(prepared.job.store, BackendSettings(), GenerateOptions(), repair=True)).problems
         assert (young.kind, young.repair) == ("missing_image", None)
-        monkeypatch.setattr("prefect_imagegen.app.mending.OUTPUTS_LIVE", timedelta(0))
+        monkeypatch.setattr("prefect_imagegen.app.maintenance.repair.OUTPUTS_LIVE", timedelta(0))
         (old,) = (await verify(prepared.job.store, BackendSettings(), GenerateOptions(), repair=True)).problems
         assert (old.kind, old.repair) == ("missing_image", "quarantined")
         async with open_session(prepared) as session:

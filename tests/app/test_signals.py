@@ -13,7 +13,7 @@ import pytest
 from pydantic import SecretStr
 
 import prefect_imagegen
-from prefect_imagegen.app.settings import BackendSettings
+from prefect_imagegen.app.config.settings import BackendSettings
 from prefect_imagegen.gateway.server import EmbeddedGateway
 from prefect_imagegen.gateway.settings import GatewaySettings
 
@@ -21,7 +21,7 @@ ROWS, IN_FLIGHT = 12, 3
 CHILD = """
 import json, sys
 import prefect_imagegen
-from prefect_imagegen.app.settings import BackendSettings
+from prefect_imagegen.app.config.settings import BackendSettings
 from pydantic import SecretStr
 
 manifest, store, base_url, version, drain = sys.argv[1:]

@@ -12,7 +12,7 @@ from prefect.blocks.core import Block
 from prefect.testing.standard_test_suites import BlockStandardTestSuite
 from pydantic import SecretStr, ValidationError
 
-from prefect_imagegen.app.options import GenerateOptions
+from prefect_imagegen.app.config.options import GenerateOptions
 from prefect_imagegen.blocks import GpuWorkerPool, ImageStore, Segmind
 from prefect_imagegen.blocks.resolve import is_block, resolve_backend, resolve_store
 from prefect_imagegen.core.errors import RefusedError

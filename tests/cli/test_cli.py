@@ -32,7 +32,7 @@ def call(*words: object, folder: Path, **environment: str) -> subprocess.Complet
     """Run the command in a folder, with an empty Prefect home there and no settings of the user."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "SEGMIND_"))}
     kept |= {"PREFECT_HOME": str(folder / "prefect-home"), "DO_NOT_TRACK": "1", "COLUMNS": "200"}
-    command = [sys.executable, "-m", "prefect_imagegen.cli", *map(str, words)]
+    command = [sys.executable, "-m", "prefect_imagegen.cli.main", *map(str, words)]
     found = subprocess.run(
         command, cwd=folder, env=kept | environment, capture_output=True, text=True, timeout=300, check=False
     )
@@ -122,7 +122,7 @@ def test_a_signal_stops_and_the_same_command_resumes(ctrl_c: bool, prefect: str,
         environment = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
         environment |= {"PREFECT_HOME": str(tmp_path / "home"), "SEGMIND_API_KEY": "k", "DO_NOT_TRACK": "1"}
         process = subprocess.Popen(
-            [sys.executable, "-m", "prefect_imagegen.cli", *map(str, words)],
+            [sys.executable, "-m", "prefect_imagegen.cli.main", *map(str, words)],
             cwd=tmp_path,
             env=environment,
             stdout=subprocess.PIPE,
@@ -335,7 +335,7 @@ def test_serve_ends_well(number: signal.Signals, tmp_path: Path) -> None:
     """`serve --port 0` names its address, answers there, and ends on either signal with exit code 0 and no litter."""
     litter = tmp_path / "temporary"
     litter.mkdir()
-    command = [sys.executable, "-m", "prefect_imagegen.cli", "serve", "--port", "0"]
+    command = [sys.executable, "-m", "prefect_imagegen.cli.main", "serve", "--port", "0"]
     command += ["--account", "alice=env:ONE", "--account", "bob=env:TWO", "--account", "alice=env:THREE"]
     environment = os.environ | {"TMPDIR": str(litter), "COLUMNS": "200", "ONE": "1", "TWO": "2", "THREE": "3"}
     server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)

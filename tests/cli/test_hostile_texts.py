@@ -30,7 +30,7 @@ def test_cells_are_shown_and_command_nothing(tmp_path: Path, command: str) -> No
         [
             sys.executable,
             "-m",
-            "prefect_imagegen.cli",
+            "prefect_imagegen.cli.main",
             command,
             manifest,
             "--store",

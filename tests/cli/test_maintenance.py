@@ -15,12 +15,12 @@ import pytest
 from pydantic import SecretStr
 
 import prefect_imagegen
-from prefect_imagegen.app.result import RunResult
-from prefect_imagegen.app.settings import BackendSettings
+from prefect_imagegen.app.config.settings import BackendSettings
+from prefect_imagegen.app.running.result import RunResult
 from prefect_imagegen.gateway.faults import Fault, FaultScript
 from prefect_imagegen.gateway.server import EmbeddedGateway
 from prefect_imagegen.gateway.settings import GatewaySettings
-from prefect_imagegen.io.store_checks import CHECKS
+from prefect_imagegen.store.checks import CHECKS
 
 COMMANDS = ("verify", "doctor", "reconcile", "retry")
 
@@ -37,7 +37,7 @@ class User:
 
     def run(self, command: str, *words: str) -> subprocess.CompletedProcess[str]:
         found = subprocess.run(
-            [sys.executable, "-m", "prefect_imagegen.cli", command, "--store", "images", *words],
+            [sys.executable, "-m", "prefect_imagegen.cli.main", command, "--store", "images", *words],
             cwd=self.folder,
             env=self.environment,
             capture_output=True,

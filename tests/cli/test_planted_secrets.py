@@ -21,14 +21,14 @@ from PIL import Image, PngImagePlugin
 from pydantic import SecretStr
 
 import prefect_imagegen
-from prefect_imagegen.app.settings import BackendSettings
-from prefect_imagegen.cli import cli
+from prefect_imagegen.app.config.settings import BackendSettings
+from prefect_imagegen.cli.exit import CommandExit
+from prefect_imagegen.cli.main import cli
 from prefect_imagegen.core.errors import ImagegenError
-from prefect_imagegen.ending import Ended
 from prefect_imagegen.gateway.faults import Fault, FaultScript
 from prefect_imagegen.gateway.server import EmbeddedGateway
 from prefect_imagegen.gateway.settings import GatewaySettings
-from prefect_imagegen.io.object_store import close_connections
+from prefect_imagegen.store.object_store import close_connections
 from tests.support import planted
 
 REFERENCES = ("--reference-identity", "content", "--allow-private-references", "--keep-references")
@@ -79,7 +79,7 @@ class World:
         """Run a command: its exit code, and what it and its children said."""
         with (self.folder / "stdout").open("wb") as out, (self.folder / "stderr").open("wb") as err:
             process = subprocess.Popen(
-                [sys.executable, "-m", "prefect_imagegen.cli", *words],
+                [sys.executable, "-m", "prefect_imagegen.cli.main", *words],
                 cwd=self.folder,
                 env=self.environment,
                 stdout=out,
@@ -214,7 +214,7 @@ def test_a_refusal_repeats_no_secret(
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("SEGMIND_API_KEY", raising=False)
     Path("cup.csv").write_text("prompt\na cup\n")
-    with pytest.raises(Ended) as caught:
+    with pytest.raises(CommandExit) as caught:
         cli(["plan", "--json", *words], standalone_mode=False)
     out, err = capfd.readouterr()
     assert caught.value.code == 2

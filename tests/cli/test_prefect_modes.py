@@ -14,8 +14,8 @@ from prefect import get_client
 from prefect.settings import PREFECT_API_URL, sources
 from prefect.settings.models.root import Settings
 
+from prefect_imagegen.cli.prefect_api import configured_api
 from prefect_imagegen.core.errors import RefusedError
-from prefect_imagegen.prefect_api import configured_api
 from tests.cli.test_cli import call, manifest
 
 _URLS = st.none() | st.sampled_from(["http://127.0.0.1:4200/api", "https://prefect.example/api", ""])

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from prefect_imagegen.app.adapters import DIALECTS
+from prefect_imagegen.app.config.resolve import DIALECTS
 from prefect_imagegen.core.errors import BackendError
-from prefect_imagegen.core.models import MODELS
-from prefect_imagegen.core.request import GenerationRequest
+from prefect_imagegen.core.request.models import MODELS
+from prefect_imagegen.core.request.request import GenerationRequest
 from prefect_imagegen.gateway.faults import Fault, FaultScript
 from prefect_imagegen.gateway.server import EmbeddedGateway
 from prefect_imagegen.gateway.settings import GatewaySettings

@@ -17,12 +17,12 @@ from PIL import Image
 
 from prefect_imagegen.core.base64_text import decode_base64
 from prefect_imagegen.core.errors import BackendError
-from prefect_imagegen.core.image import decode
-from prefect_imagegen.core.models import ASPECT_SIZES, MATCH_INPUT_IMAGE, MODELS
-from prefect_imagegen.core.profiles import PROFILES
-from prefect_imagegen.core.request import GenerationRequest
-from prefect_imagegen.io.openai_images import OpenAIImages, fields_of
+from prefect_imagegen.core.images.image import decode
+from prefect_imagegen.core.request.models import ASPECT_SIZES, MATCH_INPUT_IMAGE, MODELS
+from prefect_imagegen.core.request.profiles import PROFILES
+from prefect_imagegen.core.request.request import GenerationRequest
 from prefect_imagegen.ports import Delivery
+from prefect_imagegen.providers.pool.openai_images import OpenAIImages, fields_of
 
 ENGINES = ("vllm_omni", "sglang")
 SCHEMAS = {

@@ -20,9 +20,9 @@ from hypothesis import strategies as st
 
 from prefect_imagegen.core import layout
 from prefect_imagegen.core.errors import RefusedError, StoreError
-from prefect_imagegen.io.object_store import FsspecObjectStore, open_object_store
-from prefect_imagegen.io.store_kind import claim_kind, read_kind
 from prefect_imagegen.ports import ObjectInfo
+from prefect_imagegen.store.object_store import FsspecObjectStore, open_object_store
+from prefect_imagegen.store.store_kind import claim_kind, read_kind
 
 pytestmark = pytest.mark.anyio
 KINDS = ["local", "memory", pytest.param("s3", marks=pytest.mark.s3)]
@@ -324,7 +324,7 @@ def test_local_writers_of_two_processes(tmp_path) -> None:
     """Two processes that create the same names share the wins between them, with none won twice and none lost."""
     code = (
         "import asyncio, sys\n"
-        "from prefect_imagegen.io.object_store import open_object_store\n"
+        "from prefect_imagegen.store.object_store import open_object_store\n"
         "store = open_object_store(sys.argv[1])\n"
         "async def main():\n"
         "    print(*[n for n in range(60) if await store.create(f'k/{n}', b'x')])\n"

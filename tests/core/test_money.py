@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prefect_imagegen.core.budget import Budget
 from prefect_imagegen.core.money import exact, figure, plain, usd
+from prefect_imagegen.core.policy.budget import Budget
 
 ROOT = Path(__file__).parents[2]
 AMOUNTS = st.floats(-1e9, 1e9, allow_nan=False)

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prefect_imagegen.core import layout
-from prefect_imagegen.core.events import ImageFacts
-from prefect_imagegen.core.ledger import KEY_TYPE
+from prefect_imagegen.core.ledger.events import ImageFacts
+from prefect_imagegen.core.ledger.fold import KEY_TYPE
 from prefect_imagegen.core.metadata import COLUMN_MEANINGS, METADATA_SCHEMA, STATUSES, carried_name
 from prefect_imagegen.core.plan import KeySeen, Sharder
 from prefect_imagegen.core.results import RESULT_SCHEMA, RequestResult, results_of, results_table

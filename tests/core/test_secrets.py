@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prefect_imagegen.core.references import is_signed
+from prefect_imagegen.core.request.references import is_signed
 from prefect_imagegen.core.secrets import holds_secret, secret_option
 
 

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prefect_imagegen.core.plan import PlanSummary
+from prefect_imagegen.core.request.validate import RowError
 from prefect_imagegen.core.tally import MOST_KINDS, OTHERS, SHOWN_OF_A_KIND, Tally, kind_of
-from prefect_imagegen.core.validate import RowError
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ import s3fs
 
 from prefect_imagegen.gateway.server import EmbeddedGateway
 from prefect_imagegen.gateway.settings import GatewaySettings
-from prefect_imagegen.io.object_store import close_connections
+from prefect_imagegen.store.object_store import close_connections
 from tests.conftest import S3Server, free_port
 from tests.deployments import postgres
 from tests.deployments.terminal import Terminal, section, until

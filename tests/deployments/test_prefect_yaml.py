@@ -23,7 +23,7 @@ from pydantic import SecretStr
 from prefect_imagegen.gateway.faults import Fault, FaultScript
 from prefect_imagegen.gateway.server import EmbeddedGateway
 from prefect_imagegen.gateway.settings import GatewaySettings
-from prefect_imagegen.io.object_store import close_connections
+from prefect_imagegen.store.object_store import close_connections
 from tests.deployments.terminal import until
 from tests.support import planted
 
@@ -418,7 +418,7 @@ def test_the_command_line_uses_blocks(site: Site, tmp_path: Path) -> None:
         subprocess.run([sys.executable, "-c", code], env=site.environment, check=True, timeout=120)
 
         def generate(name: str) -> subprocess.CompletedProcess[str]:
-            command = [sys.executable, "-m", "prefect_imagegen.cli", "generate", manifest(tmp_path, 3), "--json"]
+            command = [sys.executable, "-m", "prefect_imagegen.cli.main", "generate", manifest(tmp_path, 3), "--json"]
             command += ["--store", name, "--backend", "segmind/cli"]
             return subprocess.run(
                 command, env=site.environment, capture_output=True, text=True, check=False, timeout=120

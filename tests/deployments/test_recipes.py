@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from prefect_imagegen.cli import cli
+from prefect_imagegen.cli.main import cli
 
 FOLDER = Path(__file__).parents[2] / "deployments"
 RECIPES = ["engines/README.md", "gpu_worker/Containerfile", "gpu_worker/compose.yaml", "ray_serve/README.md"]

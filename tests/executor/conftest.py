@@ -11,21 +11,21 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from prefect_imagegen.control import RunControl
-from prefect_imagegen.core.budget import Budget
-from prefect_imagegen.core.concurrency import AdaptiveLimit
 from prefect_imagegen.core.errors import BackendError
-from prefect_imagegen.core.events import Claim, Event, KnownAttempt
-from prefect_imagegen.core.ledger import LedgerView
-from prefect_imagegen.core.reconcile import Candidate, Look, Window
-from prefect_imagegen.core.request import GenerationRequest
+from prefect_imagegen.core.ledger.events import Claim, Event, KnownAttempt
+from prefect_imagegen.core.ledger.fold import LedgerView
+from prefect_imagegen.core.policy.adaptive_limit import AdaptiveLimit
+from prefect_imagegen.core.policy.budget import Budget
+from prefect_imagegen.core.policy.history_lookup import Candidate, Look, Window
+from prefect_imagegen.core.request.request import GenerationRequest
 from prefect_imagegen.core.results import RequestResult
-from prefect_imagegen.executor import Executor, Kit, Policy
-from prefect_imagegen.executor import calls as calls_module
-from prefect_imagegen.io.ledger import StoreLedger
-from prefect_imagegen.io.limits import RateGate
-from prefect_imagegen.io.object_store import FsspecObjectStore, open_object_store
+from prefect_imagegen.executor import Executor, ExecutorContext, Policy
+from prefect_imagegen.executor import attempt as calls_module
+from prefect_imagegen.executor.control import RunControl
 from prefect_imagegen.ports import Balance, Delivery, HistoryRecord, Life, ObjectInfo, Ownership, Submission
+from prefect_imagegen.providers.limits import RateGate
+from prefect_imagegen.store.ledger.ledger import StoreLedger
+from prefect_imagegen.store.object_store import FsspecObjectStore, open_object_store
 
 REQUEST = GenerationRequest("flux-2-klein-9b", {"prompt": "a cup", "seed": 7})
 HEX = REQUEST.key.hex()
@@ -175,12 +175,12 @@ class Bench:
         self.store: FsspecObjectStore = more.get("store") or open_object_store(str(folder))
         self.alive: set[str] = set()
         self.beat_age = 0.0
-        self.dead: Life = "gone"
+        self.dead: Life = "dead"
         self.store_ahead = datetime.now(UTC) - self.clock.time
         self.control = RunControl(self.clock, deadline=600.0, max_failure_rate=1.0)
         self.ledger = StoreLedger(self.store, view, run_id=run_id, nonce=nonce, clock=self.clock)
         self.references = FakeReferences()
-        self.kit = Kit(
+        self.context = ExecutorContext(
             backend=self.backend,
             references=self.references,
             accounts=more.get("accounts") or FakeAccounts(),
@@ -191,12 +191,12 @@ class Bench:
             policy=Policy(run_id, nonce, **more.get("policy", {})),
             clock=self.clock,
             neighbours=self,
-            draw=lambda: 1.0,
-            decoder=self._decode,
+            jitter=lambda: 1.0,
+            run_decode=self._decode,
             concurrency=AdaptiveLimit(more.get("max_in_flight", 4)),
             budget=more.get("budget") or Budget(),
         )
-        self.executor = Executor(self.kit)
+        self.executor = Executor(self.context)
 
     async def make(self, request: GenerationRequest = REQUEST) -> RequestResult:
         """What becomes of a request, also if it has to wait for others first."""
@@ -205,7 +205,7 @@ class Bench:
         return late.get(request.key, result)
 
     async def life(self, owner: str) -> Life:
-        return "live" if owner.split("/")[1] in self.alive else self.dead
+        return "alive" if owner.split("/")[1] in self.alive else self.dead
 
     def since_beat(self) -> float:
         return self.beat_age

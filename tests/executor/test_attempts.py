@@ -13,14 +13,14 @@ from PIL import Image
 
 from prefect_imagegen.core import layout
 from prefect_imagegen.core.errors import BackendError, StoreError
-from prefect_imagegen.core.ledger import LedgerView
-from prefect_imagegen.core.outcomes import is_permanent
-from prefect_imagegen.core.reconcile import same_call
-from prefect_imagegen.core.reference_pictures import ReferenceFacts
-from prefect_imagegen.core.request import GenerationRequest, Reference
-from prefect_imagegen.io.ledger import event_tables, load_ledger
-from prefect_imagegen.io.object_store import FsspecObjectStore
+from prefect_imagegen.core.images.reference_pictures import ReferenceFacts
+from prefect_imagegen.core.ledger.fold import LedgerView
+from prefect_imagegen.core.policy.history_lookup import same_call
+from prefect_imagegen.core.policy.outcomes import is_permanent
+from prefect_imagegen.core.request.request import GenerationRequest, Reference
 from prefect_imagegen.ports import Delivery, ObjectInfo, ObjectStore, Submission
+from prefect_imagegen.store.ledger.ledger import event_tables, load_ledger
+from prefect_imagegen.store.object_store import FsspecObjectStore
 from tests.executor.conftest import HEX, REQUEST, Bench, CountingStore, error, png
 
 pytestmark = pytest.mark.anyio
@@ -137,8 +137,8 @@ async def test_a_failure_that_was_billed_is_not_sent_again(bench: Bench, kind: s
     result = await bench.make()
     assert (result.status, result.error_kind, result.attempts, result.cost_usd) == ("failed", ends, 1, 0.05)
     assert is_permanent(ends)
-    assert (result.paid, bench.kit.budget.reserved) == (1, 0.0)
-    assert bench.kit.budget.spent == pytest.approx(result.cost_usd)
+    assert (result.paid, bench.context.budget.reserved) == (1, 0.0)
+    assert bench.context.budget.spent == pytest.approx(result.cost_usd)
     await bench.ledger.flush()
     costs = [event["cost_usd"] for event in await _events(bench.store) if event["type"] in ("failed", "delivered")]
     assert sum(costs) == pytest.approx(result.cost_usd)

@@ -10,10 +10,10 @@ import pytest
 
 from prefect_imagegen.core import layout
 from prefect_imagegen.core.errors import StoreError
-from prefect_imagegen.core.events import Claim
-from prefect_imagegen.core.ledger import LedgerView
-from prefect_imagegen.io.ledger import StoreLedger, load_ledger
+from prefect_imagegen.core.ledger.events import Claim
+from prefect_imagegen.core.ledger.fold import LedgerView
 from prefect_imagegen.ports import ObjectInfo
+from prefect_imagegen.store.ledger.ledger import StoreLedger, load_ledger
 from tests.executor.conftest import HEX, REQUEST, Bench, FakeAccounts, claim_of, error, event, other_claim, png
 
 pytestmark = pytest.mark.anyio
@@ -102,7 +102,7 @@ async def test_a_run_that_dies_while_it_is_watched(bench: Bench) -> None:
 
 async def test_nobody_sends_over_a_young_claim(tmp_path: Path) -> None:
     """The claim of a run that is silent, not gone, is left alone for 120 s, by the store's clock."""
-    for dead, first in (("silent", 120.0), ("gone", 0.0)):
+    for dead, first in (("stale", 120.0), ("dead", 0.0)):
         bench = Bench(tmp_path / dead, LedgerView.empty(), policy={"history_lag": 0.0})
         bench.dead = dead
         await other_claim(bench, None)

@@ -6,18 +6,18 @@ from typing import Any
 
 import pytest
 
-from prefect_imagegen.control import STOP_CLOCK_S
+from prefect_imagegen.executor.control import STOP_CLOCK_S
 
 
 @pytest.mark.parametrize(("drain", "whole"), [(20.0, 20.0), (0.0, 0.0), (60.0, STOP_CLOCK_S)])
 def test_the_drain_counts_once(bench: Any, drain: float, whole: float, tmp_path: Path) -> None:
     """POSTs, answers and the lot share one drain from the interruption on, and all of it fits the stop clock."""
     bench = type(bench)(tmp_path, bench.ledger.view, policy={"drain_seconds": drain})
-    assert (bench.kit.drain_left, bench.control.time_left()) == (drain, None)
+    assert (bench.context.drain_left, bench.control.time_left()) == (drain, None)
     bench.control.interrupt("signal", "told to")
-    assert bench.kit.drain_left == whole
+    assert bench.context.drain_left == whole
     bench.clock.time += timedelta(seconds=15)
-    assert bench.kit.drain_left == max(0.0, whole - 15)
+    assert bench.context.drain_left == max(0.0, whole - 15)
     assert bench.control.time_left() == STOP_CLOCK_S - 15
     bench.clock.time += timedelta(seconds=15)
-    assert (bench.kit.drain_left, bench.control.time_left()) == (0.0, 0.0)
+    assert (bench.context.drain_left, bench.control.time_left()) == (0.0, 0.0)

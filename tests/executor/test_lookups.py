@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from prefect_imagegen.core.events import RANK
-from prefect_imagegen.core.ledger import LedgerView
-from prefect_imagegen.core.reconcile import Candidate, Look
-from prefect_imagegen.core.request import GenerationRequest, Reference
-from prefect_imagegen.io.ledger import load_ledger
-from prefect_imagegen.io.object_store import open_object_store
+from prefect_imagegen.core.ledger.events import RANK
+from prefect_imagegen.core.ledger.fold import LedgerView
+from prefect_imagegen.core.policy.history_lookup import Candidate, Look
+from prefect_imagegen.core.request.request import GenerationRequest, Reference
+from prefect_imagegen.store.ledger.ledger import load_ledger
+from prefect_imagegen.store.object_store import open_object_store
 from tests.executor.conftest import HEX, REQUEST, Bench, claim_of, error
 
 pytestmark = pytest.mark.anyio

@@ -9,11 +9,11 @@ import fsspec
 import pytest
 
 from prefect_imagegen.core import layout
-from prefect_imagegen.core.budget import Budget
 from prefect_imagegen.core.errors import StoreError
-from prefect_imagegen.core.ledger import LedgerView
-from prefect_imagegen.core.request import GenerationRequest
-from prefect_imagegen.executor import calls as calls_module
+from prefect_imagegen.core.ledger.fold import LedgerView
+from prefect_imagegen.core.policy.budget import Budget
+from prefect_imagegen.core.request.request import GenerationRequest
+from prefect_imagegen.executor import attempt as calls_module
 from prefect_imagegen.ports import Delivery, Submission
 from tests.executor.conftest import HEX, REQUEST, Bench, CountingStore, Hanging, error, png
 
@@ -58,15 +58,15 @@ async def test_a_cap_is_never_exceeded_and_wholly_used(tmp_path: Path) -> None:
     assert len(made) == 10
     assert {result.status for result in results} == {"generated", "not_run"}
     assert bench.control.stop_reason == "budget"
-    assert bench.kit.budget.spent == pytest.approx(0.4)
-    assert (bench.kit.budget.reserved, bench.kit.budget.overshoot) == (pytest.approx(0.0), 0.0)
+    assert bench.context.budget.spent == pytest.approx(0.4)
+    assert (bench.context.budget.reserved, bench.context.budget.overshoot) == (pytest.approx(0.0), 0.0)
 
 
 async def test_an_unmeasured_class_goes_two_at_a_time(tmp_path: Path) -> None:
     """Until five costs of a class are measured at most two of it are in flight, then all slots are used."""
     bench = Bench(tmp_path, LedgerView.empty(), max_in_flight=8, budget=Budget(cap=100.0))
     seen: list[tuple[int, int]] = []
-    bench.backend.watch = lambda _: seen.append((bench.kit.budget.measured.total(), bench.executor.slots.used))
+    bench.backend.watch = lambda _: seen.append((bench.context.budget.measured.total(), bench.executor.slots.used))
     requests = [GenerationRequest("flux-2-klein-9b", {"prompt": f"p{n}", "seed": n}) for n in range(30)]
     await asyncio.gather(*map(bench.make, requests))
     assert max(used for measured, used in seen if measured < 5) == 2
@@ -80,14 +80,14 @@ async def test_unknown_outcomes_stay_reserved(tmp_path: Path) -> None:
     requests = [GenerationRequest("flux-2-klein-9b", {"prompt": f"p{n}", "seed": n}) for n in range(3)]
     results = [await bench.make(request) for request in requests]
     assert [result.status for result in results] == ["held", "held", "not_run"]
-    assert bench.kit.budget.reserved == pytest.approx(2 * 0.04019)
+    assert bench.context.budget.reserved == pytest.approx(2 * 0.04019)
 
 
 async def test_stuck_jobs_give_their_slots_away(tmp_path: Path) -> None:
     """A job far slower than the others is polled without a slot; at the end of the run it is held, with its id."""
     bench = Bench(tmp_path, LedgerView.empty(), max_in_flight=1, policy={"straggler_seconds": 0.0})
     for _ in range(40):
-        bench.kit.totals.add(0.001)
+        bench.context.totals.add(0.001)
     collect = bench.backend.collect
 
     async def stuck(submission: Submission) -> Delivery:
@@ -113,7 +113,7 @@ async def test_a_slow_answer_is_awaited_without_a_slot(tmp_path: Path) -> None:
     """A POST that takes far longer than others gives its slot away, and is not cut: its answer counts, once paid."""
     bench = Bench(tmp_path, LedgerView.empty(), max_in_flight=1)
     for _ in range(40):
-        bench.kit.submits.add(0.001)
+        bench.context.submits.add(0.001)
     hanging = Hanging(bench)
     result = await bench.executor.make(REQUEST, REQUEST.key)
     assert (result.status, result.error_kind) == ("held", "unknown")
@@ -131,7 +131,7 @@ async def test_a_black_hole_takes_twice_the_slots_at_most(pause: float, tmp_path
     """When as many answers are awaited beside the slots as there are slots, nothing new is sent."""
     bench = Bench(tmp_path, LedgerView.empty(), max_in_flight=3)
     for _ in range(40):
-        bench.kit.submits.add(0.001)
+        bench.context.submits.add(0.001)
     hanging = Hanging(bench)
     requests = [GenerationRequest("flux-2-klein-9b", {"prompt": f"p{n}", "seed": n}) for n in range(30)]
     tasks = []
@@ -154,7 +154,7 @@ async def test_an_interruption_waits_for_what_is_worked_on(tmp_path: Path) -> No
     """A parked row whose answer has come is not let go amid its id: the id is durable, and the row held by it."""
     bench = Bench(tmp_path, LedgerView.empty(), max_in_flight=1)
     for _ in range(40):
-        bench.kit.submits.add(0.001)
+        bench.context.submits.add(0.001)
     hanging = Hanging(bench)
     assert (await bench.executor.make(REQUEST, REQUEST.key)).error_kind == "unknown"
     keep = bench.ledger.record_request_id
@@ -186,10 +186,10 @@ async def test_refusals_lower_the_concurrency(tmp_path: Path) -> None:
     bench.backend.submits = [error("rate_limited", status=429, retry_after=1.0) for _ in range(16)]
     requests = [GenerationRequest("flux-2-klein-9b", {"prompt": f"p{n}", "seed": n}) for n in range(200)]
     lowest = [16]
-    bench.backend.watch = lambda _: lowest.append(bench.kit.concurrency.now)
+    bench.backend.watch = lambda _: lowest.append(bench.context.concurrency.now)
     results = await asyncio.gather(*map(bench.make, requests))
     assert {result.status for result in results} == {"generated"}
-    assert (min(lowest) <= 8, bench.kit.concurrency.now) == (True, 16)
+    assert (min(lowest) <= 8, bench.context.concurrency.now) == (True, 16)
 
 
 async def test_a_free_call_leaves_no_claim(free: Bench) -> None:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prefect_imagegen.app.settings import StoreSettings
+from prefect_imagegen.app.config.settings import StoreSettings
 from prefect_imagegen.flows.deployed_store import refuse_fleeting, why_fleeting
 
 MADE = Path("/tmp/tmpk3x_9a2zprefect")

@@ -15,7 +15,7 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas import FlowRun, State
 from pydantic import SecretStr
 
-from prefect_imagegen.app.options import GenerateOptions
+from prefect_imagegen.app.config.options import GenerateOptions
 from prefect_imagegen.blocks import Segmind
 from prefect_imagegen.core.errors import ImagegenError, RefusedError
 from prefect_imagegen.flows import agenerate_images, generate_images

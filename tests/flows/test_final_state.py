@@ -2,7 +2,7 @@
 
 import pytest
 
-from prefect_imagegen.app.result import STOP_REASONS, Earlier, RunResult
+from prefect_imagegen.app.running.result import STOP_REASONS, Earlier, RunResult
 from prefect_imagegen.core.errors import ImagegenError, RefusedError
 from prefect_imagegen.flows.states import RESUMABLE, final_state, refused
 

@@ -22,10 +22,10 @@ from prefect.client.schemas.filters import (
 )
 from pydantic import SecretStr
 
-from prefect_imagegen.app import registry
-from prefect_imagegen.app.options import GenerateOptions
-from prefect_imagegen.app.prepare import Job, prepare
-from prefect_imagegen.app.settings import BackendSettings, StoreSettings
+from prefect_imagegen.app.config.options import GenerateOptions
+from prefect_imagegen.app.config.settings import BackendSettings, StoreSettings
+from prefect_imagegen.app.planning.prepare import RunSpec, prepare
+from prefect_imagegen.app.running import registry
 from prefect_imagegen.blocks import ImageStore, Segmind
 from prefect_imagegen.core.errors import ImagegenError, RefusedError
 from prefect_imagegen.flows import agenerate_images, generate_images
@@ -33,7 +33,7 @@ from prefect_imagegen.flows.names import artifact_key
 from prefect_imagegen.gateway.faults import Fault, FaultScript
 from prefect_imagegen.gateway.server import EmbeddedGateway
 from prefect_imagegen.gateway.settings import GatewaySettings
-from prefect_imagegen.io.object_store import close_connections
+from prefect_imagegen.store.object_store import close_connections
 
 pytestmark = [pytest.mark.prefect, pytest.mark.usefixtures("prefect_server"), pytest.mark.timeout(600)]
 
@@ -252,7 +252,7 @@ def test_parameters_hold_no_secret(tmp_path: Path, s3) -> None:
 def test_a_run_is_executed_once(tmp_path: Path) -> None:
     """A flow run that finds its run begun, or planned by a process that is gone, plans anew and names its parent."""
     path, store = manifest(tmp_path, ["a", "b"]), tmp_path / "store"
-    job = Job(path, StoreSettings(str(store)), BackendSettings("sandbox"))
+    job = RunSpec(path, StoreSettings(str(store)), BackendSettings("sandbox"))
     prepared = asyncio.run(prepare(job))
     figures = []
     for _ in range(2):

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from prefect_imagegen.app.options import GenerateOptions
+from prefect_imagegen.app.config.options import GenerateOptions
 from prefect_imagegen.core.errors import RefusedError
 from prefect_imagegen.flows.generate_images import generate_images
 from prefect_imagegen.flows.parameter_secrets import refuse_secrets

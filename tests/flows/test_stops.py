@@ -24,12 +24,12 @@ from prefect.client.schemas.filters import (
 from prefect.client.schemas.objects import StateType
 from prefect.client.schemas.sorting import TaskRunSort
 
-from prefect_imagegen.control import STOP_CLOCK_S
+from prefect_imagegen.executor.control import STOP_CLOCK_S
 
 pytestmark = [pytest.mark.prefect, pytest.mark.usefixtures("prefect_server"), pytest.mark.timeout(300)]
 CHILD = """
 import json, sys
-from prefect_imagegen.app.options import GenerateOptions
+from prefect_imagegen.app.config.options import GenerateOptions
 from prefect_imagegen.flows import generate_images
 
 manifest, store, name = sys.argv[1:]

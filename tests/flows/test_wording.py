@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from prefect_imagegen.app.options import GenerateOptions
+from prefect_imagegen.app.config.options import GenerateOptions
 from prefect_imagegen.flows import generate_images
 from prefect_imagegen.tasks.wording import in_parameters
 

@@ -16,7 +16,8 @@ import httpx
 import pytest
 from PIL import Image, PngImagePlugin
 
-from prefect_imagegen.core import base64_text, image
+from prefect_imagegen.core import base64_text
+from prefect_imagegen.core.images import image
 from prefect_imagegen.gateway import answers, intake, records, references, studio, uploads
 from prefect_imagegen.gateway.server import EmbeddedGateway
 from prefect_imagegen.gateway.settings import GatewaySettings

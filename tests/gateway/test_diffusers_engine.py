@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import pytest
 from PIL import Image
 
-from prefect_imagegen.core.profiles import PROFILES
-from prefect_imagegen.gateway.engines import DiffusersEngine, Picture
+from prefect_imagegen.core.request.profiles import PROFILES
+from prefect_imagegen.gateway.engines import DiffusersEngine, ImageJob
 from prefect_imagegen.gateway.engines import diffusers as module
 from prefect_imagegen.gateway.metrics import Metrics
 from prefect_imagegen.gateway.settings import GatewaySettings
@@ -16,9 +16,9 @@ from prefect_imagegen.gateway.settings import GatewaySettings
 pytestmark = pytest.mark.anyio
 
 
-def picture(number: int) -> Picture:
+def picture(number: int) -> ImageJob:
     params = {"steps": 20, "cfg": 5, "negative_prompt": "rain", "sampler": "euler", "go_fast": False}
-    return Picture("flux-2-klein-9b", f"cup {number}", number, 64, 64, "png", 90, f"r{number}", params=params)
+    return ImageJob("flux-2-klein-9b", f"cup {number}", number, 64, 64, "png", 90, f"r{number}", params=params)
 
 
 async def test_encoding_goes_on_beside_the_next_batch(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -26,9 +26,9 @@ async def test_encoding_goes_on_beside_the_next_batch(monkeypatch: pytest.Monkey
     engine = DiffusersEngine(GatewaySettings(max_batch=1, batch_delay_s=0.0), Metrics())
     engine._profile = PROFILES["klein-distilled"]
     second_drawn = threading.Event()
-    drawn: list[Picture] = []
+    drawn: list[ImageJob] = []
 
-    def draw(batch: Sequence[Picture]) -> list[Image.Image]:
+    def draw(batch: Sequence[ImageJob]) -> list[Image.Image]:
         drawn.extend(batch)
         if len(drawn) == 2:
             second_drawn.set()

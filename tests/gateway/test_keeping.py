@@ -18,7 +18,7 @@ from PIL import Image
 from pydantic import SecretStr
 
 from prefect_imagegen.core.errors import RefusedError
-from prefect_imagegen.core.reconcile import claim_form, compare_calls
+from prefect_imagegen.core.policy.history_lookup import claim_form, compare_calls
 from prefect_imagegen.gateway.faults import Fault, FaultScript
 from prefect_imagegen.gateway.server import EmbeddedGateway, check_settings
 from prefect_imagegen.gateway.settings import GatewaySettings

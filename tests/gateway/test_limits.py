@@ -21,11 +21,11 @@ from hypothesis import strategies as st
 from PIL import Image
 from pydantic import SecretStr
 
+from prefect_imagegen.cli.serve import serve
 from prefect_imagegen.gateway.intake import BadBodyError, parse, patience
 from prefect_imagegen.gateway.limits import Gate, Limits, TooBusyError
 from prefect_imagegen.gateway.server import EmbeddedGateway
 from prefect_imagegen.gateway.settings import GatewaySettings
-from prefect_imagegen.serving import serve
 from tests.support.gateway_process import StandingGateway, standing_gateway
 from tests.support.gateway_runs import api, assert_paid_once, generate
 

@@ -22,9 +22,9 @@ from PIL import Image
 from pydantic import SecretStr
 
 from prefect_imagegen.core.errors import RefusedError
-from prefect_imagegen.core.image import decode
-from prefect_imagegen.core.models import ASPECT_SIZES, MODELS
-from prefect_imagegen.gateway.engines import Picture, StaticEngine
+from prefect_imagegen.core.images.image import decode
+from prefect_imagegen.core.request.models import ASPECT_SIZES, MODELS
+from prefect_imagegen.gateway.engines import ImageJob, StaticEngine
 from prefect_imagegen.gateway.metrics import Metrics
 from prefect_imagegen.gateway.server import EmbeddedGateway, check_settings
 from prefect_imagegen.gateway.settings import GatewaySettings
@@ -312,7 +312,7 @@ def test_the_static_engine(image_format: str, size: int) -> None:
     """The engine `static` gives bytes of about the chosen size, distinct for each request, that decode in full."""
     engine = StaticEngine(GatewaySettings(static_format=image_format, static_bytes=size), Metrics())
     found = [
-        engine.paint(Picture(MODEL, "a", 1, 64, 64, image_format, 90, request_id=f"id-{number}")).data
+        engine.paint(ImageJob(MODEL, "a", 1, 64, 64, image_format, 90, request_id=f"id-{number}")).data
         for number in range(3)
     ]
     assert len(set(found)) == 3

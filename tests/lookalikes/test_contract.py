@@ -10,11 +10,11 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from prefect_imagegen.core import layout
 from prefect_imagegen.core.errors import StoreError
-from prefect_imagegen.io.limits import SystemClock
-from prefect_imagegen.io.object_store import FsspecObjectStore, open_object_store
-from prefect_imagegen.io.store_checks import CHECKS, MANY
-from prefect_imagegen.io.store_contract import Finding, StoreContract
-from prefect_imagegen.io.store_errors import store_error
+from prefect_imagegen.providers.limits import SystemClock
+from prefect_imagegen.store.checks import CHECKS, MANY
+from prefect_imagegen.store.contract import Finding, StoreContract
+from prefect_imagegen.store.errors import store_error
+from prefect_imagegen.store.object_store import FsspecObjectStore, open_object_store
 
 from . import faults
 from .proxy import Fault

@@ -6,12 +6,12 @@ from collections.abc import Callable
 
 import pytest
 
-from prefect_imagegen.app.doctor import examine
-from prefect_imagegen.app.options import GenerateOptions
-from prefect_imagegen.app.settings import BackendSettings, StoreSettings
+from prefect_imagegen.app.config.options import GenerateOptions
+from prefect_imagegen.app.config.settings import BackendSettings, StoreSettings
+from prefect_imagegen.app.maintenance.doctor import examine
 from prefect_imagegen.core.errors import RefusedError, StoreError
-from prefect_imagegen.io.object_store import FsspecObjectStore, open_object_store
-from prefect_imagegen.io.store_kind import claim_kind, read_kind
+from prefect_imagegen.store.object_store import FsspecObjectStore, open_object_store
+from prefect_imagegen.store.store_kind import claim_kind, read_kind
 
 from . import faults
 from .conftest import LookAlike

@@ -7,8 +7,8 @@ from collections.abc import Callable
 import pytest
 
 from prefect_imagegen.core.errors import BackendError
-from prefect_imagegen.io import segmind_http
-from prefect_imagegen.io.segmind import Endpoints, SegmindBackend
+from prefect_imagegen.providers.segmind import http as segmind_http
+from prefect_imagegen.providers.segmind.provider import Endpoints, SegmindBackend
 from tests.net.conftest import picture, raw_server, target_of, whole
 
 pytestmark = pytest.mark.anyio

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prefect_imagegen.core.references import BadReferenceError, locate
+from prefect_imagegen.core.request.references import BadReferenceError, locate
 from prefect_imagegen.net.fetch import ReferenceFetcher
 from prefect_imagegen.net.guard import FetchError, FetchPolicy, reach_of_host
 from tests.net.conftest import FakeTime, lay_internet, picture, raw_server, target_of, whole

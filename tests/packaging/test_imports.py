@@ -28,7 +28,7 @@ def test_imports_are_absolute() -> None:
 
 @pytest.mark.parametrize(
     "module",
-    ["prefect_imagegen", "prefect_imagegen.app.api", "prefect_imagegen.executor", "prefect_imagegen.serving"],
+    ["prefect_imagegen", "prefect_imagegen.app.api", "prefect_imagegen.executor", "prefect_imagegen.cli.serve"],
 )
 def test_below_blocks_nothing_needs_prefect(module: str) -> None:
     """A GPU worker, and `prefect_imagegen.generate`, never load Prefect."""

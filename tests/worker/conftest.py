@@ -76,7 +76,7 @@ def start_worker(tmp_path: Path, tiny: dict[str, Path]) -> Iterator[Callable[...
 
     def start(kind: str = "distilled", *options: str, warm: bool = True) -> Worker:
         log = tmp_path / f"worker-{len(workers)}.log"
-        command = [sys.executable, "-m", "prefect_imagegen.cli", "serve", "--engine", "diffusers"]
+        command = [sys.executable, "-m", "prefect_imagegen.cli.main", "serve", "--engine", "diffusers"]
         command += ["--model", str(tiny[kind]), "--device", "cpu", "--port", "0", "--megapixels", "0.02", *options]
         with log.open("w") as sink:
             process = subprocess.Popen(command, stderr=sink, stdout=sink, text=True, env=os.environ | ENVIRONMENT)

@@ -187,7 +187,7 @@ class Present(PathFinder):
 
 sys.meta_path[sys.meta_path.index(PathFinder)] = Present
 import gpu_parts.worker, gpu_parts.pipeline, gpu_parts.processes
-import prefect_imagegen.cli, prefect_imagegen.gateway.server
+import prefect_imagegen.cli.main, prefect_imagegen.gateway.server
 from diffusers import AutoencoderKLFlux2, Flux2KleinPipeline, Flux2Transformer2DModel
 print(sorted(name for name in ("prefect", "torch") if name in sys.modules))
 """

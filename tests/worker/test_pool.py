@@ -16,8 +16,8 @@ import pytest
 from PIL import Image, ImageChops
 
 from prefect_imagegen import generate
-from prefect_imagegen.app import registry
-from prefect_imagegen.app.options import GenerateOptions
+from prefect_imagegen.app.config.options import GenerateOptions
+from prefect_imagegen.app.running import registry
 from prefect_imagegen.blocks import GpuWorkerPool
 from prefect_imagegen.flows import generate_images
 from prefect_imagegen.gateway.server import EmbeddedGateway

@@ -217,7 +217,7 @@ def test_a_pipeline_with_a_reference_cache(start_worker: Start) -> None:
 )
 def test_an_unusable_checkpoint_is_said(tiny: dict[str, Path], tmp_path: Path, options: list[str], words: str) -> None:
     """A worker that cannot load its checkpoint ends with exit code 2, one clear word, and no traceback."""
-    command = [sys.executable, "-m", "prefect_imagegen.cli", "serve", "--engine", "diffusers", "--port", "0"]
+    command = [sys.executable, "-m", "prefect_imagegen.cli.main", "serve", "--engine", "diffusers", "--port", "0"]
     command += [one.format(tmp=tmp_path, tiny=tiny["base"]) for one in options]
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     found = subprocess.run(command, capture_output=True, text=True, timeout=90, env=environment, check=False)

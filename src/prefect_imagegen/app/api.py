@@ -6,13 +6,13 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from prefect_imagegen.app import registry
-from prefect_imagegen.app.finish import finish
-from prefect_imagegen.app.open_session import open_session
-from prefect_imagegen.app.options import GenerateOptions
-from prefect_imagegen.app.prepare import Job, Prepared, prepare
-from prefect_imagegen.app.result import RunResult
-from prefect_imagegen.app.settings import BackendSettings, StoreSettings
+from prefect_imagegen.app.config.options import GenerateOptions
+from prefect_imagegen.app.config.settings import BackendSettings, StoreSettings
+from prefect_imagegen.app.planning.prepare import PlannedRun, RunSpec, prepare
+from prefect_imagegen.app.running import registry
+from prefect_imagegen.app.running.finish import finish
+from prefect_imagegen.app.running.result import RunResult
+from prefect_imagegen.app.running.run_session import open_session
 from prefect_imagegen.core.errors import RefusedError
 
 
@@ -29,7 +29,7 @@ async def agenerate(
     `manifest` and `store` are paths or fsspec URLs; `backend` is `segmind` or `sandbox`, or settings; `options` are
     the fields of `GenerateOptions`. Raises RefusedError before any call; everything later is in the result.
     """
-    job = Job(
+    job = RunSpec(
         os.fspath(manifest),
         store if isinstance(store, StoreSettings) else StoreSettings(os.fspath(store), storage_options or {}),
         backend if isinstance(backend, BackendSettings) else BackendSettings(backend),
@@ -60,7 +60,7 @@ def generate(
     return asyncio.run(agenerate(manifest, store, backend=backend, storage_options=storage_options, **options))
 
 
-async def execute(prepared: Prepared) -> RunResult:
+async def execute(prepared: PlannedRun) -> RunResult:
     """Execute a prepared run in this process, without Prefect."""
     started = time.monotonic()
     async with open_session(prepared) as session:

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from prefect_imagegen.core.reference_pictures import plain_picture
+from prefect_imagegen.core.images.reference_pictures import plain_picture
 
 _PROMPTS = (
     ("a corgi astronaut riding a paper boat through a neon canal", "16:9", "scene"),

@@ -7,11 +7,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from prefect_imagegen.core.forecast import Forecast
-from prefect_imagegen.core.keyed import KeyedTable, sorted_by_key
-from prefect_imagegen.core.ledger import KEY_TYPE
+from prefect_imagegen.core.ledger.fold import KEY_TYPE
+from prefect_imagegen.core.ledger.keyed_table import KeyedTable, sorted_by_key
+from prefect_imagegen.core.policy.forecast import Forecast
+from prefect_imagegen.core.request.validate import RowError
 from prefect_imagegen.core.tally import Tally
-from prefect_imagegen.core.validate import RowError
 
 PLAN_SCHEMA = pa.schema(
     [

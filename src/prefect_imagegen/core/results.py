@@ -7,8 +7,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from prefect_imagegen.core.events import ImageFacts
-from prefect_imagegen.core.ledger import KEY_TYPE, image_facts
+from prefect_imagegen.core.ledger.events import ImageFacts
+from prefect_imagegen.core.ledger.fold import KEY_TYPE, image_facts
 
 
 @dataclass(slots=True)

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from prefect_imagegen.core.redact import has_user
-from prefect_imagegen.core.references import is_signed
+from prefect_imagegen.core.request.references import is_signed
 
 _NAMES = re.compile(
     r"(^|[_-])(key|keys|pwd|sas|auth|jwt)($|[_-])|secret|token|passw|credential|connection_?string|signature|bearer|"

@@ -5,7 +5,7 @@
 never sent without a claim of its own, never sent twice on a guess, and what was sent is fetched, never bought again.
 """
 
+from prefect_imagegen.executor.context import ExecutorContext, Policy
 from prefect_imagegen.executor.executor import Executor
-from prefect_imagegen.executor.kit import Kit, Policy
 
-__all__ = ["Executor", "Kit", "Policy"]
+__all__ = ["Executor", "ExecutorContext", "Policy"]

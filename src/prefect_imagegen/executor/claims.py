@@ -4,13 +4,13 @@ from collections.abc import Sequence
 
 from prefect_imagegen.core import layout
 from prefect_imagegen.core.errors import BackendError
-from prefect_imagegen.core.events import Claim, KnownAttempt
-from prefect_imagegen.core.outcomes import OUTCOMES, is_permanent
+from prefect_imagegen.core.ledger.events import Claim, KnownAttempt
+from prefect_imagegen.core.policy.outcomes import OUTCOMES, is_permanent
 from prefect_imagegen.core.results import RequestResult
-from prefect_imagegen.crashpoints import reached
-from prefect_imagegen.executor.kit import Kit
+from prefect_imagegen.executor.context import ExecutorContext
 from prefect_imagegen.executor.lookups import Lookups
-from prefect_imagegen.executor.rows import Again, Park, Row, Step
+from prefect_imagegen.executor.pending import Defer, NextStep, PendingRequest, Retry
+from prefect_imagegen.failpoints import hit
 from prefect_imagegen.ports import Delivery, Submission
 
 CLAIM_FRESH_S = 60.0
@@ -22,49 +22,49 @@ _WATCH_S = (1.0, 15.0)
 class Claims:
     """What becomes of a row before its POST, or in place of it."""
 
-    def __init__(self, kit: Kit, lookups: Lookups) -> None:
-        self._kit = kit
+    def __init__(self, context: ExecutorContext, lookups: Lookups) -> None:
+        self._context = context
         self._lookups = lookups
         self._watched = 0
         self._read_after: set[str] = set()
 
-    async def win(self, row: Row) -> Submission | Step | None:
+    async def win(self, row: PendingRequest) -> Submission | NextStep | None:
         """Win a claim (None), or follow what an earlier one led to."""
-        kit = self._kit
+        context = self._context
         while True:
             claim = self._new_claim(row)
-            if await kit.ledger.claim(row.key, row.n, claim):
-                row.claim, row.claimed, row.stored_at = claim, kit.clock.monotonic(), claim.store_time
+            if await context.ledger.claim(row.key, row.claim_no, claim):
+                row.claim, row.claimed, row.stored_at = claim, context.clock.monotonic(), claim.store_time
                 row.claimant_gone = True
-                await kit.record(row, "claimed")
-                reached("claim")
-                return await self._given_up_before(row) if row.n > 1 else None
-            step = await self.resume(row, lost=row.n)
-            if not isinstance(step, Again):
+                await context.record(row, "claimed")
+                hit("claim")
+                return await self._given_up_before(row) if row.claim_no > 1 else None
+            step = await self.resume(row, lost=row.claim_no)
+            if not isinstance(step, Retry):
                 return step
 
-    def _new_claim(self, row: Row) -> Claim:
-        kit = self._kit
+    def _new_claim(self, row: PendingRequest) -> Claim:
+        context = self._context
         return Claim(
-            kit.policy.run_id,
-            kit.policy.nonce,
+            context.policy.run_id,
+            context.policy.nonce,
             row.attempt_id,
-            kit.clock.now(),
+            context.clock.now(),
             row.claim_body,
-            kit.accounts.name,
-            kit.accounts.fingerprint,
-            kit.backend.endpoint,
-            layout.heartbeat(kit.policy.run_id),
-            kit.neighbours.store_now(),
-            kit.backend.now(),
+            context.accounts.name,
+            context.accounts.fingerprint,
+            context.backend.endpoint,
+            layout.heartbeat(context.policy.run_id),
+            context.neighbours.store_now(),
+            context.backend.now(),
         )
 
-    async def _given_up_before(self, row: Row) -> Submission | Step | None:
+    async def _given_up_before(self, row: PendingRequest) -> Submission | NextStep | None:
         """Look for calls of earlier runs that were given up on a guess: the history may show them by now."""
-        if not row.is_left_behind or row.failures or self._kit.policy.on_unknown == "hold":
+        if not row.is_left_behind or row.failures or self._context.policy.on_unknown == "hold":
             return None
-        known = await self._kit.ledger.known(row.key)
-        doubtful = [one for one in known if one.n < row.n and one.record is not None and self._was_a_guess(one)]
+        known = await self._context.ledger.known(row.key)
+        doubtful = [one for one in known if one.n < row.claim_no and one.record is not None and self._was_a_guess(one)]
         return await self._lookups.before_sending(row, doubtful) if doubtful else None
 
     def _was_a_guess(self, attempt: KnownAttempt) -> bool:
@@ -74,14 +74,14 @@ class Claims:
             return False
         # An id that came with a refusal is a name of the refusal, not of a call.
         is_unnamed = outcome.accepted == "unknown" and attempt.request_id is None
-        return is_unnamed or (outcome.accepted == "answered_5xx" and self._kit.backend.queues)
+        return is_unnamed or (outcome.accepted == "answered_5xx" and self._context.backend.queues)
 
-    async def resume(self, row: Row, *, lost: int = 0) -> Submission | Step:
+    async def resume(self, row: PendingRequest, *, lost: int = 0) -> Submission | NextStep:
         """What the highest claim of a key led to, whoever made it; `Again` if the way to the next one is free.
 
         `lost`: the number of a claim that somebody else was first to make.
         """
-        kit = self._kit
+        context = self._context
         read_after = frozenset(self._read_after)  # before: another row may add a run while this one's facts are read
         known = await self._known(row, lost)
         if known is None:
@@ -89,87 +89,89 @@ class Claims:
             return row.held(BackendError("other_run", text))
         last = next((one for one in reversed(known) if one.record is not None), None)
         if last is None:
-            row.n = max([row.n, *(one.n + 1 for one in known)])
-            return Again()
+            row.claim_no = max([row.claim_no, *(one.n + 1 for one in known)])
+            return Retry()
         if not last.is_closed and last.run_id not in read_after:
-            if await kit.neighbours.life(_owner(last)) == "live":
+            if await context.neighbours.life(_owner(last)) == "alive":
                 return self._leave(row, last)
             # It writes no more: what it wrote after we read the ledger is read once.
-            await kit.ledger.refresh(at_once=True)
+            await context.ledger.refresh(at_once=True)
             self._read_after.add(str(last.run_id))
             return await self.resume(row, lost=lost)
         if any(one.is_delivered for one in known):
             return await self._reused(row, last)
         return self._after_its_end(row, last, known[-1].n) if last.is_closed else await self._follow(row, last)
 
-    def _after_its_end(self, row: Row, last: KnownAttempt, highest: int) -> Step:
+    def _after_its_end(self, row: PendingRequest, last: KnownAttempt, highest: int) -> NextStep:
         """What follows a closed attempt: the next one, unless another run found the row to fail for good."""
         is_final = last.error_kind is not None and is_permanent(last.error_kind) and not last.is_asked
-        if is_final and last.run_id != self._kit.policy.run_id:
+        if is_final and last.run_id != self._context.policy.run_id:
             kind, message = str(last.error_kind), last.error_message or ""
             return row.failed(BackendError(kind, message, request_id=last.request_id))
-        row.n = max(last.n, highest) + 1
-        return Again()
+        row.claim_no = max(last.n, highest) + 1
+        return Retry()
 
-    async def _known(self, row: Row, lost: int) -> Sequence[KnownAttempt] | None:
+    async def _known(self, row: PendingRequest, lost: int) -> Sequence[KnownAttempt] | None:
         """What is known of a key; None if a claim that exists cannot be read, however often it is asked for."""
         for tries in range(_LISTING_TRIES):
-            known = await self._kit.ledger.known(row.key, lost=lost)
+            known = await self._context.ledger.known(row.key, lost=lost)
             if not lost or any(one.n >= lost and one.record is not None for one in known):
                 return known
-            await self._kit.control.sleep(0.25 * 2.0**tries)
+            await self._context.control.sleep(0.25 * 2.0**tries)
         return None
 
-    def is_stale(self, row: Row) -> bool:
+    def is_stale(self, row: PendingRequest) -> bool:
         """Whether a claim has waited too long for its POST: the process may have slept, or the store been away."""
-        kit = self._kit
+        context = self._context
         if row.claim is None or row.claimed is None:
             return False
         # The monotonic clock stands still while a machine sleeps, the other one may be set.
-        asleep = (kit.clock.now() - row.claim.time).total_seconds()
-        return max(asleep, kit.clock.monotonic() - row.claimed) > CLAIM_FRESH_S
+        asleep = (context.clock.now() - row.claim.time).total_seconds()
+        return max(asleep, context.clock.monotonic() - row.claimed) > CLAIM_FRESH_S
 
-    async def adopt(self, row: Row, attempt: KnownAttempt | None = None) -> RequestResult | None:
+    async def adopt(self, row: PendingRequest, attempt: KnownAttempt | None = None) -> RequestResult | None:
         """The image, if the store has it already without the ledger knowing; its cost as the history tells it.
 
         It is that of `attempt`, or of whichever earlier one made it last.
         """
-        kit = self._kit
+        context = self._context
         path = layout.image(row.key.hex(), row.request.extension)
-        if await kit.store.head(path) is None:
+        if await context.store.head(path) is None:
             return None
-        facts = await kit.stored_facts(path)
+        facts = await context.stored_facts(path)
         if attempt is None:
-            earlier = [one for one in await kit.ledger.known(row.key) if one.n < row.n and one.record is not None]
+            known = await context.ledger.known(row.key)
+            earlier = [one for one in known if one.n < row.claim_no and one.record is not None]
             attempt = earlier[-1] if earlier else None
             row.late = attempt is not None
         request_id = attempt.request_id if attempt else None
         endpoint = attempt.endpoint if attempt else None
         cost = await self._cost(request_id)
-        return await kit.delivered(row, facts, Delivery(b"", request_id=request_id, cost_usd=cost, endpoint=endpoint))
+        delivery = Delivery(b"", request_id=request_id, cost_usd=cost, endpoint=endpoint)
+        return await context.delivered(row, facts, delivery)
 
     async def _cost(self, request_id: str | None) -> float | None:
         if request_id is None:
             return None
         try:
-            record = await self._kit.asked(self._kit.backend.record(request_id))
+            record = await self._context.asked(self._context.backend.record(request_id))
         except BackendError:
             return None  # the image counts; what it cost stays unknown
         return record.cost_usd if record else None
 
-    async def _follow(self, row: Row, last: KnownAttempt) -> Submission | Step:
+    async def _follow(self, row: PendingRequest, last: KnownAttempt) -> Submission | NextStep:
         """Go on with the open claim of a run that ended."""
-        kit, record = self._kit, last.record
+        context, record = self._context, last.record
         if record is None:
-            return Again()
-        row.n, row.claim, row.claimed = last.n, record.claim, None
+            return Retry()
+        row.claim_no, row.claim, row.claimed = last.n, record.claim, None
         row.stored_at = record.stored or record.claim.store_time
-        row.claimant_gone = await kit.neighbours.life(_owner(last)) == "gone"
-        row.request_id, row.kept_id = last.request_id, record.request_id
+        row.claimant_gone = await context.neighbours.life(_owner(last)) == "dead"
+        row.request_id, row.stored_request_id = last.request_id, record.request_id
         found = await self.adopt(row, last) or await self._unowned(row, last)
         if found is not None:
             return found
-        if kit.accounts.forgets:
+        if context.accounts.forgets:
             return await self._lookups.forgotten(row, last)
         if last.request_id is not None:
             return Submission(row.request, last.request_id, is_old=True)
@@ -179,46 +181,46 @@ class Claims:
         text = f"run {last.run_id} sent the request and learned nothing of its fate"
         return self._lookups.unknown(row, BackendError("unknown", text), last)
 
-    async def _unowned(self, row: Row, last: KnownAttempt) -> RequestResult | None:
+    async def _unowned(self, row: PendingRequest, last: KnownAttempt) -> RequestResult | None:
         """Find out whose call it is; the row's end where the run stops before that is known."""
         try:
-            row.ownership = await self._kit.asked(self._kit.accounts.ownership(last))
+            row.ownership = await self._context.asked(self._context.accounts.ownership(last))
         except BackendError as error:
             return row.held(error)
         return None
 
-    def _leave(self, row: Row, last: KnownAttempt) -> Park:
+    def _leave(self, row: PendingRequest, last: KnownAttempt) -> Defer:
         """Leave a row to the run that works on it, as long as it lives."""
         text = f"run {last.run_id} is working on the same request"
         error = BackendError("other_run", text, request_id=last.request_id)
-        return Park(lambda: self._watch(row, last), row.held(error))
+        return Defer(lambda: self._watch(row, last), row.held(error))
 
-    async def _watch(self, row: Row, last: KnownAttempt) -> Step:
+    async def _watch(self, row: PendingRequest, last: KnownAttempt) -> NextStep:
         """Wait for what a living run does with a row: its image, its end of the attempt, or its own end."""
-        kit, path = self._kit, layout.image(row.key.hex(), row.request.extension)
+        context, path = self._context, layout.image(row.key.hex(), row.request.extension)
         pause, longest = _WATCH_S
         self._watched += 1
         try:
             while True:
                 # However many rows are watched, the store is asked some fifty times a second at most.
-                await kit.clock.sleep(max(pause, self._watched / 50))
+                await context.clock.sleep(max(pause, self._watched / 50))
                 pause = min(longest, 1.5 * pause)
-                if await kit.store.head(path) is not None:
+                if await context.store.head(path) is not None:
                     return await self._reused(row, last)
-                await kit.ledger.refresh()
-                known = await kit.ledger.known(row.key)
+                await context.ledger.refresh()
+                known = await context.ledger.known(row.key)
                 closed = any(one.n == last.n and one.is_closed for one in known)
-                if closed or await kit.neighbours.life(_owner(last)) != "live":
-                    return Again()
+                if closed or await context.neighbours.life(_owner(last)) != "alive":
+                    return Retry()
         finally:
             self._watched -= 1
 
-    async def _reused(self, row: Row, last: KnownAttempt) -> RequestResult:
+    async def _reused(self, row: PendingRequest, last: KnownAttempt) -> RequestResult:
         """The image that another run has made, and paid for."""
-        facts = await self._kit.stored_facts(layout.image(row.key.hex(), row.request.extension))
+        facts = await self._context.stored_facts(layout.image(row.key.hex(), row.request.extension))
         result = RequestResult(row.key, "reused", image=facts, cost_usd=0.0)
         result.request_id, result.endpoint = last.request_id, last.endpoint
-        result.created_at = self._kit.clock.now()
+        result.created_at = self._context.clock.now()
         return result
 
 

@@ -2,7 +2,7 @@
 
 import asyncio
 
-from prefect_imagegen.core.concurrency import AdaptiveLimit
+from prefect_imagegen.core.policy.adaptive_limit import AdaptiveLimit
 
 
 class Slots:

@@ -15,9 +15,9 @@ from pydantic import BeforeValidator
 
 from prefect_imagegen.core.money import exact
 from prefect_imagegen.gateway.answers import FileAnswer, error_answer, json_answer
-from prefect_imagegen.gateway.calls import AccountOf, BooksOf, base_of, pick_fault, seated, strike
+from prefect_imagegen.gateway.calls import AccountOf, BooksOf, base_of, inject, pick_fault, seated
 from prefect_imagegen.gateway.intake import check_pictures, json_body
-from prefect_imagegen.gateway.records import Books, Record
+from prefect_imagegen.gateway.records import AccountState, Record
 from prefect_imagegen.gateway.shapes import history_answer
 from prefect_imagegen.gateway.studio import body_text
 from prefect_imagegen.gateway.uploads import BadDataUrlError, asset_path, image_of_data_url
@@ -79,9 +79,9 @@ async def credits_left(request: Request, books: BooksOf, account: AccountOf) -> 
     """The balance; without a limit, a million."""
     books.calls["credits"] += 1
     fault = pick_fault(books, "credits")
-    await strike(fault, "before", request)
+    await inject(fault, "before", request)
     content = {"credits": exact(books.left(account)), "free-credits": 0.0}
-    await strike(fault, "after", request)
+    await inject(fault, "after", request)
     return await json_answer(content, fault)
 
 
@@ -92,7 +92,7 @@ async def history(
     """Own requests, a page of rows, newest first."""
     books.calls["history"] += 1
     fault = pick_fault(books, "history")
-    await strike(fault, "before", request)
+    await inject(fault, "before", request)
     base = base_of(request, books)
     records = [record for record in books.landed(account) if filters.takes(record)]
     if filters.sort_order == "asc":
@@ -105,7 +105,7 @@ async def history(
     if fault and fault.fault == "clamp_pages":
         page = min(page, max(1, math.ceil(len(records) / per_page)))
     start = (page - 1) * per_page
-    await strike(fault, "after", request)
+    await inject(fault, "after", request)
     if start + per_page > len(records) and filters.reaches(books.accounts[account].forgotten_until):
         # The list would end here as if nothing more had been: who looks for a call must not take it for that.
         raise error_answer(410, "older requests of these days are no longer kept")
@@ -119,12 +119,12 @@ async def history_detail(request_id: str, request: Request, books: BooksOf, acco
     """One own request, of any age."""
     books.calls["history"] += 1
     fault = pick_fault(books, "history")
-    await strike(fault, "before", request)
+    await inject(fault, "before", request)
     record = next((record for record in books.landed(account) if record.request_id == request_id), None)
     if record is None:
         raise error_answer(404, f"Request {request_id[:100]} not found")
     row = _history_row(base_of(request, books), record)
-    await strike(fault, "after", request)
+    await inject(fault, "after", request)
     return await history_answer(row, fault)
 
 
@@ -139,7 +139,7 @@ async def upload(request: Request, books: BooksOf, account: AccountOf) -> Respon
     """Keep reference images, given as data URLs."""
     books.calls["upload"] += 1
     fault = pick_fault(books, "upload")
-    await strike(fault, "before", request)
+    await inject(fault, "before", request)
     limits, studio = books.settings.limits, request.app.state.studio
     async with seated(request, books, account) as seat:
         urls = (await json_body(request, limits, studio.gate, seat)).get("data_urls")
@@ -148,7 +148,7 @@ async def upload(request: Request, books: BooksOf, account: AccountOf) -> Respon
         check_pictures(urls, "data_urls", limits)
         names = [await _keep_asset(books, url) for url in urls]
     base = base_of(request, books)
-    await strike(fault, "after", request)
+    await inject(fault, "after", request)
     content = {"file_urls": [f"{base}/assets/{name}" for name in names], "message": "Files uploaded successfully"}
     return await json_answer(content, fault)
 
@@ -182,7 +182,7 @@ def _history_row(base: str, record: Record) -> dict[str, Any]:
     }
 
 
-async def _keep_asset(books: Books, url: Any) -> str:
+async def _keep_asset(books: AccountState, url: Any) -> str:
     """Write an uploaded image; its name."""
     try:
         name, size = await asyncio.to_thread(_write_asset, books, str(url))
@@ -192,7 +192,7 @@ async def _keep_asset(books: Books, url: Any) -> str:
     return name
 
 
-def _write_asset(books: Books, url: str) -> tuple[str, int]:
+def _write_asset(books: AccountState, url: str) -> tuple[str, int]:
     """Write an uploaded image; its name and size. Who only has the picture cannot tell the name."""
     data, suffix = image_of_data_url(url, books.settings.limits.reference_bytes)
     digest = hmac.new(books.secret, data, hashlib.sha256).hexdigest()

@@ -12,10 +12,10 @@ from typing import Any
 from fastapi.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from prefect_imagegen.core.image import CONTENT_TYPES, encode
-from prefect_imagegen.core.reference_pictures import plain_picture
+from prefect_imagegen.core.images.image import CONTENT_TYPES, encode
+from prefect_imagegen.core.images.reference_pictures import plain_picture
 from prefect_imagegen.gateway.faults import Fault
-from prefect_imagegen.gateway.wire import Short, Slow
+from prefect_imagegen.gateway.wire import Slow, TruncatedResponse
 
 HTML = "<html><body><h1>Bad Gateway</h1></body></html>"
 """What somebody else answers who stands before the API."""
@@ -110,9 +110,9 @@ async def answer_body(
     """The answer with this body, as its fault would have it."""
     name = fault.fault if fault else None
     if name == "truncated_body":
-        response: Response = Short(data[: len(data) // 2], media, headers, announced=len(data))
+        response: Response = TruncatedResponse(data[: len(data) // 2], media, headers, announced=len(data))
     elif name == "wrong_length":
-        response = Short(data, media, headers, announced=len(data) + 1)
+        response = TruncatedResponse(data, media, headers, announced=len(data) + 1)
     elif name == "slow_body" and fault:
         response = Slow(data, media, headers, 1.0 if fault.seconds is None else fault.seconds)
     elif name == "empty_body":

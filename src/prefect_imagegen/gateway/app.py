@@ -20,11 +20,11 @@ from prefect_imagegen.gateway import account, generation, operation
 from prefect_imagegen.gateway.answers import AnswerError, JsonAnswer
 from prefect_imagegen.gateway.description import description_of
 from prefect_imagegen.gateway.intake import Doorway
-from prefect_imagegen.gateway.studio import Studio
-from prefect_imagegen.gateway.wire import Wire
+from prefect_imagegen.gateway.studio import JobRunner
+from prefect_imagegen.gateway.wire import FaultMiddleware
 
 
-def create_app(studio: Studio, on_failure: Callable[[Exception], None] | None = None) -> ASGIApp:
+def create_app(studio: JobRunner, on_failure: Callable[[Exception], None] | None = None) -> ASGIApp:
     """The gateway as an ASGI app over a studio.
 
     With `on_failure` it answers while its engine gets ready (503), and tells there if that fails; without, its start
@@ -73,4 +73,5 @@ def create_app(studio: Studio, on_failure: Callable[[Exception], None] | None = 
         return JsonAnswer({"error": f"{first['loc'][-1]}: {first['msg']}"}, 400)
 
     public_host = urlsplit(settings.public_url or "").hostname
-    return Wire(Doorway(app, settings.limits, has_key=books.has_key, public_host=public_host), settings.engine)
+    doorway = Doorway(app, settings.limits, has_key=books.has_key, public_host=public_host)
+    return FaultMiddleware(doorway, settings.engine)

@@ -15,9 +15,9 @@ from prefect_imagegen.gateway.answers import HTML, AnswerError, JsonAnswer, erro
 from prefect_imagegen.gateway.faults import HANG_S, Call, Fault
 from prefect_imagegen.gateway.intake import check_fields, json_body, too_busy
 from prefect_imagegen.gateway.limits import Seat, TooBusyError
-from prefect_imagegen.gateway.records import Books, Record, reset_header
-from prefect_imagegen.gateway.studio import Studio
-from prefect_imagegen.gateway.wire import Dropped
+from prefect_imagegen.gateway.records import AccountState, Record, reset_header
+from prefect_imagegen.gateway.studio import JobRunner
+from prefect_imagegen.gateway.wire import DroppedConnection
 
 _OTHER_ROUTES = frozenset({"get-user-credits"})
 """What stands in the place of a model, and is none."""
@@ -34,16 +34,16 @@ class Taken:
     seat: Seat
 
 
-def books_of(request: Request) -> Books:
+def books_of(request: Request) -> AccountState:
     """The books of the gateway that serves the request."""
-    books: Books = request.app.state.books
+    books: AccountState = request.app.state.books
     return books
 
 
-BooksOf = Annotated[Books, Depends(books_of)]
+BooksOf = Annotated[AccountState, Depends(books_of)]
 
 
-def base_of(request: Request, books: Books) -> str:
+def base_of(request: Request, books: AccountState) -> str:
     """The base URL of the addresses in an answer: as the gateway is told, else as the caller called it."""
     return (books.settings.public_url or str(request.base_url)).rstrip("/")
 
@@ -63,9 +63,9 @@ AccountOf = Annotated[str, Depends(check_key)]
 
 
 @asynccontextmanager
-async def seated(request: Request, books: Books, account: str) -> AsyncIterator[Seat]:
+async def seated(request: Request, books: AccountState, account: str) -> AsyncIterator[Seat]:
     """A place among the calls at once. Raises the answer 429: nothing was read yet."""
-    studio: Studio = request.app.state.studio
+    studio: JobRunner = request.app.state.studio
     try:
         with studio.gate.seat(account) as seat:
             yield seat
@@ -75,10 +75,10 @@ async def seated(request: Request, books: Books, account: str) -> AsyncIterator[
 
 
 @asynccontextmanager
-async def accepted(request: Request, books: Books, account: str, model: str, call: Call) -> AsyncIterator[Taken]:
+async def accepted(request: Request, books: AccountState, account: str, model: str, call: Call) -> AsyncIterator[Taken]:
     """Everything that is checked before work is taken on."""
     books.calls[call] += 1
-    studio: Studio = request.app.state.studio
+    studio: JobRunner = request.app.state.studio
     if model in _OTHER_ROUTES:
         raise HTTPException(405, headers={"allow": "GET"})
     if model not in books.models:
@@ -90,7 +90,7 @@ async def accepted(request: Request, books: Books, account: str, model: str, cal
         body = await json_body(request, limits, studio.gate, seat)
         check_fields(body, limits)
         fault = books.settings.faults.pick(call, model, str(body.get("prompt", "")))
-        await strike(fault, "before", request)
+        await inject(fault, "before", request)
         if (reset := books.over_rate(account)) is not None:
             raise error_answer(429, "rate_limit_exceeded", {"x-rate-limit-reset-at-utc": reset_header(reset)})
         if not books.affords(account, model):
@@ -99,20 +99,20 @@ async def accepted(request: Request, books: Books, account: str, model: str, cal
         yield Taken(body, fault, seat)
 
 
-def pick_fault(books: Books, call: Call, record: Record | None = None) -> Fault | None:
+def pick_fault(books: AccountState, call: Call, record: Record | None = None) -> Fault | None:
     """The fault that strikes a call about a record."""
     prompt = str(record.body.get("prompt", "")) if record else ""
     return books.settings.faults.pick(call, record.model if record else "", prompt)
 
 
-async def strike(fault: Fault | None, when: str, request: Request) -> None:
+async def inject(fault: Fault | None, when: str, request: Request) -> None:
     """Raise the answer of a fault that ends the call at this point."""
     if fault is None or fault.when != when:
         return
     if fault.fault == "hang":
         await asyncio.sleep(HANG_S if fault.seconds is None else fault.seconds)
     elif fault.fault == "disconnect":
-        raise AnswerError(Dropped())
+        raise AnswerError(DroppedConnection())
     elif fault.fault == "redirect":
         raise AnswerError(RedirectResponse(f"{request.base_url}elsewhere", 302))
     elif fault.fault in ("status", "json_error"):

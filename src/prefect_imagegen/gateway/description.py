@@ -11,12 +11,12 @@ from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.openapi.utils import get_openapi
 from fastapi.responses import Response
 
-from prefect_imagegen.core.image import CONTENT_TYPES
-from prefect_imagegen.core.models import MODELS, FieldSpec
+from prefect_imagegen.core.images.image import CONTENT_TYPES
+from prefect_imagegen.core.request.models import MODELS, FieldSpec
 from prefect_imagegen.gateway.answers import JsonAnswer
 from prefect_imagegen.gateway.calls import WITH_KEY_IF_SET
 from prefect_imagegen.gateway.intake import SEEDS
-from prefect_imagegen.gateway.records import Books
+from prefect_imagegen.gateway.records import AccountState
 from prefect_imagegen.gateway.wire import ENGINE_HEADER
 
 Json = dict[str, Any]
@@ -43,7 +43,7 @@ _EVERYWHERE = (400, 413, 421)
 _WITH_BODY = (401, 406, 408, 415, 429)
 
 
-def description_of(app: FastAPI, books: Books) -> APIRouter:
+def description_of(app: FastAPI, books: AccountState) -> APIRouter:
     """The routes that describe the others; they ask for the key where one is set."""
     router = APIRouter(dependencies=[WITH_KEY_IF_SET], include_in_schema=False)
     document = described(app, books)
@@ -59,7 +59,7 @@ def description_of(app: FastAPI, books: Books) -> APIRouter:
     return router
 
 
-def described(app: FastAPI, books: Books) -> Json:
+def described(app: FastAPI, books: AccountState) -> Json:
     """The OpenAPI document."""
     document = get_openapi(title=app.title, version="1", routes=app.routes)
     for path, operations in document["paths"].items():
@@ -69,7 +69,7 @@ def described(app: FastAPI, books: Books) -> Json:
     return document
 
 
-def _complete(operation: Json, path: str, method: str, books: Books) -> None:
+def _complete(operation: Json, path: str, method: str, books: AccountState) -> None:
     """Tell of one operation what its route's signature does not."""
     key, body, answers = _OPERATIONS[path]
     if key == "always" or (key == "if_set" and books.has_key):
@@ -88,7 +88,7 @@ def _complete(operation: Json, path: str, method: str, books: Books) -> None:
             parameter["schema"] = {"type": "string", "enum": books.models}
 
 
-def _ask_for_key(operation: Json, books: Books) -> None:
+def _ask_for_key(operation: Json, books: AccountState) -> None:
     """Where no key is set any will do, as long as there is one: that is a header, and no security."""
     if books.has_key:
         operation["security"] = [{"key": []}]
@@ -97,7 +97,7 @@ def _ask_for_key(operation: Json, books: Books) -> None:
     operation["parameters"] = [*operation.get("parameters", ()), header]
 
 
-def _components(books: Books) -> Json:
+def _components(books: AccountState) -> Json:
     schemas = {"Error": _object({"error": _TEXT})}
     schemes = {"key": {"type": "apiKey", "in": "header", "name": "x-api-key"}}
     return {"schemas": schemas} | ({"securitySchemes": schemes} if books.has_key else {})

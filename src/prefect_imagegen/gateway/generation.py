@@ -10,10 +10,10 @@ from fastapi.responses import Response
 
 from prefect_imagegen.core.money import exact, plain
 from prefect_imagegen.gateway.answers import FileAnswer, answer_body, error_answer, json_answer
-from prefect_imagegen.gateway.calls import AccountOf, BooksOf, accepted, base_of, pick_fault, strike
+from prefect_imagegen.gateway.calls import AccountOf, BooksOf, accepted, base_of, inject, pick_fault
 from prefect_imagegen.gateway.faults import Call
-from prefect_imagegen.gateway.records import Books, Record
-from prefect_imagegen.gateway.studio import BadRequestError, Studio, checked, media_type
+from prefect_imagegen.gateway.records import AccountState, Record
+from prefect_imagegen.gateway.studio import BadRequestError, JobRunner, checked, media_type
 
 router = APIRouter()
 
@@ -21,7 +21,7 @@ router = APIRouter()
 @router.post("/v1/{model}")
 async def run(model: str, request: Request, books: BooksOf, account: AccountOf) -> Response:
     """Draw and answer with the image's bytes; cost, seed and id are in the headers."""
-    studio: Studio = request.app.state.studio
+    studio: JobRunner = request.app.state.studio
     async with accepted(request, books, account, model, "run") as call:
         try:
             checked(model, call.body)
@@ -34,7 +34,7 @@ async def run(model: str, request: Request, books: BooksOf, account: AccountOf) 
     await asyncio.shield(task)
     if fault is not None and fault.when == "after" and fault.answered not in (None, 200):
         books.refund(record, f"Internal error: {fault.text}")
-    await strike(fault, "after", request)
+    await inject(fault, "after", request)
     if record.status == "FAILED":
         raise error_answer(500 if record.broken else 400, record.error or "")
     data, record.fetched = await _output_bytes(books, record), True
@@ -53,13 +53,13 @@ async def run(model: str, request: Request, books: BooksOf, account: AccountOf) 
 @router.post("/v2/{model}")
 async def submit(model: str, request: Request, books: BooksOf, account: AccountOf) -> Response:
     """Queue the request; a body that cannot be drawn is found out later, as at Segmind."""
-    studio: Studio = request.app.state.studio
+    studio: JobRunner = request.app.state.studio
     base = base_of(request, books)
     async with accepted(request, books, account, model, "submit") as call:
         record = studio.open_record(account, model, call.body, call.fault, base)
         studio.start(record, call.seat)
         fault = call.fault
-    await strike(fault, "after", request)
+    await inject(fault, "after", request)
     content = {
         "request_id": record.request_id,
         "status": "QUEUED",
@@ -89,7 +89,7 @@ async def download(name: str, request: Request, books: BooksOf) -> Response:
     books.calls["download"] += 1
     record = books.records.get(name.rsplit(".", 1)[0])
     fault = pick_fault(books, "download", record)
-    await strike(fault, "before", request)
+    await inject(fault, "before", request)
     path = books.output_of(record) if record else None
     if record is None or path is None or path.name != name:
         raise error_answer(404, "Not Found")
@@ -97,11 +97,11 @@ async def download(name: str, request: Request, books: BooksOf) -> Response:
     if fault is None:
         return FileAnswer(path, media_type(record))
     data = await asyncio.to_thread(path.read_bytes)
-    await strike(fault, "after", request)
+    await inject(fault, "after", request)
     return await answer_body(data, media_type(record), fault, {})
 
 
-async def _output_bytes(books: Books, record: Record) -> bytes:
+async def _output_bytes(books: AccountState, record: Record) -> bytes:
     """The image of a v1 call. One that had to make room for others in the meantime is not charged: raises 500."""
     path = books.output_of(record)
     with suppress(FileNotFoundError):
@@ -112,20 +112,20 @@ async def _output_bytes(books: Books, record: Record) -> bytes:
     raise error_answer(500, text)
 
 
-async def _job(request: Request, books: Books, account: str, request_id: str, call: Call) -> Response:
+async def _job(request: Request, books: AccountState, account: str, request_id: str, call: Call) -> Response:
     """The state (`status`) or the final body (`result`) of a v2 request."""
     books.calls[call] += 1
     record = books.find(account, request_id)
     fault = pick_fault(books, call, record)
-    await strike(fault, "before", request)
+    await inject(fault, "before", request)
     if record is None:
         raise error_answer(404, f"Request {request_id[:100]} not found")
     status, content = _told(record, books, base_of(request, books), call)
-    await strike(fault, "after", request)
+    await inject(fault, "after", request)
     return await json_answer(content, fault, status)
 
 
-def _told(record: Record, books: Books, base: str, call: Call) -> tuple[int, dict[str, Any]]:
+def _told(record: Record, books: AccountState, base: str, call: Call) -> tuple[int, dict[str, Any]]:
     """HTTP status and body of an answer about a v2 request."""
     content: dict[str, Any] = {
         "status": record.status,
@@ -154,7 +154,7 @@ def _metrics(record: Record) -> dict[str, float]:
     }
 
 
-def _output(record: Record, books: Books, base: str) -> dict[str, Any]:
+def _output(record: Record, books: AccountState, base: str) -> dict[str, Any]:
     url = f"{base}/generations/{record.output}"
     path = books.output_of(record)
     size = str(path.stat().st_size) if path else "0"

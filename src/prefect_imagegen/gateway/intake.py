@@ -14,7 +14,7 @@ from starlette.types import Receive, Scope, Send
 
 from prefect_imagegen.gateway.answers import AnswerError, LastAnswer, error_answer
 from prefect_imagegen.gateway.limits import Gate, Limits, Seat, TooBusyError
-from prefect_imagegen.gateway.wire import Dropped
+from prefect_imagegen.gateway.wire import DroppedConnection
 
 _PLAIN = frozenset({"", "identity"})
 _SMALL = 1 << 16
@@ -77,7 +77,7 @@ async def _pieces(receive: Receive) -> Any:
     while is_more:
         message = await receive()
         if message["type"] == "http.disconnect":
-            raise AnswerError(Dropped())
+            raise AnswerError(DroppedConnection())
         yield message.get("body", b"")
         is_more = message.get("more_body", False)
 

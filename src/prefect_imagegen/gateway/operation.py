@@ -7,7 +7,7 @@ from fastapi.responses import Response
 
 from prefect_imagegen.gateway.answers import JsonAnswer
 from prefect_imagegen.gateway.calls import WITH_KEY, WITH_KEY_IF_SET, BooksOf
-from prefect_imagegen.gateway.studio import Studio
+from prefect_imagegen.gateway.studio import JobRunner
 
 router = APIRouter()
 
@@ -15,7 +15,7 @@ router = APIRouter()
 @router.get("/health")
 async def health(request: Request, books: BooksOf) -> Response:
     """200 if it draws; 503 while its engine gets ready, and when it is about to end."""
-    studio: Studio = request.app.state.studio
+    studio: JobRunner = request.app.state.studio
     ready = studio.state == "ready"
     content = {"status": "ok" if ready else studio.state, "engine": books.settings.engine, "models": books.models}
     return JsonAnswer(content | dict(studio.engine.facts), 200 if ready else 503)
@@ -24,7 +24,7 @@ async def health(request: Request, books: BooksOf) -> Response:
 @router.get("/metrics", dependencies=[WITH_KEY_IF_SET])
 async def metrics(request: Request) -> Response:
     """Figures for Prometheus."""
-    studio: Studio = request.app.state.studio
+    studio: JobRunner = request.app.state.studio
     return Response(studio.metrics.text(), media_type="text/plain; version=0.0.4")
 
 

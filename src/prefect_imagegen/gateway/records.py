@@ -13,9 +13,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from prefect_imagegen.core.models import DEFAULT_PRICE_USD, MODELS, PUBLISHED_PRICES_USD
 from prefect_imagegen.core.money import exact
-from prefect_imagegen.core.profiles import models_of
+from prefect_imagegen.core.request.models import DEFAULT_PRICE_USD, MODELS, PUBLISHED_PRICES_USD
+from prefect_imagegen.core.request.profiles import models_of
 from prefect_imagegen.gateway.faults import Fault
 from prefect_imagegen.gateway.settings import GatewaySettings
 from prefect_imagegen.gateway.shelf import OUTPUT_NAME, UPLOAD_NAME, Shelf
@@ -71,7 +71,7 @@ class Account:
 
 
 @dataclass(slots=True)
-class Books:
+class AccountState:
     """All requests of a gateway, and its counters, over all accounts. One event loop writes; other threads may read."""
 
     settings: GatewaySettings

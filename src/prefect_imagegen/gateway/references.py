@@ -8,9 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeVar
 
-from prefect_imagegen.core.image import BadImageError, TooManyPixelsError, decode, upright_size
+from prefect_imagegen.core.images.image import BadImageError, TooManyPixelsError, decode, upright_size
 from prefect_imagegen.core.redact import redact
-from prefect_imagegen.gateway.records import Books
+from prefect_imagegen.gateway.records import AccountState
 from prefect_imagegen.gateway.uploads import asset_path, image_of_data_url
 from prefect_imagegen.net.fetch import ReferenceFetcher
 from prefect_imagegen.net.guard import FetchError, FetchPolicy
@@ -39,7 +39,7 @@ class Reference:
 class References:
     """Gets the pictures of calls. Lives in one event loop."""
 
-    def __init__(self, books: Books) -> None:
+    def __init__(self, books: AccountState) -> None:
         limits = books.settings.limits
         self._books = books
         self._limits = limits

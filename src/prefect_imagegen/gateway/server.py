@@ -24,9 +24,9 @@ from prefect_imagegen.gateway.engines import ENGINES
 from prefect_imagegen.gateway.engines.diffusers import check_diffusers
 from prefect_imagegen.gateway.intake import is_base_url
 from prefect_imagegen.gateway.protocol import protocol_with
-from prefect_imagegen.gateway.records import Books
+from prefect_imagegen.gateway.records import AccountState
 from prefect_imagegen.gateway.settings import GatewaySettings
-from prefect_imagegen.gateway.studio import Studio
+from prefect_imagegen.gateway.studio import JobRunner
 
 # Longer than a client keeps an idle connection, so that no POST meets one that is just being closed.
 _KEEPALIVE_S = 75
@@ -43,17 +43,17 @@ class EmbeddedGateway:
     def __init__(self, settings: GatewaySettings | None = None) -> None:
         self._settings = settings or GatewaySettings(allow_loopback=True)
         self._exit = contextlib.ExitStack()
-        self.books: Books
+        self.books: AccountState
         self.url = ""
 
     def start(self) -> None:
         """Start serving; returns when it answers."""
         folder = self._exit.enter_context(_folder(self._settings))
-        self.books = Books(self._settings, folder)
+        self.books = AccountState(self._settings, folder)
         listener = _listen("127.0.0.1", 0)
         self._exit.callback(listener.close)
         self.url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-        self._studio = Studio(self.books)
+        self._studio = JobRunner(self.books)
         self._server = uvicorn.Server(_config(self._studio, create_app(self._studio), grace_s=0))
         self._thread = threading.Thread(
             target=lambda: asyncio.run(self._server.serve([listener])), name="gateway", daemon=True
@@ -98,7 +98,7 @@ def run_server(settings: GatewaySettings, host: str, port: int, on_listening: Ca
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     failures: list[Exception] = []
     with _folder(settings) as folder, contextlib.closing(_listen(host, port)) as listener:
-        studio = Studio(Books(settings, folder))
+        studio = JobRunner(AccountState(settings, folder))
 
         def failed(error: Exception) -> None:
             failures.append(error)
@@ -115,7 +115,7 @@ def run_server(settings: GatewaySettings, host: str, port: int, on_listening: Ca
 class _Server(uvicorn.Server):
     """A first signal lets the work that was taken come to its end; a second one ends it."""
 
-    def __init__(self, config: uvicorn.Config, studio: Studio) -> None:
+    def __init__(self, config: uvicorn.Config, studio: JobRunner) -> None:
         super().__init__(config)
         self._studio = studio
         self._draining: asyncio.Task[None] | None = None
@@ -169,7 +169,7 @@ def _is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def _config(studio: Studio, app: ASGIApp, *, log_level: str = "critical", grace_s: int = 5) -> uvicorn.Config:
+def _config(studio: JobRunner, app: ASGIApp, *, log_level: str = "critical", grace_s: int = 5) -> uvicorn.Config:
     settings = studio.books.settings
     return uvicorn.Config(
         app,

@@ -10,16 +10,16 @@ from typing import Any, Literal, TypeVar
 
 from PIL import Image
 
-from prefect_imagegen.core.image import CONTENT_TYPES, encode
-from prefect_imagegen.core.models import MATCH_INPUT_IMAGE, MAX_SEED, MODELS, FieldSpec, pixels_of
+from prefect_imagegen.core.images.image import CONTENT_TYPES, encode
 from prefect_imagegen.core.redact import traceback_of
-from prefect_imagegen.core.request import canonical_json
-from prefect_imagegen.gateway.engines import ENGINES, Picture, UndrawableError
+from prefect_imagegen.core.request.models import MATCH_INPUT_IMAGE, MAX_SEED, MODELS, FieldSpec, pixels_of
+from prefect_imagegen.core.request.request import canonical_json
+from prefect_imagegen.gateway.engines import ENGINES, ImageJob, UndrawableError
 from prefect_imagegen.gateway.faults import HANG_S, Fault
 from prefect_imagegen.gateway.intake import SEEDS
 from prefect_imagegen.gateway.limits import Gate, Seat
 from prefect_imagegen.gateway.metrics import Metrics
-from prefect_imagegen.gateway.records import Books, Record, kept_body
+from prefect_imagegen.gateway.records import AccountState, Record, kept_body
 from prefect_imagegen.gateway.references import BadReferenceError, Reference, References
 from prefect_imagegen.gateway.uploads import BadDataUrlError
 from prefect_imagegen.net.guard import FetchError
@@ -39,10 +39,10 @@ class BadRequestError(ValueError):
     """The body cannot be drawn; the message is the API's error text."""
 
 
-class Studio:
+class JobRunner:
     """Takes requests into the books and works on them. Lives in one event loop."""
 
-    def __init__(self, books: Books) -> None:
+    def __init__(self, books: AccountState) -> None:
         settings = books.settings
         self.books = books
         self._settings = settings
@@ -156,7 +156,7 @@ class Studio:
     async def _paint(self, record: Record, params: Mapping[str, Any], references: Sequence[Reference]) -> None:
         fault = record.fault.fault if record.fault else None
         identity = await _beside({"model": record.model, **params, "seed": record.seed}, canonical_json)
-        picture = Picture(
+        picture = ImageJob(
             record.model,
             params["prompt"],
             record.seed,

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from prefect_imagegen.core.answers import looks_like_image
 from prefect_imagegen.core.base64_text import decode_base64
-from prefect_imagegen.gateway.records import Books
+from prefect_imagegen.gateway.records import AccountState
 from prefect_imagegen.gateway.shelf import UPLOAD_NAME
 
 
@@ -12,7 +12,7 @@ class BadDataUrlError(ValueError):
     """A text is no data URL of an image; the message is the API's error text."""
 
 
-def asset_path(books: Books, name: str) -> Path | None:
+def asset_path(books: AccountState, name: str) -> Path | None:
     """The file of an upload, if there is one."""
     path = books.folder / "assets" / name
     return path if UPLOAD_NAME.fullmatch(name) and path.is_file() else None

@@ -11,7 +11,7 @@ ENGINE_HEADER = "x-imagegen-engine"
 _TRANSPORT = "imagegen.transport"
 
 
-class Wire:
+class FaultMiddleware:
     """Wraps the app: adds the engine's header to every answer, and hands the connection to the faults."""
 
     def __init__(self, app: ASGIApp, engine: str) -> None:
@@ -34,7 +34,7 @@ class Wire:
         await self._app(scope, receive, send_with_engine)
 
 
-class Dropped(Response):
+class DroppedConnection(Response):
     """No answer at all: the connection is cut."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 - the ASGI signature
@@ -45,7 +45,7 @@ class Dropped(Response):
         await receive()
 
 
-class Short(Response):
+class TruncatedResponse(Response):
     """A head that announces more bytes than come before the end of the connection."""
 
     def __init__(self, data: bytes, media_type: str, headers: Mapping[str, str], announced: int) -> None:

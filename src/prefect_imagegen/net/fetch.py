@@ -15,8 +15,8 @@ import aiohttp
 from yarl import URL
 
 from prefect_imagegen.core.answers import looks_like_image
+from prefect_imagegen.core.policy.backoff import backoff, pause_seconds
 from prefect_imagegen.core.redact import redact
-from prefect_imagegen.core.retry import backoff, pause_seconds
 from prefect_imagegen.core.web_answers import judge_body, judge_status
 from prefect_imagegen.net.client import TRANSPORT_ERRORS, USER_AGENT
 from prefect_imagegen.net.guard import (

@@ -1,6 +1,6 @@
 """What draws inside the gateway; chosen from a dict by name."""
 
-from prefect_imagegen.gateway.engines.base import Drawn, Engine, Picture, UndrawableError
+from prefect_imagegen.gateway.engines.base import Engine, ImageJob, ImageOutput, UndrawableError
 from prefect_imagegen.gateway.engines.diffusers import DiffusersEngine
 from prefect_imagegen.gateway.engines.sandbox import SandboxEngine
 from prefect_imagegen.gateway.engines.static import StaticEngine
@@ -10,9 +10,9 @@ ENGINES: dict[str, type[Engine]] = {"sandbox": SandboxEngine, "static": StaticEn
 __all__ = [
     "ENGINES",
     "DiffusersEngine",
-    "Drawn",
     "Engine",
-    "Picture",
+    "ImageJob",
+    "ImageOutput",
     "SandboxEngine",
     "StaticEngine",
     "UndrawableError",

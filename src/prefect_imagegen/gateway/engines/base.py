@@ -13,7 +13,7 @@ from prefect_imagegen.gateway.settings import GatewaySettings
 
 
 @dataclass(frozen=True, slots=True)
-class Picture:
+class ImageJob:
     """One picture to draw: every parameter resolved; `references` are image bytes, in order. Sizes in pixels.
 
     `reference_ids` are the SHA-256 of the references. `params` are the model's own fields by name. `identity` stands
@@ -35,7 +35,7 @@ class Picture:
 
 
 @dataclass(frozen=True, slots=True)
-class Drawn:
+class ImageOutput:
     """The encoded image, its media type, and what was used in place of parameters that could not be honoured."""
 
     data: bytes
@@ -63,7 +63,7 @@ class Engine(Protocol):
         """Get ready to draw. Raises RefusedError if that cannot be."""
         ...
 
-    async def draw(self, picture: Picture) -> Drawn:
+    async def draw(self, picture: ImageJob) -> ImageOutput:
         """Draw one picture. Raises UndrawableError."""
         ...
 
@@ -82,13 +82,13 @@ class PaintingEngine(ABC):
         self._threads = ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="draw")
 
     @abstractmethod
-    def paint(self, picture: Picture) -> Drawn:
+    def paint(self, picture: ImageJob) -> ImageOutput:
         """Draw one picture; called from a thread."""
 
     async def start(self) -> None:  # noqa: B027 - an engine may override it
         """Nothing to get ready."""
 
-    async def draw(self, picture: Picture) -> Drawn:
+    async def draw(self, picture: ImageJob) -> ImageOutput:
         """Draw one picture."""
         return await asyncio.get_running_loop().run_in_executor(self._threads, self.paint, picture)
 

@@ -19,11 +19,11 @@ from typing import Any
 from PIL import Image
 
 from prefect_imagegen.core.errors import RefusedError
-from prefect_imagegen.core.image import CONTENT_TYPES, encode, upright_size
-from prefect_imagegen.core.profiles import PROFILES, Profile, weights_label
-from prefect_imagegen.core.reference_pictures import plain_picture
+from prefect_imagegen.core.images.image import CONTENT_TYPES, encode, upright_size
+from prefect_imagegen.core.images.reference_pictures import plain_picture
+from prefect_imagegen.core.request.profiles import PROFILES, Profile, weights_label
 from prefect_imagegen.gateway.batching import Batcher
-from prefect_imagegen.gateway.engines.base import Drawn, Picture, UndrawableError
+from prefect_imagegen.gateway.engines.base import ImageJob, ImageOutput, UndrawableError
 from prefect_imagegen.gateway.metrics import Metrics
 from prefect_imagegen.gateway.settings import GatewaySettings
 
@@ -46,7 +46,7 @@ class DiffusersEngine:
         # One thread for the model, whatever else goes on; others decode and encode.
         self._gpu = ThreadPoolExecutor(1, thread_name_prefix="model")
         self._threads = ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="encode")
-        self._batcher = Batcher[Picture, Image.Image](
+        self._batcher = Batcher[ImageJob, Image.Image](
             self._run, _group, most=settings.max_batch, delay=settings.batch_delay_s
         )
 
@@ -64,7 +64,7 @@ class DiffusersEngine:
         """Load the checkpoint and draw one small picture. Raises RefusedError."""
         await asyncio.get_running_loop().run_in_executor(self._gpu, self._load)
 
-    async def draw(self, picture: Picture) -> Drawn:
+    async def draw(self, picture: ImageJob) -> ImageOutput:
         """Draw one picture, together with others like it."""
         for position, data in enumerate(picture.references, 1):
             width, height = await asyncio.to_thread(upright_size, data)
@@ -81,7 +81,7 @@ class DiffusersEngine:
             self._threads, encode, image, picture.image_format, picture.quality
         )
         changed = profile.ignored(picture.params)
-        return Drawn(data, CONTENT_TYPES[picture.image_format], {name: params[name] for name in changed})
+        return ImageOutput(data, CONTENT_TYPES[picture.image_format], {name: params[name] for name in changed})
 
     async def close(self) -> None:
         """Wait for the batch under way and let the model go."""
@@ -90,7 +90,7 @@ class DiffusersEngine:
             await asyncio.to_thread(pool.shutdown, wait=True, cancel_futures=True)
         self._pipe = None
 
-    async def _run(self, batch: Sequence[Picture]) -> Sequence[Image.Image]:
+    async def _run(self, batch: Sequence[ImageJob]) -> Sequence[Image.Image]:
         started = time.monotonic()
         images: list[Image.Image] = await asyncio.get_running_loop().run_in_executor(self._gpu, self._draw, batch)
         self._metrics.batch_size.observe(len(batch))
@@ -117,7 +117,7 @@ class DiffusersEngine:
             pipe.set_progress_bar_config(disable=True)
             self._pipe = pipe
             side = _WARM_UP_SIDE
-            self._draw([Picture("", "a", 0, side, side, "png", 90, "", params={"steps": 1, "cfg": 1})])
+            self._draw([ImageJob("", "a", 0, side, side, "png", 90, "", params={"steps": 1, "cfg": 1})])
             # A pipeline with a reference cache has no such entry: it is distilled always.
             self._profile = PROFILES["klein-distilled" if pipe.config.get("is_distilled", True) else "klein-base"]
         except Exception as error:  # files, device and memory fail in many ways: the user learns of it in words
@@ -128,7 +128,7 @@ class DiffusersEngine:
                 "--dtype and --offload.",
             ) from error
 
-    def _draw(self, batch: Sequence[Picture]) -> list[Image.Image]:
+    def _draw(self, batch: Sequence[ImageJob]) -> list[Image.Image]:
         """One call of the pipeline; in the model's thread."""
         import torch  # noqa: PLC0415 - heavy, and an extra
 
@@ -174,7 +174,7 @@ def check_diffusers(settings: GatewaySettings) -> None:
 DTYPES = ("bfloat16", "float16", "float32")
 
 
-def _group(picture: Picture) -> Hashable:
+def _group(picture: ImageJob) -> Hashable:
     """What pictures of one batch have in common."""
     return picture.width, picture.height, picture.params["steps"], picture.params["cfg"], tuple(picture.reference_ids)
 

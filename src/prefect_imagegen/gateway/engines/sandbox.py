@@ -8,9 +8,9 @@ from functools import lru_cache
 from PIL import Image, ImageDraw, ImageFilter, ImageFont, ImageOps, PngImagePlugin
 from PIL.ImageFont import FreeTypeFont
 
-from prefect_imagegen.core.image import CONTENT_TYPES, encode
-from prefect_imagegen.core.reference_pictures import plain_picture
-from prefect_imagegen.gateway.engines.base import Drawn, PaintingEngine, Picture
+from prefect_imagegen.core.images.image import CONTENT_TYPES, encode
+from prefect_imagegen.core.images.reference_pictures import plain_picture
+from prefect_imagegen.gateway.engines.base import ImageJob, ImageOutput, PaintingEngine
 
 _LABEL = "SANDBOX · no model"
 _MAX_TEXT = 600
@@ -19,14 +19,14 @@ _MAX_TEXT = 600
 class SandboxEngine(PaintingEngine):
     """Draws the prompt over a seeded gradient, with the references composed in."""
 
-    def paint(self, picture: Picture) -> Drawn:
+    def paint(self, picture: ImageJob) -> ImageOutput:
         """The same picture for the same request, another for any other; about 40 ms at one megapixel."""
         size = (picture.width, picture.height)
         image = _gradient(random.Random(picture.identity), size)  # noqa: S311 - colours, no secrets
         if picture.references:
             _compose(image, picture.references)
         _write(image, picture)
-        return Drawn(_encode(image, picture), CONTENT_TYPES[picture.image_format])
+        return ImageOutput(_encode(image, picture), CONTENT_TYPES[picture.image_format])
 
 
 def _gradient(chance: random.Random, size: tuple[int, int]) -> Image.Image:
@@ -66,7 +66,7 @@ def _compose(image: Image.Image, references: Sequence[bytes]) -> None:
         image.paste(framed, (gap + position * (side + gap), image.height // 12))
 
 
-def _write(image: Image.Image, picture: Picture) -> None:
+def _write(image: Image.Image, picture: ImageJob) -> None:
     brush = ImageDraw.Draw(image, "RGBA")
     unit = min(image.size)
     band = max(24, unit // 16)
@@ -119,7 +119,7 @@ def _printable(prompt: str) -> str:
     return text if len(text) <= _MAX_TEXT else text[:_MAX_TEXT] + "…"
 
 
-def _encode(image: Image.Image, picture: Picture) -> bytes:
+def _encode(image: Image.Image, picture: ImageJob) -> bytes:
     note = f"{_LABEL}; {picture.model}; seed {picture.seed}"
     if picture.image_format == "png":
         info = PngImagePlugin.PngInfo()

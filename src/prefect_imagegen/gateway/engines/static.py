@@ -7,8 +7,8 @@ import zlib
 
 from PIL import Image
 
-from prefect_imagegen.core.image import CONTENT_TYPES
-from prefect_imagegen.gateway.engines.base import Drawn, PaintingEngine, Picture
+from prefect_imagegen.core.images.image import CONTENT_TYPES
+from prefect_imagegen.gateway.engines.base import ImageJob, ImageOutput, PaintingEngine
 from prefect_imagegen.gateway.metrics import Metrics
 from prefect_imagegen.gateway.settings import GatewaySettings
 
@@ -25,9 +25,10 @@ class StaticEngine(PaintingEngine):
         self._format = settings.static_format
         self._data = _encoded(settings.static_format, settings.static_bytes)
 
-    def paint(self, picture: Picture) -> Drawn:
+    def paint(self, picture: ImageJob) -> ImageOutput:
         """The bytes, with the request's id in a text chunk; they still decode in full."""
-        return Drawn(_with_text(self._format, self._data, picture.request_id.encode()), CONTENT_TYPES[self._format])
+        data = _with_text(self._format, self._data, picture.request_id.encode())
+        return ImageOutput(data, CONTENT_TYPES[self._format])
 
 
 def _encoded(image_format: str, size: int) -> bytes:

@@ -1,0 +1,41 @@
+"""An existing store, and the account behind a backend, opened for commands that look after them."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from prefect_imagegen.app.config.options import GenerateOptions
+from prefect_imagegen.app.config.resolve import make_backend, resolve_backend
+from prefect_imagegen.app.config.settings import BackendSettings, StoreSettings
+from prefect_imagegen.core import layout
+from prefect_imagegen.core.errors import RefusedError, StoreError
+from prefect_imagegen.providers.segmind.provider import SegmindBackend
+from prefect_imagegen.store.object_store import FsspecObjectStore, open_object_store
+
+
+@asynccontextmanager
+async def existing_store(settings: StoreSettings) -> AsyncIterator[FsspecObjectStore]:
+    """Within: a store that was written before. Raises RefusedError; trouble with the store within becomes one too."""
+    store = open_object_store(settings.url, settings.storage_options)
+    try:
+        if await store.get(layout.STORE_FILE) is None:
+            raise RefusedError("store_not_found", f"{store.url} is no image store yet.", remedy="Check --store.")
+        yield store
+    except StoreError as error:
+        raise RefusedError(error.kind, error.message, remedy=error.remedy) from error
+    finally:
+        store.close()
+
+
+@asynccontextmanager
+async def account(settings: BackendSettings, options: GenerateOptions) -> AsyncIterator[SegmindBackend]:
+    """Within: the backend, to read with; nothing is submitted. Raises RefusedError (`no_key`)."""
+    resolved = resolve_backend(settings, options)
+    if resolved.kind == "pool":
+        raise RefusedError("no_account", "GPU workers keep no request history.", remedy="Name the API's --backend.")
+    if resolved.api_key is None:
+        raise RefusedError("no_key", "There is no API key.", remedy="Set SEGMIND_API_KEY, or use a Segmind block.")
+    backend = make_backend(resolved, options.deadline)
+    try:
+        yield backend
+    finally:
+        await backend.aclose()

@@ -1,0 +1,298 @@
+"""Everything that a run needs, looked at before one: store, clock, endpoint, key, balance, history, limits."""
+
+import asyncio
+import logging
+import secrets
+import shutil
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, Literal
+
+from prefect_imagegen.app.config.options import GenerateOptions
+from prefect_imagegen.app.config.resolve import DEFAULT_IN_FLIGHT, make_backend, make_pool, resolve_backend, store_kind
+from prefect_imagegen.app.config.settings import BackendSettings, StoreSettings
+from prefect_imagegen.core import layout
+from prefect_imagegen.core.errors import BackendError, RefusedError, StoreError
+from prefect_imagegen.core.ledger.accounts import fingerprint_of
+from prefect_imagegen.core.money import usd
+from prefect_imagegen.core.policy.history_lookup import Window
+from prefect_imagegen.core.request.models import DEFAULT_MODEL
+from prefect_imagegen.providers.limits import SystemClock
+from prefect_imagegen.providers.pool.endpoint import DEFAULT_LIMIT
+from prefect_imagegen.providers.segmind.provider import SANDBOX_ENGINES, SEGMIND_URL, SegmindBackend
+from prefect_imagegen.store.contract import Finding, StoreContract
+from prefect_imagegen.store.ledger.accounts import known_keys
+from prefect_imagegen.store.ledger.ledger import load_ledger, segments
+from prefect_imagegen.store.object_store import FsspecObjectStore, open_object_store
+from prefect_imagegen.store.store_kind import StoreKind, read_kind
+
+try:
+    import resource
+except ImportError:  # not on Windows
+    resource = None  # type: ignore[assignment]
+
+_SKEW_S = 60.0
+_LOW_BALANCE_USD = 1.0
+_LOW_DISK_BYTES = 1 << 30
+_FILES_PER_CALL = 3
+"""A connection, a file of the store, and one to spare."""
+_FILES_BESIDE = 200
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One thing that was looked at.
+
+    `warn` is no hindrance, but worth knowing; `fail` hinders a run; `unknown`: it could not be found out.
+    """
+
+    name: str
+    state: Literal["ok", "warn", "fail", "unknown"]
+    text: str
+    remedy: str = ""
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+
+async def examine(
+    settings: StoreSettings, backend: BackendSettings, options: GenerateOptions, *, deep: bool = False
+) -> AsyncIterator[Check]:
+    """Look at everything, in the order of a run; nothing is submitted, and a probe object is written and removed.
+
+    `deep`: try all that a store has to hold, with some 1,200 small objects, which are removed again.
+    Raises RefusedError for options that mean nothing.
+    """
+    resolved = resolve_backend(backend, options)
+    store = open_object_store(settings.url, settings.storage_options)
+    try:
+        usable = True
+        async for check in _store(store, settings.url):
+            usable = usable and (check.name, check.state) != ("store", "fail")
+            yield check
+        if deep and usable:
+            async for check in _contract(store, settings):
+                yield check
+        elif deep:
+            yield Check("contract", "unknown", "what the store holds was not tried", "Mend what is said of it first.")
+        async for check in _endpoint(store, resolved, options):
+            yield check
+    finally:
+        store.close()
+    yield _limits(resolved)
+
+
+async def _store(store: FsspecObjectStore, url: str) -> AsyncIterator[Check]:
+    probe = layout.probe(secrets.token_hex(8))
+    try:
+        made = [await store.create(probe, b"1"), await store.create(probe, b"2")]
+        await store.put(probe, b"3")
+        same = await store.get(probe) == b"3"
+        listed = probe in [info.path for info in await store.list(layout.PROBES)]
+        head = await store.head(probe)
+    except StoreError as error:
+        yield Check("store", "fail", error.message, error.remedy)
+        with suppress(StoreError):
+            await store.delete(probe)
+        return
+    if same and listed and head is not None:
+        yield Check("store", "ok", f"{store.url} can be written, read and listed")
+    else:
+        text = f"{store.url} takes objects and does not give them back at once"
+        yield Check("store", "fail", text, "Use a store that is consistent after a write.")
+    if made == [True, False]:
+        yield Check("create-only", "ok", "a second put of the same object is refused")
+    else:
+        remedy = "Use a store with conditional puts (S3, R2, MinIO, GCS, Azure), or a local path."
+        yield Check(
+            "create-only", "fail", "objects that exist are overwritten, so nothing protects paid images", remedy
+        )
+    yield _clock(head.modified if head else None)
+    try:
+        await store.delete(probe)
+        yield Check("delete", "ok", "objects can be removed")
+    except StoreError as error:
+        text = f"{error.message} The ledger's absorbed segments and old claims would stay for ever."
+        yield Check("delete", "warn", text, "Allow it below ledger/, or remove doctor/ and old segments yourself.")
+    yield await _ledger(store)
+    if "://" not in url:
+        yield _disk(url)
+
+
+async def _contract(store: FsspecObjectStore, settings: StoreSettings) -> AsyncIterator[Check]:
+    """All checks of the store contract, in a folder of their own that is removed, also where they are interrupted."""
+    folder = layout.probe(secrets.token_hex(8))
+    twin = open_object_store(settings.url, settings.storage_options)
+    try:
+        contract = StoreContract(store, twin, folder, SystemClock())
+        try:
+            async for finding in contract.findings():
+                yield _check_of(finding)
+        except BaseException:
+            cleanup = await contract.clean()
+            if cleanup.state != "ok":
+                _logger.warning("%s %s", cleanup.seen, cleanup.remedy)
+            raise
+        yield _check_of(await contract.clean())
+    finally:
+        twin.close()
+        with suppress(StoreError):
+            await store.prune(folder)
+
+
+def _check_of(finding: Finding) -> Check:
+    text = f"{finding.seen}. {finding.meaning}" if finding.meaning else finding.seen
+    return Check(finding.name, finding.state, text.replace("..", "."), finding.remedy)
+
+
+def _disk(folder: str) -> Check:
+    free = shutil.disk_usage(Path(folder).expanduser()).free
+    text = f"{free / 1e9:.1f} GB are free"
+    return Check("disk", "ok", text) if free > _LOW_DISK_BYTES else Check("disk", "warn", text, "Make room.")
+
+
+def _clock(modified: datetime | None) -> Check:
+    if modified is None:
+        return Check(
+            "clock", "warn", "the store tells no times; runs go by this machine's clock", "Keep it right (NTP)."
+        )
+    skew = (datetime.now(UTC) - modified).total_seconds()
+    if abs(skew) <= _SKEW_S:
+        return Check("clock", "ok", f"this machine and the store differ by less than {_SKEW_S:.0f} s")
+    text = f"this machine is {abs(skew):.0f} s {'ahead of' if skew > 0 else 'behind'} the store"
+    return Check("clock", "warn", text, "Set it right (NTP): signatures and request histories go by it.")
+
+
+async def _ledger(store: FsspecObjectStore) -> Check:
+    try:
+        view, count = await load_ledger(store), len(await segments(store))
+    except StoreError as error:
+        return Check("ledger", "fail", error.message, error.remedy)
+    return Check("ledger", "ok", f"{len(view.delivered_keys):,} images, {count:,} open segments")
+
+
+async def _endpoint(
+    store: FsspecObjectStore, backend: BackendSettings, options: GenerateOptions
+) -> AsyncIterator[Check]:
+    if backend.kind == "sandbox" and backend.base_url is None:
+        yield Check("endpoint", "ok", "the embedded sandbox: placeholders, no key, no money")
+        yield await _kind(store, "sandbox")
+        return
+    if backend.kind == "pool":
+        async for check in _workers(store, backend, options):
+            yield check
+        return
+    client = make_backend(backend, options.deadline)
+    try:
+        try:
+            engine = await client.engine()
+        except BackendError as error:
+            yield Check("endpoint", "fail", error.message, "Check --base-url, the network and the proxy.")
+            return
+        yield Check("endpoint", "ok", f"{client.endpoint} answers" + (f", engine {engine}" if engine else ""))
+        yield await _kind(store, store_kind(backend, engine, SANDBOX_ENGINES))
+        async for check in _account(client, backend):
+            yield check
+        if backend.api_key is not None:
+            yield await _paid_before(store, backend.api_key.get_secret_value(), backend.base_url or SEGMIND_URL)
+    finally:
+        await client.aclose()
+
+
+async def _workers(
+    store: FsspecObjectStore, backend: BackendSettings, options: GenerateOptions
+) -> AsyncIterator[Check]:
+    """Each worker of a pool."""
+    pool = make_pool(backend, options.deadline)
+    try:
+        for endpoint, why in await pool.examine():
+            if why:
+                yield Check("worker", "fail", f"{endpoint}: {why}", "Start it, or leave it out; the others go on.")
+            else:
+                yield Check("worker", "ok", f"{endpoint} is ready")
+        yield await _kind(store, store_kind(backend, pool.engine, SANDBOX_ENGINES))
+    finally:
+        await pool.aclose()
+
+
+async def _kind(store: FsspecObjectStore, kind: StoreKind) -> Check:
+    try:
+        found = await read_kind(store, kind)
+    except (RefusedError, StoreError) as error:
+        return Check("kind", "fail", error.message, error.remedy)
+    return Check("kind", "ok", f"a {kind} store" if found else f"no store yet: the first run makes a {kind} store")
+
+
+async def _account(client: SegmindBackend, backend: BackendSettings) -> AsyncIterator[Check]:
+    if backend.api_key is None:
+        yield Check("key", "fail", "there is no API key", "Set SEGMIND_API_KEY, or use a Segmind block.")
+        return
+    try:
+        balance = (await client.check()).credits_usd
+    except BackendError as error:
+        remedy = "Set SEGMIND_API_KEY." if error.kind == "auth" else "Try again; look at the endpoint's status page."
+        yield Check("key", "fail", f"{client.endpoint} says: {error.message}", remedy)
+        return
+    yield Check("key", "ok", "the key is accepted")
+    if balance is None:
+        yield Check("balance", "warn", "the account tells no balance", "Set --max-cost-usd to be on the safe side.")
+    elif balance <= 0:
+        yield Check("balance", "fail", "the balance is 0 USD", "Top up.")
+    elif balance < _LOW_BALANCE_USD:
+        yield Check("balance", "warn", f"{usd(balance)} are left", "Top up before a large run.")
+    else:
+        yield Check("balance", "ok", usd(balance, places=2))
+    yield await _history(client)
+
+
+async def _paid_before(store: FsspecObjectStore, api_key: str, base_url: str) -> Check:
+    """Whether the key belongs to an account that has paid in the store."""
+    try:
+        keys = await known_keys(store)
+    except StoreError as error:
+        return Check("account", "fail", error.message, error.remedy)
+    fingerprint = await asyncio.to_thread(fingerprint_of, api_key, base_url)
+    own = next((key for key in keys if key.fingerprint == fingerprint), None)
+    if own is not None:
+        return Check("account", "ok", f"the key belongs to account {own.account}, which is known in this store")
+    if not keys:
+        return Check(
+            "account", "ok", "nothing was paid in this store with a key that is known: this one founds an account"
+        )
+    names = ", ".join(dict.fromkeys(key.account for key in keys))
+    text = f"this store was used with account {names}, and has not seen this key"
+    remedy = "The next run finds out whether it is of the same account; until then calls of that one are held."
+    return Check("account", "warn", text, remedy)
+
+
+async def _history(client: SegmindBackend) -> Check:
+    try:
+        now = datetime.now(UTC)
+        await client.find(DEFAULT_MODEL, {}, Window(now - timedelta(minutes=1), now))
+    except BackendError as error:
+        text = f"the request history cannot be read ({error.message}): calls without an answer would stay held"
+        # An answer that is not understood is worse than none: the API has changed.
+        state: Literal["warn", "fail"] = "fail" if client.not_understood else "warn"
+        remedy = "Check the history URL of the block, and the key's rights; upgrade prefect-imagegen."
+        return Check("history", state, text, remedy)
+    return Check("history", "ok", "it can be read, so that the fate of calls without an answer can be told")
+
+
+def _limits(backend: BackendSettings) -> Check:
+    in_flight = (
+        backend.max_in_flight or len(backend.endpoints) * (backend.endpoint_limit or DEFAULT_LIMIT) or DEFAULT_IN_FLIGHT
+    )
+    rate = f"{backend.requests_per_minute:g} requests a minute" if backend.requests_per_minute else "no rate limit"
+    text = f"at most {in_flight} calls in flight, {rate}"
+    if resource is not None:
+        files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        needed = _FILES_PER_CALL * in_flight + _FILES_BESIDE
+        if 0 <= files < needed:
+            remedy = f"Run `ulimit -n {needed}` first, or lower --max-in-flight."
+            return Check("limits", "warn", f"{text}; only {files} files may be open, {needed} are needed", remedy)
+    return Check("limits", "ok", text)

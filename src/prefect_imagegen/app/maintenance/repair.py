@@ -1,0 +1,149 @@
+"""Putting right what `verify` finds wrong in a store."""
+
+import asyncio
+import hashlib
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, Literal
+
+from prefect_imagegen.core import layout
+from prefect_imagegen.core.errors import BackendError
+from prefect_imagegen.core.images.image import BadImageError, decode, facts_of
+from prefect_imagegen.core.ledger.events import ClaimRecord, Event, ImageFacts
+from prefect_imagegen.executor.attempt import OUTPUTS_LIVE
+from prefect_imagegen.executor.context import LATE, MORE_IMAGES
+from prefect_imagegen.ports import Clock, Delivery, ObjectStore
+from prefect_imagegen.providers.segmind.provider import SegmindBackend
+from prefect_imagegen.store.ledger.ledger import StoreLedger
+
+_LOST = frozenset({"output_lost", "bad_output", "generation_failed", "generation_error", "content_policy"})
+_OF_THE_CALL = ("model", "cost_class", "seed", "backend", "endpoint", "account")
+"""What a delivery shares with the failure of the same call."""
+Repair = Literal["fetched_again", "adopted", "quarantined"]
+REPAIRS: dict[Repair, str] = {
+    "fetched_again": "the API still had the paid image: it is in its place",
+    "adopted": "whole, and now in the ledger: no run will pay for it",
+    "quarantined": "moved to quarantine/ (if it was there) and given free: the next run makes it anew, and pays for it",
+}
+
+
+class Repairer:
+    """Puts right what is wrong, and tells the ledger."""
+
+    def __init__(
+        self, store: ObjectStore, ledger: StoreLedger, source: SegmindBackend | None, run_id: str, clock: Clock
+    ) -> None:
+        self._store = store
+        self._ledger = ledger
+        self._source = source
+        self._run_id = run_id
+        self._clock = clock
+
+    async def restore(self, event: dict[str, Any], facts: ImageFacts, data: bytes | None) -> Repair | None:
+        """Bring back a recorded image from the API, or give its key free.
+
+        None if the API could not be asked, or if it may still have the image: what it says while outputs live, junk
+        for an image included, is no proof that a paid image is gone.
+        """
+        fetched: bytes | None = None
+        is_old = self._clock.now() - event["time"] > OUTPUTS_LIVE
+        if self._source is None and event["request_id"] is not None and not is_old:
+            return None
+        if self._source is not None and event["request_id"] is not None:
+            try:
+                fetched = (await self._source.fetch(event["request_id"], is_old=True)).data
+            except BackendError as error:
+                is_gone = error.kind in _LOST or error.status in (404, 410)
+                if not is_gone or not is_old:
+                    return None
+            if fetched is not None and hashlib.sha256(fetched).hexdigest() != facts.sha256:
+                if not is_old:
+                    return None
+                fetched = None
+        if data is not None:
+            await self.move_away(facts.path, data)
+        if fetched is not None:
+            await self._store.create(facts.path, fetched, f"image/{facts.format}")
+            return "fetched_again"
+        same = {"model": event["model"], "account": event["account"]}
+        await self._record("quarantined", event["key"], event["attempt_id"], event["request_id"], **same)
+        return "quarantined"
+
+    async def fetch_late(self, events: Sequence[dict[str, Any]], path: str) -> Repair | None:
+        """Store the image of a key whose billed calls ended without one, by whichever call has it.
+
+        None if it is not to be had, or not yet.
+        """
+        if self._source is None:
+            return None
+        for event in events:
+            try:
+                await self._deliver(event, path, await self._source.fetch(event["request_id"], is_old=True))
+            except (BackendError, BadImageError):
+                continue
+            return "fetched_again"
+        return None
+
+    async def _deliver(self, event: dict[str, Any], path: str, delivery: Delivery) -> None:
+        """Store what a closed call has delivered after all, and record it. Raises BadImageError."""
+        data = delivery.data
+        decoded = await asyncio.to_thread(decode, data)
+        if not await self._store.create(path, data, decoded.content_type):
+            data = await self._store.get(path) or b""  # what is there counts, whoever has put it there
+            decoded = await asyncio.to_thread(decode, data)
+        facts = facts_of(path, decoded, len(data))
+        stem, _, extension = path.rpartition(".")
+        for number, one in enumerate(delivery.more, 2):
+            media = (await asyncio.to_thread(decode, one)).content_type
+            await self._store.create(f"{stem}-{number}.{extension}", one, media)
+        flags = (*facts.flags, *((MORE_IMAGES,) if delivery.more else ()), LATE)
+        cost = await self._cost(event["request_id"]) if delivery.cost_usd is None else delivery.cost_usd
+        await self._record(
+            "delivered",
+            event["key"],
+            event["attempt_id"],
+            event["request_id"],
+            image=replace(facts, flags=flags),
+            cost_usd=cost,
+            latency_s=delivery.latency_s,
+            http_status=delivery.http_status,
+            **{name: event[name] for name in _OF_THE_CALL},
+        )
+
+    async def adopt(self, key: bytes, facts: ImageFacts, claim: ClaimRecord | None) -> Repair:
+        """Enter a whole image into the ledger, under its open attempt, else under one of its own."""
+        request_id = claim.request_id if claim else None
+        attempt_id = f"{key.hex()}-{self._ledger.next_attempt(key)}"
+        if claim is not None and not self._ledger.is_closed(claim.claim.attempt_id):
+            attempt_id = claim.claim.attempt_id
+        cost = await self._cost(request_id)
+        made = claim.claim if claim is not None else None
+        origin = {"endpoint": made.endpoint, "account": made.account} if made is not None else {}
+        await self._record("delivered", key, attempt_id, request_id, image=facts, cost_usd=cost, **origin)
+        return "adopted"
+
+    async def move_away(self, path: str, data: bytes) -> Repair:
+        """Take bytes out of their place, and keep them."""
+        await self._store.create(layout.quarantined(path, hashlib.sha256(data).hexdigest()), data)
+        await self._store.delete(path)
+        return "quarantined"
+
+    async def _cost(self, request_id: str | None) -> float | None:
+        if self._source is None or request_id is None:
+            return None
+        try:
+            record = await self._source.record(request_id)
+        except BackendError:
+            return None
+        return record.cost_usd if record else None
+
+    async def _record(
+        self,
+        kind: Literal["delivered", "quarantined"],
+        key: bytes,
+        attempt_id: str,
+        request_id: str | None,
+        **more: Any,
+    ) -> None:
+        now = self._clock.now()
+        await self._ledger.record(Event(kind, key, attempt_id, self._run_id, now, request_id=request_id, **more))

@@ -1,0 +1,123 @@
+"""The user's decision to have rows of a run asked for again, whatever that may cost."""
+
+import secrets
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from prefect_imagegen.app.config.settings import StoreSettings
+from prefect_imagegen.app.maintenance.access import existing_store
+from prefect_imagegen.core import layout
+from prefect_imagegen.core.errors import RefusedError
+from prefect_imagegen.core.ledger.events import RETRY_ASKED, Event
+from prefect_imagegen.core.policy.outcomes import HELD_KINDS, OUTCOMES
+from prefect_imagegen.core.request.models import DEFAULT_PRICE_USD, PUBLISHED_PRICES_USD
+from prefect_imagegen.providers.limits import SystemClock
+from prefect_imagegen.store.heartbeat import Heartbeat, Process, StoreRunLiveness
+from prefect_imagegen.store.ledger.files import damaged
+from prefect_imagegen.store.ledger.ledger import StoreLedger, load_ledger
+from prefect_imagegen.store.object_store import FsspecObjectStore
+
+CERTAIN = frozenset({"submitted", "other_run"})
+"""Kinds whose image is on its way: they are given free only if named."""
+
+
+@dataclass(slots=True)
+class ResendReport:
+    """What `retry` gave free. `risk_usd`: what may be paid a second time, at published prices."""
+
+    rows: int = 0
+    kinds: Counter[str] = field(default_factory=Counter)
+    risk_usd: float = 0.0
+    still_alive: int = 0
+    """Rows left alone, since a living run works on them."""
+    on_their_way: int = 0
+    """Rows left alone, since a later call of theirs was accepted: the next run fetches it."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {one.name: getattr(self, one.name) for one in fields(self)}
+
+
+async def retry(settings: StoreSettings, run_id: str, kinds: Sequence[str] = ()) -> ResendReport:
+    """Let the next run ask again for the held and failed rows of a run, of some kinds or of all but `CERTAIN`.
+
+    Attempts without an end are ended in the ledger, so that the next run sends attempt n+1. Nothing is called.
+    Raises RefusedError: `run_not_found`, `bad_option`.
+    """
+    unknown = sorted(set(kinds) - set(OUTCOMES))
+    if unknown:
+        known = ", ".join(sorted(OUTCOMES))
+        raise RefusedError("bad_option", f"--kind {unknown[0]}: there is no such kind.", remedy=f"Known are: {known}.")
+    async with existing_store(settings) as store:
+        return await _retry(store, run_id, frozenset(kinds))
+
+
+async def _retry(store: FsspecObjectStore, run_id: str, kinds: frozenset[str]) -> ResendReport:
+    if await store.get(layout.run(run_id, "report.json")) is None:
+        raise RefusedError(
+            "run_not_found",
+            f"{store.url} has no finished run {run_id!r}.",
+            remedy="List the runs with `prefect-imagegen status`; one that died is gone on with by its own command.",
+        )
+    clock, process = SystemClock(), Process.this(secrets.token_hex(8))
+    view = await load_ledger(store)
+    ledger = StoreLedger(store, view, run_id=run_id, nonce=process.nonce, clock=clock)
+    heartbeat = Heartbeat(store, run_id, process, clock)
+    await heartbeat.ask_time()
+    neighbours = StoreRunLiveness(store, heartbeat, process, clock)
+    found = ResendReport()
+    for part in await store.list(layout.run(run_id, "failures")):
+        table = _failures(part.path, await store.get(part.path) or b"")
+        wanted = kinds or frozenset(set(OUTCOMES) - CERTAIN)
+        table = table.filter(pc.is_in(table["error_kind"], pa.array(sorted(wanted))))
+        table = table.filter(pc.is_in(table["status"], pa.array(["failed", "held"])))
+        keys = pa.array([bytes.fromhex(key) for key in table["request_key"].to_pylist()], pa.binary(16))
+        states = dict(zip(keys.to_pylist(), view.states(keys).to_pylist(), strict=True))
+        for row in table.select(["request_key", "error_kind", "error_message", "model"]).to_pylist():
+            key, kind, model = bytes.fromhex(row["request_key"]), row["error_kind"], row["model"]
+            if states.pop(key, "delivered") == "delivered":
+                continue  # made meanwhile, or given free with an identical row
+            known = await ledger.known(key)
+            last = known[-1] if known else None
+            owner = last.record.claim.owner if last is not None and last.record is not None else None
+            if last is not None and await neighbours.life(owner or layout.heartbeat(str(last.run_id))) == "alive":
+                found.still_alive += 1
+                continue
+            on_its_way = last is not None and last.request_id and not last.is_closed
+            # With the key of another account it is on nobody's way.
+            if on_its_way and kind != "other_account" and kinds.isdisjoint({"submitted", kind}):
+                found.on_their_way += 1
+                continue
+            await ledger.record(
+                Event(
+                    "failed",
+                    key,
+                    f"{key.hex()}-{last.n if last else 1}",
+                    run_id,
+                    clock.now(),
+                    error_kind=RETRY_ASKED,
+                    error_message=f"was: {kind}: {row['error_message']}"[:500],
+                    request_id=last.request_id if last else None,
+                    model=model,
+                )
+            )
+            found.rows += 1
+            found.kinds[kind] += 1
+            if kind in HELD_KINDS or OUTCOMES[kind].billed != "no":
+                found.risk_usd += PUBLISHED_PRICES_USD.get(model, DEFAULT_PRICE_USD)
+    await ledger.flush()
+    return found
+
+
+def _failures(path: str, data: bytes) -> pa.Table:
+    """The failures of a run, as written. Raises StoreError that names a damaged file."""
+    try:
+        return pq.read_table(pa.BufferReader(data))
+    except (pa.ArrowException, OSError) as error:
+        raise damaged(path) from error

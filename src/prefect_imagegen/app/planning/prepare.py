@@ -1,0 +1,235 @@
+"""Everything that comes before the first call: open, check, plan; and refuse while refusing is free."""
+
+import asyncio
+import json
+import secrets
+from collections.abc import Awaitable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import version
+from typing import TypeVar
+
+from prefect_imagegen.app.config.options import SECRET_OPTIONS, GenerateOptions
+from prefect_imagegen.app.config.resolve import DEFAULT_IN_FLIGHT, make_backend, make_pool, resolve_backend, store_kind
+from prefect_imagegen.app.config.settings import BackendSettings, StoreSettings
+from prefect_imagegen.app.planning.plan import PlanDraft, Planner
+from prefect_imagegen.app.planning.references import ReferenceChecks, reading_options, transport_of
+from prefect_imagegen.core import layout
+from prefect_imagegen.core.errors import BackendError, RefusedError, StoreError
+from prefect_imagegen.core.plan import PlanSummary
+from prefect_imagegen.core.policy.forecast import forecast
+from prefect_imagegen.core.redact import redact
+from prefect_imagegen.failpoints import hit
+from prefect_imagegen.inputs.manifests.manifest import Manifest
+from prefect_imagegen.providers.segmind.provider import SANDBOX_ENGINES, SEGMIND_URL
+from prefect_imagegen.store.ledger.ledger import load_ledger
+from prefect_imagegen.store.object_store import FsspecObjectStore, open_object_store
+from prefect_imagegen.store.store_kind import StoreKind, claim_kind, read_kind
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class RunSpec:
+    """What a user asks for: a manifest, a store, a backend and options. Secrets stay in the settings."""
+
+    manifest: str
+    store: StoreSettings
+    backend: BackendSettings
+    options: GenerateOptions = field(default_factory=GenerateOptions)
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedRun:
+    """An accepted, planned run that waits to be executed."""
+
+    run_id: str
+    job: RunSpec
+    kind: StoreKind
+    summary: PlanSummary
+
+
+async def plan_only(job: RunSpec) -> PlanSummary:
+    """What a run would do; writes nothing and needs no key. Raises RefusedError."""
+    store = open_object_store(job.store.url, job.store.storage_options)
+    try:
+        try:
+            kind: StoreKind | None = await _kind_of(job.backend, job.options, patience=0.0)
+        except BackendError:  # planning needs no endpoint; one out of reach just says nothing of the store's kind
+            kind = None
+        draft = await _draft(store, kind, job)
+        try:
+            return _with_forecast(await asyncio.to_thread(draft.make, keep=False), draft, job)
+        finally:
+            draft.close()
+    finally:
+        store.close()
+
+
+async def prepare(job: RunSpec, parent_run_id: str | None = None) -> PlannedRun:
+    """Check manifest, store, endpoint, key and balance, and write the plan. Raises RefusedError.
+
+    `RowsRefusedError` where rows are invalid, or their references cannot be looked at, and `on_invalid` is `fail`.
+    Nothing is written before all of that holds.
+    """
+    store = open_object_store(job.store.url, job.store.storage_options)
+    backend = resolve_backend(job.backend, job.options)
+    try:
+        if backend.kind == "segmind" and backend.api_key is None:
+            raise RefusedError(
+                "no_key",
+                "There is no API key.",
+                remedy="Set SEGMIND_API_KEY, or use a Segmind block, or --backend sandbox to try without one.",
+            )
+        try:
+            kind = await _kind_of(job.backend, job.options, patience=job.options.deadline)
+        except BackendError as error:
+            raise _unreachable(error) from error
+        draft = await _draft(store, kind, job)
+        try:
+            summary = _with_forecast(await asyncio.to_thread(draft.make, keep=True), draft, job)
+            if (summary.counts["invalid"] or summary.counts["busy"]) and job.options.on_invalid == "fail":
+                raise RowsRefusedError(summary)
+            if backend.kind == "segmind":
+                await _check_credentials(backend, job.options, summary)
+            await _refusing(claim_kind(store, kind))
+            run_id = new_run_id()
+            content = {
+                "run_id": run_id,
+                "parent_run_id": parent_run_id,
+                "manifest": redact(job.manifest),
+                "kind": kind,
+                "options": job.options.model_dump(exclude=SECRET_OPTIONS),
+                "created_at": datetime.now(UTC).isoformat(),
+                "version": version("prefect-imagegen"),
+            }
+            data = json.dumps(content, indent=1).encode()
+            await _refusing(store.put(layout.run(run_id, "run.json"), data, "application/json"))
+            await _refusing(draft.upload(store, run_id))
+            hit("plan")
+        finally:
+            draft.close()
+    finally:
+        store.close()
+    return PlannedRun(run_id, job, kind, summary)
+
+
+class RowsRefusedError(RefusedError):
+    """The manifest has invalid rows, or some whose references are out of reach, and they are not to be skipped.
+
+    `summary` has them. Its kind is `references_busy` where nothing is known to be wrong.
+    """
+
+    def __init__(self, summary: PlanSummary) -> None:
+        shown = "\n".join(f"  {error}" for error in summary.errors)
+        count, more = summary.counts["invalid"], sum(summary.reasons.values()) - len(summary.errors)
+        tail = f"\n  … and {more} more errors: {dict(summary.reasons.most_common(5))}" if more > 0 else ""
+        busy = summary.counts["busy"]
+        waiting = f"{busy} of {summary.rows} rows have references whose host is busy or out of reach for now"
+        if count:
+            said = f"{count} of {summary.rows} rows are invalid{f', and {waiting}' if busy else ''}"
+            kind, remedy = "invalid_rows", "Correct the rows, or run with --on-invalid skip."
+        else:
+            said, kind = waiting, "references_busy"
+            remedy = "Run the same command again later, or make the others now with --on-invalid skip."
+        super().__init__(kind, f"{said}; nothing was called.\n{shown}{tail}\n", remedy=remedy)
+        self.summary = summary
+
+
+def new_run_id() -> str:
+    """A time-sortable, unique name."""
+    return f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(4)}"
+
+
+async def _draft(store: FsspecObjectStore, kind: StoreKind | None, job: RunSpec) -> PlanDraft:
+    if kind is not None:
+        await _refusing(read_kind(store, kind))
+    ledger = await _refusing(load_ledger(store))
+    backend = resolve_backend(job.backend, job.options)
+    manifest = await asyncio.to_thread(Manifest, job.manifest, job.options.manifest_storage_options)
+    planner = Planner(
+        manifest,
+        job.options.manifest_options(backend.model, backend.profile, backend.weights),
+        ledger,
+        shard_size=job.options.shard_size,
+        limit=job.options.limit,
+        references=ReferenceChecks(
+            reading_options(job.options, backend, job.manifest, job.store),
+            job.options.check_references,
+            transport_of(backend, job.options),
+        ),
+    )
+    return PlanDraft(planner)
+
+
+def _with_forecast(summary: PlanSummary, draft: PlanDraft, job: RunSpec) -> PlanSummary:
+    backend = resolve_backend(job.backend, job.options)
+    summary.forecast = forecast(
+        summary.to_make_by_class,
+        # What is drawn for nothing says nothing of the real thing.
+        {name: stats for name, stats in draft.costs().items() if stats.high},
+        in_flight=backend.max_in_flight or DEFAULT_IN_FLIGHT,
+        per_minute=backend.requests_per_minute,
+        free=backend.kind == "pool",
+    )
+    return summary
+
+
+async def _kind_of(settings: BackendSettings, options: GenerateOptions, patience: float) -> StoreKind:
+    """Real or sandbox, by the engine that the endpoint names. Raises BackendError if it is out of reach.
+
+    The first healthy worker of a pool is waited for, for so many seconds.
+    """
+    backend = resolve_backend(settings, options)
+    if backend.kind == "pool":
+        pool = make_pool(backend, patience)
+        try:
+            await pool.open()
+            return store_kind(backend, pool.engine, SANDBOX_ENGINES)
+        finally:
+            await pool.aclose()
+    base_url = (backend.base_url or SEGMIND_URL).rstrip("/")
+    if backend.kind == "sandbox" or base_url == SEGMIND_URL:
+        return store_kind(backend, None, SANDBOX_ENGINES)
+    client = make_backend(backend, options.deadline)
+    try:
+        engine = await client.engine()
+    finally:
+        await client.aclose()
+    return store_kind(backend, engine, SANDBOX_ENGINES)
+
+
+async def _check_credentials(backend: BackendSettings, options: GenerateOptions, summary: PlanSummary) -> None:
+    client = make_backend(backend, options.deadline)
+    try:
+        balance = await client.check()
+    except BackendError as error:
+        if error.kind == "auth":
+            raise RefusedError(
+                "wrong_key", f"{client.endpoint} rejects the API key: {error.message}.", remedy="Set SEGMIND_API_KEY."
+            ) from error
+        raise _unreachable(error) from error
+    finally:
+        await client.aclose()
+    # What was paid for and not fetched yet is fetched without money; the rest stops the run then.
+    only_new = summary.counts["new"] and not summary.counts["unsettled"]
+    if balance.credits_usd is not None and balance.credits_usd <= 0 and only_new:
+        raise RefusedError("credits", "The balance is 0 USD.", remedy="Top up, then run the same command again.")
+
+
+def _unreachable(error: BackendError) -> RefusedError:
+    return RefusedError(
+        "endpoint_unreachable" if error.kind == "unsent" else error.kind,
+        f"The endpoint cannot be used: {error.message}.",
+        remedy="Start the workers, or correct --endpoint."
+        if error.kind == "no_worker"
+        else "Check --base-url and the network.",
+    )
+
+
+async def _refusing(call: Awaitable[T]) -> T:
+    """Before the first call, trouble with the store is a refusal."""
+    try:
+        return await call
+    except StoreError as error:
+        raise RefusedError(error.kind, error.message, remedy=error.remedy) from error

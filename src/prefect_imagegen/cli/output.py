@@ -1,0 +1,221 @@
+"""What the command line shows: plans, progress and results, for people on a terminal and for log files."""
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from prefect_imagegen.app.maintenance.status import RunStatus
+from prefect_imagegen.app.running import registry
+from prefect_imagegen.app.running.finish import money_text
+from prefect_imagegen.app.running.result import STATES, STOP_REASONS, RunResult
+from prefect_imagegen.app.running.session import Session
+from prefect_imagegen.app.terminal import shown
+from prefect_imagegen.core.money import figure, usd
+from prefect_imagegen.core.plan import PlanSummary
+from prefect_imagegen.core.policy.forecast import Forecast
+from prefect_imagegen.core.policy.outcomes import OUTCOMES
+from prefect_imagegen.store.ledger.accounts import KeyRecord
+
+_TICK_S = 0.25
+_LINE_S = 10.0
+_WORDS = {
+    "new": "to make",
+    "done": "done before",
+    "identical": "identical to another row",
+    "invalid": "invalid",
+    "busy": "whose references are at hosts that are busy now",
+    "failed": "failed for good before",
+    "unsettled": "to settle from an earlier run",
+}
+
+_PREFECT_DEFAULTS = {
+    # The terminal has the progress bar; the server gets all logs.
+    "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "ERROR",
+    "PREFECT_SERVER_LOGGING_LEVEL": "CRITICAL",
+    # The ephemeral server migrates its database at its first start, which outlasts the default of 20 s.
+    "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
+    # Its telemetry fights the migration for SQLite's lock, and loses with a traceback.
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+}
+
+
+def quiet_prefect() -> None:
+    """Before Prefect is imported: keep its logs off the terminal, unless the environment says otherwise."""
+    # At the end it warns of the last event that is just being sent.
+    logging.getLogger("EventsWorker").setLevel(logging.ERROR)
+    for name, value in _PREFECT_DEFAULTS.items():
+        os.environ.setdefault(name, value)
+
+
+def show_plan(console: Console, summary: PlanSummary) -> None:
+    """Rows by what is to be done with them, warnings, row errors, and the expected price."""
+    console.print(f"[bold]{counted(summary.rows, 'row')}[/]")
+    table = Table(show_header=False, box=None)
+    for state, words in _WORDS.items():
+        if summary.counts[state]:
+            table.add_row(f"{summary.counts[state]:,}", words)
+    console.print(table)
+    if summary.counts["identical"]:
+        console.print(
+            f"{summary.counts['identical']:,} rows are identical and share an image; give seeds for variants."
+        )
+    for warning, count in summary.warnings.items():
+        console.print(f"[yellow]warning[/] {shown(warning)} ({counted(count, 'row')})")
+    for error in summary.errors:
+        console.print(f"{'[yellow]busy[/]' if error.is_busy else '[red]invalid[/]'} {shown(str(error))}")
+    hidden = sum(summary.reasons.values()) - len(summary.errors)
+    if hidden > 0:
+        console.print(f"… and {hidden:,} more errors:")
+        for reason, count in summary.reasons.most_common(5):
+            console.print(f"  {count:,} x {shown(reason)}")
+    if summary.to_make:
+        console.print(forecast_text(summary.forecast), highlight=False)
+
+
+def forecast_text(one: Forecast) -> str:
+    """What the images will cost, how long they will take, and how that is known."""
+    if one.free:
+        return f"{counted(one.images, 'image')} on your own workers: nothing to pay"
+    source = "as measured in this store" if one.measured else "by Segmind's published averages, halved and doubled"
+    if 0 < one.measured < one.images:
+        source = f"as measured in this store for {one.measured:,}, else by Segmind's published averages"
+    money = f"[bold]{figure(one.low_usd, places=2)} to {usd(one.high_usd, places=2)}[/]"
+    times = " to ".join(dict.fromkeys(_duration(seconds) for seconds in (one.low_seconds, one.high_seconds)))
+    return f"{counted(one.images, 'image')}: {money} and {times} at Segmind, {source}"
+
+
+def _duration(seconds: float) -> str:
+    for limit, unit, name in ((90.0, 1.0, "s"), (5400.0, 60.0, "min"), (172_800.0, 3600.0, "h")):
+        if seconds < limit:
+            return f"{seconds / unit:,.0f} {name}"
+    return f"{seconds / 86400:,.0f} days"
+
+
+def show_result(console: Console, result: RunResult) -> None:
+    """Rows by state, calls, money and time; failures by kind with an example and the remedy."""
+    console.print(f"[bold]run {result.run_id}[/]", highlight=False)
+    table = Table(show_header=False, box=None)
+    for state in STATES:
+        if getattr(result, state):
+            table.add_row(f"{getattr(result, state):,}", state)
+    console.print(table)
+    console.print(f"{money_text(result)}; {result.calls:,} calls, {result.seconds:.1f} s", highlight=False)
+    if result.flagged:
+        console.print(f"[yellow]{result.flagged:,} images are flagged[/] (column flags)")
+    if result.unhonoured:
+        counts = ", ".join(f"{name} in {count:,} rows" for name, count in sorted(result.unhonoured.items()))
+        console.print(f"[yellow]replaced by what the workers can do:[/] {counts} (column applied)", highlight=False)
+    if result.weights_license:
+        console.print(f"licence of the weights: {shown(result.weights_license)}", highlight=False)
+    if result.overshoot_usd:
+        console.print(f"[yellow]{usd(result.overshoot_usd)} above --max-cost-usd[/]: calls cost more than any before")
+    for kind, count in sorted(result.failures.items(), key=lambda item: -item[1]):
+        example = shown(result.examples.get(kind, ""))
+        remedy = OUTCOMES[kind].remedy if kind in OUTCOMES else ""
+        console.print(f"[red]{kind}[/] {counted(count, 'row')}: {example} [dim]{shown(remedy)}[/]")
+    if result.stop_reason:
+        why = STOP_REASONS.get(result.stop_reason, result.stop_reason)
+        console.print(f"[red bold]stopped:[/] {why} ({shown(result.stop_message or '')})")
+        console.print("The same command goes on where this run ended.")
+
+
+def show_statuses(console: Console, found: Sequence[RunStatus]) -> None:
+    """One line a run; `other` is every state but generated and reused, told apart in the run's report."""
+    table = Table("run", "state", "rows", "made", "reused", "other", "calls", "USD", box=None, header_style="bold")
+    for one in found:
+        report = one.report
+        if not report:
+            table.add_row(one.run_id, one.state)
+            continue
+        other = report["rows"] - report["generated"] - report["reused"]
+        counts = (report["rows"], report["generated"], report["reused"], other, report["calls"])
+        table.add_row(one.run_id, one.state, *map(str, counts), figure(report["cost_usd"]))
+    for column in table.columns:
+        column.no_wrap = True
+        column.min_width = max(len(str(cell)) for cell in (column.header, *column.cells))
+    console.print(table)
+
+
+def show_accounts(console: Console, keys: Sequence[KeyRecord]) -> None:
+    """The accounts whose keys were used in a store, each with where it was used and how many keys it had."""
+    for account in dict.fromkeys(key.account for key in keys):
+        own = [key for key in keys if key.account == account]
+        where = ", ".join(dict.fromkeys(f"{key.provider} at {key.origin}" for key in own))
+        count = "one key" if len(own) == 1 else f"{len(own)} keys"
+        console.print(f"[dim]used with account {shown(account)}: {shown(where)}, {count}[/]", highlight=False)
+
+
+@contextmanager
+def showing_progress(console: Console, run_id: str, total: int) -> Iterator[None]:
+    """Within: the run's progress, as a live bar on a terminal and as plain lines every 10 s elsewhere."""
+    ended = threading.Event()
+    show = _show_bar if console.is_terminal else _show_lines
+    thread = threading.Thread(target=show, args=(console, run_id, total, ended), name="progress", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+def _session(run_id: str) -> Session | None:
+    return registry.sessions.get(run_id)
+
+
+def _show_bar(console: Console, run_id: str, total: int, ended: threading.Event) -> None:
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[figures]}"),
+    )
+    with Progress(*columns, console=console, transient=True) as progress:
+        bar = progress.add_task("starting", total=total, rate="", figures="")
+        first: float | None = None
+        while not ended.wait(_TICK_S):
+            session = _session(run_id)
+            if session is None:
+                continue
+            first, done = first or time.monotonic(), session.stats.done
+            progress.update(
+                bar,
+                description="images",
+                completed=done,
+                rate=f"{done / max(0.1, time.monotonic() - first):.1f}/s",
+                figures=_figures(session),
+            )
+
+
+def _show_lines(console: Console, run_id: str, total: int, ended: threading.Event) -> None:
+    first: float | None = None
+    while not ended.wait(_LINE_S):
+        session = _session(run_id)
+        if session is None:
+            continue
+        first, done = first or time.monotonic(), session.stats.done
+        rate = done / max(1.0, time.monotonic() - first)
+        left = f", {(total - done) / rate:.0f} s left" if rate else ""
+        console.print(f"{done}/{total} images, {rate:.1f}/s{left}, {_figures(session)}")
+
+
+def _figures(session: Session) -> str:
+    stats, waits = session.stats, session.blocked_by
+    kinds = ", ".join(f"{count} {kind}" for kind, count in stats.kinds.most_common(3))
+    waiting = f", nothing is sent: {waits} answers are awaited" if waits else ""
+    return usd(stats.cost_usd, places=2) + (f", {kinds}" if kinds else "") + waiting
+
+
+def counted(number: int, noun: str) -> str:
+    """A number with its noun: `1 row`, `2,000 rows`."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"

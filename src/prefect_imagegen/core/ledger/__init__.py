@@ -1,0 +1,1 @@
+"""What the ledger records, and what it says of every request key."""

@@ -1,0 +1,151 @@
+"""The rank of every attempt in 21 bytes: request key, number, highest rank seen. Pure, in any order of events.
+
+The state of a key is that of its highest attempt: an attempt below it has ended, whether the ledger learned how or not.
+An attempt without a number stands below none, so an open one keeps its key open.
+"""
+
+import re
+from collections.abc import Mapping
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from prefect_imagegen.core.ledger.events import RANK, RETRY_ASKED, RETRY_ASKED_RANK
+from prefect_imagegen.core.ledger.keyed_table import KeyedTable
+from prefect_imagegen.core.request.request import KEY_BYTES
+
+_SCHEMA = pa.schema([("key", pa.binary(KEY_BYTES)), ("n", pa.int32()), ("rank", pa.int8())])
+_TYPES = pa.array(list(RANK))
+_RANKS = pa.array(list(RANK.values()), pa.int8())
+_NUMBER = "[1-9][0-9]{0,8}"
+_ATTEMPT_ID = re.compile(f"([0-9a-f]{{{2 * KEY_BYTES}}})-({_NUMBER})")
+_OPEN_BELOW = RANK["failed"]
+_DELIVERED = RANK["delivered"]
+
+
+class Attempts:
+    """Takes events in, table by table, and knows the rank of every attempt and the state of every key.
+
+    An attempt id is `<key in hex>-<n>`; any other text is an attempt too, remembered as text.
+    """
+
+    def __init__(self) -> None:
+        self._ranked = KeyedTable(_SCHEMA, _highest)
+        self._odd: dict[str, int] = {}
+
+    def add(self, events: pa.Table) -> None:
+        """Take in the events of a table of `EVENT_SCHEMA`; unknown types count for nothing."""
+        ranks = _RANKS.take(pc.index_in(events["type"].combine_chunks(), _TYPES))
+        asked = pc.and_(pc.equal(ranks, RANK["failed"]), pc.equal(events["error_kind"].combine_chunks(), RETRY_ASKED))
+        ranks = pc.if_else(asked.fill_null(False), pa.scalar(RETRY_ASKED_RANK, pa.int8()), ranks)
+        known = pc.and_(pc.is_valid(ranks), pc.is_valid(events["key"].combine_chunks()))
+        keys, attempt_ids = (events[name].combine_chunks().filter(known) for name in ("key", "attempt_id"))
+        ranked = pa.table([keys, self._numbers(keys, attempt_ids), ranks.filter(known)], schema=_SCHEMA)
+        self._ranked.add(ranked)
+
+    def settle(self) -> None:
+        """Put all that came in into one order: what is asked afterwards is answered sooner."""
+        self._ranked.table()
+
+    @property
+    def delivered_keys(self) -> pa.Array:
+        """The keys (binary(16), sorted) with a delivered attempt."""
+        return _delivered_in(self._ranked.table())
+
+    def states(self, keys: pa.Array) -> pa.Array:
+        """`delivered`, `open`, `failed` or null for each key (binary(16))."""
+        found = self._ranked.of(keys.drop_null())
+        last = found.filter(last_of_each(found["key"]))
+        delivered = pc.unique(found.filter(pc.equal(found["rank"], _DELIVERED))["key"].combine_chunks())
+        is_open = pc.less(last["rank"].combine_chunks(), _OPEN_BELOW)
+        odd = found.filter(pc.and_(pc.less(found["n"], 0), pc.less(found["rank"], _OPEN_BELOW)))["key"]
+        is_open = pc.or_(is_open, pc.is_in(last["key"].combine_chunks(), pc.unique(odd.combine_chunks())))
+        states = pc.if_else(is_open, "open", "failed")
+        states = pc.if_else(pc.is_in(last["key"].combine_chunks(), delivered), "delivered", states)
+        return states.take(pc.index_in(keys, last["key"].combine_chunks()))
+
+    def state(self, key: bytes) -> str | None:
+        """The state of one key, as `states` tells it."""
+        ranks = self.ranks(key)
+        if not ranks:
+            return None
+        if _DELIVERED in ranks.values():
+            return "delivered"
+        deciding = [ranks[max(ranks)], *(rank for n, rank in ranks.items() if n < 0)]
+        return "open" if min(deciding) < _OPEN_BELOW else "failed"
+
+    def ranks(self, key: bytes) -> Mapping[int, int]:
+        """The rank of each attempt of a key by its number; attempts with other ids have numbers below zero."""
+        ranks: dict[int, int] = {}
+        for row in self._ranked.rows_of(key).to_pylist():
+            ranks[row["n"]] = max(row["rank"], ranks.get(row["n"], -1))
+        return ranks
+
+    def delivered_among(self, keys: pa.Array) -> pa.Array:
+        """Those of some keys that have a delivered attempt; each once."""
+        return _delivered_in(self._ranked.of(keys.drop_null()))
+
+    def undelivered_among(self, keys: pa.Array) -> pa.Array:
+        """Those of some keys that have attempts, and none of them delivered; each once."""
+        known = self._ranked.of(keys.drop_null())
+        return _distinct(known.filter(pc.invert(pc.is_in(known["key"], _delivered_in(known))))["key"])
+
+    def rank_of(self, attempt_id: str) -> int:
+        """The rank of an attempt; -1 if nothing is known of it."""
+        match = _ATTEMPT_ID.fullmatch(attempt_id)
+        rank = self.ranks(bytes.fromhex(match[1])).get(int(match[2]), -1) if match else -1
+        if attempt_id in self._odd:
+            table = self._ranked.table()
+            odd = table.filter(pc.equal(table["n"], self._odd[attempt_id]))
+            rank = max(rank, pc.max(odd["rank"]).as_py())
+        return rank
+
+    def _numbers(self, keys: pa.Array, attempt_ids: pa.Array) -> pa.Array:
+        """The n of every `<key in hex>-<n>`; a number below zero, the same for the same text, for any other id."""
+        tails = pc.utf8_slice_codeunits(attempt_ids, 2 * KEY_BYTES + 1)
+        plain = pc.and_(
+            pc.equal(attempt_ids, pc.binary_join_element_wise(_hex(keys), tails, "-")),
+            pc.match_substring_regex(tails, f"^{_NUMBER}$"),
+        ).fill_null(False)
+        numbers = pc.if_else(plain, tails, "0").cast(pa.int32())
+        if pc.all(plain).as_py() is False:
+            others = attempt_ids.filter(pc.invert(plain)).to_pylist()
+            codes = [self._odd.setdefault(str(one), -1 - len(self._odd)) for one in others]
+            numbers = pc.replace_with_mask(numbers, pc.invert(plain), pa.array(codes, pa.int32()))
+        return numbers
+
+
+def last_of_each(keys: pa.ChunkedArray) -> pa.Array:
+    """Where, in a sorted column of keys, the last row of each key stands; a mask."""
+    values = keys.combine_chunks()
+    if not len(values):
+        return pa.array([], pa.bool_())
+    return pa.concat_arrays([pc.not_equal(values[1:], values[:-1]), pa.array([True])])
+
+
+def numbers_of(attempt_ids: pa.Array) -> pa.Array:
+    """The n of every `<key in hex>-<n>`, whatever the key; -1 for any other id."""
+    tails = pc.utf8_slice_codeunits(attempt_ids, 2 * KEY_BYTES + 1)
+    plain = pc.match_substring_regex(tails, f"^{_NUMBER}$").fill_null(False)
+    return pc.if_else(plain, tails, "-1").cast(pa.int32())
+
+
+def _delivered_in(ranked: pa.Table) -> pa.Array:
+    return _distinct(ranked.filter(pc.equal(ranked["rank"], _DELIVERED))["key"])
+
+
+def _distinct(keys: pa.ChunkedArray) -> pa.Array:
+    return pc.unique(keys.combine_chunks())
+
+
+def _highest(ranked: pa.Table) -> pa.Table:
+    found = ranked.group_by(["key", "n"]).aggregate([("rank", "max")])
+    return found.rename_columns(_SCHEMA.names).sort_by([("key", "ascending"), ("n", "ascending")])
+
+
+def _hex(keys: pa.Array) -> pa.Array:
+    """Every key (binary(16), none null) in hex."""
+    width = KEY_BYTES
+    raw = memoryview(keys.buffers()[1] or b"")[keys.offset * width : (keys.offset + len(keys)) * width]
+    texts = pa.Array.from_buffers(pa.binary(2 * width), len(keys), [None, pa.py_buffer(raw.hex().encode())])
+    return texts.cast(pa.binary()).cast(pa.string())

@@ -1,0 +1,345 @@
+"""The ledger's fold: what a pile of events says of every request key. Pure, vectorised, in any order of events.
+
+Inside one attempt the highest rank wins (quarantined > delivered > retry_asked > failed > submitted > claimed), never
+the clock. A key is delivered if any attempt is; else its highest attempt says whether it is open or failed, and why.
+"""
+
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from functools import cached_property
+from typing import Any, Protocol
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from prefect_imagegen.core.ledger.attempts import Attempts, last_of_each, numbers_of
+from prefect_imagegen.core.ledger.compacting_table import GrowingTable
+from prefect_imagegen.core.ledger.events import RANK, RETRY_ASKED, Event, ImageFacts
+from prefect_imagegen.core.ledger.keyed_table import KeyedTable, SortedRun
+from prefect_imagegen.core.request.request import KEY_BYTES
+
+KEY_TYPE = pa.binary(KEY_BYTES)
+_TIME = pa.timestamp("us", tz="UTC")
+_FACTS = pa.schema(
+    [
+        ("image_path", pa.string()),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("format", pa.string()),
+        ("size_bytes", pa.int64()),
+        ("sha256", pa.string()),
+        ("flags", pa.list_(pa.string())),
+    ]
+)
+EVENT_SCHEMA = pa.schema(
+    [
+        ("type", pa.string()),
+        ("key", KEY_TYPE),
+        ("attempt_id", pa.string()),
+        ("run_id", pa.string()),
+        ("time", _TIME),
+        ("request_id", pa.string()),
+        ("error_kind", pa.string()),
+        ("error_message", pa.string()),
+        ("http_status", pa.int32()),
+        ("cost_usd", pa.float64()),
+        ("latency_s", pa.float64()),
+        ("model", pa.string()),
+        ("cost_class", pa.string()),
+        ("seed", pa.int64()),
+        ("backend", pa.string()),
+        ("endpoint", pa.string()),
+        ("applied", pa.string()),
+        ("account", pa.string()),
+        *_FACTS,
+    ]
+)
+"""One row per event: the columns of `core.events.Event`, the image's facts beside them."""
+EVENT_ORDER = [("time", "ascending"), ("attempt_id", "ascending")]
+"""Which of several failures is the last: told alike whatever the order of segments."""
+_FAILURES = pa.schema(
+    [
+        ("key", KEY_TYPE),
+        ("n", pa.int32()),
+        ("asked", pa.bool_()),
+        *(EVENT_SCHEMA.field(name) for name in ("time", "attempt_id", "error_kind", "error_message")),
+    ]
+)
+"""What is remembered of failures, sorted by it: the last row of a key is its last failure, by number, not by clock."""
+COURSE = pa.schema(
+    [
+        EVENT_SCHEMA.field(name)
+        for name in (
+            *("key", "attempt_id", "type", "time", "run_id", "request_id"),
+            *("error_kind", "error_message", "account", "endpoint"),
+        )
+    ]
+)
+"""What is told of the course of attempts that have led to no image."""
+_CALLS = pa.schema([EVENT_SCHEMA.field(name) for name in ("request_id", "time")])
+_GATHERED_ROWS = 1 << 15
+_PLAIN = [name for name in EVENT_SCHEMA.names if name not in _FACTS.names]
+
+
+def events_table(events: Sequence[Event]) -> pa.Table:
+    """Events as a table of `EVENT_SCHEMA`."""
+    columns: dict[str, list[Any]] = {name: [getattr(event, name) for event in events] for name in _PLAIN}
+    images = [event.image for event in events]
+    columns["image_path"] = [image.path if image else None for image in images]
+    for name in _FACTS.names[1:-1]:
+        columns[name] = [getattr(image, name) if image else None for image in images]
+    columns["flags"] = [list(image.flags) if image else None for image in images]
+    return pa.table(columns, schema=EVENT_SCHEMA)
+
+
+def image_facts(row: dict[str, Any]) -> ImageFacts | None:
+    """The image's facts in a row of `EVENT_SCHEMA` (or any row with its columns); None if there is no image."""
+    if row.get("image_path") is None:
+        return None
+    facts = {name: row[name] for name in _FACTS.names[1:-1]}
+    return ImageFacts(path=row["image_path"], flags=tuple(row["flags"] or ()), **facts)
+
+
+def first_of_each_key(events: pa.Table) -> dict[bytes, dict[str, Any]]:
+    """The first row of each key of a table of `EVENT_SCHEMA`."""
+    return {row["key"]: row for row in reversed(events.to_pylist())}
+
+
+@dataclass(frozen=True, slots=True)
+class CostStats:
+    """Measured costs of one class, in US dollars, and the backend's own mean latency in seconds, where it told one."""
+
+    count: int
+    low: float
+    high: float
+    mean: float
+    latency_s: float | None
+
+
+class Kept(Protocol):
+    """Where a fold puts the events that tell of an image, a call or an end: written through once, then read at will."""
+
+    def write(self, events: pa.Table) -> None:
+        """Take a table of `EVENT_SCHEMA`."""
+        ...
+
+    def __iter__(self) -> Iterator[pa.Table]:
+        """All that was written, in parts that fit into memory."""
+        ...
+
+
+class _InMemory(list[pa.Table]):
+    def write(self, events: pa.Table) -> None:
+        self.append(events)
+
+
+class LedgerView:
+    """What the ledger said when it was read: the state of every key, and the facts of every image.
+
+    Holds 21 bytes an attempt and the last failure of each failed key; what is asked for less often is read from `kept`
+    on demand.
+    """
+
+    def __init__(self, attempts: Attempts, failures: pa.Table, quarantined: pa.Array, kept: Iterable[pa.Table]) -> None:
+        self._attempts = attempts
+        self._failures = SortedRun(failures)
+        self._quarantined = quarantined
+        self._kept = kept
+
+    @classmethod
+    def empty(cls) -> "LedgerView":
+        """The view of a ledger without events."""
+        return fold([])
+
+    @property
+    def delivered_keys(self) -> pa.Array:
+        """The keys (binary(16), sorted) whose image was delivered."""
+        return self._attempts.delivered_keys
+
+    def states(self, keys: pa.Array) -> pa.Array:
+        """`delivered`, `open`, `failed` or null for each key (binary(16))."""
+        return self._attempts.states(keys)
+
+    def state(self, key: bytes) -> str | None:
+        """The state of one key, as `states` tells it."""
+        return self._attempts.state(key)
+
+    def failure(self, key: bytes) -> tuple[str, str]:
+        """Kind and message of the last failure of a key."""
+        rows = self._failures.rows_of(key).to_pylist()
+        if not rows:
+            return ("unknown", "the ledger gives no reason")
+        kind, message = rows[-1]["error_kind"], rows[-1]["error_message"]
+        return (kind or "unknown", message or "")
+
+    def delivered(self, keys: pa.Array) -> pa.Table:
+        """All delivered events of some keys, sorted by time. Reads what is kept, all of it: see `core.deliveries`."""
+        wanted = (events.filter(pc.is_in(events["key"], keys)) for events in self.all_delivered())
+        return pa.concat_tables([EVENT_SCHEMA.empty_table(), *wanted]).sort_by(EVENT_ORDER)
+
+    def all_delivered(self) -> Iterator[pa.Table]:
+        """All delivered events, in parts that fit into memory."""
+        for part in self._kept:
+            events = part.filter(_delivered(part))
+            yield events.filter(pc.invert(pc.is_in(events["attempt_id"], self._quarantined)))
+
+    def facts(self, keys: pa.Array) -> dict[bytes, dict[str, Any]]:
+        """The (first) delivered event of each key that has one, as a row of `EVENT_SCHEMA`."""
+        return first_of_each_key(self.delivered(keys))
+
+    def course(self, key: bytes) -> list[dict[str, Any]]:
+        """What is known of the attempts of a key that has no image: rows of `COURSE`."""
+        return list(self._courses.rows_of(key).to_pylist())
+
+    def ranks(self, key: bytes) -> Mapping[int, int]:
+        """The rank of each attempt of a key by its number."""
+        return self._attempts.ranks(key)
+
+    def newest_calls(
+        self, *, account: str | None = None, run_id: str | None = None, before: datetime | None = None, most: int = 3
+    ) -> list[tuple[str, datetime]]:
+        """The newest request ids of an account, or of a run, and the times of their events; newest first."""
+        calls = GrowingTable(_CALLS, _earliest)
+        for part in self._calls_of(account, run_id):
+            early = part if before is None else part.filter(pc.less(part["time"], before))
+            calls.add(early.select(_CALLS.names))
+        newest = calls.table().sort_by([("time", "descending"), ("request_id", "descending")]).slice(0, most)
+        return [(row["request_id"], row["time"]) for row in newest.to_pylist()]
+
+    def calls_among(
+        self, request_ids: Collection[str], *, account: str | None = None, run_id: str | None = None
+    ) -> frozenset[str]:
+        """Those of some request ids that are known as calls of an account, or of a run."""
+        asked = pa.array(sorted(request_ids), pa.string())
+        found: set[str] = set()
+        for part in self._calls_of(account, run_id):
+            found.update(part.filter(pc.is_in(part["request_id"], asked))["request_id"].to_pylist())
+        return frozenset(found)
+
+    def _calls_of(self, account: str | None, run_id: str | None) -> Iterator[pa.Table]:
+        for part in self._kept:
+            owned = pc.equal(part["account"], account) if account is not None else pc.equal(part["run_id"], run_id)
+            yield part.filter(pc.and_(owned, pc.is_valid(part["request_id"])).fill_null(False))
+
+    def known_ids(self, request_ids: Collection[str]) -> frozenset[str]:
+        """Those of some request ids that any event names. Reads what is kept, all of it."""
+        asked = pa.array(sorted(request_ids), pa.string())
+        found: set[str] = set()
+        for part in self._kept:
+            found.update(part.filter(pc.is_in(part["request_id"], asked))["request_id"].to_pylist())
+        return frozenset(found)
+
+    def costs(self) -> dict[str, CostStats]:
+        """What the answers said of cost and latency so far, by cost class, quarantined images included."""
+        columns = ["cost_class", "cost_usd", "latency_s"]
+        parts = (part.select(columns).filter(_measured(part)) for part in self._kept)
+        costs = pa.concat_tables([EVENT_SCHEMA.empty_table().select(columns), *parts])
+        figures = [("cost_usd", how) for how in ("count", "min", "max", "mean")] + [("latency_s", "mean")]
+        found = costs.group_by("cost_class").aggregate(figures)
+        names = [f"{name}_{how}" for name, how in figures]
+        return {row["cost_class"]: CostStats(*(row[name] for name in names)) for row in found.to_pylist()}
+
+    def rank_of(self, attempt_id: str) -> int:
+        """The rank of an attempt; -1 if nothing is known of it."""
+        return self._attempts.rank_of(attempt_id)
+
+    def next_attempt(self, key: bytes) -> int:
+        """The number of the claim to try first: the last attempt's if it is open, else the one after it.
+
+        Numbers are never used twice, also where compaction has removed the claims of the key.
+        """
+        ranks = self._attempts.ranks(key)
+        last = max(ranks, default=0)
+        return 1 if last < 1 else last + (ranks[last] >= RANK["failed"])
+
+    @cached_property
+    def _courses(self) -> SortedRun:
+        """The course of all keys without an image. Few runs ask for it."""
+        wanted = (self._undelivered(part).select(COURSE.names) for part in self._kept)
+        return SortedRun(pa.concat_tables([COURSE.empty_table(), *wanted]).sort_by("key"))
+
+    def _undelivered(self, events: pa.Table) -> pa.Table:
+        keys = events["key"].combine_chunks()
+        return events.filter(pc.is_in(keys, self._attempts.undelivered_among(keys)))
+
+
+class LedgerFold:
+    """Folds events into a `LedgerView`, a table at a time."""
+
+    def __init__(self, kept: Kept) -> None:
+        self._kept = kept
+        self._attempts = Attempts()
+        self._failures = KeyedTable(_FAILURES, _last_of_each_key)
+        self._quarantined: list[pa.Array] = []
+        self._waiting: list[pa.Table] = []
+        self._waiting_rows = 0
+
+    def add(self, events: pa.Table) -> None:
+        """Take in a table of `EVENT_SCHEMA`. Small ones are gathered: every step has a price of its own."""
+        self._waiting.append(events)
+        self._waiting_rows += len(events)
+        if self._waiting_rows >= _GATHERED_ROWS:
+            self._take_in()
+
+    def view(self) -> LedgerView:
+        """What all of them say."""
+        self._take_in()
+        self._attempts.settle()
+        failures = self._failures.table()
+        delivered = self._attempts.delivered_among(failures["key"].combine_chunks())
+        failures = failures.filter(pc.invert(pc.is_in(failures["key"], delivered)))
+        quarantined = pa.concat_arrays([pa.array([], pa.string()), *self._quarantined])
+        return LedgerView(self._attempts, failures, quarantined, self._kept)
+
+    def _take_in(self) -> None:
+        if not self._waiting:
+            return
+        events = pa.concat_tables(self._waiting).combine_chunks()
+        self._waiting, self._waiting_rows = [], 0
+        self._attempts.add(events)
+        self._kept.write(events.filter(pc.or_(_told(events), pc.is_valid(events["request_id"]))))
+        quarantined = events.filter(pc.equal(events["type"], "quarantined"))
+        self._quarantined.append(quarantined["attempt_id"].combine_chunks())
+        self._failures.add(_failures_of(events))
+
+
+def fold(tables: Iterable[pa.Table]) -> LedgerView:
+    """The view of all events of some tables, held in memory."""
+    folding = LedgerFold(_InMemory())
+    for table in tables:
+        folding.add(table.cast(EVENT_SCHEMA))
+    return folding.view()
+
+
+def _earliest(calls: pa.Table) -> pa.Table:
+    """Each call once, with the time of its first event."""
+    found = calls.group_by("request_id").aggregate([("time", "min")])
+    return found.rename_columns(_CALLS.names).cast(_CALLS)
+
+
+def _last_of_each_key(failures: pa.Table) -> pa.Table:
+    if not len(failures):
+        return failures
+    ordered = failures.sort_by([(name, "ascending") for name in _FAILURES.names])
+    return ordered.filter(last_of_each(ordered["key"]))
+
+
+def _failures_of(events: pa.Table) -> pa.Table:
+    failed = events.filter(pc.and_(pc.equal(events["type"], "failed"), pc.is_valid(events["key"]))).combine_chunks()
+    asked = pc.equal(failed["error_kind"], RETRY_ASKED).fill_null(False)
+    table = failed.append_column("n", numbers_of(failed["attempt_id"].combine_chunks())).append_column("asked", asked)
+    return table.select(_FAILURES.names)
+
+
+def _told(events: pa.Table) -> pa.ChunkedArray:
+    """Where events tell of an image or of an end."""
+    return pc.is_in(events["type"], pa.array(["delivered", "failed"]))
+
+
+def _delivered(events: pa.Table) -> pa.ChunkedArray:
+    return pc.equal(events["type"], "delivered")
+
+
+def _measured(events: pa.Table) -> pa.ChunkedArray:
+    return pc.and_(_delivered(events), pc.and_(pc.is_valid(events["cost_class"]), pc.is_valid(events["cost_usd"])))

@@ -1,0 +1,221 @@
+"""How the columns of a manifest become the fields of requests."""
+
+import difflib
+import json
+import shlex
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from prefect_imagegen.core.errors import RefusedError
+from prefect_imagegen.core.metadata import carried_name
+from prefect_imagegen.core.request.models import DEFAULT_MODEL, MODELS, FieldSpec
+from prefect_imagegen.core.request.near_names import COMMON_FIELDS, KNOWN_FIELDS, likely_prompt, near_fields
+from prefect_imagegen.core.request.profiles import Profile
+from prefect_imagegen.core.request.references import is_signed
+
+TYPED_FIELDS = frozenset({"prompt", "model", "image_urls", "seed"}).union(
+    *({name for name, spec in model.fields.items() if spec.type == "string"} for model in MODELS.values())
+)
+"""Fields that are text wherever they stand, and the seed: what looks like a number in them is read by no guess."""
+_SHOWN = 30
+
+
+@dataclass(frozen=True, slots=True)
+class ManifestOptions:
+    """What the user says of a manifest.
+
+    `columns` maps a field to the column or columns that feed it (several only for `image_urls`, in order);
+    `values` are per-run defaults of fields; `id_column` names the row's own identity; `model` is the slug of rows
+    that name none.
+    """
+
+    columns: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    values: Mapping[str, Any] = field(default_factory=dict)
+    id_column: str | None = None
+    model: str = DEFAULT_MODEL
+    reference_identity: Literal["url", "content"] = "url"
+    """What http(s) references are known by; all others are known by their content."""
+    profile: Profile | None = None
+    """How own GPUs run the model: its values replace the model's defaults."""
+    weights: str | None = None
+    strict_parameters: bool = False
+    """Whether a row that asks for what the profile cannot do is an error."""
+    carry: Sequence[str] = ()
+    """Columns of bytes that come through to the metadata all the same."""
+    allow_local_references: bool = False
+    """Whether a manifest that does not lie on this machine may name files of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class ColumnPlan:
+    """Which column feeds which field, and which columns come through to the metadata, under which name."""
+
+    sources: Mapping[str, tuple[str, ...]]
+    carried: Mapping[str, str]
+    named: frozenset[str]
+    """Fields that the user named with --column or --set: sent to models without a ModelSpec too."""
+    near: Mapping[str, str] = field(default_factory=dict)
+    """Columns that feed nothing and look like a field that nothing else feeds, with that field."""
+    left_out: tuple[str, ...] = ()
+    """Columns of bytes, which are neither read nor carried."""
+    id_column: str | None = None
+
+    @property
+    def fed(self) -> frozenset[str]:
+        """The columns that requests are made of, the id's among them."""
+        feeding = {column for columns in self.sources.values() for column in columns}
+        return frozenset(feeding | ({self.id_column} if self.id_column else set()))
+
+    @property
+    def untyped(self) -> frozenset[str]:
+        """Fed fields whose type no model tells."""
+        return self.named.intersection(self.sources) - TYPED_FIELDS
+
+    @property
+    def needed(self) -> frozenset[str]:
+        """The columns that have to be read."""
+        return self.fed | frozenset(self.carried) | frozenset(self.near)
+
+
+def plan_columns(columns: Sequence[str], options: ManifestOptions, binary: Collection[str] = ()) -> ColumnPlan:
+    """Match the manifest's columns with the fields of requests; `binary` are those that hold bytes.
+
+    Raises RefusedError (`manifest_schema`) for a named column that does not exist, a field fed by several columns,
+    a column name that occurs twice, or a manifest without prompts; `signed_value` for a signed URL among the values.
+    """
+    _refuse_doubled(columns)
+    sources: dict[str, tuple[str, ...]] = {name: (name,) for name in columns if name in KNOWN_FIELDS}
+    for name, feeding in options.columns.items():
+        if len(feeding) > 1 and name != "image_urls":
+            raise RefusedError(
+                "manifest_schema",
+                f"The field {name!r} is mapped to several columns: {', '.join(feeding)}.",
+                remedy="Only image_urls takes several.",
+            )
+        sources[name] = tuple(feeding)
+    wanted = [column for feeding in sources.values() for column in feeding]
+    for column in [*wanted, *([options.id_column] if options.id_column else []), *options.carry]:
+        if column not in columns:
+            raise RefusedError(
+                "manifest_schema",
+                f"The manifest has no column {column!r}; it has: {_list(columns)}.",
+                remedy=_suggest(column, columns) or "Correct --column, --id-column or --carry.",
+            )
+    if "prompt" not in sources and "prompt" not in options.values:
+        raise RefusedError(
+            "manifest_schema",
+            f"The manifest has no column 'prompt'; it has: {_list(columns)}.",
+            remedy="Name the column that holds the prompts: --column "
+            + shlex.quote(f"prompt={likely_prompt(columns) or 'COLUMN'}"),
+        )
+    _refuse_signed(options.values.get("image_urls"))
+    # Reference addresses may be private: they reach the metadata as references, never as a raw column.
+    hidden = set(sources.get("image_urls", ()))
+    _refuse_private(options.carry, hidden)
+    hidden |= {name for name in ("prompt", "seed", "model") if sources.get(name) == (name,)}
+    carried: dict[str, str] = {}
+    left_out = tuple(column for column in columns if column in binary and column not in {*wanted, *options.carry})
+    for column in columns:
+        if column not in hidden and (column not in binary or column in options.carry):
+            name = carried_name(column)
+            while name in columns and name != column:
+                name = carried_name(f"manifest_{name}")
+            carried[column] = name
+    unused = [column for column in columns if column not in {*wanted, *binary, options.id_column}]
+    return ColumnPlan(
+        sources,
+        carried,
+        frozenset(options.columns) | frozenset(options.values),
+        near_fields(unused, {*sources, *options.values}),
+        left_out,
+        options.id_column,
+    )
+
+
+def names_to_look_for(options: ManifestOptions) -> frozenset[str]:
+    """The names that a header is expected to hold: those of fields, and those that the user named."""
+    named = {column for feeding in options.columns.values() for column in feeding}
+    return KNOWN_FIELDS | named | ({options.id_column} if options.id_column else set())
+
+
+def check_fields(named: Iterable[str], models: Iterable[str]) -> None:
+    """Refuse a field that no model of the manifest knows, if all its models are known ones.
+
+    Raises RefusedError (`unknown_field`).
+    """
+    slugs = sorted(models)
+    if not slugs or any(slug not in MODELS for slug in slugs):
+        return
+    known = set(COMMON_FIELDS).union(*(MODELS[slug].fields for slug in slugs))
+    for name in sorted(named):
+        if name not in known:
+            raise RefusedError(
+                "unknown_field",
+                f"{', '.join(slugs)} has no field {name!r}; it has: {', '.join(sorted(known))}.",
+                remedy=_suggest(name, sorted(known)) or "Correct --column or --set.",
+            )
+
+
+def parse_value(name: str, text: str) -> Any:
+    """The value of `--set NAME=TEXT`, in the type that the field has; JSON or text where no model knows it.
+
+    Raises RefusedError (`bad_value`).
+    """
+    spec = _any_spec(name)
+    kind = {"prompt": "string", "model": "string", "seed": "integer"}.get(name) or (spec.type if spec else None)
+    if kind == "string":
+        return text
+    try:
+        value = json.loads(text)
+    except ValueError:
+        if kind is None:
+            return text
+        raise RefusedError(
+            "bad_value", f"--set {name}={text}: {name} takes a value of type {kind}.", remedy="Correct the value."
+        ) from None
+    return value
+
+
+def _refuse_doubled(columns: Sequence[str]) -> None:
+    doubled = sorted(name for name, count in Counter(columns).items() if count > 1)
+    if doubled:
+        raise RefusedError(
+            "manifest_schema", f"The manifest has several columns named {doubled[0]!r}.", remedy="Rename them."
+        )
+
+
+def _refuse_private(carried: Iterable[str], references: Collection[str]) -> None:
+    private = next((name for name in carried if name in references), None)
+    if private is not None:
+        raise RefusedError(
+            "manifest_schema",
+            f"The column {private!r} holds references, whose addresses may be private; it is never carried.",
+            remedy="Leave out --carry for it: the metadata has the column references.",
+        )
+
+
+def _refuse_signed(references: Any) -> None:
+    if is_signed(str(references)):
+        raise RefusedError(
+            "signed_value",
+            "A value for image_urls holds a signed URL; values of a run are stored, and signatures must not be.",
+            remedy="Put it into a column of the manifest, and use --reference-identity content.",
+        )
+
+
+def _any_spec(name: str) -> FieldSpec | None:
+    return next((spec.fields[name] for spec in MODELS.values() if name in spec.fields), None)
+
+
+def _list(columns: Sequence[str]) -> str:
+    """The names of the columns for people, as many as fit a message."""
+    more = f" and {len(columns) - _SHOWN} more" if len(columns) > _SHOWN else ""
+    return (", ".join(columns[:_SHOWN]) or "none") + more
+
+
+def _suggest(name: str, known: Sequence[str]) -> str:
+    lowered = {candidate.lower(): candidate for candidate in known}
+    close = difflib.get_close_matches(name.lower(), list(lowered), n=1)
+    return f"Did you mean {lowered[close[0]]!r}?" if close else ""

@@ -1,0 +1,63 @@
+"""Column names that are nearly those of fields: what a person meant, and what must not be guessed."""
+
+import difflib
+import re
+from collections.abc import Collection, Iterable, Mapping
+
+from prefect_imagegen.core.request.models import MODELS
+
+COMMON_FIELDS = ("prompt", "model", "seed", "image_urls")
+KNOWN_FIELDS = frozenset(COMMON_FIELDS).union(*(spec.fields for spec in MODELS.values()))
+_ALIASES: Mapping[str, tuple[str, ...]] = {
+    "image_urls": (
+        *("image", "images", "imageurl", "imagesrc", "imageurls", "imagelink", "imagepath", "imagepaths"),
+        *("inputimage", "inputimages", "inputimageurl", "reference", "references", "referenceimage"),
+        *("referenceimages", "referenceurl", "referenceurls", "refimage", "refimages", "sourceimage"),
+    ),
+    "prompt": ("prompttext", "textprompt", "imageprompt", "positiveprompt"),
+    "negative_prompt": ("negative", "negprompt"),
+    "cfg": ("cfgscale", "guidance", "guidancescale"),
+    "steps": ("numinferencesteps", "inferencesteps", "numsteps", "numberofsteps"),
+    "seed": ("randomseed", "rngseed"),
+    "aspect_ratio": ("ratio", "aspect", "ar"),
+    "image_format": ("outputformat", "fileformat"),
+    "model": ("modelname", "modelslug", "modelid"),
+}
+_LIKELY_PROMPTS = frozenset({"text", "caption", "captions", "instruction", "instructions"})
+_MARKS = re.compile(r"[^a-z0-9]+")
+_CLOSE = 0.88
+
+
+def near_fields(columns: Iterable[str], taken: Collection[str]) -> dict[str, str]:
+    """Columns that feed nothing and look like a field, with that field; `taken` fields are fed already."""
+    open_fields = KNOWN_FIELDS - set(taken)
+    found = {}
+    for column in columns:
+        name = near_field(column)
+        if column not in KNOWN_FIELDS and name in open_fields:
+            found[column] = name
+    return found
+
+
+def near_field(column: str) -> str | None:
+    """The field that a column's name looks like: in other case or spacing, in other words, or misspelled."""
+    plain = _plain(column)
+    by_plain = {_plain(name): name for name in sorted(KNOWN_FIELDS)}
+    by_plain |= {alias: name for name, aliases in _ALIASES.items() for alias in aliases}
+    if plain in by_plain:
+        return by_plain[plain]
+    names = [name for name in (_plain(field) for field in sorted(KNOWN_FIELDS)) if len(name) > 3]
+    close = difflib.get_close_matches(plain, names, n=1, cutoff=_CLOSE)
+    return by_plain[close[0]] if close else None
+
+
+def likely_prompt(columns: Iterable[str]) -> str | None:
+    """The column that plausibly holds the prompts; None where that would be a guess."""
+    columns = list(columns)
+    near = [column for column in columns if near_field(column) == "prompt"]
+    likely = near or [column for column in columns if _plain(column) in _LIKELY_PROMPTS]
+    return likely[0] if len(likely) == 1 else None
+
+
+def _plain(name: str) -> str:
+    return _MARKS.sub("", name.lower())

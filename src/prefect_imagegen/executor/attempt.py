@@ -1,0 +1,323 @@
+"""One attempt: claim, POST, result, store. Says how the row goes on; waits for nothing but the call itself."""
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import timedelta
+
+from prefect_imagegen.core import layout
+from prefect_imagegen.core.errors import BackendError, StoreError
+from prefect_imagegen.core.images.image import BadImageError, Decoded, decode, facts_of
+from prefect_imagegen.core.ledger.events import ImageFacts
+from prefect_imagegen.core.policy.backoff import backoff
+from prefect_imagegen.core.policy.outcomes import HELD_KINDS, OUTCOMES
+from prefect_imagegen.core.results import RequestResult
+from prefect_imagegen.executor.claims import Claims
+from prefect_imagegen.executor.context import MORE_IMAGES, ExecutorContext
+from prefect_imagegen.executor.failures import FailureHandler
+from prefect_imagegen.executor.lookups import Lookups
+from prefect_imagegen.executor.pending import Defer, NextStep, PendingRequest, Retry
+from prefect_imagegen.failpoints import hit
+from prefect_imagegen.ports import Delivery, Submission
+
+COLLECT_TRIES = 5
+OUTPUTS_LIVE = timedelta(days=8)
+"""Segmind keeps outputs for seven days."""
+SUBMIT_GRACE_S = 5.0
+"""How long an interrupted run waits for the answers to POSTs under way, so that their ids become durable."""
+STUCK_AT_LEAST_S = 5.0
+STUCK_UNMEASURED_S = 60.0
+_REFUSALS = (429, 503)
+_GONE = (404, 410)
+_STRANGE = frozenset({"protocol", "sandbox_mismatch"})
+_logger = logging.getLogger(__name__)
+
+Collected = tuple[Delivery, list[Decoded]]
+
+
+class AttemptRunner:
+    """Makes attempts. A paid call has a claim of its own, and what was accepted is fetched, never bought again."""
+
+    def __init__(self, context: ExecutorContext, claims: Claims, lookups: Lookups, closing: FailureHandler) -> None:
+        self.sent = 0
+        self.waiting = 0
+        """POSTs whose answers are awaited without a slot."""
+        self._context = context
+        self._claims = claims
+        self._lookups = lookups
+        self._closing = closing
+        self._stuck = 0
+
+    async def attempt(self, row: PendingRequest) -> NextStep:
+        """One claim, one POST, one result; or the result of a call that was accepted before."""
+        submission: Submission | NextStep | None = row.accepted
+        if submission is None and not self._context.backend.free:
+            submission = await self._claims.win(row)
+        if submission is None:
+            if (found := await self._claims.adopt(row)) is not None:
+                return found
+            if not await self._context.vouched():
+                return await self._closing.close(
+                    row, BackendError("unsent", "the run stopped before the call was sent")
+                )
+            if self._claims.is_stale(row):
+                # Whoever looks for a call looks around the time of its claim: an old one is not used any more.
+                return await self._closing.close(row, BackendError("unsent", "its claim grew old before it was sent"))
+            return await self._send(row)
+        if not isinstance(submission, Submission):
+            return submission
+        row.accepted = None
+        return await self._receive(row, submission)
+
+    async def _send(self, row: PendingRequest) -> NextStep:
+        """One POST. Its slot is given away when it takes longer than is usual; its answer is awaited all the same."""
+        context = self._context
+        call = asyncio.ensure_future(self._post(row))
+        patience = context.submits.patience(at_least=STUCK_AT_LEAST_S, unmeasured=STUCK_UNMEASURED_S)
+        try:
+            await asyncio.wait((call,), timeout=None if context.backend.free else patience)
+            # No more answers are awaited beside the slots than there are slots, so a black hole takes twice that at
+            # most. Others may have given their slots away meanwhile, so this is asked when it is our turn.
+            while not call.done() and self.waiting >= context.concurrency.most:
+                await asyncio.wait((call,), timeout=patience)
+        except BaseException:
+            call.cancel()
+            raise
+        if call.done():
+            return await self._answered(row, call)
+        context.submits.add(patience)
+        self.waiting += 1
+        call.add_done_callback(self._no_longer_awaited)
+        error = BackendError("unknown", f"the call was sent and not answered within {patience:.0f} s")
+        return Defer(lambda: self._await_answer(row, call), row.held(error), call)
+
+    def _no_longer_awaited(self, call: "asyncio.Task[Submission]") -> None:
+        self.waiting -= 1
+        if not call.cancelled():
+            call.exception()  # it was heard, or the row has been given up
+
+    async def _await_answer(self, row: PendingRequest, call: "asyncio.Task[Submission]") -> NextStep:
+        await asyncio.wait((call,))
+        row.in_use = True
+        try:
+            return await self._answered(row, call)
+        finally:
+            row.in_use = False
+
+    async def _answered(self, row: PendingRequest, call: "asyncio.Task[Submission]") -> NextStep:
+        try:
+            submission = await call
+        except BackendError as error:
+            return await self._after_refused_post(row, error)
+        return await self._receive(row, submission)
+
+    async def _post(self, row: PendingRequest) -> Submission:
+        """Send the call. It ends by its answer, by the connection, or after --deadline; only a stop cuts it earlier."""
+        context, queues = self._context, self._context.backend.queues
+        row.posts += 1
+        row.is_posting = True
+        self.sent += 1
+        started = row.sent_at = context.clock.monotonic()
+        # A pool knows each of its workers, and when one is overdue.
+        limit = None if context.backend.free else context.policy.deadline
+        call = asyncio.wait_for(context.backend.submit(row.request, row.addresses), limit)
+        grace = SUBMIT_GRACE_S if queues else context.drain_left
+        try:
+            submission = await context.unless_interrupted(call, "unknown", grace)
+        except TimeoutError:
+            context.control.check_progress("a call was sent and not answered")
+            raise BackendError("unknown", f"the call was sent and not answered within {limit:.0f} s") from None
+        except BackendError as error:
+            if error.status in _REFUSALS and not context.backend.free:
+                context.concurrency.answered(refused=True, sent=started, at=context.clock.monotonic())
+            raise
+        finally:
+            row.is_posting = False
+            row.sending_s = context.clock.monotonic() - (started if row.claimed is None else row.claimed)
+        row.request_id = submission.request_id
+        context.concurrency.answered(refused=False, sent=started, at=context.clock.monotonic())
+        context.submits.add(context.clock.monotonic() - started)
+        context.control.progressed()
+        return submission
+
+    async def _receive(self, row: PendingRequest, submission: Submission) -> NextStep:
+        """From an accepted call to the stored image. The request_id is durable before the first poll."""
+        row.request_id = submission.request_id or row.request_id
+        keeping: asyncio.Task[None] | None = None
+        if submission.request_id is not None and row.stored_request_id is None:
+            keeping = asyncio.ensure_future(self._keep_id(row, submission.request_id))
+            if submission.open_body is None:
+                # Polling goes on beside a store that is slow to take the id.
+                await asyncio.wait((keeping,), timeout=SUBMIT_GRACE_S)
+        collecting = asyncio.ensure_future(self._collect(submission))
+        try:
+            patience = await self._wait_for(collecting, submission)
+            if keeping is not None:
+                await keeping
+        except BaseException:
+            for task in filter(None, (collecting, keeping)):
+                task.cancel()
+            raise
+        if collecting.done():
+            return await self._end(row, submission, collecting)
+        # The job is the API's now: it is polled without a slot, so that others can be sent.
+        error = BackendError("submitted", f"no result after {patience:.0f} s", request_id=submission.request_id)
+        return Defer(lambda: self._await_stuck(row, submission, collecting), row.held(error), collecting)
+
+    async def _wait_for(self, collecting: "asyncio.Task[Collected]", submission: Submission) -> float:
+        """Wait for a result, but not longer than others should wait for the slot; the seconds."""
+        patience = self._context.totals.patience(at_least=STUCK_AT_LEAST_S, unmeasured=STUCK_UNMEASURED_S)
+        # An open v1 answer is a call of ours; and no more jobs are left to themselves than are in flight.
+        keep = submission.open_body is not None or self._stuck >= self._context.concurrency.most
+        await asyncio.wait((collecting,), timeout=None if keep else patience)
+        return patience
+
+    async def _await_stuck(
+        self, row: PendingRequest, submission: Submission, collecting: "asyncio.Task[Collected]"
+    ) -> NextStep:
+        self._stuck += 1
+        try:
+            await asyncio.wait((collecting,))
+            row.in_use = True
+            return await self._end(row, submission, collecting)
+        finally:
+            row.in_use = False
+            self._stuck -= 1
+
+    async def _end(
+        self, row: PendingRequest, submission: Submission, collecting: "asyncio.Task[Collected]"
+    ) -> NextStep:
+        """Decide about the result of an accepted call, and store its image."""
+        context = self._context
+        try:
+            delivery, decoded = await collecting
+        except BackendError as error:
+            error.request_id = error.request_id or submission.request_id
+            return await self._after_failed_result(row, error)
+        hit("bytes")
+        facts = await self._stored(row, delivery, decoded)
+        hit("image")
+        if row.sent_at is not None:
+            context.totals.add(context.clock.monotonic() - row.sent_at)
+        context.control.progressed()
+        return await context.delivered(row, facts, delivery)
+
+    async def _stored(self, row: PendingRequest, delivery: Delivery, decoded: Sequence[Decoded]) -> ImageFacts:
+        """Store the image, and any further ones of the same answer before it; the facts of what is there."""
+        context, key, extension = self._context, row.key.hex(), row.request.extension
+        for number, (data, one) in enumerate(zip(delivery.more, decoded[1:], strict=True), 2):
+            await context.store.create(layout.more_image(key, number, extension), data, one.content_type)
+        path = layout.image(key, extension)
+        facts = facts_of(path, decoded[0], len(delivery.data))
+        if not await context.store.create(path, delivery.data, decoded[0].content_type):
+            facts = await context.stored_facts(path)
+        return replace(facts, flags=(*facts.flags, MORE_IMAGES)) if delivery.more else facts
+
+    async def _collect(self, submission: Submission) -> Collected:
+        """The bytes, decoded in full; bad ones are fetched again, ever later, and never bought again."""
+        context = self._context
+        failure = BackendError("bad_output", "no bytes came", request_id=submission.request_id)
+        for failures in range(COLLECT_TRIES):
+            if failures:
+                pause = context.clock.sleep(backoff(failures, context.jitter()))
+                await context.unless_interrupted(pause, "submitted", 0.0)
+            # A v1 answer that is being read is lost if it is let go; a job can be polled by the next run.
+            grace = 0.0 if submission.open_body is None else context.drain_left
+            try:
+                delivery = await context.unless_interrupted(context.backend.collect(submission), "submitted", grace)
+                return delivery, [await context.run_decode(decode, data) for data in (delivery.data, *delivery.more)]
+            except BadImageError as error:
+                if context.backend.free:
+                    raise BackendError("worker_failed", str(error)) from error
+                failure = BackendError("bad_output", str(error), request_id=submission.request_id)
+            except BackendError as error:
+                if error.kind != "bad_output":
+                    raise
+                failure = error
+            if submission.request_id is None:
+                raise BackendError("unknown", f"the answer was bad and named no request_id: {failure.message}")
+        raise failure
+
+    async def _after_refused_post(self, row: PendingRequest, error: BackendError) -> NextStep:
+        """Decide about a POST that was not answered with success."""
+        outcome, context = OUTCOMES[error.kind], self._context
+        if context.backend.free:
+            return await self._closing.close(row, _lost(error))
+        if error.kind in _STRANGE and (error.status or 0) < 400:
+            return await self._after_strange_answer(row, error)
+        if outcome.accepted == "answered_5xx" and context.backend.queues:
+            found = await self._lookups.after_5xx(row, error)
+            if not isinstance(found, Submission):
+                return found
+            row.accepted = None
+            return await self._receive(row, found)
+        if error.kind == "unknown":
+            return self._lookups.unknown(row, error)
+        return await self._closing.close(row, error)
+
+    async def _after_strange_answer(self, row: PendingRequest, error: BackendError) -> NextStep:
+        """Somebody else than expected answered a POST, or led it elsewhere: it may be taken, and the run stops."""
+        self._context.control.stop(error.kind, error.message)
+        if error.request_id is None:
+            return self._lookups.unknown(row, BackendError("unknown", error.message, status=error.status))
+        row.request_id = error.request_id
+        await self._keep_id(row, error.request_id)
+        return self._not_yet(row, error)
+
+    async def _after_failed_result(self, row: PendingRequest, error: BackendError) -> NextStep:
+        """Decide about an accepted call that led to no image (yet). Whose id is known is never looked up without it."""
+        if self._context.backend.free:
+            return await self._closing.close(row, _lost(error))
+        if error.kind == "unknown" and error.request_id is None:
+            return self._lookups.unknown(row, error)
+        if error.kind == "bad_output" or error.kind in HELD_KINDS:
+            return await self._after_missing_result(row, error)
+        outcome = OUTCOMES[error.kind]
+        if outcome.scope == "run" and error.kind != "sandbox_mismatch":
+            # The key or the store gave way while a paid result was being fetched: it stays to be fetched.
+            self._context.control.stop(error.kind, error.message)
+        elif outcome.accepted == "yes":
+            return await self._closing.close(row, error)
+        return self._not_yet(row, error)
+
+    async def _after_missing_result(self, row: PendingRequest, error: BackendError) -> NextStep:
+        """A result that is not there, or is no image: not yet, until outputs are deleted; then never."""
+        is_gone, is_junk = error.status in _GONE, error.kind == "bad_output"
+        if is_gone and not self._context.backend.queues and await self._lookups.is_under_another_id(row):
+            return Retry()
+        if not (is_gone or is_junk) or row.ownership == "other" or not self._is_past_its_time(row):
+            return self._not_yet(row, error)
+        if not is_junk:
+            error.kind = "output_lost"
+        return await self._closing.close(row, error)
+
+    def _not_yet(self, row: PendingRequest, error: BackendError) -> RequestResult:
+        """Accepted, and not to be had just now: asked for again by every later run, until outputs are deleted."""
+        kind = "other_account" if row.ownership == "other" else "submitted"
+        return row.held(BackendError(kind, error.message, status=error.status, request_id=error.request_id))
+
+    def _is_past_its_time(self, row: PendingRequest) -> bool:
+        """Whether outputs of the row's call are gone for good; before that, one that is not found may come back."""
+        return self._lookups.age(row) > OUTPUTS_LIVE.total_seconds()
+
+    async def _keep_id(self, row: PendingRequest, request_id: str) -> None:
+        """Make the id durable, then tell the ledger; where the store does not take it, the run sends nothing more."""
+        context = self._context
+        try:
+            await context.ledger.record_request_id(row.key, row.claim_no, request_id)
+        except StoreError as error:
+            _logger.warning("The request_id %s could not be stored beside its claim: %s", request_id, error.message)
+            if error.kind != "store_conflict":
+                context.control.stop("store", f"a request_id could not be stored: {error.message}")
+        else:
+            row.stored_request_id = request_id
+            hit("request_id")
+        await context.record(row, "submitted", request_id=request_id)
+
+
+def _lost(error: BackendError) -> BackendError:
+    """A free call whose fate nobody knows: nothing is owed for it, and the row is as if it had not been sent."""
+    if error.kind in HELD_KINDS:
+        return BackendError("worker_lost", error.message, status=error.status, retry_after=0.0)
+    return error

@@ -1,1 +1,0 @@
-"""The adapters behind the ports: object store, ledger, manifests, Segmind."""

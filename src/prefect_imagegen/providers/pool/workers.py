@@ -1,0 +1,177 @@
+"""The workers of a pool: who is up, who is left out and why, and who comes back."""
+
+import asyncio
+import logging
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+
+from prefect_imagegen.core.errors import BackendError, RefusedError
+from prefect_imagegen.core.policy.outages import Outage, since_text
+from prefect_imagegen.core.request.profiles import Profile
+from prefect_imagegen.ports import Clock
+from prefect_imagegen.providers.pool.endpoint import IN_A_ROW, Endpoint, Judgement
+from prefect_imagegen.providers.segmind.provider import SANDBOX_ENGINES
+
+_logger = logging.getLogger(__name__)
+_FIRST_PROBE_S, _LAST_PROBE_S = 0.5, 30.0
+_OPENING_LOOK_S = 5.0
+_MEANWHILE = "its calls go to the others, if there are some"
+
+
+class Workers:
+    """Looks after the endpoints of a pool. `on_look` is called whenever one has told of itself."""
+
+    def __init__(
+        self, endpoints: Sequence[Endpoint], clock: Clock, profile: Profile | None, on_look: Callable[[], None]
+    ) -> None:
+        self._endpoints = endpoints
+        self._clock = clock
+        self._profile = profile
+        self._on_look = on_look
+        self.moved = asyncio.Event()
+        """Set whenever there may be room somewhere."""
+        self.left_out: dict[str, str] = {}
+        """Why workers were left out, by address."""
+        self._probes: set[asyncio.Task[None]] = set()
+        self._outages: dict[str, Outage] = defaultdict(Outage)
+
+    async def open(self, deadline: float) -> None:
+        """Wait for the first healthy worker; the others are looked after meanwhile.
+
+        Raises BackendError (`no_worker`) after the deadline, RefusedError for workers that cannot serve this run.
+        """
+        await self.look_at_all()
+        self._refuse_useless()
+        self._refuse_a_mixture()
+        for endpoint in self._endpoints:
+            if endpoint.barred:
+                self._left_out(endpoint, "for the rest of this run")
+            elif not endpoint.up:
+                self._left_out(endpoint, "until it is healthy")
+                self._watch(endpoint, _FIRST_PROBE_S)
+        waited = 0.0
+        while not any(endpoint.up for endpoint in self._endpoints):
+            self._refuse_useless()
+            why = self._reasons
+            if waited >= deadline:
+                raise BackendError("no_worker", f"no worker was ready within {waited:.0f} s: {why}")
+            if not waited:
+                _logger.warning("Waiting for the first healthy worker, for up to %.0f s: %s", deadline, why)
+            patience = min(_OPENING_LOOK_S, deadline - waited)
+            await self.wait(patience)
+            waited += patience
+        self._refuse_a_mixture()
+
+    async def look_at_all(self) -> None:
+        """Ask every worker how it is."""
+        await asyncio.gather(*(self._look(endpoint) for endpoint in self._endpoints))
+
+    async def aclose(self) -> None:
+        """Stop looking after them."""
+        for probe in self._probes:
+            probe.cancel()
+        await asyncio.gather(*self._probes, return_exceptions=True)
+
+    async def wait(self, seconds: float | None) -> None:
+        """Wait until something has moved, or for so long."""
+        self.moved.clear()
+        waits: list[asyncio.Future[object]] = [asyncio.ensure_future(self.moved.wait())]
+        if seconds is not None:
+            waits.append(asyncio.ensure_future(self._sleep(seconds)))
+        try:
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for one in waits:
+                one.cancel()
+
+    async def _sleep(self, seconds: float) -> object:
+        await self._clock.sleep(seconds)
+        return None
+
+    def blame(self, endpoint: Endpoint, error: BackendError) -> None:
+        """A worker has refused a row that another one takes."""
+        endpoint.failures += 1
+        if endpoint.failures >= IN_A_ROW:
+            self.eject(endpoint, Judgement(error, "rest", f"it refuses what others take: {error.message}"))
+
+    def eject(self, endpoint: Endpoint, judgement: Judgement) -> None:
+        """Leave a worker out, and say so; until it is healthy again, or for the rest of the run."""
+        if not judgement.out or not endpoint.up:
+            endpoint.barred = endpoint.barred or judgement.out == "barred"
+            return
+        endpoint.up, endpoint.why_down = False, judgement.why
+        endpoint.refused = endpoint.refused or judgement.is_refusal
+        endpoint.barred = judgement.out == "barred"
+        until = "for the rest of this run" if endpoint.barred else "until it is healthy again"
+        self._left_out(endpoint, until)
+        if not endpoint.barred:
+            self._watch(endpoint, endpoint.rest() if judgement.out == "rest" else _FIRST_PROBE_S)
+        self.moved.set()
+
+    def _left_out(self, endpoint: Endpoint, until: str) -> None:
+        """Say why a worker is left out: once until it is back, and once more where it never comes back."""
+        lasted = self._outages[endpoint.name].failed(self._clock.monotonic())
+        if endpoint.barred:
+            _logger.warning("Worker %s is left out %s: %s", endpoint.name, until, endpoint.why_down)
+        elif lasted is not None:
+            since, why = since_text(lasted, self._clock.now()), endpoint.why_down
+            _logger.warning("Worker %s is left out %s: %s (%s; %s)", endpoint.name, until, why, since, _MEANWHILE)
+        self.left_out[endpoint.name] = endpoint.why_down
+
+    def _is_back(self, endpoint: Endpoint) -> None:
+        """Say that a worker is back, if it was said that it is left out."""
+        seconds = self._outages[endpoint.name].worked(self._clock.monotonic())
+        if seconds is not None:
+            _logger.warning("Worker %s is ready, after %.0f s. Nothing was lost.", endpoint.name, seconds)
+
+    def _watch(self, endpoint: Endpoint, pause: float) -> None:
+        task = asyncio.get_running_loop().create_task(self._probe(endpoint, pause))
+        self._probes.add(task)
+        task.add_done_callback(self._probes.discard)
+
+    async def _probe(self, endpoint: Endpoint, pause: float) -> None:
+        """Ask a worker for its health, ever more seldom, until it is back."""
+        while not endpoint.up and not endpoint.barred:
+            await self._clock.sleep(pause)
+            pause = min(_LAST_PROBE_S, 2 * pause)
+            endpoint.on_trial = endpoint.rests > 0
+            await self._look(endpoint)
+            if not endpoint.up and not endpoint.barred:
+                self._left_out(endpoint, "until it is healthy again")
+        if endpoint.barred:
+            endpoint.up = False
+            self._left_out(endpoint, "for the rest of this run")
+        else:
+            self._is_back(endpoint)
+        self.moved.set()
+
+    @property
+    def _reasons(self) -> str:
+        return "; ".join(f"{endpoint.name}: {endpoint.why_down}" for endpoint in self._endpoints)
+
+    def _refuse_useless(self) -> None:
+        """Refuse to begin where every worker runs another profile, or rejects our key."""
+        misfits = [endpoint for endpoint in self._endpoints if endpoint.misfit(self._profile)]
+        if len(misfits) == len(self._endpoints):
+            raise RefusedError(
+                "profile_mismatch",
+                f"{misfits[0].name} {misfits[0].why_down}.",
+                remedy="Use its --profile, or other workers.",
+            )
+        if all(one.barred or one in misfits for one in self._endpoints):
+            raise RefusedError(
+                "wrong_key",
+                f"No worker takes the key: {self._reasons}.",
+                remedy="Set PREFECT_IMAGEGEN_POOL_API_KEY, or write #key=env:NAME behind a worker's own --endpoint.",
+            )
+
+    async def _look(self, endpoint: Endpoint) -> None:
+        await endpoint.look(self._profile)
+        self._on_look()
+
+    def _refuse_a_mixture(self) -> None:
+        """Placeholders and real images never share a store."""
+        kinds = {one.health.engine in SANDBOX_ENGINES for one in self._endpoints if one.up}
+        names = ", ".join(one.name for one in self._endpoints)
+        if len(kinds) > 1:
+            raise RefusedError("mixed_pool", f"Some of {names} are sandboxes, some are not.", remedy="Use one kind.")

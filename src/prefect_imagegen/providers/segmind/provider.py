@@ -1,0 +1,291 @@
+"""The Segmind API as a backend: v2 (submit, await, download) and v1 (one blocking call).
+
+A wrong answer here never buys an image again: polls, downloads and look-ups are only ever GETs, and what a failed
+POST means is decided by `core.outcomes`. The key goes to the endpoint's own hosts only; URLs are rebuilt from the
+base URL and the request id.
+"""
+
+import asyncio
+import json
+from base64 import b64encode
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date, datetime
+from typing import Any
+from urllib.parse import quote, urlsplit
+
+import httpx
+from pydantic import SecretStr
+
+from prefect_imagegen.core import answers
+from prefect_imagegen.core.errors import BackendError
+from prefect_imagegen.core.policy.history_lookup import Look, Window
+from prefect_imagegen.core.request.request import GenerationRequest
+from prefect_imagegen.core.tally import Tally
+from prefect_imagegen.net.client import TRANSPORT_ERRORS, never_sent
+from prefect_imagegen.ports import Balance, Delivery, Health, HistoryRecord, Submission
+from prefect_imagegen.providers.segmind.history import SegmindHistory
+from prefect_imagegen.providers.segmind.http import UNREADABLE, SegmindHttp, pieces, plain_name, read_body
+from prefect_imagegen.providers.segmind.jobs import SegmindJobs, applied_seed
+
+SEGMIND_URL = "https://api.segmind.com"
+SEGMIND_HISTORY_URL = "https://api.spotprod.segmind.com"
+SEGMIND_ASSETS_URL = "https://workflows-api.segmind.com"
+ENGINE_HEADER = "x-imagegen-engine"
+PROBE_S = 20.0
+"""What is asked before any call, of the key and of the endpoint, is answered in so many seconds, or not at all."""
+SANDBOX_ENGINES = frozenset({"sandbox", "static"})
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoints:
+    """The hosts of one backend. One that is not Segmind's serves history and uploads itself, unless told otherwise."""
+
+    base: str
+    history: str
+    assets: str
+
+    @classmethod
+    def of(cls, base_url: str | None, history_url: str | None, assets_url: str | None = None) -> "Endpoints":
+        """From what the user set; None means the default."""
+        base = (base_url or SEGMIND_URL).rstrip("/")
+        own = (base, base) if base != SEGMIND_URL else (SEGMIND_HISTORY_URL, SEGMIND_ASSETS_URL)
+        return cls(base, (history_url or own[0]).rstrip("/"), (assets_url or own[1]).rstrip("/"))
+
+
+class SegmindBackend:
+    """A `ports.Backend` over one Segmind-compatible endpoint. Close it with `aclose`."""
+
+    def __init__(
+        self,
+        endpoints: Endpoints,
+        api_key: SecretStr | None,
+        *,
+        api_version: str = "v2",
+        max_in_flight: int = 16,
+        deadline: float = 600.0,
+        connect_timeout: float = 2.0,
+        tells: bool = True,
+    ) -> None:
+        """`tells`: whether it says in the log that the API is away; of a pool's workers the pool does."""
+        parts = urlsplit(endpoints.base)
+        self.endpoint = f"{parts.scheme}://{parts.hostname or ''}" + (f":{parts.port}" if parts.port else "")
+        self.name = "segmind"
+        self._base = endpoints.base
+        self._assets = endpoints.assets
+        self._v1 = api_version == "v1"
+        self.queues = not self._v1
+        self._deadline = deadline
+        self.not_understood: Counter[str] = Tally()
+        self._sandbox: bool | None = None
+        self._http = SegmindHttp(
+            api_key,
+            (endpoints.base, endpoints.history, endpoints.assets),
+            max_in_flight=max_in_flight,
+            connect_timeout=connect_timeout,
+            tells=f"The image API at {self.endpoint}" if tells else None,
+        )
+        self._history = SegmindHistory(endpoints.history, self._http.get_json, self._odd)
+        self._jobs = SegmindJobs(
+            endpoints.base, self._http, self._history, self._odd, deadline=deadline, has_records=self.queues
+        )
+
+    def now(self) -> datetime | None:
+        """The present time by the API's clock: what its last answer said, and the time since."""
+        return self._http.now()
+
+    def _odd(self, what: str) -> None:
+        self.not_understood[self._http.safe(what)] += 1
+
+    async def check(self) -> Balance:
+        """Read the balance: proves address and key, costs nothing. One more try after a failed connection."""
+        try:
+            answer = await self._http.get_json(f"{self._base}/v1/get-user-credits", tries=2, within=PROBE_S)
+        except BackendError as error:
+            if error.status == 404:  # "No credits found for the user": an account without a balance record
+                return Balance(None)
+            raise
+        value = answer if isinstance(answer, dict) else {}
+        amounts = [answers.number(value.get(name)) for name in ("credits", "free-credits")]
+        known = [amount for amount in amounts if amount is not None]
+        return Balance(sum(known) if known else None)
+
+    async def upload(self, data: bytes, media_type: str) -> str:
+        """Upload a reference; the address that the API fetches it from. It holds the account's e-mail address."""
+        url = f"data:{media_type};base64,{b64encode(data).decode()}"
+        try:
+            async with asyncio.timeout(self._deadline):
+                answer = await self._http.post_json(f"{self._assets}/upload-asset", {"data_urls": [url]})
+        except TimeoutError:
+            # A host that refuses is asked ever more rarely, by one row after the other: no row waits for ever.
+            raise BackendError("upload_failed", f"an upload was not taken within {self._deadline:.0f} s") from None
+        value = answer if isinstance(answer, dict) else {}
+        urls = value.get("file_urls") or value.get("urls")
+        if not isinstance(urls, list) or not urls or not isinstance(urls[0], str):
+            raise BackendError("upload_failed", "the answer to an upload names no address")
+        return urls[0]
+
+    async def has_upload(self, url: str) -> bool:
+        """Whether an upload is still there."""
+        return await self._http.is_there(url)
+
+    async def submit(self, request: GenerationRequest, image_urls: Sequence[str]) -> Submission:
+        """POST once. Returns with the request_id (v2), or with the opened answer (v1)."""
+        version = "v1" if self._v1 else "v2"
+        data = json.dumps(request.body(image_urls), ensure_ascii=False).encode()
+        call = self._http.client.build_request(
+            "POST",
+            f"{self._base}/{version}/{quote(request.model, safe='')}",
+            content=pieces(data),
+            headers=self._http.posting(data),
+            # Nothing that was learned of other calls cuts a paid one short.
+            timeout=httpx.Timeout(self._deadline, connect=4.0),
+        )
+        try:
+            response = await self._http.client.send(call, stream=True)
+        except TRANSPORT_ERRORS as error:
+            self._http.lost(plain_name(error))
+            if never_sent(error):
+                raise BackendError("unsent", f"{self.endpoint} could not be reached: {plain_name(error)}") from error
+            raise BackendError(
+                "unknown", f"{self.endpoint} took the call and gave no answer: {plain_name(error)}"
+            ) from error
+        self._http.heard(response)
+        request_id = response.headers.get("x-request-id")
+        if self._v1 and 200 <= response.status_code < 300:
+            self._check_engine(response, request_id)
+            return Submission(request, request_id, response)
+        try:
+            body = await read_body(response)
+        except UNREADABLE as error:
+            if response.status_code < 300:
+                raise BackendError(
+                    "unknown", f"the answer to the call broke off: {plain_name(error)}", status=response.status_code
+                ) from error
+            body = b""
+        if response.status_code >= 300:
+            raise self._http.refusal(response, body)
+        found = self._request_id_of(body, response.status_code)
+        self._check_engine(response, found)
+        return Submission(request, found)
+
+    async def collect(self, submission: Submission) -> Delivery:
+        """The bytes of an accepted call. v1 reads the open answer first; all else is polls, history and downloads."""
+        response: httpx.Response | None = submission.open_body
+        if response is not None:
+            submission.open_body = None
+            return await self._read_v1(submission, response)
+        if submission.request_id is None:
+            raise BackendError("unknown", "the answer broke off and named no request_id")
+        # The records of v1 calls are not served: those are found in the history.
+        return await self.fetch(submission.request_id, is_old=submission.is_old)
+
+    async def find(self, model: str, claimed: Mapping[str, Any], window: Window) -> Look:
+        """Look once in the history for a call with the body of a claim."""
+        return await self._history.find(model, claimed, window)
+
+    async def record(self, request_id: str) -> HistoryRecord | None:
+        """One call as the history tells it."""
+        return await self._history.detail(request_id)
+
+    async def records(self, start: date, end: date) -> list[HistoryRecord]:
+        """All own calls between two days, at most 31 apart."""
+        return await self._history.records("", start, end)
+
+    async def aclose(self) -> None:
+        """Close the connections."""
+        await self._history.aclose()
+        await self._http.aclose()
+
+    async def health(self) -> Health:
+        """What a gateway says of itself in /health."""
+        try:
+            async with self._http.get(f"{self._base}/health", with_key=False) as response:
+                value = answers.parse_json(await read_body(response))
+                engine = response.headers.get(ENGINE_HEADER)
+        except UNREADABLE as error:
+            return Health(False, f"no answer: {plain_name(error)}")
+        told = value if isinstance(value, dict) else {}
+        models, batch = told.get("models"), told.get("max_batch")
+        return Health(
+            response.status_code == 200,
+            str(told.get("status") or f"status {response.status_code}"),
+            engine,
+            told.get("profile"),
+            frozenset(map(str, models)) if isinstance(models, list) else None,
+            # A batch that runs, and a whole one that waits: with fewer calls the next batch would not be full.
+            2 * batch if isinstance(batch, int) else None,
+        )
+
+    async def engine(self) -> str | None:
+        """The engine that a gateway names in /health; None for any other service. BackendError if out of reach."""
+        for last_try in (False, True):
+            try:
+                async with (
+                    asyncio.timeout(PROBE_S),
+                    self._http.get(f"{self._base}/health", with_key=False) as response,
+                ):
+                    await read_body(response)
+                    name: str | None = response.headers.get(ENGINE_HEADER)
+                    return name
+            except UNREADABLE as error:
+                if last_try:
+                    raise BackendError("unsent", f"{self.endpoint} gave no answer: {plain_name(error)}") from error
+        return None
+
+    def expect(self, *, sandbox: bool) -> None:
+        """Check from now on that every answer comes from a sandbox, or that none does."""
+        self._sandbox = sandbox
+        self.name = "sandbox" if sandbox else "segmind"
+
+    async def _read_v1(self, submission: Submission, response: httpx.Response) -> Delivery:
+        try:
+            body = await read_body(response)
+        except UNREADABLE as error:
+            raise BackendError(
+                "bad_output", f"the answer broke off: {plain_name(error)}", request_id=submission.request_id, status=200
+            ) from error
+        headers = response.headers
+        facts: dict[str, Any] = {
+            "request_id": submission.request_id,
+            "cost_usd": answers.number(headers.get("x-cost")),
+            "latency_s": answers.number(headers.get("x-generation-time")),
+            "http_status": response.status_code,
+            "applied": applied_seed(headers.get("x-seed-value")),
+        }
+        outputs = answers.images_of_body(body)
+        if outputs[0].error is not None:
+            raise BackendError(
+                "bad_output",
+                self._http.safe(outputs[0].error),
+                request_id=submission.request_id,
+                status=response.status_code,
+            )
+        return await self._jobs.delivery(outputs, submission.request_id, headers.get("content-type"), facts)
+
+    async def fetch(self, request_id: str, *, is_old: bool = False) -> Delivery:
+        """The result of a call by its id; `is_old`: an earlier run sent it."""
+        return await self._jobs.fetch(request_id, is_old=is_old)
+
+    def _request_id_of(self, body: bytes, status: int) -> str:
+        value = answers.parse_json(body)
+        request_id = value.get("request_id") if isinstance(value, dict) else None
+        if isinstance(request_id, str) and request_id:
+            return request_id
+        # A 2xx without an id: the work may have been queued, so it is not sent again.
+        self._odd(f"a submit: status {status}, {answers.shape_of(value)}")
+        raise BackendError(
+            "unknown",
+            self._http.safe(f"the answer to the call has no request_id: {answers.error_text(body)}"),
+            status=status,
+        )
+
+    def _check_engine(self, response: httpx.Response, request_id: str | None) -> None:
+        if self._sandbox is None:
+            return
+        engine = response.headers.get(ENGINE_HEADER)
+        if (engine in SANDBOX_ENGINES) != self._sandbox:
+            what = f"engine {engine!r}" if engine else "no sandbox"
+            text = f"{self.endpoint} changed during the run: it is now {what}"
+            raise BackendError("sandbox_mismatch", text, status=response.status_code, request_id=request_id)

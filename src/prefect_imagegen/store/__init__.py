@@ -1,0 +1,1 @@
+"""Object stores, and what lies in them."""

@@ -1,0 +1,338 @@
+"""The ledger in an object store: claims and request ids as single objects, events as immutable segments."""
+
+import asyncio
+import json
+import re
+from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
+from dataclasses import asdict, fields, replace
+from datetime import datetime
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from prefect_imagegen.core import layout
+from prefect_imagegen.core.errors import StoreError
+from prefect_imagegen.core.ledger.attempts import Attempts
+from prefect_imagegen.core.ledger.events import (
+    RANK,
+    RETRY_ASKED,
+    RETRY_ASKED_RANK,
+    Claim,
+    ClaimRecord,
+    Event,
+    KnownAttempt,
+)
+from prefect_imagegen.core.ledger.fold import COURSE, LedgerFold, LedgerView, events_table
+from prefect_imagegen.core.ledger.keyed_table import KeyedTable, sorted_by_key
+from prefect_imagegen.core.policy.outcomes import is_permanent
+from prefect_imagegen.failpoints import hit
+from prefect_imagegen.ports import Clock, ObjectStore
+from prefect_imagegen.store.ledger.event_file import EventFile
+from prefect_imagegen.store.ledger.files import (
+    MissingFileError,
+    damaged,
+    from_parquet,
+    json_object,
+    ledger_files,
+    read_files,
+    to_parquet,
+)
+
+FLUSH_EVENTS = 2_000
+FLUSH_SECONDS = 15.0
+REFRESH_SECONDS = 5.0
+_TRIES = 3
+_CLOSING = frozenset({"failed", "delivered", "quarantined"})
+_ATTEMPT = re.compile(r"[0-9a-f]{32}-([1-9][0-9]{0,8})")
+_CLAIM_TIMES = ("time", "store_time", "api_time")
+_CLAIM_FIELDS = tuple(one.name for one in fields(Claim))
+_CLAIM_NEEDS = ("run_id", "nonce", "attempt_id", "time", "body")
+
+
+class StoreLedger:
+    """A `ports.Ledger` over one store, for one process of one run. `seen` are the segments that `view` holds."""
+
+    def __init__(
+        self,
+        store: ObjectStore,
+        view: LedgerView,
+        *,
+        run_id: str,
+        nonce: str,
+        clock: Clock,
+        seen: Iterable[str] = (),
+    ) -> None:
+        self.view = view
+        self._seen = set(seen)
+        self._refreshing = asyncio.Lock()
+        self._refreshed = float("-inf")
+        self._store = store
+        self._run_id = run_id
+        self._nonce = nonce
+        self._clock = clock
+        self._events: list[Event] = []
+        self._closed: set[str] = set()
+        self._since = Attempts()  # what was flushed by us, or read of others, after `view`
+        self._course = KeyedTable(COURSE, self._undelivered)
+        """The course of attempts without an image, of the same events."""
+        self._later: list[str] = []
+        """The segments that those events are in."""
+        self._segments = 0
+        self._flushing = asyncio.Lock()
+
+    async def known(self, key: bytes, *, lost: int = 0) -> Sequence[KnownAttempt]:
+        """All that is known of the attempts of a key, by number. `lost`: the number of a claim that is known to exist.
+
+        Claims are read by name, so that a listing that lags hides neither the id of one nor the one that was lost.
+        """
+        found: dict[int, KnownAttempt] = {n: KnownAttempt(n, rank) for n, rank in self._ranks(key).items()}
+        for row in (*self.view.course(key), *self._rows_since(key)):
+            match = _ATTEMPT.fullmatch(row["attempt_id"])
+            if match is not None:
+                n = int(match[1])
+                found[n] = _with_event(found.get(n, KnownAttempt(n)), row)
+        for record in await self._claims(key, {*found, *range(1, lost + 1)}):
+            found[record.n] = _with_claim(found.get(record.n, KnownAttempt(record.n)), record)
+        return [found[n] for n in sorted(found)]
+
+    async def claims(self, key: bytes, *, lost: int = 0) -> Sequence[ClaimRecord]:
+        """All claims of a key, by number, each with its request_id if it got one."""
+        return await self._claims(key, range(1, lost + 1))
+
+    async def _claims(self, key: bytes, named: Iterable[int]) -> Sequence[ClaimRecord]:
+        """The claims that are listed, and those of some numbers that exist though they are not."""
+        infos = await self._store.list(layout.claims_of(key.hex()))
+        times = {info.path.rsplit("/", 1)[1]: info.modified for info in infos}
+        numbers = {int(name[: -len(".json")]) for name in times if name[: -len(".json")].isdigit()}
+        found = []
+        for n in sorted(numbers.union(named)):
+            record = await self._read_claim(key, n, stored=times.get(layout.claim_name(n)))
+            if record is not None:
+                found.append(record)
+            elif n in numbers:
+                raise damaged(layout.claim(key.hex(), n))
+        return found
+
+    async def claim(self, key: bytes, n: int, claim: Claim) -> bool:
+        """Create claim number n: True if it is ours (an own put re-sent by a client library included)."""
+        path = layout.claim(key.hex(), n)
+        content = asdict(claim) | {
+            name: moment and moment.isoformat() for name in _CLAIM_TIMES for moment in [getattr(claim, name)]
+        }
+        if await self._store.create(path, json.dumps(content, ensure_ascii=False).encode(), "application/json"):
+            return True
+        found = await self._read_claim(key, n)
+        return found is not None and (found.claim.nonce, found.claim.attempt_id) == (claim.nonce, claim.attempt_id)
+
+    async def record_request_id(self, key: bytes, n: int, request_id: str) -> None:
+        """Make the request_id of claim n durable."""
+        data = json.dumps({"request_id": request_id}).encode()
+        path = layout.claim_id(key.hex(), n)
+        if not await self._store.create(path, data, "application/json") and await self._store.get(path) != data:
+            raise StoreError("store_conflict", f"{path} names another request_id.", remedy="Run `verify` on the store.")
+
+    async def record(self, event: Event) -> None:
+        """Take an event in; a full buffer is flushed."""
+        self._events.append(event)
+        if event.type in _CLOSING:
+            self._closed.add(event.attempt_id)
+        # Who comes while a segment is being written does not wait for it, to write a tiny one of its own.
+        if len(self._events) >= FLUSH_EVENTS and not self._flushing.locked():
+            await self.flush()
+
+    async def flush(self) -> None:
+        """Write all events taken in so far as one immutable segment. They stay in memory until that succeeds."""
+        async with self._flushing:
+            events = self._events[:]
+            if not events:
+                return
+            stamp = self._clock.now().strftime("%Y%m%dT%H%M%S%f")
+            path = layout.segment(f"{stamp}-{self._nonce}-{self._segments:06d}")
+            table = events_table(events)
+            data = await asyncio.to_thread(to_parquet, table)
+            if not await self._store.create(path, data) and await self._store.get(path) != data:
+                raise StoreError(
+                    "store_conflict", f"{path} exists with other content.", remedy="Run the command again."
+                )
+            hit("segment")
+            self._segments += 1
+            del self._events[: len(events)]
+            # Known in 21 bytes from here on, not by its name: a run may make millions.
+            self._take_in(table)
+            self._later.append(path)
+            self._closed.difference_update(event.attempt_id for event in events if event.type in _CLOSING)
+
+    async def keep_flushing(self) -> None:
+        """Flush every 15 seconds, until cancelled."""
+        while True:
+            await self._clock.sleep(FLUSH_SECONDS)
+            await self.flush()
+
+    def next_attempt(self, key: bytes) -> int:
+        """The number of the claim to try first, by what the ledger said when it was read."""
+        return self.view.next_attempt(key)
+
+    def is_open(self, key: bytes) -> bool:
+        """Whether, when the ledger was read, the key had an attempt without an end, and no image."""
+        return self.view.state(key) == "open"
+
+    def is_settled(self, key: bytes) -> bool:
+        """Whether, when the ledger was read, the key had its image or had failed for good."""
+        state = self.view.state(key)
+        return state == "delivered" or (state == "failed" and is_permanent(self.view.failure(key)[0]))
+
+    def is_closed(self, attempt_id: str) -> bool:
+        """Whether the ledger knows the attempt to have ended."""
+        return attempt_id in self._closed or self._rank_of(attempt_id) >= RANK["failed"]
+
+    def _rank_of(self, attempt_id: str) -> int:
+        return max(self._since.rank_of(attempt_id), self.view.rank_of(attempt_id))
+
+    def _ranks(self, key: bytes) -> dict[int, int]:
+        """The rank of each numbered attempt of a key, by events alone."""
+        found = dict(self.view.ranks(key))
+        for n, rank in self._since.ranks(key).items():
+            found[n] = max(rank, found.get(n, -1))
+        for event in self._events:
+            match = _ATTEMPT.fullmatch(event.attempt_id) if event.key == key else None
+            if match is not None:
+                asked = event.type == "failed" and event.error_kind == RETRY_ASKED
+                rank = RETRY_ASKED_RANK if asked else RANK[event.type]
+                found[int(match[1])] = max(rank, found.get(int(match[1]), -1))
+        return {n: rank for n, rank in found.items() if n > 0}
+
+    def _rows_since(self, key: bytes) -> list[dict[str, Any]]:
+        """The course of a key's attempts since the ledger was read."""
+        rows = [] if self._since.state(key) == "delivered" else self._course.rows_of(key).to_pylist()
+        return rows + [
+            {name: getattr(event, name) for name in COURSE.names} for event in self._events if event.key == key
+        ]
+
+    def _take_in(self, events: pa.Table) -> None:
+        """Take in events that are durable."""
+        self._since.add(events)
+        told = pc.and_(pc.is_in(events["type"], pa.array(["submitted", "failed"])), pc.is_valid(events["key"]))
+        self._course.add(events.filter(told).select(COURSE.names))
+
+    def _undelivered(self, course: pa.Table) -> pa.Table:
+        delivered = self._since.delivered_among(course["key"].combine_chunks())
+        return sorted_by_key(course.filter(pc.invert(pc.is_in(course["key"], delivered))))
+
+    async def known_ids(self, request_ids: Collection[str]) -> frozenset[str]:
+        """Those of some request ids that the ledger knows to be calls of this store.
+
+        What was written since the ledger was read is read again: few ask, and many ids would fill the memory.
+        """
+        found = {event.request_id for event in self._events if event.request_id in set(request_ids)}
+        found |= self.view.known_ids(request_ids)
+        asked = pa.array(sorted(request_ids), pa.string())
+        for path in self._later:
+            data = await self._store.get(path)
+            if data is not None:
+                table = await asyncio.to_thread(from_parquet, path, data)
+                found.update(table.filter(pc.is_in(table["request_id"], asked))["request_id"].to_pylist())
+        return frozenset(filter(None, found))
+
+    async def refresh(self, *, at_once: bool = False) -> None:
+        """Read the segments that other runs have written since; at most every 5 seconds, unless `at_once`."""
+        async with self._refreshing:
+            if not at_once and self._clock.monotonic() - self._refreshed < REFRESH_SECONDS:
+                return
+            for path in await segments(self._store):
+                if path in self._seen or self._nonce in path:
+                    continue
+                data = await self._store.get(path)
+                if data is not None:
+                    self._take_in(await asyncio.to_thread(from_parquet, path, data))
+                    self._later.append(path)
+                self._seen.add(path)
+            self._refreshed = self._clock.monotonic()
+
+    async def _read_claim(self, key: bytes, n: int, stored: datetime | None = None) -> ClaimRecord | None:
+        """One claim, and its id if it got one; None if there is no such claim. Raises StoreError for a damaged one."""
+        path, id_path = layout.claim(key.hex(), n), layout.claim_id(key.hex(), n)
+        data, about = await asyncio.gather(self._store.get(path), self._store.get(id_path))
+        if data is None:
+            return None
+        try:
+            claim = _claim_of(json_object(path, data))
+            path = id_path
+            request_id = None if about is None else str(json_object(path, about)["request_id"])
+        except (KeyError, ValueError, TypeError) as error:
+            raise damaged(path) from error
+        return ClaimRecord(n, claim, request_id, stored)
+
+
+def _claim_of(content: Mapping[str, Any]) -> Claim:
+    """A claim as read; one of a later version may have more fields, one of an earlier version fewer."""
+    values = {name: content[name] for name in _CLAIM_NEEDS} | {
+        name: content[name] for name in _CLAIM_FIELDS if name in content
+    }
+    for name in _CLAIM_TIMES:
+        if values.get(name) is not None:
+            values[name] = datetime.fromisoformat(str(values[name]))
+    return Claim(**values)
+
+
+def _with_event(known: KnownAttempt, row: Mapping[str, Any]) -> KnownAttempt:
+    """What is known of an attempt, with one more event of its course. A person's word is no reason for its end."""
+    asked = row["error_kind"] == RETRY_ASKED
+    ends = row["type"] == "failed" and (known.error_kind in (None, RETRY_ASKED) or not asked)
+    return replace(
+        known,
+        request_id=known.request_id or row["request_id"],
+        error_kind=row["error_kind"] if ends else known.error_kind,
+        error_message=row["error_message"] if ends else known.error_message,
+        is_asked=known.is_asked or asked,
+        account=known.account or row["account"],
+        endpoint=known.endpoint or row["endpoint"],
+        run_id=known.run_id or row["run_id"],
+    )
+
+
+def _with_claim(known: KnownAttempt, record: ClaimRecord) -> KnownAttempt:
+    """What is known of an attempt, with its claim, which names account and endpoint as the call was made."""
+    return replace(
+        known,
+        record=record,
+        request_id=record.request_id or known.request_id,
+        account=record.claim.account or known.account,
+        endpoint=record.claim.endpoint or known.endpoint,
+        run_id=record.claim.run_id,
+    )
+
+
+async def segments(store: ObjectStore) -> list[str]:
+    """The paths of all segments, sorted."""
+    return [info.path for info in await store.list(layout.SEGMENTS) if info.path.endswith(".parquet")]
+
+
+async def load_ledger(store: ObjectStore) -> LedgerView:
+    """Read the newest generation and every segment that it has not absorbed, and fold them.
+
+    Memory holds some bytes for each attempt; the facts of images wait in a temporary file. Raises StoreError that
+    names a damaged file.
+    """
+    with EventFile() as kept:
+        folding = LedgerFold(kept)
+        async for table in event_tables(store):
+            await asyncio.to_thread(folding.add, table)
+        return await asyncio.to_thread(folding.view)
+
+
+async def event_tables(store: ObjectStore) -> AsyncIterator[pa.Table]:
+    """All events of the ledger, as tables of `EVENT_SCHEMA` in no particular order; few are in memory at once.
+
+    Where a compaction took files away under a reader that slept for a day, it begins anew, and events come twice: the
+    fold does not mind. Raises StoreError that names a missing or damaged file.
+    """
+    for tries_left in reversed(range(_TRIES)):
+        try:
+            async for table in read_files(store, await ledger_files(store)):
+                yield table
+        except MissingFileError as error:
+            if not tries_left or error.path in (await ledger_files(store)).paths:
+                raise
+        else:
+            return

@@ -1,0 +1,476 @@
+"""The request history of an account: what is looked for is found, and absent is only what certainly is."""
+
+import asyncio
+import json
+import random
+from collections import Counter
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from prefect_imagegen.core.errors import BackendError
+from prefect_imagegen.core.policy.history_lookup import Finding, Window, claim_form, finding_of
+from prefect_imagegen.providers.segmind import history as segmind_history
+from prefect_imagegen.providers.segmind.history import SegmindHistory
+
+pytestmark = pytest.mark.anyio
+MODEL = "flux-2-klein-9b"
+NOW = datetime(2026, 11, 23, 20, tzinfo=UTC)
+
+
+def around(moment: datetime) -> Window:
+    return Window(moment - timedelta(minutes=10), moment + timedelta(minutes=20))
+
+
+class Account:
+    """An account with a call every so many seconds for a day, newest first; its bodies are their ages in seconds."""
+
+    def __init__(self, seconds: int, *, told: bool = True) -> None:
+        self.gets = 0
+        self._seconds = seconds
+        self._told = told
+
+    async def get_json(self, _: str, params: dict[str, str]) -> Any:
+        self.gets += 1
+        await asyncio.sleep(0)
+        start = (int(params["page"]) - 1) * 100
+        ages = [n * self._seconds for n in range(start, start + 100) if n * self._seconds < 86_400]
+        return {"data": [self._row(age) for age in ages]}
+
+    def _row(self, age: int) -> dict[str, Any]:
+        row = {"request_id": f"r{age}", "model_name": MODEL, "model_status": "COMPLETED", "request_body": {"age": age}}
+        return row | ({"model_created": (NOW - timedelta(seconds=age)).isoformat()} if self._told else {})
+
+
+@pytest.mark.parametrize("age", [0, 60, 40_000, 86_000])
+async def test_a_call_of_any_age_is_found(age: int) -> None:
+    """Among 43,200 calls of a day one is found by the pages of its hours, not by all; so is its absence."""
+    account = Account(2)
+    history = SegmindHistory("http://history", account.get_json)
+    look = await history.find(MODEL, {"age": age}, around(NOW - timedelta(seconds=age)))
+    assert finding_of(look, [], 0) == Finding(f"r{age}")
+    assert finding_of(look, {f"r{age}"}, 0).is_absent
+    # Two hours are 36 pages, and the way to them.
+    assert account.gets < 40 + 20
+
+
+async def test_looks_for_calls_of_other_hours_share_nothing() -> None:
+    """A listing that ends before the hours of an older claim is never taken as proof that its call is absent."""
+    history = SegmindHistory("http://history", Account(30).get_json)
+    ages = [600, 30_000, 60_000, 80_010]
+    looks = (history.find(MODEL, {"age": age}, around(NOW - timedelta(seconds=age))) for age in ages)
+    assert [finding_of(look, [], 0).request_id for look in await asyncio.gather(*looks)] == [f"r{age}" for age in ages]
+
+
+async def test_without_times_every_page_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the history tells no times all of its days are read; more than can be read prove nothing."""
+    account = Account(60, told=False)
+    history = SegmindHistory("http://history", account.get_json)
+    assert finding_of(await history.find(MODEL, {"age": 60_000}, around(NOW)), [], 0) == Finding("r60000")
+    assert account.gets == 16
+    monkeypatch.setattr(segmind_history, "MAX_PAGES", 14)
+    with pytest.raises(BackendError):
+        await history.find(MODEL, {"age": 1}, around(NOW))
+
+
+# Listings of any behaviour
+
+
+@dataclass
+class Listing:
+    """A history that pages, orders and tells as it likes, and never lies about a call."""
+
+    rows: list[dict[str, Any]]
+    size: int = 100
+    beyond: str = "empty"
+    """What a page number after the last one gives: nothing, the last page, or the first one; `ignored`: always that."""
+    total: str = "none"
+    zero_based: bool = False
+    gets: int = 0
+    asked: list[tuple[str, str]] = field(default_factory=list)
+    when: Callable[[dict[str, Any]], datetime] | None = None
+
+    async def get_json(self, _: str, params: dict[str, str]) -> Any:
+        self.gets += 1
+        self.asked.append((params["from_date"], params["to_date"]))
+        rows = self.rows
+        if self.when is not None:
+            rows = [row for row in rows if params["from_date"] <= str(self.when(row).date()) <= params["to_date"]]
+        size = min(self.size, int(params["per_page"]))
+        pages = [rows[start : start + size] for start in range(0, len(rows), size)] or [[]]
+        number = int(params["page"]) - 1
+        if self.beyond == "ignored":
+            number = 0
+        elif number >= len(pages):
+            pages.append([])
+            number = {"empty": -1, "last": -2, "first": 0}[self.beyond]
+        page = pages[number]
+        return {"data": page} | ({"total": len(rows)} if self.total == "told" else {})
+
+
+def call(n: int, moment: datetime, *, form: str = "zoned", body: Any = None) -> dict[str, Any]:
+    created = {
+        "zoned": moment.isoformat(),
+        "naive": moment.replace(tzinfo=None).isoformat(),
+        "zone +9": (moment + timedelta(hours=9)).replace(tzinfo=None).isoformat(),
+        "day": moment.date().isoformat(),
+        "zero": "0001-01-01T00:00:00Z",
+        "seconds": moment.timestamp(),
+        "none": None,
+    }[form]
+    return {
+        "request_id": f"r{n}",
+        "model_name": MODEL,
+        "model_status": "COMPLETED",
+        "request_body": repr({"prompt": "a cup", "seed": n}) if body is None else body,
+        "model_created": created,
+    }
+
+
+@settings(max_examples=400)
+@given(
+    minutes=st.lists(st.integers(-3000, 3000), max_size=40),
+    target=st.integers(-10, 20),
+    size=st.sampled_from([1, 2, 3, 7, 10, 100]),
+    order=st.sampled_from(["newest", "oldest", "shuffled"]),
+    form=st.sampled_from(["zoned", "naive", "zone +9", "day", "zero", "seconds", "none", "mixed"]),
+    beyond=st.sampled_from(["empty", "last", "first", "ignored"]),
+    total=st.sampled_from(["none", "told"]),
+    seed=st.integers(0, 10),
+)
+def test_no_listing_makes_a_call_absent(minutes, target, size, order, form, beyond, total, seed) -> None:
+    """Whatever the pages, their order and their times are: a call that is in the listing is never told to be absent."""
+    draw = random.Random(seed)
+    forms = ["zoned", "naive", "day", "none"]
+    moments = [NOW + timedelta(minutes=minute) for minute in (*minutes, target)]
+    rows = [(one, call(n, one, form=draw.choice(forms) if form == "mixed" else form)) for n, one in enumerate(moments)]
+    if order == "shuffled":
+        draw.shuffle(rows)
+    else:
+        rows.sort(key=lambda one: one[0], reverse=order == "newest")
+    listing = Listing([row for _, row in rows], size, beyond, total)
+    odd: Counter[str] = Counter()
+    history = SegmindHistory("http://history", listing.get_json, lambda what: odd.update([what]))
+    claimed = claim_form({"prompt": "a cup", "seed": len(minutes)})
+
+    async def look() -> Finding | str:
+        try:
+            return finding_of(await history.find(MODEL, claimed, around(NOW)), [], 0)
+        except BackendError as error:
+            return error.kind
+
+    found = asyncio.run(look())
+    if beyond == "empty":  # an ordinary listing is understood
+        assert found == Finding(f"r{len(minutes)}")
+    else:
+        assert found in (Finding(f"r{len(minutes)}"), "unknown")
+        assert bool(odd) == (found == "unknown")
+
+
+@given(
+    minutes=st.lists(st.integers(-3000, 3000), max_size=40),
+    size=st.sampled_from([1, 3, 10, 100]),
+    total=st.sampled_from(["none", "told"]),
+)
+def test_an_ordinary_listing_proves_absence(minutes, size, total) -> None:
+    """Newest first, with times and an empty page at the end: a call that is not in it is absent."""
+    moments = sorted((NOW + timedelta(minutes=minute) for minute in minutes), reverse=True)
+    listing = Listing([call(n, one) for n, one in enumerate(moments)], size, total=total)
+    history = SegmindHistory("http://history", listing.get_json)
+    look = asyncio.run(history.find(MODEL, claim_form({"prompt": "a cup", "seed": 999}), around(NOW)))
+    assert finding_of(look, [], 0).is_absent
+    assert look.shown <= {row["request_id"] for row in listing.rows}
+
+
+@pytest.mark.parametrize("beyond", ["last", "first", "ignored"])
+@pytest.mark.parametrize("calls", [1, 99, 100])
+async def test_a_total_ends_a_listing_that_does_not_end(beyond: str, calls: int) -> None:
+    """A page that repeats another one is the end only where the total says that all was seen."""
+    rows = [call(n, NOW - timedelta(seconds=n)) for n in range(calls)]
+    for total in ("told", "none"):
+        listing, odd = Listing(rows, 100, beyond, total), Counter[str]()
+        history = SegmindHistory("http://history", listing.get_json, lambda what, odd=odd: odd.update([what]))
+        find = history.find(MODEL, {"seed": 999}, around(NOW))
+        if total == "told":
+            assert finding_of(await find, [], 0).is_absent
+        else:
+            with pytest.raises(BackendError, match="repeats") as caught:
+                await find
+            assert caught.value.kind == "unknown"
+            assert sum(odd.values()) == 1
+        assert listing.gets <= 3
+
+
+@pytest.mark.parametrize("place", [45, 55, 65, 75])
+async def test_no_page_is_left_out_of_a_listing_that_is_not_in_order(place: int) -> None:
+    """Pages are left out only where those that were read come newest first: else all are read."""
+    rows = [call(n, NOW + timedelta(hours=5, minutes=n)) for n in range(200)]
+    rows[place] = call(place, NOW)
+    listing = Listing(rows, 10)
+    look = await SegmindHistory("http://history", listing.get_json).find(
+        MODEL, claim_form({"prompt": "a cup", "seed": place}), around(NOW)
+    )
+    assert finding_of(look, [], 0) == Finding(f"r{place}")
+
+
+async def test_rows_that_were_pushed_to_the_next_page_count_once() -> None:
+    """Rows that come twice, since new calls push old ones on, do not make up for rows that were never shown."""
+    rows = [call(n, NOW) for n in range(4)]
+    pages = [rows[:2], rows[1:3], rows[1:3]]
+
+    async def get_json(_: str, params: dict[str, str]) -> Any:
+        return {"data": pages[min(int(params["page"]), 3) - 1], "total": 4}
+
+    with pytest.raises(BackendError, match="repeats"):
+        await SegmindHistory("http://history", get_json).find(MODEL, {"seed": 3}, around(NOW))
+
+
+async def test_an_empty_page_before_the_total_is_no_end() -> None:
+    """A listing that serves no more pages than it likes does not end where it counts more calls than it showed."""
+
+    async def get_json(_: str, params: dict[str, str]) -> Any:
+        return {"data": [call(n, NOW) for n in range(10)] if params["page"] == "1" else [], "total": 5000}
+
+    with pytest.raises(BackendError, match="empty before the end"):
+        await SegmindHistory("http://history", get_json).find(MODEL, {"seed": 3000}, around(NOW))
+
+
+async def test_calls_that_are_made_meanwhile_need_not_be_seen() -> None:
+    """A total that grows while pages are read, as new calls come in on top, is no reason to doubt the end."""
+
+    async def get_json(_: str, params: dict[str, str]) -> Any:
+        first = params["page"] == "1"
+        return {"data": [call(n, NOW) for n in range(2)] if first else [], "total": 2 if first else 5}
+
+    look = await SegmindHistory("http://history", get_json).find(MODEL, {"seed": 9}, around(NOW))
+    assert finding_of(look, [], 0).is_absent
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"has_more": True},
+        {"next_cursor": "b2Zmc2V0"},
+        {"links": {"next": "/page/2"}},
+        {"pagination": {"hasNext": True}},
+        {"pagination": {"total": 5000}},
+        {"meta": {"total_count": "5000"}},
+    ],
+    ids=json.dumps,
+)
+async def test_an_empty_page_where_more_is_announced_is_no_end(more: dict[str, Any]) -> None:
+    """A listing that pages by other means than numbers says that there is more, and shows nothing of it: no proof."""
+
+    async def get_json(_: str, params: dict[str, str]) -> Any:
+        return {"data": [call(n, NOW) for n in range(10)]} | more if params["page"] == "1" else {"data": []}
+
+    with pytest.raises(BackendError, match="is empty before"):
+        await SegmindHistory("http://history", get_json).find(MODEL, {"seed": 3000}, around(NOW))
+
+
+async def test_an_end_that_is_announced_is_one() -> None:
+    """A listing that tells on its last page that nothing follows has been read to its end."""
+
+    async def get_json(_: str, params: dict[str, str]) -> Any:
+        rows = [call(n, NOW) for n in range(10)] if params["page"] == "1" else []
+        return {"data": rows, "has_more": False, "pagination": {"next": None, "total": 10}}
+
+    look = await SegmindHistory("http://history", get_json).find(MODEL, {"seed": 3000}, around(NOW))
+    assert finding_of(look, [], 0).is_absent
+
+
+@pytest.mark.parametrize("seed", range(20))
+async def test_an_order_that_changes_between_pages_proves_nothing(seed: int) -> None:
+    """Where every page is cut from another order, a call may be on none of those that were read."""
+    draw, rows = random.Random(seed), [call(n, NOW) for n in range(20)]
+
+    async def get_json(_: str, params: dict[str, str]) -> Any:
+        start = 5 * (int(params["page"]) - 1)
+        return {"data": draw.sample(rows, len(rows))[start : start + 5]}
+
+    history, claimed = SegmindHistory("http://history", get_json), claim_form({"prompt": "a cup", "seed": 7})
+    with suppress(BackendError):
+        assert finding_of(await history.find(MODEL, claimed, around(NOW)), [], 0) == Finding("r7")
+
+
+@pytest.mark.parametrize("pushed", [1, 3])
+async def test_calls_that_are_made_amid_a_search_hide_none(pushed: int) -> None:
+    """New calls push old ones on while the pages of some hours are looked for: none slips through between two pages."""
+    for target in range(150, 400, 14):
+        rows = [call(n, NOW - timedelta(minutes=n)) for n in range(600)]
+
+        async def get_json(_: str, params: dict[str, str], rows: list[dict[str, Any]] = rows) -> Any:
+            start = 10 * (int(params["page"]) - 1)
+            page = rows[start : start + 10]
+            rows[:0] = [call(-len(rows) - n, NOW + timedelta(minutes=1)) for n in range(pushed)]
+            return {"data": page}
+
+        claimed = claim_form({"prompt": "a cup", "seed": target})
+        window = around(NOW - timedelta(minutes=target))
+        look = await SegmindHistory("http://history", get_json).find(MODEL, claimed, window)
+        assert finding_of(look, [], 0) == Finding(f"r{target}")
+
+
+@pytest.mark.parametrize("years", [-2, -0.1, 0, 0.1, 0.9])
+async def test_a_wrong_clock_does_not_hide_the_days_of_the_call(years: float) -> None:
+    """A window that a wrong clock has made months long is searched whole, 31 days at a time, or not at all."""
+    made = {"r1": NOW}
+    listing = Listing([call(1, NOW)], when=lambda row: made[row["request_id"]])
+    history = SegmindHistory("http://history", listing.get_json)
+    window = Window(min(NOW, NOW + timedelta(days=365 * years)), max(NOW, NOW + timedelta(days=365 * years)))
+    find = history.find(MODEL, claim_form({"prompt": "a cup", "seed": 1}), window)
+    if years == -2:
+        with pytest.raises(BackendError, match="years apart"):
+            await find
+        return
+    assert finding_of(await find, [], 0) == Finding("r1")
+    for start, end in listing.asked:
+        assert (datetime.fromisoformat(end) - datetime.fromisoformat(start)).days < 31
+
+
+# Answers that are not understood
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        {"error": "maintenance"},
+        {"data": {"items": [call(1, NOW)]}},
+        {"requests": [call(1, NOW)]},
+        [call(1, NOW)],
+        {},
+        "down",
+        {"data": [], "error": "index is rebuilt"},
+        {"data": [], "success": False},
+    ],
+    ids=lambda value: json.dumps(value)[:40],
+)
+@pytest.mark.parametrize("page", [1, 2])
+async def test_another_envelope_proves_nothing(answer: Any, page: int) -> None:
+    """A listing in a form that nobody knows is an error of kind `unknown`, and counted in words without content."""
+    odd: Counter[str] = Counter()
+
+    async def get_json(_: str, params: dict[str, str]) -> Any:
+        return answer if int(params["page"]) == page else {"data": [call(7, NOW)]}
+
+    history = SegmindHistory("http://history", get_json, lambda what: odd.update([what]))
+    with pytest.raises(BackendError) as caught:
+        await history.find(MODEL, {"seed": 1}, around(NOW))
+    assert caught.value.kind == "unknown"
+    (words,) = odd
+    assert words.startswith("the request history: ")
+    assert "a cup" not in words
+    with pytest.raises(BackendError):
+        await history.records(MODEL, NOW.date(), NOW.date())
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        None,
+        "r1",
+        7,
+        [],
+        {},
+        call(1, NOW) | {"request_id": None},
+        call(1, NOW, body="[truncated"),
+        call(1, NOW) | {"request_body": None},
+        call(1, NOW) | {"model_name": None},
+        call(1, NOW) | {"model_name": "Klein (9B)"},
+        call(1, NOW, body={"inputs": {"prompt": "a cup", "seed": 1}}),
+    ],
+    ids=str,
+)
+async def test_a_row_that_cannot_be_read_could_be_the_call(row: Any) -> None:
+    """A row that is no object, or lacks id, model or body, leaves the call unclear: never absent, never found."""
+    listing = Listing([call(5, NOW), row, call(6, NOW)])
+    history = SegmindHistory("http://history", listing.get_json)
+    look = await history.find(MODEL, claim_form({"prompt": "a cup", "seed": 1}), around(NOW))
+    finding = finding_of(look, [], 0)
+    assert (finding.request_id, finding.is_absent) == (None, False)
+    assert look.shown >= {"r5", "r6"}
+
+
+@pytest.mark.parametrize(
+    ("model", "body"),
+    [
+        (MODEL, {"prompt": "a cup", "seed": "1"}),
+        (MODEL, {"prompt": "a cup", "seed": 1.0, "webhook": None}),
+        ("FLUX.2 Klein 9B", {"prompt": "a cup", "seed": 1}),
+        (MODEL, "{'prompt': 'a cup', 'seed': 1}"),
+        (MODEL, '{"prompt": "a cup", "seed": "1"}'),
+    ],
+)
+async def test_a_call_in_other_words_is_found(model: str, body: Any) -> None:
+    """Names of models and fields are compared leniently: numbers as text, JSON, repr, additions of the API."""
+    listing = Listing([call(1, NOW, body=body) | {"model_name": model}])
+    look = await SegmindHistory("http://history", listing.get_json).find(
+        MODEL, claim_form({"prompt": "a cup", "seed": 1}), around(NOW)
+    )
+    assert finding_of(look, [], 0) == Finding("r1")
+
+
+async def test_no_model_is_asked_for_where_absence_is_to_be_proven() -> None:
+    """The search asks for all models of the days from one before the window, as they may be named otherwise."""
+    seen: list[dict[str, str]] = []
+
+    async def get_json(_: str, params: dict[str, str]) -> Any:
+        seen.append(params)
+        return {"data": []}
+
+    await SegmindHistory("http://history", get_json).find(MODEL, {"seed": 1}, around(NOW))
+    (params,) = seen
+    assert "model_name" not in params
+    assert params["from_date"] <= "2026-11-22"
+    assert params["to_date"] >= "2026-11-24"
+
+
+# One record
+
+
+@pytest.mark.parametrize("wrap", [lambda rows: rows, lambda rows: {"data": rows}])
+async def test_a_record_with_several_outputs_is_one(wrap: Callable[[Any], Any]) -> None:
+    """A request with a row for each output has all its addresses, and its cost once."""
+    rows = [call(1, NOW) | {"generation_url": f"http://h/{n}", "credits_deduction": 0.04} for n in (1, 2, 2)]
+
+    async def get_json(_: str) -> Any:
+        return wrap(rows)
+
+    record = await SegmindHistory("http://history", get_json).detail("r1")
+    assert record is not None
+    assert (record.generation_urls, record.cost_usd, record.created) == (("http://h/1", "http://h/2"), 0.04, NOW)
+
+
+async def test_a_record_is_unknown_by_a_404_alone() -> None:
+    """Only a 404 says that a request is not known; other refusals are passed on, other answers not understood."""
+    answers: list[Any] = [
+        BackendError("model_unavailable", "404", status=404),
+        BackendError("unavailable", "503", status=503),
+        {"data": []},
+        {"data": [call(2, NOW)]},
+        {"message": "ok"},
+        [],
+    ]
+
+    async def get_json(_: str) -> Any:
+        answer = answers.pop(0)
+        if isinstance(answer, BackendError):
+            raise answer
+        return answer
+
+    odd: Counter[str] = Counter()
+    history = SegmindHistory("http://history", get_json, lambda what: odd.update([what]))
+    assert await history.detail("r1") is None
+    kinds = []
+    while answers:
+        with pytest.raises(BackendError) as caught:
+            await history.detail("r1")
+        kinds.append(caught.value.kind)
+    assert kinds == ["unavailable", *["unknown"] * 4]
+    assert sum(odd.values()) == 4
