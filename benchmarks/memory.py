@@ -42,7 +42,7 @@ from prefect_imagegen.app.config.options import GenerateOptions
 from prefect_imagegen.app.config.settings import BackendSettings, StoreSettings
 from prefect_imagegen.app.planning import prepare
 from prefect_imagegen.app.running import run_session as open_session
-from prefect_imagegen.app.running import wiring
+from prefect_imagegen.app.running import run_session
 from prefect_imagegen.app.running.finish import finish
 from prefect_imagegen.core.policy.history_lookup import Look, Window
 from prefect_imagegen.core.request.request import GenerationRequest
@@ -195,7 +195,7 @@ def instant() -> Iterator[None]:
     """Within: every run uses an `InstantBackend` and a `ForgetfulStore`."""
     backend = InstantBackend()
     with contextlib.ExitStack() as stack:
-        for module, name in ((prepare, "make_backend"), (wiring, "make_pool")):
+        for module, name in ((prepare, "make_backend"), (run_session, "make_pool")):
             stack.enter_context(mock.patch.object(module, name, return_value=backend))
         for module in (prepare, open_session):
             stack.enter_context(mock.patch.object(module, "open_object_store", open_forgetful))

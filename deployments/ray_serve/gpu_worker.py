@@ -26,10 +26,10 @@ from starlette.types import ASGIApp
 
 from prefect_imagegen.core.request.profiles import licence_of
 from prefect_imagegen.gateway.app import create_app
-from prefect_imagegen.gateway.records import Books
+from prefect_imagegen.gateway.jobs.runner import JobRunner
 from prefect_imagegen.gateway.server import check_settings
 from prefect_imagegen.gateway.settings import GatewaySettings
-from prefect_imagegen.gateway.studio import Studio
+from prefect_imagegen.gateway.state.account import AccountState
 
 _BATCHES_AT_HAND = 4
 
@@ -61,7 +61,7 @@ def worker(given: dict[str, str]) -> Application:
         )
         folder = tempfile.mkdtemp(prefix="imagegen-replica-")
         atexit.register(shutil.rmtree, folder, ignore_errors=True)
-        return create_app(Studio(Books(settings, Path(folder))))
+        return create_app(JobRunner(AccountState(settings, Path(folder))))
 
     scale: dict[str, Any] = {"num_replicas": int(given.get("replicas", 1))}
     if "max_replicas" in given:

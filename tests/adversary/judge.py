@@ -10,9 +10,9 @@ from prefect_imagegen.core import layout
 from prefect_imagegen.core.policy.outcomes import is_permanent
 from prefect_imagegen.core.request.request import GenerationRequest
 
-from .api import FILE_LIVES_S, Call, Job
-from .images import png
-from .world import Played, World
+from .world.api import FILE_LIVES_S, Call, Job
+from .world.images import png
+from .world.world import Played, World
 
 OVER_DEADLINE_S = 25.0 + 1.5
 """A run ends so many seconds after --deadline since a row last moved, at the latest: it is watched every second."""

@@ -32,7 +32,7 @@ from prefect_imagegen.store.ledger.accounts import StoreAccounts
 from prefect_imagegen.store.ledger.ledger import StoreLedger, load_ledger, segments
 from prefect_imagegen.store.patient_store import PatientStore
 
-from . import session
+from .world import session
 
 Mutation = Callable[[], AbstractContextManager[Any]]
 

@@ -14,7 +14,7 @@ from prefect_imagegen.providers.segmind.history import Page
 from prefect_imagegen.store.heartbeat import Heartbeat
 from prefect_imagegen.store.ledger.accounts import StoreAccounts
 
-from .session import UploadingReferences
+from .world.session import UploadingReferences
 
 
 @contextmanager

@@ -4,10 +4,10 @@ from dataclasses import dataclass, field
 
 from prefect_imagegen.executor.control import RunControl
 
-from .scenario import RunPlan
-from .session import Ended
-from .store import RunStore
-from .wire import Network
+from .scenarios.scenario import RunPlan
+from .world.session import Ended
+from .world.store import RunStore
+from .world.wire import Network
 
 
 @dataclass(slots=True)

@@ -21,13 +21,13 @@ from prefect_imagegen.core.ledger import accounts
 from prefect_imagegen.core.policy import backoff as retry
 from prefect_imagegen.providers.segmind import history as segmind_history
 
-from .generator import draw
 from .judge import judge
-from .loop import simulated_clocks
-from .scenario import Scenario
+from .scenarios.generator import draw
+from .scenarios.scenario import Scenario
 from .shrink import shrink
-from .wire import plugged_into
-from .world import NETWORK, World
+from .world.loop import simulated_clocks
+from .world.wire import plugged_into
+from .world.world import NETWORK, World
 
 
 @dataclass(frozen=True, slots=True)

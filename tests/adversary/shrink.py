@@ -3,8 +3,8 @@
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
-from .api import Traits
-from .scenario import RunPlan, Scenario
+from .scenarios.scenario import RunPlan, Scenario
+from .world.api import Traits
 
 Breaks = Callable[[Scenario], bool]
 

@@ -5,9 +5,9 @@ from dataclasses import replace
 
 import pytest
 
-from .generator import draw
 from .judge import judge
 from .runner import fresh_processes, play, run, summary, trace
+from .scenarios.generator import draw
 
 SEEDS = range(3000)
 CORES = 2

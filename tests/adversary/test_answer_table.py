@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from .answer_scenarios import SCENARIOS
-from .one_row import COST_USD, OneRow, Play, Seen
+from .scenarios.answer_scenarios import SCENARIOS
+from .scenarios.one_row import COST_USD, OneRow, Play, Seen
 
 _DOCS = Path(__file__).parents[2] / "docs" / "pay-once.md"
 _COLUMNS = ["call", "answer", "row ends", "attempt in the ledger", "money", "POSTs", "next run"]

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 import pytest
 
 from . import mutations, own_mutations
-from .generator import draw
 from .judge import judge
 from .mutations import Mutation
 from .runner import play
+from .scenarios.generator import draw
 from .test_adversary import FOUND_BY_HAND, SEEDS
 
 

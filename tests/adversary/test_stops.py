@@ -2,12 +2,12 @@
 
 import pytest
 
-from .api import Traits
 from .judge import judge
 from .runner import play
-from .scenario import RunPlan, Scenario
-from .session import Options
-from .troubles import Trouble
+from .scenarios.scenario import RunPlan, Scenario
+from .world.api import Traits
+from .world.session import Options
+from .world.troubles import Trouble
 
 KEY = "SG_0123456789abcdef"
 LOOK = "before GET /inference-request"

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from prefect_imagegen.gateway.batching import Batcher
+from prefect_imagegen.gateway.jobs.batching import Batcher
 
 pytestmark = pytest.mark.anyio
 

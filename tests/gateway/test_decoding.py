@@ -18,9 +18,13 @@ from PIL import Image, PngImagePlugin
 
 from prefect_imagegen.core import base64_text
 from prefect_imagegen.core.images import image
-from prefect_imagegen.gateway import answers, intake, records, references, studio, uploads
+from prefect_imagegen.gateway.http import answers, intake
+from prefect_imagegen.gateway.jobs import references
+from prefect_imagegen.gateway.jobs import runner as studio
 from prefect_imagegen.gateway.server import EmbeddedGateway
 from prefect_imagegen.gateway.settings import GatewaySettings
+from prefect_imagegen.gateway.state import account as records
+from prefect_imagegen.gateway.state import uploads
 from tests.support.gateway_process import standing_gateway
 
 MODEL = "flux-2-klein-9b"

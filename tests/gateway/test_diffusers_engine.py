@@ -10,7 +10,7 @@ from PIL import Image
 from prefect_imagegen.core.request.profiles import PROFILES
 from prefect_imagegen.gateway.engines import DiffusersEngine, ImageJob
 from prefect_imagegen.gateway.engines import diffusers as module
-from prefect_imagegen.gateway.metrics import Metrics
+from prefect_imagegen.gateway.jobs.metrics import Metrics
 from prefect_imagegen.gateway.settings import GatewaySettings
 
 pytestmark = pytest.mark.anyio

@@ -22,7 +22,7 @@ from prefect_imagegen.core.policy.history_lookup import claim_form, compare_call
 from prefect_imagegen.gateway.faults import Fault, FaultScript
 from prefect_imagegen.gateway.server import EmbeddedGateway, check_settings
 from prefect_imagegen.gateway.settings import GatewaySettings
-from prefect_imagegen.gateway.shelf import OUTPUT_NAME, Shelf
+from prefect_imagegen.gateway.state.file_shelf import OUTPUT_NAME, Shelf
 
 MODEL = "flux-2-klein-9b"
 KEY = {"x-api-key": "k"}

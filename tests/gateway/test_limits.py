@@ -22,7 +22,7 @@ from PIL import Image
 from pydantic import SecretStr
 
 from prefect_imagegen.cli.serve import serve
-from prefect_imagegen.gateway.intake import BadBodyError, parse, patience
+from prefect_imagegen.gateway.http.intake import BadBodyError, parse, patience
 from prefect_imagegen.gateway.limits import Gate, Limits, TooBusyError
 from prefect_imagegen.gateway.server import EmbeddedGateway
 from prefect_imagegen.gateway.settings import GatewaySettings

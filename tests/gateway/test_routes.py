@@ -25,7 +25,7 @@ from prefect_imagegen.core.errors import RefusedError
 from prefect_imagegen.core.images.image import decode
 from prefect_imagegen.core.request.models import ASPECT_SIZES, MODELS
 from prefect_imagegen.gateway.engines import ImageJob, StaticEngine
-from prefect_imagegen.gateway.metrics import Metrics
+from prefect_imagegen.gateway.jobs.metrics import Metrics
 from prefect_imagegen.gateway.server import EmbeddedGateway, check_settings
 from prefect_imagegen.gateway.settings import GatewaySettings
 

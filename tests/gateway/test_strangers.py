@@ -16,9 +16,9 @@ from PIL import Image
 from pydantic import SecretStr
 
 from prefect_imagegen.core.errors import RefusedError
-from prefect_imagegen.gateway import records
 from prefect_imagegen.gateway.server import EmbeddedGateway, check_settings
 from prefect_imagegen.gateway.settings import GatewaySettings
+from prefect_imagegen.gateway.state import account as records
 from tests.support.gateway_process import standing_gateway
 
 MODEL = "flux-2-klein-9b"

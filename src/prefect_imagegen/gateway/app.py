@@ -16,12 +16,12 @@ from fastapi.responses import HTMLResponse, Response
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp
 
-from prefect_imagegen.gateway import account, generation, operation
-from prefect_imagegen.gateway.answers import AnswerError, JsonAnswer
 from prefect_imagegen.gateway.description import description_of
-from prefect_imagegen.gateway.intake import Doorway
-from prefect_imagegen.gateway.studio import JobRunner
-from prefect_imagegen.gateway.wire import FaultMiddleware
+from prefect_imagegen.gateway.http.answers import AnswerError, JsonAnswer
+from prefect_imagegen.gateway.http.fault_middleware import FaultMiddleware
+from prefect_imagegen.gateway.http.intake import Doorway
+from prefect_imagegen.gateway.jobs.runner import JobRunner
+from prefect_imagegen.gateway.routes import account, generation, operation
 
 
 def create_app(studio: JobRunner, on_failure: Callable[[Exception], None] | None = None) -> ASGIApp:

@@ -13,11 +13,11 @@ from fastapi.responses import Response
 
 from prefect_imagegen.core.images.image import CONTENT_TYPES
 from prefect_imagegen.core.request.models import MODELS, FieldSpec
-from prefect_imagegen.gateway.answers import JsonAnswer
-from prefect_imagegen.gateway.calls import WITH_KEY_IF_SET
-from prefect_imagegen.gateway.intake import SEEDS
-from prefect_imagegen.gateway.records import AccountState
-from prefect_imagegen.gateway.wire import ENGINE_HEADER
+from prefect_imagegen.gateway.http.answers import JsonAnswer
+from prefect_imagegen.gateway.http.fault_middleware import ENGINE_HEADER
+from prefect_imagegen.gateway.http.intake import SEEDS
+from prefect_imagegen.gateway.routes.calls import WITH_KEY_IF_SET
+from prefect_imagegen.gateway.state.account import AccountState
 
 Json = dict[str, Any]
 _TEXT: Json = {"type": "string"}

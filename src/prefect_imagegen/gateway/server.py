@@ -22,11 +22,11 @@ from prefect_imagegen.core.redact import redact
 from prefect_imagegen.gateway.app import create_app
 from prefect_imagegen.gateway.engines import ENGINES
 from prefect_imagegen.gateway.engines.diffusers import check_diffusers
-from prefect_imagegen.gateway.intake import is_base_url
-from prefect_imagegen.gateway.protocol import protocol_with
-from prefect_imagegen.gateway.records import AccountState
+from prefect_imagegen.gateway.http.intake import is_base_url
+from prefect_imagegen.gateway.http.protocol import protocol_with
+from prefect_imagegen.gateway.jobs.runner import JobRunner
 from prefect_imagegen.gateway.settings import GatewaySettings
-from prefect_imagegen.gateway.studio import JobRunner
+from prefect_imagegen.gateway.state.account import AccountState
 
 # Longer than a client keeps an idle connection, so that no POST meets one that is just being closed.
 _KEEPALIVE_S = 75

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from prefect_imagegen.gateway.metrics import Metrics
+from prefect_imagegen.gateway.jobs.metrics import Metrics
 from prefect_imagegen.gateway.settings import GatewaySettings
 
 

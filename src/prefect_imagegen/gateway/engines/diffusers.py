@@ -22,9 +22,9 @@ from prefect_imagegen.core.errors import RefusedError
 from prefect_imagegen.core.images.image import CONTENT_TYPES, encode, upright_size
 from prefect_imagegen.core.images.reference_pictures import plain_picture
 from prefect_imagegen.core.request.profiles import PROFILES, Profile, weights_label
-from prefect_imagegen.gateway.batching import Batcher
 from prefect_imagegen.gateway.engines.base import ImageJob, ImageOutput, UndrawableError
-from prefect_imagegen.gateway.metrics import Metrics
+from prefect_imagegen.gateway.jobs.batching import Batcher
+from prefect_imagegen.gateway.jobs.metrics import Metrics
 from prefect_imagegen.gateway.settings import GatewaySettings
 
 _NEEDED = ("torch", "diffusers", "transformers", "accelerate", "safetensors")

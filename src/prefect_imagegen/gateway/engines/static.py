@@ -9,7 +9,7 @@ from PIL import Image
 
 from prefect_imagegen.core.images.image import CONTENT_TYPES
 from prefect_imagegen.gateway.engines.base import ImageJob, ImageOutput, PaintingEngine
-from prefect_imagegen.gateway.metrics import Metrics
+from prefect_imagegen.gateway.jobs.metrics import Metrics
 from prefect_imagegen.gateway.settings import GatewaySettings
 
 _SIDE = 1024

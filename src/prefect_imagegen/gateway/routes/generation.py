@@ -9,11 +9,11 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
 from prefect_imagegen.core.money import exact, plain
-from prefect_imagegen.gateway.answers import FileAnswer, answer_body, error_answer, json_answer
-from prefect_imagegen.gateway.calls import AccountOf, BooksOf, accepted, base_of, inject, pick_fault
 from prefect_imagegen.gateway.faults import Call
-from prefect_imagegen.gateway.records import AccountState, Record
-from prefect_imagegen.gateway.studio import BadRequestError, JobRunner, checked, media_type
+from prefect_imagegen.gateway.http.answers import FileAnswer, answer_body, error_answer, json_answer
+from prefect_imagegen.gateway.jobs.runner import BadRequestError, JobRunner, checked, media_type
+from prefect_imagegen.gateway.routes.calls import AccountOf, BooksOf, accepted, base_of, inject, pick_fault
+from prefect_imagegen.gateway.state.account import AccountState, Record
 
 router = APIRouter()
 

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from random import Random
 
+from ..world.troubles import Trouble
 from .makers import (
     Maker,
     get_json_5xx,
@@ -47,7 +48,6 @@ from .situations import (
     store,
     uploads,
 )
-from .troubles import Trouble
 
 
 @dataclass(frozen=True, slots=True)

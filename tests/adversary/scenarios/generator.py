@@ -3,11 +3,11 @@
 from dataclasses import replace
 from random import Random
 
-from .api import Traits
+from ..world.api import Traits
+from ..world.session import Options
+from ..world.troubles import Trouble
 from .catalogue import FAMILIES, troubles_of
 from .scenario import At, RunPlan, Scenario
-from .session import Options
-from .troubles import Trouble
 
 _DAY = 86400.0
 _OTHER_PAGES = 0.15

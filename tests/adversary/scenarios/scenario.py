@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass, field
 
-from .api import Traits
-from .session import Options
-from .store import StoreTrouble
-from .troubles import Trouble
+from ..world.api import Traits
+from ..world.session import Options
+from ..world.store import StoreTrouble
+from ..world.troubles import Trouble
 
 At = tuple[str, int]
 """The n-th event with some text in its name."""

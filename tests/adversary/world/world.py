@@ -14,10 +14,10 @@ from prefect_imagegen.core.request.request import GenerationRequest, Reference
 from prefect_imagegen.executor.control import RunControl
 from prefect_imagegen.store.heartbeat import Process
 
+from ..played import Played, inner, short
+from ..scenarios.scenario import At, RunPlan, Scenario
 from .api import API, ASSETS, CDN, HISTORY, OTHER_CDN, Plan, Service
 from .loop import DeadlockError, LivelockError, MachineClock, Time, VirtualLoop, run_on
-from .played import Played, inner, short
-from .scenario import At, RunPlan, Scenario
 from .session import Ended, Order, execute
 from .store import Objects, RunStore
 from .troubles import Troubles, rewrite, spoil

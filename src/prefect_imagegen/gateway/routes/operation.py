@@ -5,9 +5,9 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
-from prefect_imagegen.gateway.answers import JsonAnswer
-from prefect_imagegen.gateway.calls import WITH_KEY, WITH_KEY_IF_SET, BooksOf
-from prefect_imagegen.gateway.studio import JobRunner
+from prefect_imagegen.gateway.http.answers import JsonAnswer
+from prefect_imagegen.gateway.jobs.runner import JobRunner
+from prefect_imagegen.gateway.routes.calls import WITH_KEY, WITH_KEY_IF_SET, BooksOf
 
 router = APIRouter()
 

@@ -3,10 +3,10 @@
 from dataclasses import replace
 from random import Random
 
+from ..world.store import StoreTrouble
+from ..world.troubles import Trouble
 from .makers import post_5xx, post_lost, rate
 from .scenario import Scenario
-from .store import StoreTrouble
-from .troubles import Trouble
 
 
 def plain(scenario: Scenario, rng: Random) -> Scenario:

@@ -20,13 +20,13 @@ from prefect_imagegen.core.request.request import GenerationRequest
 from prefect_imagegen.core.results import RequestResult
 from prefect_imagegen.store.heartbeat import Process
 
-from .api import Plan, Service, Traits
-from .images import png
-from .loop import MachineClock, Time, VirtualLoop, run_on, simulated_clocks
-from .session import Ended, Options, Order, execute
-from .store import Objects, RunStore
-from .wire import Network, Reply, Request, plugged_into
-from .world import MODEL, NETWORK
+from ..world.api import Plan, Service, Traits
+from ..world.images import png
+from ..world.loop import MachineClock, Time, VirtualLoop, run_on, simulated_clocks
+from ..world.session import Ended, Options, Order, execute
+from ..world.store import Objects, RunStore
+from ..world.wire import Network, Reply, Request, plugged_into
+from ..world.world import MODEL, NETWORK
 
 KEY, ACCOUNT = "SG_the_key_of_this_store", "account"
 CAP_USD = 1000.0

@@ -14,13 +14,13 @@ from fastapi.responses import Response
 from pydantic import BeforeValidator
 
 from prefect_imagegen.core.money import exact
-from prefect_imagegen.gateway.answers import FileAnswer, error_answer, json_answer
-from prefect_imagegen.gateway.calls import AccountOf, BooksOf, base_of, inject, pick_fault, seated
-from prefect_imagegen.gateway.intake import check_pictures, json_body
-from prefect_imagegen.gateway.records import AccountState, Record
-from prefect_imagegen.gateway.shapes import history_answer
-from prefect_imagegen.gateway.studio import body_text
-from prefect_imagegen.gateway.uploads import BadDataUrlError, asset_path, image_of_data_url
+from prefect_imagegen.gateway.http.answers import FileAnswer, error_answer, json_answer
+from prefect_imagegen.gateway.http.intake import check_pictures, json_body
+from prefect_imagegen.gateway.jobs.runner import body_text
+from prefect_imagegen.gateway.routes.calls import AccountOf, BooksOf, base_of, inject, pick_fault, seated
+from prefect_imagegen.gateway.routes.history_shapes import history_answer
+from prefect_imagegen.gateway.state.account import AccountState, Record
+from prefect_imagegen.gateway.state.uploads import BadDataUrlError, asset_path, image_of_data_url
 
 _HISTORY_DAYS = 31
 _SUFFIXES = frozenset({"png", "jpeg", "jpg", "webp", "gif", "avif", "tiff", "bmp"})

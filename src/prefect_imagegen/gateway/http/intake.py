@@ -12,9 +12,9 @@ from urllib.parse import urlsplit
 from fastapi import Request
 from starlette.types import Receive, Scope, Send
 
-from prefect_imagegen.gateway.answers import AnswerError, LastAnswer, error_answer
+from prefect_imagegen.gateway.http.answers import AnswerError, LastAnswer, error_answer
+from prefect_imagegen.gateway.http.fault_middleware import DroppedConnection
 from prefect_imagegen.gateway.limits import Gate, Limits, Seat, TooBusyError
-from prefect_imagegen.gateway.wire import DroppedConnection
 
 _PLAIN = frozenset({"", "identity"})
 _SMALL = 1 << 16

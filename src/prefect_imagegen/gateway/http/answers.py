@@ -15,7 +15,7 @@ from starlette.types import Receive, Scope, Send
 from prefect_imagegen.core.images.image import CONTENT_TYPES, encode
 from prefect_imagegen.core.images.reference_pictures import plain_picture
 from prefect_imagegen.gateway.faults import Fault
-from prefect_imagegen.gateway.wire import Slow, TruncatedResponse
+from prefect_imagegen.gateway.http.fault_middleware import Slow, TruncatedResponse
 
 HTML = "<html><body><h1>Bad Gateway</h1></body></html>"
 """What somebody else answers who stands before the API."""

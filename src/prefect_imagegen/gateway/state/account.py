@@ -18,7 +18,7 @@ from prefect_imagegen.core.request.models import DEFAULT_PRICE_USD, MODELS, PUBL
 from prefect_imagegen.core.request.profiles import models_of
 from prefect_imagegen.gateway.faults import Fault
 from prefect_imagegen.gateway.settings import GatewaySettings
-from prefect_imagegen.gateway.shelf import OUTPUT_NAME, UPLOAD_NAME, Shelf
+from prefect_imagegen.gateway.state.file_shelf import OUTPUT_NAME, UPLOAD_NAME, Shelf
 
 UNLIMITED = 1e6
 

@@ -10,8 +10,8 @@ from typing import TypeVar
 
 from prefect_imagegen.core.images.image import BadImageError, TooManyPixelsError, decode, upright_size
 from prefect_imagegen.core.redact import redact
-from prefect_imagegen.gateway.records import AccountState
-from prefect_imagegen.gateway.uploads import asset_path, image_of_data_url
+from prefect_imagegen.gateway.state.account import AccountState
+from prefect_imagegen.gateway.state.uploads import asset_path, image_of_data_url
 from prefect_imagegen.net.fetch import ReferenceFetcher
 from prefect_imagegen.net.guard import FetchError, FetchPolicy
 from prefect_imagegen.net.hosts import HostRecords

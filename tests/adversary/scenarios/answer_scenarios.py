@@ -6,10 +6,10 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from .api import CDN
-from .images import png
+from ..world.api import CDN
+from ..world.images import png
+from ..world.wire import Reply
 from .one_row import NO_CONNECTION, Answer, Play, Spoil
-from .wire import Reply
 
 _PAGE = b"<!DOCTYPE html><html><body>status: error</body></html>"
 _SHORT_LAG_S = 20.0

@@ -7,8 +7,8 @@ from typing import Any
 
 from fastapi.responses import HTMLResponse, Response
 
-from prefect_imagegen.gateway.answers import HTML, answer_body, json_answer
 from prefect_imagegen.gateway.faults import Fault
+from prefect_imagegen.gateway.http.answers import HTML, answer_body, json_answer
 
 Row = dict[str, Any]
 

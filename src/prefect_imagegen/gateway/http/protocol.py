@@ -8,8 +8,8 @@ from typing import Any
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from prefect_imagegen.gateway.http.fault_middleware import ENGINE_HEADER
 from prefect_imagegen.gateway.limits import Limits
-from prefect_imagegen.gateway.wire import ENGINE_HEADER
 
 _ON_THE_WAY = (h11.IDLE, h11.SEND_BODY)
 

@@ -4,8 +4,8 @@ from collections.abc import Callable
 from random import Random
 from typing import Any
 
+from ..world.troubles import Trouble
 from .scenario import Scenario
-from .troubles import Trouble
 
 Maker = Callable[[Scenario, Random], Trouble]
 

@@ -22,8 +22,8 @@ from prefect_imagegen.app.planning.prepare import RunSpec, plan_only
 from prefect_imagegen.app.running.result import RunResult
 from prefect_imagegen.core.errors import RefusedError
 from prefect_imagegen.core.metadata import METADATA_SCHEMA
-from prefect_imagegen.gateway import generation
 from prefect_imagegen.gateway.faults import Fault, FaultScript
+from prefect_imagegen.gateway.routes import generation
 from prefect_imagegen.gateway.server import EmbeddedGateway
 from prefect_imagegen.gateway.settings import GatewaySettings
 

@@ -16,12 +16,12 @@ from prefect_imagegen.core.request.models import MATCH_INPUT_IMAGE, MAX_SEED, MO
 from prefect_imagegen.core.request.request import canonical_json
 from prefect_imagegen.gateway.engines import ENGINES, ImageJob, UndrawableError
 from prefect_imagegen.gateway.faults import HANG_S, Fault
-from prefect_imagegen.gateway.intake import SEEDS
+from prefect_imagegen.gateway.http.intake import SEEDS
+from prefect_imagegen.gateway.jobs.metrics import Metrics
+from prefect_imagegen.gateway.jobs.references import BadReferenceError, Reference, References
 from prefect_imagegen.gateway.limits import Gate, Seat
-from prefect_imagegen.gateway.metrics import Metrics
-from prefect_imagegen.gateway.records import AccountState, Record, kept_body
-from prefect_imagegen.gateway.references import BadReferenceError, Reference, References
-from prefect_imagegen.gateway.uploads import BadDataUrlError
+from prefect_imagegen.gateway.state.account import AccountState, Record, kept_body
+from prefect_imagegen.gateway.state.uploads import BadDataUrlError
 from prefect_imagegen.net.guard import FetchError
 
 T = TypeVar("T")

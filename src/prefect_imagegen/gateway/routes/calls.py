@@ -11,13 +11,13 @@ from fastapi import Depends, HTTPException, Request
 from fastapi.responses import HTMLResponse, RedirectResponse
 
 from prefect_imagegen.core.money import figure
-from prefect_imagegen.gateway.answers import HTML, AnswerError, JsonAnswer, error_answer
 from prefect_imagegen.gateway.faults import HANG_S, Call, Fault
-from prefect_imagegen.gateway.intake import check_fields, json_body, too_busy
+from prefect_imagegen.gateway.http.answers import HTML, AnswerError, JsonAnswer, error_answer
+from prefect_imagegen.gateway.http.fault_middleware import DroppedConnection
+from prefect_imagegen.gateway.http.intake import check_fields, json_body, too_busy
+from prefect_imagegen.gateway.jobs.runner import JobRunner
 from prefect_imagegen.gateway.limits import Seat, TooBusyError
-from prefect_imagegen.gateway.records import AccountState, Record, reset_header
-from prefect_imagegen.gateway.studio import JobRunner
-from prefect_imagegen.gateway.wire import DroppedConnection
+from prefect_imagegen.gateway.state.account import AccountState, Record, reset_header
 
 _OTHER_ROUTES = frozenset({"get-user-credits"})
 """What stands in the place of a model, and is none."""

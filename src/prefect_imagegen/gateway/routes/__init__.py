@@ -1,0 +1,1 @@
+"""What the API serves: generation, the account, operation."""

@@ -1,0 +1,1 @@
+"""What a gateway remembers: the account, its calls and its files."""

@@ -1,0 +1,1 @@
+"""The simulated world: the service, the network, the store, the clock."""
