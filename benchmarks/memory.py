@@ -41,7 +41,6 @@ from pydantic import SecretStr
 from prefect_imagegen.app.config.options import GenerateOptions
 from prefect_imagegen.app.config.settings import BackendSettings, StoreSettings
 from prefect_imagegen.app.planning import prepare
-from prefect_imagegen.app.running import run_session as open_session
 from prefect_imagegen.app.running import run_session
 from prefect_imagegen.app.running.finish import finish
 from prefect_imagegen.core.policy.history_lookup import Look, Window
@@ -164,7 +163,7 @@ def measure(rows: int) -> dict[str, Any]:
             by_phase[now[0]].append(samples[-1][1])
 
     async def run(prepared: prepare.PlannedRun) -> int:
-        async with open_session.open_session(prepared) as opened:
+        async with run_session.open_session(prepared) as opened:
             await opened.for_each_shard(opened.run_shard)
             now[0] = "metadata"
             return (await finish(opened, 0.0)).generated
@@ -197,7 +196,7 @@ def instant() -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         for module, name in ((prepare, "make_backend"), (run_session, "make_pool")):
             stack.enter_context(mock.patch.object(module, name, return_value=backend))
-        for module in (prepare, open_session):
+        for module in (prepare, run_session):
             stack.enter_context(mock.patch.object(module, "open_object_store", open_forgetful))
         yield
 
