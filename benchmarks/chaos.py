@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 from pydantic import SecretStr
 
 import prefect_imagegen
-from prefect_imagegen.app.config.settings import BackendSettings
+from prefect_imagegen.app.config.settings import ProviderSettings
 from prefect_imagegen.gateway.faults import load_faults
 from prefect_imagegen.gateway.server import EmbeddedGateway
 from prefect_imagegen.gateway.settings import GatewaySettings
@@ -93,7 +93,7 @@ def main() -> None:
                 result = prefect_imagegen.generate(
                     manifest,
                     f"{folder}/store",
-                    backend=BackendSettings(base_url=url, api_key=SecretStr("k"), max_in_flight=IN_FLIGHT),
+                    backend=ProviderSettings(base_url=url, api_key=SecretStr("k"), max_in_flight=IN_FLIGHT),
                     api_version=given.api_version,
                     history_lag=5.0,
                     deadline=30.0,

@@ -139,7 +139,7 @@ class Run:
     async def _served(self, batch: int, cases: list[Case]) -> None:
         from gpu_parts.processes import ProcessFailedError, worker_process
 
-        from prefect_imagegen.core.errors import BackendError, RefusedError
+        from prefect_imagegen.core.errors import ProviderError, RefusedError
 
         open_cases = list(cases)
         start_s = max(self.facts["worker_start_s"].values(), default=self.facts.get("load_s", 0.0))
@@ -152,11 +152,11 @@ class Run:
                         case, images = open_cases[0], self._images(open_cases[0])
                         try:
                             self._measured(case, await worker.measure(case, range(case.images), images), images)
-                        except* BackendError as errors:
+                        except* ProviderError as errors:
                             self._all([case], FAILED, _first(errors))
                         open_cases.pop(0)
                         await worker.check()
-        except (ProcessFailedError, RefusedError, BackendError) as error:
+        except (ProcessFailedError, RefusedError, ProviderError) as error:
             self._all(open_cases, FAILED, str(error))
             return
         except TimeoutError:

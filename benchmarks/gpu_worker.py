@@ -81,9 +81,9 @@ def cpu_seconds(pid: int) -> float:
 async def drive(urls: list[str], images: int) -> float:
     """Draw through a pool; the seconds it took."""
     from prefect_imagegen.app.config.resolve import make_pool
-    from prefect_imagegen.app.config.settings import BackendSettings
+    from prefect_imagegen.app.config.settings import ProviderSettings
 
-    settings = BackendSettings("pool", endpoints=tuple(f"segmind+{url}" for url in urls), profile="klein-distilled")
+    settings = ProviderSettings("pool", endpoints=tuple(f"segmind+{url}" for url in urls), profile="klein-distilled")
     pool = make_pool(settings, 600.0)
     base = {"steps": 4, "cfg": 1, "negative_prompt": "", "sampler": "euler", "go_fast": False, "aspect_ratio": "1:1"}
 

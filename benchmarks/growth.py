@@ -30,7 +30,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from plan_million import fill, write_manifest
 
-from prefect_imagegen.app.config.settings import BackendSettings, StoreSettings
+from prefect_imagegen.app.config.settings import ProviderSettings, StoreSettings
 from prefect_imagegen.app.planning import prepare
 from prefect_imagegen.app.running import run_session as open_session
 from prefect_imagegen.app.running.finish import finish
@@ -158,7 +158,7 @@ def whole(rows: int) -> dict[str, float]:
     async def run() -> dict[str, float]:
         started = time.process_time()
         store = StoreSettings(f"{folder}/store")
-        job = prepare.RunSpec(f"{folder}/manifest.parquet", store, BackendSettings("sandbox"))
+        job = prepare.RunSpec(f"{folder}/manifest.parquet", store, ProviderSettings("sandbox"))
         prepared = await prepare.prepare(job)
         planned = time.process_time()
         async with open_session.open_session(prepared) as session:

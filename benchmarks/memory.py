@@ -39,7 +39,7 @@ from PIL import Image
 from pydantic import SecretStr
 
 from prefect_imagegen.app.config.options import GenerateOptions
-from prefect_imagegen.app.config.settings import BackendSettings, StoreSettings
+from prefect_imagegen.app.config.settings import ProviderSettings, StoreSettings
 from prefect_imagegen.app.planning import prepare
 from prefect_imagegen.app.running import run_session
 from prefect_imagegen.app.running.finish import finish
@@ -141,7 +141,7 @@ def plan(folder: str, rows: int) -> tuple[prepare.PlannedRun, float]:
     job = prepare.RunSpec(
         f"{folder}/manifest.parquet",
         StoreSettings(f"{folder}/store"),
-        BackendSettings(base_url="http://instant", api_key=SecretStr("k"), max_in_flight=IN_FLIGHT),
+        ProviderSettings(base_url="http://instant", api_key=SecretStr("k"), max_in_flight=IN_FLIGHT),
         GenerateOptions(),
     )
     with instant():
@@ -194,7 +194,7 @@ def instant() -> Iterator[None]:
     """Within: every run uses an `InstantBackend` and a `ForgetfulStore`."""
     backend = InstantBackend()
     with contextlib.ExitStack() as stack:
-        for module, name in ((prepare, "make_backend"), (run_session, "make_pool")):
+        for module, name in ((prepare, "make_provider"), (run_session, "make_pool")):
             stack.enter_context(mock.patch.object(module, name, return_value=backend))
         for module in (prepare, run_session):
             stack.enter_context(mock.patch.object(module, "open_object_store", open_forgetful))

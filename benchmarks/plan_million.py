@@ -22,7 +22,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from prefect_imagegen.app.config.settings import BackendSettings, StoreSettings
+from prefect_imagegen.app.config.settings import ProviderSettings, StoreSettings
 from prefect_imagegen.app.planning.plan import Planner
 from prefect_imagegen.app.planning.prepare import RunSpec, plan_only
 from prefect_imagegen.core import layout
@@ -110,7 +110,7 @@ def measure(case: str, path: Path) -> dict[str, float]:
         rows = read_and_hash(path)
     else:
         store = StoreSettings(str(path.with_name(case)))
-        summary = asyncio.run(plan_only(RunSpec(str(path), store, BackendSettings("sandbox"))))
+        summary = asyncio.run(plan_only(RunSpec(str(path), store, ProviderSettings("sandbox"))))
         rows = summary.rows
         if summary.to_make != (rows if case == CASES[1] else 0):
             raise RuntimeError(f"{case}: {summary.counts}")

@@ -45,7 +45,7 @@ def serve(port: int, latency: float, image_format: str) -> None:
 def ours(url: str, rows: int, image_format: str, api_version: str) -> dict[str, float]:
     """The product, without Prefect: manifest in, local store out, everything verified and recorded."""
     import prefect_imagegen
-    from prefect_imagegen.app.config.settings import BackendSettings
+    from prefect_imagegen.app.config.settings import ProviderSettings
 
     with tempfile.TemporaryDirectory() as folder:
         manifest, store = f"{folder}/prompts.parquet", f"{folder}/store"
@@ -54,7 +54,7 @@ def ours(url: str, rows: int, image_format: str, api_version: str) -> dict[str, 
         result = prefect_imagegen.generate(
             manifest,
             store,
-            backend=BackendSettings(base_url=url, api_key=SecretStr("k")),
+            backend=ProviderSettings(base_url=url, api_key=SecretStr("k")),
             api_version=api_version,
             max_in_flight=IN_FLIGHT,
             values={"image_format": image_format},

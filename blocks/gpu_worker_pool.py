@@ -8,7 +8,7 @@ from pydantic import ConfigDict, Field
 from prefect_imagegen.blocks.fields import OptionalKey
 
 if TYPE_CHECKING:  # the app loads only when a block is used, never when Prefect lists block types
-    from prefect_imagegen.app.config.settings import BackendSettings
+    from prefect_imagegen.app.config.settings import ProviderSettings
 
 _REPOSITORY = "https://github.com/prefect-imagegen/prefect-imagegen"
 
@@ -66,12 +66,12 @@ class GpuWorkerPool(Block):
         description="Recorded with every image; empty means what is published for the model.",
     )
 
-    def to_settings(self) -> "BackendSettings":
+    def to_settings(self) -> "ProviderSettings":
         """The plain settings that the app works with."""
-        from prefect_imagegen.app.config.settings import BackendSettings  # noqa: PLC0415 - see TYPE_CHECKING above
+        from prefect_imagegen.app.config.settings import ProviderSettings  # noqa: PLC0415 - see TYPE_CHECKING above
 
-        return BackendSettings(
-            kind="pool",
+        return ProviderSettings(
+            provider="pool",
             endpoints=tuple(self.endpoints),
             api_key=self.api_key,
             endpoint_limit=self.endpoint_limit,

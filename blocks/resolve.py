@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from prefect_imagegen.app.config.settings import BackendSettings, StoreSettings
+from prefect_imagegen.app.config.settings import ProviderSettings, StoreSettings
 from prefect_imagegen.blocks.gpu_worker_pool import GpuWorkerPool
 from prefect_imagegen.blocks.image_store import ImageStore
 from prefect_imagegen.blocks.segmind import Segmind
@@ -27,12 +27,12 @@ async def resolve_store(store: str, storage_options: Mapping[str, Any] | None = 
     )
 
 
-async def resolve_backend(backend: str) -> BackendSettings:
+async def resolve_provider(backend: str) -> ProviderSettings:
     """The settings of a backend's block, or of a backend by its kind. Raises RefusedError (`block_not_found`)."""
     match = _REFERENCE.match(backend)
     if match is None or match["type"] not in _BACKENDS:
-        return BackendSettings(backend)
-    settings: BackendSettings = (await _load(_BACKENDS[match["type"]], backend, match["name"])).to_settings()
+        return ProviderSettings(backend)
+    settings: ProviderSettings = (await _load(_BACKENDS[match["type"]], backend, match["name"])).to_settings()
     return settings
 
 

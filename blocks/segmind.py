@@ -10,7 +10,7 @@ from prefect_imagegen.blocks.fields import OptionalKey
 if TYPE_CHECKING:  # httpx and the app load only when a block is used, never when Prefect lists block types
     import httpx
 
-    from prefect_imagegen.app.config.settings import BackendSettings
+    from prefect_imagegen.app.config.settings import ProviderSettings
 
 _REPOSITORY = "https://github.com/prefect-imagegen/prefect-imagegen"
 
@@ -75,12 +75,12 @@ class Segmind(CredentialsBlock):
 
         return account_client(self.to_settings())
 
-    def to_settings(self) -> "BackendSettings":
+    def to_settings(self) -> "ProviderSettings":
         """The plain settings that the app works with."""
-        from prefect_imagegen.app.config.settings import BackendSettings  # noqa: PLC0415 - see TYPE_CHECKING above
+        from prefect_imagegen.app.config.settings import ProviderSettings  # noqa: PLC0415 - see TYPE_CHECKING above
 
-        return BackendSettings(
-            kind="segmind",
+        return ProviderSettings(
+            provider="segmind",
             base_url=self.base_url,
             history_url=self.history_url,
             assets_url=self.assets_url,

@@ -18,7 +18,7 @@ from prefect_imagegen.app.running import registry
 from prefect_imagegen.app.running.result import RunResult
 from prefect_imagegen.app.running.run_session import AlreadyStartedError, open_session
 from prefect_imagegen.app.running.session import Session
-from prefect_imagegen.blocks.resolve import resolve_backend, resolve_store
+from prefect_imagegen.blocks.resolve import resolve_provider, resolve_store
 from prefect_imagegen.core.errors import RefusedError
 from prefect_imagegen.core.redact import redact, traceback_of
 from prefect_imagegen.flows import states
@@ -157,7 +157,7 @@ async def _plan(
     refuse_secrets(manifest, store, options)
     place = await resolve_store(store)
     refuse_fleeting(place)
-    registry.jobs[ticket] = RunSpec(manifest, place, await resolve_backend(backend), options)
+    registry.jobs[ticket] = RunSpec(manifest, place, await resolve_provider(backend), options)
     state: State[Any] = await plan_run(ticket, parent_run_id, return_state=True)  # type: ignore[misc]
     if isinstance(state.data, RefusedError):
         raise state.data

@@ -20,7 +20,7 @@ from gpu_parts.cases import SERIAL, Case
 from gpu_parts.pipeline import QUALITY, prompt
 
 from prefect_imagegen.app.config.resolve import make_pool
-from prefect_imagegen.app.config.settings import BackendSettings
+from prefect_imagegen.app.config.settings import ProviderSettings
 from prefect_imagegen.core.request.models import MODELS
 from prefect_imagegen.core.request.profiles import models_of
 from prefect_imagegen.core.request.request import GenerationRequest
@@ -119,7 +119,7 @@ class WorkerProcess:
     async def measure(self, case: Case, seeds: Sequence[int], images: Path | None) -> dict[str, Any]:
         """The figures of a case, and its images as `SEED.png` in a folder.
 
-        Raises BackendError for what the pool tells, ProcessFailedError where the worker is gone.
+        Raises ProviderError for what the pool tells, ProcessFailedError where the worker is gone.
         """
         await self._draw([WARM_UP_SEED + number for number in range(case.batch)], case)
         await self._peak()
@@ -191,7 +191,7 @@ async def worker_process(setup: Setup, max_batch: int, patience: float) -> Async
     try:
         async with asyncio.timeout(patience):
             url = await _address(process, log)
-            settings = BackendSettings("pool", endpoints=(f"segmind+{url}",), profile=PROFILE)
+            settings = ProviderSettings("pool", endpoints=(f"segmind+{url}",), profile=PROFILE)
             pool = make_pool(settings, patience)
         try:
             await _ready(process, pool, log)

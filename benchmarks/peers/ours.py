@@ -5,13 +5,13 @@ import sys
 from pydantic import SecretStr
 
 import prefect_imagegen
-from prefect_imagegen.app.config.settings import BackendSettings
+from prefect_imagegen.app.config.settings import ProviderSettings
 
 manifest, url, folder, in_flight, version = sys.argv[1:6]
 prefect_imagegen.generate(
     manifest,
     f"{folder}/store",
-    backend=BackendSettings(base_url=url, api_key=SecretStr("k"), max_in_flight=int(in_flight)),
+    backend=ProviderSettings(base_url=url, api_key=SecretStr("k"), max_in_flight=int(in_flight)),
     api_version=version,
     history_lag=5.0,
     values={"image_format": "jpeg"},

@@ -168,11 +168,11 @@ class Accounts(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """What a backend delivered for one request: the bytes as received, and what it said of them.
+    """What a provider delivered for one request: the bytes as received, and what it said of them.
 
-    `cost_usd` is None where the answer names none; `latency_s` is the backend's own generation time if told.
-    `applied` holds parameters as the backend reports them (seed), sizes in pixels come from the bytes later.
-    `endpoint` is where it was made, where a backend has several.
+    `cost_usd` is None where the answer names none; `latency_s` is the provider's own generation time if told.
+    `applied` holds parameters as the provider reports them (seed), sizes in pixels come from the bytes later.
+    `endpoint` is where it was made, where a provider has several.
     """
 
     data: bytes
@@ -191,7 +191,7 @@ class Delivery:
 class Submission:
     """An accepted call.
 
-    `open_body` and `taken_by` are backend-private: the answer that is still being read (v1), and who took the call.
+    `open_body` and `taken_by` are provider-private: the answer that is still being read (v1), and who took the call.
     `is_old`: an earlier run sent it, so that nobody waits for a call of which nothing is known.
     """
 
@@ -204,14 +204,14 @@ class Submission:
 
 @dataclass(frozen=True, slots=True)
 class Balance:
-    """Credits left, in US dollars; None where the backend has no such notion."""
+    """Credits left, in US dollars; None where the provider has no such notion."""
 
     credits_usd: float | None
 
 
 @dataclass(frozen=True, slots=True)
 class HistoryRecord:
-    """One own request as the backend's history tells it. `status` is COMPLETED, FAILED or PENDING.
+    """One own request as the provider's history tells it. `status` is COMPLETED, FAILED or PENDING.
 
     `body` is the inputs as sent, or None where the history has not got them yet.
     """
@@ -242,12 +242,12 @@ class Health:
 
 
 class Dialect(Protocol):
-    """One endpoint, and the protocol it speaks. Every failure is a `BackendError`."""
+    """One endpoint, and the protocol it speaks. Every failure is a `ProviderError`."""
 
     endpoint: str
     """The base URL, without credentials."""
     queues: bool
-    """As that of `Backend`."""
+    """As that of `Provider`."""
 
     async def health(self) -> Health:
         """Whether it can work just now; never raises for want of an answer."""
@@ -258,11 +258,11 @@ class Dialect(Protocol):
         ...
 
     async def submit(self, request: GenerationRequest, image_urls: Sequence[str]) -> Submission:
-        """As that of `Backend`."""
+        """As that of `Provider`."""
         ...
 
     async def collect(self, submission: Submission) -> Delivery:
-        """As that of `Backend`."""
+        """As that of `Provider`."""
         ...
 
     async def aclose(self) -> None:
@@ -270,8 +270,8 @@ class Dialect(Protocol):
         ...
 
 
-class Backend(Protocol):
-    """Where images come from. Every failure is a `BackendError`, whose kind is a row of `core.outcomes`."""
+class Provider(Protocol):
+    """Where images come from. Every failure is a `ProviderError`, whose kind is a row of `core.outcomes`."""
 
     name: str
     """`segmind`, or `sandbox` for a gateway that draws placeholders."""
@@ -297,7 +297,7 @@ class Backend(Protocol):
         ...
 
     async def upload(self, data: bytes, media_type: str) -> str:
-        """Make a reference known to the backend, for nothing; the address to send for it."""
+        """Make a reference known to the provider, for nothing; the address to send for it."""
         ...
 
     async def has_upload(self, url: str) -> bool:
@@ -318,7 +318,7 @@ class Backend(Protocol):
     async def find(self, model: str, claimed: Mapping[str, Any], window: Window) -> Look:
         """Look once in the history for a call with the body of a claim that was made in a span of time.
 
-        Raises BackendError where the look proves nothing.
+        Raises ProviderError where the look proves nothing.
         """
         ...
 
@@ -332,7 +332,7 @@ class Backend(Protocol):
 
 
 class References(Protocol):
-    """How the references of requests reach the backend."""
+    """How the references of requests reach the provider."""
 
     inline: bool
     """Whether addresses are the pictures themselves: too large to be made before a call is about to be sent."""
@@ -340,7 +340,7 @@ class References(Protocol):
     async def addresses(self, request: GenerationRequest, *, fresh: bool) -> Sequence[str]:
         """What to send for each reference, in order; `fresh`: by an upload of this run, since the address failed.
 
-        Raises BackendError (`reference_unreadable`, `reference_busy`, `upload_failed`, or what an upload met with),
+        Raises ProviderError (`reference_unreadable`, `reference_busy`, `upload_failed`, or what an upload met with),
         or StoreError where references are kept.
         """
         ...
@@ -354,5 +354,5 @@ class RateLimiter(Protocol):
         ...
 
     def pause(self, seconds: float) -> None:
-        """Let nobody send for so long: the backend asked for it."""
+        """Let nobody send for so long: the provider asked for it."""
         ...

@@ -14,7 +14,7 @@ from unittest.mock import patch
 import pyarrow as pa
 
 from prefect_imagegen.core import answers, layout
-from prefect_imagegen.core.errors import BackendError
+from prefect_imagegen.core.errors import ProviderError
 from prefect_imagegen.core.ledger.attempts import Attempts
 from prefect_imagegen.core.ledger.events import RANK
 from prefect_imagegen.core.policy.budget import Budget
@@ -27,7 +27,7 @@ from prefect_imagegen.executor.executor import Executor
 from prefect_imagegen.executor.pending import PendingRequest, Retry
 from prefect_imagegen.providers.segmind import history as segmind_history
 from prefect_imagegen.providers.segmind.history import Page, SegmindHistory
-from prefect_imagegen.providers.segmind.provider import SegmindBackend
+from prefect_imagegen.providers.segmind.provider import SegmindProvider
 from prefect_imagegen.store.ledger.accounts import StoreAccounts
 from prefect_imagegen.store.ledger.ledger import StoreLedger, load_ledger, segments
 from prefect_imagegen.store.patient_store import PatientStore
@@ -72,7 +72,7 @@ def a3_unknown_shape_is_empty() -> AbstractContextManager[Any]:
     async def page(self: SegmindHistory, *place: Any) -> Page:
         try:
             return await original(self, *place)
-        except BackendError as error:
+        except ProviderError as error:
             if "not understood" not in error.message:
                 raise
             return Page(())
@@ -119,18 +119,18 @@ def a5_junk_is_final() -> AbstractContextManager[Any]:
 
 def a5_late_address_is_final() -> AbstractContextManager[Any]:
     """A history row of a finished call without an address is a lost output."""
-    original = SegmindBackend.fetch
+    original = SegmindProvider.fetch
 
-    async def fetch(self: SegmindBackend, request_id: str, *, is_old: bool = False) -> Any:
+    async def fetch(self: SegmindProvider, request_id: str, *, is_old: bool = False) -> Any:
         try:
             return await original(self, request_id, is_old=is_old)
-        except BackendError:
+        except ProviderError:
             record = await self._history.detail(request_id)
             if record is None or record.status != "COMPLETED" or record.generation_urls:
                 raise
-        raise BackendError("output_lost", "the history names no output", request_id=request_id, status=404)
+        raise ProviderError("output_lost", "the history names no output", request_id=request_id, status=404)
 
-    return patch.object(SegmindBackend, "fetch", fetch)
+    return patch.object(SegmindProvider, "fetch", fetch)
 
 
 def a6_learned_patience_cuts() -> AbstractContextManager[Any]:
@@ -141,8 +141,8 @@ def a6_learned_patience_cuts() -> AbstractContextManager[Any]:
         try:
             submission = await asyncio.wait_for(self._post(row), patience)
         except TimeoutError:
-            return await self._after_refused_post(row, BackendError("unknown", "no answer in time"))
-        except BackendError as error:
+            return await self._after_refused_post(row, ProviderError("unknown", "no answer in time"))
+        except ProviderError as error:
             return await self._after_refused_post(row, error)
         return await self._receive(row, submission)
 

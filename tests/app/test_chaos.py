@@ -9,7 +9,7 @@ import pytest
 from pydantic import SecretStr
 
 import prefect_imagegen
-from prefect_imagegen.app.config.settings import BackendSettings
+from prefect_imagegen.app.config.settings import ProviderSettings
 from prefect_imagegen.app.running.result import RunResult
 from prefect_imagegen.gateway.faults import load_faults
 from prefect_imagegen.gateway.server import EmbeddedGateway
@@ -36,7 +36,7 @@ def test_soak(version: str, rows: int, tmp_path: Path) -> None:
         return prefect_imagegen.generate(
             str(path),
             str(store),
-            backend=BackendSettings(base_url=gateway.url, api_key=SecretStr("k"), max_in_flight=64),
+            backend=ProviderSettings(base_url=gateway.url, api_key=SecretStr("k"), max_in_flight=64),
             api_version=version,
             history_lag=5.0,
             deadline=30.0,

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import prefect_imagegen
-from prefect_imagegen.app.config.settings import BackendSettings, StoreSettings
+from prefect_imagegen.app.config.settings import ProviderSettings, StoreSettings
 from prefect_imagegen.app.planning.plan import Planner
 from prefect_imagegen.app.planning.stored_plan import WrittenPlan
 from prefect_imagegen.core import layout
@@ -111,7 +111,7 @@ def run_with_nothing_to_do(folder: Path, rows: int, touched: Touched) -> int:
     asyncio.run(fill(folder / "store", folder / "manifest.parquet"))
     before = touched.rows
     result = prefect_imagegen.generate(
-        str(folder / "manifest.parquet"), StoreSettings(str(folder / "store")), backend=BackendSettings("sandbox")
+        str(folder / "manifest.parquet"), StoreSettings(str(folder / "store")), backend=ProviderSettings("sandbox")
     )
     assert (result.reused, result.calls) == (rows, 0)
     paths = [f"images/{key[:2]}/{key}.png" for key in keys_in(folder / "store", str(result.run_id))]

@@ -11,7 +11,7 @@ import pytest
 from pydantic import SecretStr
 
 import prefect_imagegen
-from prefect_imagegen.app.config.settings import BackendSettings
+from prefect_imagegen.app.config.settings import ProviderSettings
 from prefect_imagegen.app.running.result import RunResult
 from prefect_imagegen.gateway.server import EmbeddedGateway
 from prefect_imagegen.gateway.settings import GatewaySettings
@@ -48,7 +48,7 @@ def gateway(tmp_path: Path) -> Iterator[EmbeddedGateway]:
 
 def run(gateway: EmbeddedGateway, folder: Path, key: str = "key-one") -> tuple[RunResult, dict[str, tuple[str, str]]]:
     """One run over all rows of the store; how each of them ended, by its name."""
-    backend = BackendSettings(base_url=gateway.url, api_key=SecretStr(key))
+    backend = ProviderSettings(base_url=gateway.url, api_key=SecretStr(key))
     result = prefect_imagegen.generate(
         str(folder / "prompts.csv"), str(folder / "store"), backend=backend, history_lag=0.0, max_failure_rate=1.0
     )

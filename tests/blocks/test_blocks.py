@@ -14,7 +14,7 @@ from pydantic import SecretStr, ValidationError
 
 from prefect_imagegen.app.config.options import GenerateOptions
 from prefect_imagegen.blocks import GpuWorkerPool, ImageStore, Segmind
-from prefect_imagegen.blocks.resolve import is_block, resolve_backend, resolve_store
+from prefect_imagegen.blocks.resolve import is_block, resolve_provider, resolve_store
 from prefect_imagegen.core.errors import RefusedError
 
 LOGO = Path(__file__).parents[2] / "docs" / "logo.png"
@@ -91,10 +91,10 @@ async def test_blocks_are_resolved_by_name(prefect_server: None) -> None:
     """`segmind/NAME` and `image-store/NAME` mean the saved blocks; options of the call win over the block's."""
     await Segmind(api_key="SG_x", base_url="http://127.0.0.1:1", max_in_flight=3).save("prod", overwrite=True)
     await ImageStore(url="memory://a", storage_options={"a": 1, "b": 1}).save("spring", overwrite=True)
-    backend = await resolve_backend("segmind/prod")
+    backend = await resolve_provider("segmind/prod")
     store = await resolve_store("image-store/spring", {"b": 2})
     assert backend.api_key == SecretStr("SG_x")
-    assert (backend.kind, backend.max_in_flight) == ("segmind", 3)
+    assert (backend.provider, backend.max_in_flight) == ("segmind", 3)
     assert (store.url, dict(store.storage_options)) == ("memory://a", {"a": 1, "b": 2})
 
 
@@ -171,8 +171,8 @@ async def test_a_pool_is_resolved_by_name(prefect_server: None) -> None:
     endpoints = ["openai+http://10.0.0.1:8000", "segmind+http://10.0.0.2:8700"]
     block = GpuWorkerPool(endpoints=endpoints, api_key="k", profile="klein-base", endpoint_limit=3, weights="lab")
     await block.save("lab", overwrite=True)
-    found = await resolve_backend("gpu-worker-pool/lab")
-    assert (found.kind, found.endpoints, found.api_key) == ("pool", tuple(endpoints), SecretStr("k"))
+    found = await resolve_provider("gpu-worker-pool/lab")
+    assert (found.provider, found.endpoints, found.api_key) == ("pool", tuple(endpoints), SecretStr("k"))
     assert (found.profile, found.endpoint_limit, found.weights) == ("klein-base", 3, "lab")
 
 
@@ -180,7 +180,7 @@ async def test_a_pool_is_resolved_by_name(prefect_server: None) -> None:
 async def test_a_missing_block_is_refused(prefect_server: None) -> None:
     """A block that does not exist is named, and so is the way to create it."""
     with pytest.raises(RefusedError, match=r"segmind/nobody.*prefect block register"):
-        await resolve_backend("segmind/nobody")
+        await resolve_provider("segmind/nobody")
 
 
 def test_urls_are_no_blocks() -> None:

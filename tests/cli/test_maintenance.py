@@ -15,7 +15,7 @@ import pytest
 from pydantic import SecretStr
 
 import prefect_imagegen
-from prefect_imagegen.app.config.settings import BackendSettings
+from prefect_imagegen.app.config.settings import ProviderSettings
 from prefect_imagegen.app.running.result import RunResult
 from prefect_imagegen.gateway.faults import Fault, FaultScript
 from prefect_imagegen.gateway.server import EmbeddedGateway
@@ -52,7 +52,7 @@ class User:
     def make(self, **options: object) -> RunResult:
         path = self.folder / "prompts.parquet"
         pq.write_table(pa.table({"prompt": ["a cup", "a hat"]}), path)
-        backend = BackendSettings(base_url=self.gateway.url, api_key=SecretStr("SG_00112233"))
+        backend = ProviderSettings(base_url=self.gateway.url, api_key=SecretStr("SG_00112233"))
         return prefect_imagegen.generate(str(path), str(self.folder / "images"), backend=backend, **options)
 
 

@@ -21,7 +21,7 @@ from PIL import Image, PngImagePlugin
 from pydantic import SecretStr
 
 import prefect_imagegen
-from prefect_imagegen.app.config.settings import BackendSettings
+from prefect_imagegen.app.config.settings import ProviderSettings
 from prefect_imagegen.cli.exit import CommandExit
 from prefect_imagegen.cli.main import cli
 from prefect_imagegen.core.errors import ImagegenError
@@ -229,7 +229,7 @@ def test_the_python_face_tells_no_secret(
 ) -> None:
     """`prefect_imagegen.generate` tells no secret in its result, its errors, its logs or the store."""
     caplog.set_level(logging.INFO)
-    backend = BackendSettings(base_url=world.gateway.url, api_key=SecretStr(planted.KEY))
+    backend = ProviderSettings(base_url=world.gateway.url, api_key=SecretStr(planted.KEY))
     options = {"storage_options": world.s3.options, "reference_identity": "content", "allow_private_references": True}
     result = prefect_imagegen.generate(world.host.manifest(), world.store, backend=backend, **options)
     assert (result.generated, result.failed) == (len(planted.SIGNED), 1)
@@ -248,7 +248,7 @@ def test_the_python_face_tells_no_secret(
             prefect_imagegen.generate(
                 manifest,
                 world.store,
-                backend=BackendSettings(base_url=base_url, api_key=SecretStr(planted.KEY)),
+                backend=ProviderSettings(base_url=base_url, api_key=SecretStr(planted.KEY)),
                 **options,
             )
         said.append(("an error", str(caught.value).encode()))

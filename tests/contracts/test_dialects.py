@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from prefect_imagegen.app.config.resolve import DIALECTS
-from prefect_imagegen.core.errors import BackendError
+from prefect_imagegen.core.errors import ProviderError
 from prefect_imagegen.core.request.models import MODELS
 from prefect_imagegen.core.request.request import GenerationRequest
 from prefect_imagegen.gateway.faults import Fault, FaultScript
@@ -112,7 +112,7 @@ def test_health_is_told_and_never_raises(name: str, images_engine: Engine) -> No
 )
 def test_failures_have_one_name(name: str, fault: str, kinds: set[str], images_engine: Engine) -> None:
     """The same trouble is the same kind of error, whatever the protocol."""
-    with SERVERS[name](images_engine, fault) as url, pytest.raises(BackendError) as caught:
+    with SERVERS[name](images_engine, fault) as url, pytest.raises(ProviderError) as caught:
         with_dialect(name, url, make)
     assert caught.value.kind in kinds
 
@@ -120,6 +120,6 @@ def test_failures_have_one_name(name: str, fault: str, kinds: set[str], images_e
 @pytest.mark.parametrize("name", SERVERS)
 def test_a_dead_endpoint_is_told(name: str) -> None:
     """A call to nobody is an error of the call, not of the program."""
-    with pytest.raises(BackendError) as caught:
+    with pytest.raises(ProviderError) as caught:
         with_dialect(name, "http://127.0.0.1:9", make)
     assert caught.value.kind in ("unsent", "unknown")

@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from prefect_imagegen.core.base64_text import decode_base64
-from prefect_imagegen.core.errors import BackendError
+from prefect_imagegen.core.errors import ProviderError
 from prefect_imagegen.core.images.image import decode
 from prefect_imagegen.core.request.models import ASPECT_SIZES, MATCH_INPUT_IMAGE, MODELS
 from prefect_imagegen.core.request.profiles import PROFILES
@@ -165,7 +165,7 @@ def test_trap_8_no_model_is_named() -> None:
 def test_trap_9_failures_are_told_apart(fault: str, kind: str, status: int | None, images_engine: Engine) -> None:
     """The engines fail in different forms; each is a kind of error with the server's own words."""
     server = images_engine("sglang", faults=[fault])
-    with pytest.raises(BackendError) as caught:
+    with pytest.raises(ProviderError) as caught:
         make(server, request())
     assert (caught.value.kind, caught.value.status) == (kind, status)
     assert "injected" in caught.value.message or status in (None, 200)
@@ -195,7 +195,7 @@ def test_a_reference_that_is_no_picture_is_never_sent(images_engine: Engine) -> 
     """Bytes that are no picture end the call before it is made, and the message says which reference it is."""
     server = images_engine("sglang")
     junk = "data:image/png;base64," + base64.b64encode(b"<html>not found</html>").decode()
-    with pytest.raises(BackendError) as caught:
+    with pytest.raises(ProviderError) as caught:
         make(server, request(), photo(90, 80), junk)
     assert caught.value.kind == "invalid_request"
     assert "reference 2 is no picture" in caught.value.message
@@ -228,6 +228,6 @@ def test_an_ignored_negative_prompt_is_recorded(engine: str, told: str | None, i
 
 def test_an_unknown_aspect_ratio_is_the_row_s_own_fault() -> None:
     """Where no size is known there is nothing to send."""
-    with pytest.raises(BackendError) as caught:
+    with pytest.raises(ProviderError) as caught:
         fields_of(request(aspect_ratio="7:1"), None)
     assert caught.value.kind == "invalid_request"

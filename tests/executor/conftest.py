@@ -1,4 +1,4 @@
-"""An executor with a real store and ledger, a scripted backend, and a clock that tests set."""
+"""An executor with a real store and ledger, a scripted provider, and a clock that tests set."""
 
 import asyncio
 import io
@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from prefect_imagegen.core.errors import BackendError
+from prefect_imagegen.core.errors import ProviderError
 from prefect_imagegen.core.ledger.events import Claim, Event, KnownAttempt
 from prefect_imagegen.core.ledger.fold import LedgerView
 from prefect_imagegen.core.policy.adaptive_limit import AdaptiveLimit
@@ -61,8 +61,8 @@ class FakeClock:
         self.horizon = self.time + timedelta(seconds=seconds)
 
 
-class FakeBackend:
-    """A backend that does what was enqueued, and remembers what it was asked for."""
+class FakeProvider:
+    """A provider that does what was enqueued, and remembers what it was asked for."""
 
     name, endpoint, queues, free = "segmind", "http://fake", True, False
 
@@ -96,7 +96,7 @@ class FakeBackend:
         self._note("submit")
         self.sent.append(tuple(image_urls))
         step = self.submits.pop(0) if self.submits else "r1"
-        if isinstance(step, BackendError):
+        if isinstance(step, ProviderError):
             raise step
         return Submission(request, step)
 
@@ -107,7 +107,7 @@ class FakeBackend:
         await asyncio.sleep(0.02)
         self.in_flight -= 1
         step = self.collects.pop(0) if self.collects else png()
-        if isinstance(step, BackendError):
+        if isinstance(step, ProviderError):
             raise step
         return Delivery(step, "image/png", submission.request_id, cost_usd=0.04, http_status=200)
 
@@ -171,7 +171,7 @@ class Bench:
     def __init__(self, folder: Path, view: LedgerView, *, nonce: str = "n1", run_id: str = "run1", **more: Any) -> None:
         self.clock = FakeClock()
         self.folder = folder
-        self.backend = FakeBackend()
+        self.provider = FakeProvider()
         self.store: FsspecObjectStore = more.get("store") or open_object_store(str(folder))
         self.alive: set[str] = set()
         self.beat_age = 0.0
@@ -181,7 +181,7 @@ class Bench:
         self.ledger = StoreLedger(self.store, view, run_id=run_id, nonce=nonce, clock=self.clock)
         self.references = FakeReferences()
         self.context = ExecutorContext(
-            backend=self.backend,
+            provider=self.provider,
             references=self.references,
             accounts=more.get("accounts") or FakeAccounts(),
             store=self.store,
@@ -223,8 +223,8 @@ def bench(tmp_path: Path) -> Bench:
     return Bench(tmp_path, LedgerView.empty())
 
 
-def error(kind: str, **more: Any) -> BackendError:
-    return BackendError(kind, "as told", **more)
+def error(kind: str, **more: Any) -> ProviderError:
+    return ProviderError(kind, "as told", **more)
 
 
 class CountingStore(FsspecObjectStore):
@@ -257,12 +257,12 @@ async def other_claim(bench: Bench, request_id: str | None) -> None:
 
 
 class Hanging:
-    """A backend whose POSTs are answered when a test says so."""
+    """A provider whose POSTs are answered when a test says so."""
 
     def __init__(self, bench: Bench) -> None:
         self.answers: list[asyncio.Future[str]] = []
         self.six = asyncio.Event()
-        bench.backend.submit = self.submit  # type: ignore[method-assign]
+        bench.provider.submit = self.submit  # type: ignore[method-assign]
 
     async def submit(self, request: GenerationRequest, image_urls: Sequence[str]) -> Submission:
         answer: asyncio.Future[str] = asyncio.get_running_loop().create_future()
@@ -281,8 +281,8 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 def free(tmp_path: Path) -> Bench:
     """A bench whose calls cost nothing, as those of a pool."""
     bench = Bench(tmp_path, LedgerView.empty(), policy={"drain_seconds": 0.0})
-    bench.backend.free, bench.backend.queues = True, False
-    bench.backend.submits = [None]
+    bench.provider.free, bench.provider.queues = True, False
+    bench.provider.submits = [None]
     return bench
 
 

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from prefect_imagegen.core import layout
-from prefect_imagegen.core.errors import BackendError, StoreError
+from prefect_imagegen.core.errors import ProviderError, StoreError
 from prefect_imagegen.core.images.reference_pictures import ReferenceFacts
 from prefect_imagegen.core.ledger.fold import LedgerView
 from prefect_imagegen.core.policy.history_lookup import same_call
@@ -34,7 +34,7 @@ async def test_everything_is_durable_before_the_next_step(bench: Bench) -> None:
         claim, found = bench.folder / layout.claim(HEX, 1), bench.folder / layout.claim_id(HEX, 1)
         seen.append((call, claim.exists(), found.exists()))
 
-    bench.backend.watch = look
+    bench.provider.watch = look
     result = await bench.make()
     assert seen == [("submit", True, False), ("collect", True, True)]
     assert (result.status, result.attempts, result.cost_usd) == ("generated", 1, 0.04)
@@ -67,7 +67,7 @@ async def test_references_are_sent_by_their_addresses(bench: Bench, inline: bool
     bench.references.inline = inline
     result = await bench.make(WITH_PHOTO)
     assert result.status == "generated"
-    assert bench.backend.sent == [(PHOTO,)]
+    assert bench.provider.sent == [(PHOTO,)]
     (claim,) = await bench.ledger.claims(WITH_PHOTO.key)
     assert same_call(WITH_PHOTO.body([PHOTO]), claim.claim.body)
     assert PHOTO not in str(claim.claim.body)
@@ -76,22 +76,22 @@ async def test_references_are_sent_by_their_addresses(bench: Bench, inline: bool
 
 async def test_what_the_api_cannot_fetch_is_uploaded_once(bench: Bench) -> None:
     """A failure that sounds like fetching is tried again with fresh addresses, once; then it is as it is."""
-    failure = BackendError("generation_failed", "image 1 could not be fetched", status=422, request_id="r1")
-    bench.backend.collects = [failure]
+    failure = ProviderError("generation_failed", "image 1 could not be fetched", status=422, request_id="r1")
+    bench.provider.collects = [failure]
     result = await bench.make(WITH_PHOTO)
     assert (result.status, result.attempts, result.maybe_paid) == ("generated", 2, 0)
-    assert bench.backend.sent == [(PHOTO,), (f"{PHOTO}?fresh",)]
+    assert bench.provider.sent == [(PHOTO,), (f"{PHOTO}?fresh",)]
     other = replace(WITH_PHOTO, params=WITH_PHOTO.params | {"seed": 8})
     for _ in range(2):
-        failure = BackendError("generation_failed", "image 1 could not be fetched", status=422, request_id="r1")
-        bench.backend.collects.append(failure)
+        failure = ProviderError("generation_failed", "image 1 could not be fetched", status=422, request_id="r1")
+        bench.provider.collects.append(failure)
     result = await bench.make(other)
     assert (result.status, result.error_kind, result.attempts) == ("failed", "generation_failed", 2)
 
 
 async def test_references_that_cannot_be_sent(bench: Bench, tmp_path: Path) -> None:
     """A reference that cannot be read fails its row before any claim; a key that uploads refuse stops the run."""
-    bench.references.steps = [BackendError("reference_unreadable", "gone"), BackendError("auth", "no such key")]
+    bench.references.steps = [ProviderError("reference_unreadable", "gone"), ProviderError("auth", "no such key")]
     result = await bench.make(WITH_PHOTO)
     assert (result.status, result.error_kind, result.attempts) == ("failed", "reference_unreadable", 0)
     assert not bench.control.stopped
@@ -104,23 +104,23 @@ async def test_references_that_cannot_be_sent(bench: Bench, tmp_path: Path) -> N
     assert (result.status, result.error_kind, other.control.stop_reason) == ("not_run", "store", "store")
     for one in (bench, other):
         assert await one.ledger.claims(WITH_PHOTO.key) == []
-        assert one.backend.history == []
+        assert one.provider.history == []
 
 
 async def test_each_post_has_a_claim_of_its_own(bench: Bench) -> None:
     """A transient failure is tried again as attempt n+1; a look into the history goes before, and is counted."""
-    bench.backend.submits = [error("unavailable", status=503), error("server_error", status=500), "r3"]
+    bench.provider.submits = [error("unavailable", status=503), error("server_error", status=500), "r3"]
     result = await bench.make()
     assert (result.status, result.attempts, result.maybe_paid, result.request_id) == ("generated", 3, 2, "r3")
-    assert bench.backend.history == ["submit", "find", "submit", "find", "submit", "collect"]
+    assert bench.provider.history == ["submit", "find", "submit", "find", "submit", "collect"]
     claims = await bench.ledger.claims(REQUEST.key)
     assert [(claim.n, claim.request_id) for claim in claims] == [(1, None), (2, None), (3, "r3")]
 
 
 async def test_each_post_has_an_id_of_its_own(bench: Bench) -> None:
     """What was accepted and failed for a passing reason is sent again, and the id of that POST is made durable too."""
-    bench.backend.submits = ["r1", "r2", "r3"]
-    bench.backend.collects = [error("generation_error", request_id=f"r{n}") for n in (1, 2)]
+    bench.provider.submits = ["r1", "r2", "r3"]
+    bench.provider.collects = [error("generation_error", request_id=f"r{n}") for n in (1, 2)]
     result = await bench.make()
     assert (result.status, result.attempts, result.request_id) == ("generated", 3, "r3")
     claims = await bench.ledger.claims(REQUEST.key)
@@ -132,8 +132,8 @@ async def test_each_post_has_an_id_of_its_own(bench: Bench) -> None:
 )
 async def test_a_failure_that_was_billed_is_not_sent_again(bench: Bench, kind: str, ends: str) -> None:
     """Where the answer to a failed job names a cost, the row is not paid for again; row, budget and ledger have it."""
-    bench.backend.submits = ["r1", "r2"]
-    bench.backend.collects = [error(kind, request_id="r1", cost_usd=0.05)]
+    bench.provider.submits = ["r1", "r2"]
+    bench.provider.collects = [error(kind, request_id="r1", cost_usd=0.05)]
     result = await bench.make()
     assert (result.status, result.error_kind, result.attempts, result.cost_usd) == ("failed", ends, 1, 0.05)
     assert is_permanent(ends)
@@ -158,28 +158,28 @@ async def _events(store: ObjectStore) -> list[dict[str, Any]]:
 )
 async def test_how_often_a_row_is_sent(bench: Bench, kind: str, posts: int, ends: str) -> None:
     """502 to 504 are sent five times, 500 three times, permanent ones once."""
-    bench.backend.submits = [error(kind) for _ in range(9)]
+    bench.provider.submits = [error(kind) for _ in range(9)]
     result = await bench.make()
     assert (result.status, result.error_kind, result.attempts) == (ends, kind, posts)
 
 
 async def test_free_failures_do_not_count_but_end(bench: Bench) -> None:
     """429 and unsent calls are no attempts; without any progress they stop the run at the deadline."""
-    bench.backend.submits = [error("rate_limited", retry_after=5.0) for _ in range(20)] + ["r1"]
+    bench.provider.submits = [error("rate_limited", retry_after=5.0) for _ in range(20)] + ["r1"]
     assert (await bench.make()).status == "generated"
-    bench.backend.submits = [error("unsent") for _ in range(200)]
+    bench.provider.submits = [error("unsent") for _ in range(200)]
     result = await bench.make(GenerationRequest("flux-2-klein-9b", {"prompt": "b", "seed": 1}))
     assert (result.status, bench.control.stop_reason) == ("not_run", "deadline")
 
 
 async def test_bad_bytes_are_fetched_again_never_bought(bench: Bench) -> None:
     """Bytes that are no image are fetched five times, ever later; then the row is held, after one POST."""
-    bench.backend.collects = [b"<html>", png()[:100], b"", b""]
+    bench.provider.collects = [b"<html>", png()[:100], b"", b""]
     started = bench.clock.monotonic()
     assert (await bench.make()).status == "generated"
-    assert bench.backend.history == ["submit", *["collect"] * 5]
+    assert bench.provider.history == ["submit", *["collect"] * 5]
     assert bench.clock.monotonic() - started > 1.0
-    bench.backend.collects = [b"", b"", b"", b"", b"", b""]
+    bench.provider.collects = [b"", b"", b"", b"", b"", b""]
     result = await bench.make(GenerationRequest("flux-2-klein-9b", {"prompt": "b", "seed": 1}))
     assert (result.status, result.error_kind, result.attempts) == ("held", "submitted", 1)
     assert result.request_id == "r1"
@@ -189,19 +189,19 @@ async def test_bad_bytes_are_fetched_again_never_bought(bench: Bench) -> None:
 async def test_junk_is_not_yet_an_output(tmp_path: Path, days: int, ends: str) -> None:
     """What a CDN serves in place of a paid image is asked for again by every run, until outputs are deleted."""
     bench = Bench(tmp_path, LedgerView.empty())
-    bench.backend.collects = [b"<html>"] * 5
+    bench.provider.collects = [b"<html>"] * 5
     assert (await bench.make()).status == "held"
     later = Bench(tmp_path, LedgerView.empty(), nonce="n2", run_id="run2")
     later.clock.time += timedelta(days=days)
-    later.backend.collects = [b"<html>"] * 5
+    later.provider.collects = [b"<html>"] * 5
     result = await later.make()
-    assert (result.status, result.attempts, "submit" in later.backend.history) == (ends, 0, False)
+    assert (result.status, result.attempts, "submit" in later.provider.history) == (ends, 0, False)
     if ends == "failed":
         assert (result.error_kind, result.cost_usd, result.paid) == ("bad_output", 0.07, 1)
     last = Bench(tmp_path, LedgerView.empty(), nonce="n3", run_id="run3")
     if ends == "held":
         assert (await last.make()).status == "generated"
-        assert "submit" not in last.backend.history
+        assert "submit" not in last.provider.history
 
 
 async def test_an_output_that_is_not_found(tmp_path: Path) -> None:
@@ -210,9 +210,9 @@ async def test_an_output_that_is_not_found(tmp_path: Path) -> None:
     for number, days in enumerate((0, 6, 9)):
         bench = Bench(tmp_path, LedgerView.empty(), nonce=f"n{number}", run_id=f"run{number}")
         bench.clock.time += timedelta(days=days)
-        bench.backend.collects = [error("submitted", status=404)]
+        bench.provider.collects = [error("submitted", status=404)]
         result = await bench.make()
-        ends.append((result.status, result.error_kind, *bench.backend.history))
+        ends.append((result.status, result.error_kind, *bench.provider.history))
     assert ends == [
         ("held", "submitted", "submit", "collect"),
         ("held", "submitted", "collect"),
@@ -253,11 +253,11 @@ async def test_an_id_that_cannot_be_stored_stops_the_run(bench: Bench) -> None:
 
 async def test_credentials_and_models(bench: Bench) -> None:
     """A refused model fails its own rows only; a refused key ends the run before anything more is sent."""
-    bench.backend.submits = [error("model_unavailable")]
+    bench.provider.submits = [error("model_unavailable")]
     assert (await bench.make()).error_kind == "model_unavailable"
     again = await bench.make(GenerationRequest("flux-2-klein-9b", {"prompt": "b", "seed": 1}))
     assert (again.status, again.attempts) == ("failed", 0)
-    bench.backend.submits = [error("auth", status=401)]
+    bench.provider.submits = [error("auth", status=401)]
     other = GenerationRequest("flux-2-klein-4b", {"prompt": "b", "seed": 1})
     assert (await bench.make(other)).status == "not_run"
     assert bench.control.stop_reason == "auth"
@@ -268,7 +268,7 @@ async def test_a_damaged_image_ends_its_row_alone(bench: Bench) -> None:
     """An image in the store that is none ends its row, with the remedy; nothing is called, and the run goes on."""
     await bench.store.create(layout.image(HEX, REQUEST.extension), b"not an image")
     result = await bench.make()
-    assert (result.status, result.error_kind, bench.backend.history) == ("failed", "image_damaged", [])
+    assert (result.status, result.error_kind, bench.provider.history) == ("failed", "image_damaged", [])
     assert not bench.control.stopped
     assert (await bench.make(replace(REQUEST, params=REQUEST.params | {"seed": 8}))).status == "generated"
 
@@ -280,7 +280,7 @@ async def test_an_unexpected_error_ends_one_row(bench: Bench) -> None:
         if call == "collect":
             raise ZeroDivisionError("ours")
 
-    bench.backend.watch = burst
+    bench.provider.watch = burst
     result = await bench.make()
     assert (result.status, result.error_kind, result.request_id) == ("held", "submitted", "r1")
     assert not bench.control.stopped
@@ -295,7 +295,7 @@ async def test_an_unexpected_error_ends_one_row(bench: Bench) -> None:
         kinds.append((result.status, result.error_kind))
     assert kinds[0] == ("failed", "internal")
     assert bench.control.stop_reason == "internal"
-    assert bench.backend.history.count("submit") == 1
+    assert bench.provider.history.count("submit") == 1
 
 
 async def test_an_unexpected_error_tells_no_secret(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
@@ -305,7 +305,7 @@ async def test_an_unexpected_error_tells_no_secret(bench: Bench, caplog: pytest.
         if call == "submit":
             raise LookupError("no answer: https://h/a.png?sig=plant-1") from ValueError("https://me:plant-2@h/a.png")
 
-    bench.backend.watch = burst
+    bench.provider.watch = burst
     result = await bench.make()
     assert result.error_kind in ("internal", "unknown")
     assert "no answer: https://h/a.png" in str(result.error_message)
@@ -323,7 +323,7 @@ async def test_an_unexpected_error_about_references_ends_its_row(bench: Bench, i
         result = await bench.make(replace(WITH_PHOTO, params=REQUEST.params | {"seed": 100 + seed}))
         assert (result.status, result.error_kind, result.attempts) == ("failed", "internal", 0)
         assert "bad transform" in (result.error_message or "")
-    assert (bench.control.stopped, bench.backend.history) == (False, [])
+    assert (bench.control.stopped, bench.provider.history) == (False, [])
     assert await bench.ledger.claims(WITH_PHOTO.key) == []
     assert (await bench.make(WITH_PHOTO)).status == "generated"
 
@@ -332,7 +332,7 @@ async def test_an_image_in_another_format_is_kept_and_told(bench: Bench) -> None
     """What was delivered is kept as it came, under the name that was asked for, with a flag and its true format."""
     sink = io.BytesIO()
     Image.effect_noise((64, 64), 50).save(sink, "JPEG")
-    bench.backend.collects = [sink.getvalue()]
+    bench.provider.collects = [sink.getvalue()]
     result = await bench.make()
     assert result.image is not None
     assert (result.status, result.image.format, result.image.flags) == ("generated", "jpeg", ("other_format",))
@@ -347,7 +347,7 @@ async def test_several_images_of_one_answer(bench: Bench) -> None:
     async def collect(submission: Submission) -> Delivery:
         return Delivery(first, "image/png", submission.request_id, cost_usd=0.04, more=(second,))
 
-    bench.backend.collect = collect  # type: ignore[method-assign]
+    bench.provider.collect = collect  # type: ignore[method-assign]
     result = await bench.make()
     assert result.image is not None
     assert "more_images" in result.image.flags

@@ -25,7 +25,7 @@ async def test_an_image_without_a_ledger_entry_is_adopted(bench: Bench) -> None:
     await bench.store.create(layout.image(HEX, REQUEST.extension), png())
     result = await bench.make()
     assert (result.status, result.attempts, result.cost_usd) == ("generated", 0, None)
-    assert bench.backend.history == []
+    assert bench.provider.history == []
 
 
 async def test_the_cost_of_an_adopted_image(bench: Bench) -> None:
@@ -34,7 +34,7 @@ async def test_the_cost_of_an_adopted_image(bench: Bench) -> None:
     await bench.store.create(layout.image(HEX, REQUEST.extension), png())
     result = await bench.make()
     assert (result.status, result.attempts, result.cost_usd) == ("generated", 0, 0.07)
-    assert bench.backend.history == []
+    assert bench.provider.history == []
 
 
 async def test_claims_of_others(bench: Bench) -> None:
@@ -47,11 +47,11 @@ async def test_claims_of_others(bench: Bench) -> None:
     bench.clock.ends_in(100)
     held = await bench.make()
     assert (held.status, held.error_kind) == ("held", "unknown")
-    assert set(bench.backend.history) == {"find"}
+    assert set(bench.provider.history) == {"find"}
     await bench.ledger.record_request_id(REQUEST.key, 1, "theirs")
     result = await bench.make()
     assert (result.status, result.request_id, result.attempts) == ("generated", "theirs", 0)
-    assert bench.backend.history[-1] == "collect"
+    assert bench.provider.history[-1] == "collect"
 
 
 async def test_a_stop_while_a_claim_is_made(bench: Bench) -> None:
@@ -64,7 +64,7 @@ async def test_a_stop_while_a_claim_is_made(bench: Bench) -> None:
 
     bench.ledger.claim = stopping  # type: ignore[method-assign]
     result = await bench.make()
-    assert (result.status, bench.backend.history) == ("not_run", [])
+    assert (result.status, bench.provider.history) == ("not_run", [])
     assert bench.ledger.is_closed(f"{HEX}-1")
 
 
@@ -82,7 +82,7 @@ async def test_a_living_run_is_watched(bench: Bench) -> None:
     result = await bench.make()
     assert (result.status, result.cost_usd, result.attempts) == ("reused", 0.0, 0)
     assert result.image is not None
-    assert bench.backend.history == []
+    assert bench.provider.history == []
 
 
 async def test_a_run_that_dies_while_it_is_watched(bench: Bench) -> None:
@@ -108,7 +108,7 @@ async def test_nobody_sends_over_a_young_claim(tmp_path: Path) -> None:
         await other_claim(bench, None)
         sent: list[datetime] = []
         start = bench.clock.time
-        bench.backend.watch = lambda call, sent=sent, bench=bench: (
+        bench.provider.watch = lambda call, sent=sent, bench=bench: (
             sent.append(bench.clock.time) if call == "submit" else None
         )
         result = await bench.make()
@@ -122,7 +122,7 @@ async def test_a_late_claim_needs_one_look(bench: Bench) -> None:
     bench.clock.time += timedelta(hours=3)
     result = await bench.make()
     assert (result.status, result.attempts) == ("generated", 1)
-    assert bench.backend.history == ["find", "submit", "collect"]
+    assert bench.provider.history == ["find", "submit", "collect"]
 
 
 @pytest.mark.parametrize("overtaken", [True, False])
@@ -143,7 +143,7 @@ async def test_a_sleeper_does_not_send_under_an_old_claim(bench: Bench, overtake
     result = await bench.make()
     if overtaken:
         assert (result.status, result.error_kind) == ("held", "unknown")
-        assert "submit" not in bench.backend.history
+        assert "submit" not in bench.provider.history
     else:
         assert (result.status, result.attempts) == ("generated", 1)
         first, second = await bench.ledger.known(REQUEST.key)
@@ -152,7 +152,7 @@ async def test_a_sleeper_does_not_send_under_an_old_claim(bench: Bench, overtake
 
 async def test_a_strange_answer_keeps_its_id(bench: Bench) -> None:
     """A POST that a sandbox answered in a real run, or the reverse, is held with its id, and the run stops."""
-    bench.backend.submits = [error("sandbox_mismatch", status=200, request_id="r7")]
+    bench.provider.submits = [error("sandbox_mismatch", status=200, request_id="r7")]
     result = await bench.make()
     assert (result.status, result.error_kind, result.request_id) == ("held", "submitted", "r7")
     assert bench.control.stop_reason == "sandbox_mismatch"
@@ -163,12 +163,12 @@ async def test_a_strange_answer_keeps_its_id(bench: Bench) -> None:
 async def test_a_guess_of_another_account(tmp_path: Path) -> None:
     """A call that another account's key gave up after an answered 5xx is not bought again with this key."""
     first = Bench(tmp_path, LedgerView.empty(), accounts=FakeAccounts("k2"))
-    first.backend.submits = [error("unavailable", status=503) for _ in range(5)]
+    first.provider.submits = [error("unavailable", status=503) for _ in range(5)]
     assert (await first.make()).error_kind == "unavailable"
     await first.ledger.flush()
     second = Bench(tmp_path, await load_ledger(first.store), nonce="n2", run_id="run2")
     result = await second.make()
-    assert (result.status, result.error_kind, second.backend.history) == ("held", "other_account", [])
+    assert (result.status, result.error_kind, second.provider.history) == ("held", "other_account", [])
     await second.ledger.flush()
     third = Bench(tmp_path, await load_ledger(first.store), nonce="n3", run_id="run3", accounts=FakeAccounts("k2"))
     assert (await third.make()).status == "generated"
@@ -182,14 +182,14 @@ async def test_an_id_that_only_the_ledger_has_is_polled(tmp_path: Path) -> None:
         raise StoreError("store_unreachable", "gone")
 
     first.ledger.record_request_id = refuse  # type: ignore[method-assign]
-    first.backend.collects = [error("submitted")]
+    first.provider.collects = [error("submitted")]
     assert (await first.make()).status == "held"
     await first.ledger.flush()
     second = Bench(tmp_path, await load_ledger(first.store), nonce="n2", run_id="run2")
     second.clock.time += timedelta(hours=5)
     result = await second.make()
     assert (result.status, result.request_id, result.attempts) == ("generated", "r1", 0)
-    assert second.backend.history == ["collect"]
+    assert second.provider.history == ["collect"]
     assert (tmp_path / layout.claim_id(HEX, 1)).exists()
 
 
@@ -214,7 +214,7 @@ async def test_what_another_run_found_to_fail_for_good(bench: Bench) -> None:
     await other.flush()
     result = await bench.make()
     assert (result.status, result.error_kind, result.attempts) == ("failed", "content_policy", 0)
-    assert bench.backend.history == []
+    assert bench.provider.history == []
 
 
 async def test_a_listing_that_lags(bench: Bench) -> None:
@@ -243,7 +243,7 @@ async def test_a_claim_that_cannot_be_read(bench: Bench) -> None:
 
     bench.store.get, bench.store.list = blind, lagging  # type: ignore[method-assign]
     result = await bench.make()
-    assert (result.status, result.error_kind, bench.backend.history) == ("held", "other_run", [])
+    assert (result.status, result.error_kind, bench.provider.history) == ("held", "other_run", [])
 
 
 async def test_a_claim_tells_who_sends_and_when(bench: Bench) -> None:
@@ -266,10 +266,10 @@ async def test_calls_of_another_account(tmp_path: Path, request_id: str | None) 
     if request_id:
         await bench.ledger.record_request_id(REQUEST.key, 1, request_id)
     bench.clock.time += timedelta(days=20)
-    bench.backend.collects = [error("submitted", status=404)]
+    bench.provider.collects = [error("submitted", status=404)]
     result = await bench.make()
     assert (result.status, result.error_kind) == ("held", "other_account")
-    assert bench.backend.history == (["collect"] if request_id else [])
+    assert bench.provider.history == (["collect"] if request_id else [])
     if request_id:
         assert (await bench.make()).status == "generated", "what the other key lets us see is fetched"
 
@@ -282,7 +282,7 @@ async def test_absence_needs_a_history_that_shows_the_account(tmp_path: Path, sh
     bench.clock.time += timedelta(hours=30)
     bench.clock.ends_in(500)
     result = await bench.make()
-    assert (result.status, "submit" in bench.backend.history) == (ends, ends == "generated")
+    assert (result.status, "submit" in bench.provider.history) == (ends, ends == "generated")
 
 
 async def test_an_embedded_sandbox_forgets(tmp_path: Path) -> None:
@@ -290,14 +290,14 @@ async def test_an_embedded_sandbox_forgets(tmp_path: Path) -> None:
     bench = Bench(tmp_path, LedgerView.empty(), accounts=FakeAccounts(forgets=True))
     await other_claim(bench, "theirs")
     result = await bench.make()
-    assert (result.status, result.attempts, bench.backend.history) == ("generated", 1, ["submit", "collect"])
+    assert (result.status, result.attempts, bench.provider.history) == ("generated", 1, ["submit", "collect"])
 
 
 async def test_a_damaged_claim_holds_its_row_alone(bench: Bench) -> None:
     """A claim that is no JSON holds its row; the run goes on."""
     await bench.store.create(layout.claim(HEX, 1), b"{")
     result = await bench.make()
-    assert (result.status, result.error_kind, bench.backend.history) == ("held", "unknown", [])
+    assert (result.status, result.error_kind, bench.provider.history) == ("held", "unknown", [])
     assert not bench.control.stopped
 
 

@@ -19,9 +19,9 @@ pytestmark = pytest.mark.anyio
 
 async def test_a_lost_answer_is_not_taken_for_an_earlier_call(bench: Bench) -> None:
     """A call of unknown fate is not found in that of an earlier attempt of the same row, whose id is known."""
-    bench.backend.submits = ["r1", error("unknown"), "r3"]
-    bench.backend.collects = [error("generation_error", request_id="r1")]
-    bench.backend.found = "r1"
+    bench.provider.submits = ["r1", error("unknown"), "r3"]
+    bench.provider.collects = [error("generation_error", request_id="r1")]
+    bench.provider.found = "r1"
     result = await bench.make()
     assert (result.status, result.attempts, result.request_id) == ("generated", 3, "r3")
     claims = await bench.ledger.claims(REQUEST.key)
@@ -30,21 +30,21 @@ async def test_a_lost_answer_is_not_taken_for_an_earlier_call(bench: Bench) -> N
 
 async def test_work_hidden_behind_a_5xx_is_taken_over(bench: Bench) -> None:
     """An answered 5xx whose call is in the history is fetched, not sent again."""
-    bench.backend.submits = [error("unavailable", status=503)]
-    bench.backend.found = "hidden"
+    bench.provider.submits = [error("unavailable", status=503)]
+    bench.provider.found = "hidden"
     result = await bench.make()
     assert (result.status, result.attempts, result.maybe_paid, result.request_id) == ("generated", 1, 0, "hidden")
 
 
 async def test_looks_and_their_times(bench: Bench) -> None:
     """An unknown outcome is looked up at 30 s, 2 min and at the lag; only then it is sent again, as attempt 2."""
-    bench.backend.submits = [error("unknown"), "r2"]
+    bench.provider.submits = [error("unknown"), "r2"]
     looks: list[float] = []
     start = bench.clock.time
-    bench.backend.watch = lambda call: looks.append((bench.clock.time - start).total_seconds())
+    bench.provider.watch = lambda call: looks.append((bench.clock.time - start).total_seconds())
     result = await bench.make()
     assert (result.status, result.attempts, result.maybe_paid, result.request_id) == ("generated", 2, 0, "r2")
-    assert bench.backend.history == ["submit", "find", "find", "find", "submit", "collect"]
+    assert bench.provider.history == ["submit", "find", "find", "find", "submit", "collect"]
     assert looks[:4] == [0.0, 30.0, 120.0, 7200.0]
     await bench.ledger.flush()
     view = await load_ledger(bench.store)
@@ -56,11 +56,11 @@ async def test_an_unknown_outcome_found_is_fetched(bench: Bench) -> None:
     request = GenerationRequest(
         "flux-2-klein-9b", {"prompt": "a cup", "seed": 7}, (Reference("url", "http://a/b", "http://a/b?sig=x"),)
     )
-    bench.backend.submits = [error("unknown")]
-    bench.backend.found = "hidden"
+    bench.provider.submits = [error("unknown")]
+    bench.provider.found = "hidden"
     result = await bench.make(request)
     assert (result.status, result.attempts, result.request_id) == ("generated", 1, "hidden")
-    (claimed,) = bench.backend.claimed
+    (claimed,) = bench.provider.claimed
     assert claimed["prompt"] == "a cup"
     assert "sig=x" not in str(claimed)
     claims = await bench.ledger.claims(request.key)
@@ -69,46 +69,46 @@ async def test_an_unknown_outcome_found_is_fetched(bench: Bench) -> None:
 
 async def test_a_run_does_not_stay_open_for_unknown_outcomes(bench: Bench) -> None:
     """After the look at 30 s the row ends held; the next run goes on where this one ended."""
-    bench.backend.submits = [error("unknown")]
+    bench.provider.submits = [error("unknown")]
     bench.clock.ends_in(100)
     result = await bench.make()
     assert (result.status, result.error_kind, result.attempts) == ("held", "unknown", 1)
-    assert bench.backend.history == ["submit", "find"]
+    assert bench.provider.history == ["submit", "find"]
 
 
 @pytest.mark.parametrize("policy", ["hold", "retry-once"])
 async def test_on_unknown(policy: str, tmp_path: Path) -> None:
     """`hold` asks nothing and sends nothing; `retry-once` looks once and sends once more, counted, then holds."""
     bench = Bench(tmp_path, LedgerView.empty(), policy={"on_unknown": policy})
-    bench.backend.submits = [error("unknown"), error("unknown"), "r3"]
+    bench.provider.submits = [error("unknown"), error("unknown"), "r3"]
     result = await bench.make()
     assert (result.status, result.error_kind) == ("held", "unknown")
     once = policy == "retry-once"
-    assert bench.backend.history == (["submit", "find", "submit", "find"] if once else ["submit"])
+    assert bench.provider.history == (["submit", "find", "submit", "find"] if once else ["submit"])
     assert (result.attempts, result.maybe_paid) == ((2, 1) if once else (1, 0))
 
 
 async def test_hold_covers_an_answered_5xx(tmp_path: Path) -> None:
     """With `hold` even the documented guess is not made."""
     bench = Bench(tmp_path, LedgerView.empty(), policy={"on_unknown": "hold"})
-    bench.backend.submits = [error("unavailable", status=503)]
+    bench.provider.submits = [error("unavailable", status=503)]
     result = await bench.make()
     assert (result.status, result.error_kind, result.attempts) == ("held", "unknown", 1)
 
 
 async def test_a_look_that_fails_proves_nothing(bench: Bench) -> None:
     """While the history cannot be read, however late it is, nothing is sent again."""
-    bench.backend.submits = [error("unknown")]
+    bench.provider.submits = [error("unknown")]
     bench.clock.ends_in(20_000)
 
     def refuse(call: str) -> None:
         if call == "find":
             raise error("unsent")
 
-    bench.backend.watch = refuse
+    bench.provider.watch = refuse
     result = await bench.make()
     assert (result.status, result.attempts) == ("held", 1)
-    assert bench.backend.history.count("find") > 10
+    assert bench.provider.history.count("find") > 10
 
 
 async def test_a_call_that_cannot_be_told_from_ours(tmp_path: Path) -> None:
@@ -117,32 +117,32 @@ async def test_a_call_that_cannot_be_told_from_ours(tmp_path: Path) -> None:
         bench = Bench(tmp_path / str(days), LedgerView.empty())
         assert await bench.ledger.claim(REQUEST.key, 1, claim_of("k1"))
         bench.clock.time += timedelta(days=days)
-        bench.backend.look = Look((Candidate("strange", "unclear", "COMPLETED"),))
+        bench.provider.look = Look((Candidate("strange", "unclear", "COMPLETED"),))
         result = await bench.make()
         assert (result.status, result.error_kind) == (status, kind)
         assert "strange" in str(result.error_message)
-        assert "submit" not in bench.backend.history
+        assert "submit" not in bench.provider.history
 
 
 async def test_a_5xx_whose_fate_cannot_be_read(bench: Bench) -> None:
     """An answered 5xx is sent again only after a look that is understood; until then the row waits, and is held."""
-    bench.backend.submits = [error("unavailable", status=503)]
+    bench.provider.submits = [error("unavailable", status=503)]
     bench.clock.ends_in(1000)
 
     def refuse(call: str) -> None:
         if call == "find":
             raise error("unknown")
 
-    bench.backend.watch = refuse
+    bench.provider.watch = refuse
     result = await bench.make()
     assert (result.status, result.error_kind, result.attempts) == ("held", "unknown", 1)
-    assert bench.backend.history.count("submit") == 1
+    assert bench.provider.history.count("submit") == 1
 
 
 async def test_a_guess_of_an_earlier_run_is_looked_up(tmp_path: Path) -> None:
     """A row whose last calls were answered 5xx in an earlier run is looked for before it is sent again."""
     first = Bench(tmp_path, LedgerView.empty())
-    first.backend.submits = [error("unavailable", status=503) for _ in range(5)]
+    first.provider.submits = [error("unavailable", status=503) for _ in range(5)]
     assert (await first.make()).error_kind == "unavailable"
     await first.ledger.flush()
     for found, paid in (("hidden", 0), (None, 1)):
@@ -150,10 +150,10 @@ async def test_a_guess_of_an_earlier_run_is_looked_up(tmp_path: Path) -> None:
         shutil.copytree(tmp_path, folder)
         store = open_object_store(str(folder))
         second = Bench(folder, await load_ledger(store), nonce="n2", run_id="run2")
-        second.backend.found = found
+        second.provider.found = found
         result = await second.make()
         assert (result.status, result.attempts, result.maybe_paid) == ("generated", paid, paid)
-        assert second.backend.history[0] == "find"
+        assert second.provider.history[0] == "find"
         if found:
             assert result.image is not None
             assert "late" in result.image.flags
@@ -161,7 +161,7 @@ async def test_a_guess_of_an_earlier_run_is_looked_up(tmp_path: Path) -> None:
 
 async def test_a_redirect_of_a_post_is_no_refusal(bench: Bench) -> None:
     """Who answers a POST with a redirect may have taken it: the run stops, and the row is held."""
-    bench.backend.submits = [error("protocol", status=302)]
+    bench.provider.submits = [error("protocol", status=302)]
     bench.clock.ends_in(100)
     result = await bench.make()
     assert (result.status, result.error_kind, bench.control.stop_reason) == ("held", "unknown", "protocol")
@@ -172,7 +172,7 @@ async def test_retry_once_is_once_for_all_runs(tmp_path: Path) -> None:
     view, results = LedgerView.empty(), []
     for number in range(3):
         bench = Bench(tmp_path, view, nonce=f"n{number}", run_id=f"run{number}", policy={"on_unknown": "retry-once"})
-        bench.backend.submits = [error("unknown"), error("unknown")]
+        bench.provider.submits = [error("unknown"), error("unknown")]
         bench.clock.time += timedelta(hours=3 * number)
         results.append(await bench.make())
         await bench.ledger.flush()

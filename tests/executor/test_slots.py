@@ -22,7 +22,7 @@ pytestmark = pytest.mark.anyio
 
 async def test_an_interruption_leaves_sent_rows_held(bench: Bench) -> None:
     """A signal lets go of what is being fetched: held, with its id in the store."""
-    bench.backend.watch = lambda call: bench.control.interrupt("signal", "SIGTERM") if call == "collect" else None
+    bench.provider.watch = lambda call: bench.control.interrupt("signal", "SIGTERM") if call == "collect" else None
     result = await bench.make()
     assert (result.status, result.error_kind, result.request_id) == ("held", "submitted", "r1")
     assert (bench.folder / layout.claim_id(HEX, 1)).exists()
@@ -31,7 +31,7 @@ async def test_an_interruption_leaves_sent_rows_held(bench: Bench) -> None:
 async def test_slots(tmp_path: Path) -> None:
     """Never more in flight than slots, and a row that waits to try again holds none."""
     bench = Bench(tmp_path, LedgerView.empty(), max_in_flight=3)
-    bench.backend.submits = [error("unavailable", status=503) for _ in range(10)]
+    bench.provider.submits = [error("unavailable", status=503) for _ in range(10)]
     sleeping, busy = 0, [0]
 
     async def watched(seconds: float) -> None:
@@ -45,7 +45,7 @@ async def test_slots(tmp_path: Path) -> None:
     requests = [GenerationRequest("flux-2-klein-9b", {"prompt": f"p{n}", "seed": n}) for n in range(20)]
     results = await asyncio.gather(*map(bench.make, requests))
     assert {result.status for result in results} == {"generated"}
-    assert bench.backend.most_in_flight == 3
+    assert bench.provider.most_in_flight == 3
     assert max(busy) > 3, "rows that wait must not keep others from running"
 
 
@@ -66,7 +66,7 @@ async def test_an_unmeasured_class_goes_two_at_a_time(tmp_path: Path) -> None:
     """Until five costs of a class are measured at most two of it are in flight, then all slots are used."""
     bench = Bench(tmp_path, LedgerView.empty(), max_in_flight=8, budget=Budget(cap=100.0))
     seen: list[tuple[int, int]] = []
-    bench.backend.watch = lambda _: seen.append((bench.context.budget.measured.total(), bench.executor.slots.used))
+    bench.provider.watch = lambda _: seen.append((bench.context.budget.measured.total(), bench.executor.slots.used))
     requests = [GenerationRequest("flux-2-klein-9b", {"prompt": f"p{n}", "seed": n}) for n in range(30)]
     await asyncio.gather(*map(bench.make, requests))
     assert max(used for measured, used in seen if measured < 5) == 2
@@ -76,7 +76,7 @@ async def test_an_unmeasured_class_goes_two_at_a_time(tmp_path: Path) -> None:
 async def test_unknown_outcomes_stay_reserved(tmp_path: Path) -> None:
     """What may have been billed is not spent again: its price stays reserved, and the run stops at the cap."""
     bench = Bench(tmp_path, LedgerView.empty(), budget=Budget(cap=0.09), policy={"on_unknown": "hold"})
-    bench.backend.submits = [error("unknown"), error("unknown")]
+    bench.provider.submits = [error("unknown"), error("unknown")]
     requests = [GenerationRequest("flux-2-klein-9b", {"prompt": f"p{n}", "seed": n}) for n in range(3)]
     results = [await bench.make(request) for request in requests]
     assert [result.status for result in results] == ["held", "held", "not_run"]
@@ -88,14 +88,14 @@ async def test_stuck_jobs_give_their_slots_away(tmp_path: Path) -> None:
     bench = Bench(tmp_path, LedgerView.empty(), max_in_flight=1, policy={"straggler_seconds": 0.0})
     for _ in range(40):
         bench.context.totals.add(0.001)
-    collect = bench.backend.collect
+    collect = bench.provider.collect
 
     async def stuck(submission: Submission) -> Delivery:
         if submission.request.prompt == "stuck":
             await asyncio.Event().wait()
         return await collect(submission)
 
-    bench.backend.collect = stuck  # type: ignore[method-assign]
+    bench.provider.collect = stuck  # type: ignore[method-assign]
     calls_module.STUCK_AT_LEAST_S, before = 0.05, calls_module.STUCK_AT_LEAST_S
     try:
         requests = [GenerationRequest("flux-2-klein-9b", {"prompt": p, "seed": 1}) for p in ("stuck", "a", "b")]
@@ -122,7 +122,7 @@ async def test_a_slow_answer_is_awaited_without_a_slot(tmp_path: Path) -> None:
     (late,) = await bench.executor.settle()
     assert (late.status, late.request_id, late.attempts) == ("generated", "r9", 1)
     assert bench.executor.awaited == 0
-    assert "find" not in bench.backend.history
+    assert "find" not in bench.provider.history
 
 
 @pytest.mark.parametrize("pause", [0.0, 0.02])
@@ -175,7 +175,7 @@ async def test_a_post_ends_after_the_deadline(tmp_path: Path) -> None:
     """A POST that is never answered is of unknown fate after --deadline: looked up, not sent again."""
     bench = Bench(tmp_path, LedgerView.empty(), policy={"deadline": 0.05})
     Hanging(bench)
-    bench.backend.found = "hidden"
+    bench.provider.found = "hidden"
     result = await bench.make()
     assert (result.status, result.attempts, result.request_id) == ("generated", 1, "hidden")
 
@@ -183,10 +183,10 @@ async def test_a_post_ends_after_the_deadline(tmp_path: Path) -> None:
 async def test_refusals_lower_the_concurrency(tmp_path: Path) -> None:
     """429s lower the number of calls in flight; successes raise it again."""
     bench = Bench(tmp_path, LedgerView.empty(), max_in_flight=16)
-    bench.backend.submits = [error("rate_limited", status=429, retry_after=1.0) for _ in range(16)]
+    bench.provider.submits = [error("rate_limited", status=429, retry_after=1.0) for _ in range(16)]
     requests = [GenerationRequest("flux-2-klein-9b", {"prompt": f"p{n}", "seed": n}) for n in range(200)]
     lowest = [16]
-    bench.backend.watch = lambda _: lowest.append(bench.context.concurrency.now)
+    bench.provider.watch = lambda _: lowest.append(bench.context.concurrency.now)
     results = await asyncio.gather(*map(bench.make, requests))
     assert {result.status for result in results} == {"generated"}
     assert (min(lowest) <= 8, bench.context.concurrency.now) == (True, 16)
@@ -197,7 +197,7 @@ async def test_a_free_call_leaves_no_claim(free: Bench) -> None:
     store = CountingStore(*fsspec.core.url_to_fs(str(free.folder)), str(free.folder))
     store.counts = Counter()
     counted = Bench(free.folder, LedgerView.empty(), store=store, budget=Budget(0.0))
-    counted.backend.free, counted.backend.queues, counted.backend.submits = True, False, [None]
+    counted.provider.free, counted.provider.queues, counted.provider.submits = True, False, [None]
     result = await counted.make()
     assert (result.status, result.paid) == ("generated", 0)
     assert store.counts == {"HEAD images": 1, "PUT images": 1}
@@ -207,32 +207,32 @@ async def test_a_free_call_leaves_no_claim(free: Bench) -> None:
 @pytest.mark.parametrize("kind", ["unknown", "submitted", "worker_lost"])
 async def test_a_lost_free_call_is_repeated_at_once(free: Bench, kind: str) -> None:
     """Nothing is owed for a call of unknown fate, so nobody looks it up or waits; five times is enough."""
-    free.backend.submits = [error(kind, retry_after=0.0), None]
+    free.provider.submits = [error(kind, retry_after=0.0), None]
     started = free.clock.monotonic()
     result = await free.make()
     assert (result.status, result.attempts, result.maybe_paid) == ("generated", 2, 0)
     assert free.clock.monotonic() == started
-    assert "find" not in free.backend.history
-    free.backend.submits = [error(kind) for _ in range(9)]
+    assert "find" not in free.provider.history
+    free.provider.submits = [error(kind) for _ in range(9)]
     result = await free.make(GenerationRequest("flux-2-klein-9b", {"prompt": "b", "seed": 1}))
     assert (result.status, result.error_kind, result.attempts) == ("failed", "worker_lost", 5)
 
 
 async def test_bad_bytes_of_a_worker_are_drawn_again(free: Bench) -> None:
     """What a worker delivers and is no image is asked for again, three times at most."""
-    free.backend.submits = [None, None]
-    free.backend.collects = [b"<html>"]
+    free.provider.submits = [None, None]
+    free.provider.collects = [b"<html>"]
     assert (await free.make()).attempts == 2
-    free.backend.submits = [None] * 9
-    free.backend.collects = [b"<html>"] * 9
+    free.provider.submits = [None] * 9
+    free.provider.collects = [b"<html>"] * 9
     result = await free.make(GenerationRequest("flux-2-klein-9b", {"prompt": "b", "seed": 1}))
     assert (result.status, result.error_kind, result.attempts) == ("failed", "worker_failed", 3)
 
 
 async def test_a_stopped_free_call_is_not_run(free: Bench) -> None:
     """A call that a stop cuts short is as if it had not been sent: nothing is held."""
-    free.backend.watch = lambda call: free.control.interrupt("signal", "stop") if call == "submit" else None
-    free.backend.submits = [error("unknown")]
+    free.provider.watch = lambda call: free.control.interrupt("signal", "stop") if call == "submit" else None
+    free.provider.submits = [error("unknown")]
     result = await free.make()
     assert (result.status, result.error_kind) == ("not_run", "signal")
 
@@ -247,7 +247,7 @@ async def test_the_loser_of_two_free_runs_keeps_what_is_there(free: Bench) -> No
             path.parent.mkdir(parents=True)
             path.write_bytes(other)
 
-    free.backend.watch = put
+    free.provider.watch = put
     result = await free.make()
     assert result.status == "generated"
     assert result.image is not None
@@ -260,7 +260,7 @@ async def test_nothing_is_sent_while_the_heartbeat_is_old(bench: Bench) -> None:
     asleep = bench.clock.sleep
 
     async def sleep(seconds: float) -> None:
-        assert "submit" not in bench.backend.history
+        assert "submit" not in bench.provider.history
         bench.beat_age = 0.0
         await asleep(seconds)
 
@@ -285,7 +285,7 @@ async def test_a_run_in_which_nothing_moves_ends(tmp_path: Path, trouble: StoreE
         await asyncio.Event().wait()
         raise AssertionError
 
-    bench.backend.collect = never  # type: ignore[method-assign]
+    bench.provider.collect = never  # type: ignore[method-assign]
     making = asyncio.create_task(bench.make())
     await collected.wait()
     watching = asyncio.create_task(bench.control.watch())

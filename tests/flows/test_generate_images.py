@@ -23,7 +23,7 @@ from prefect.client.schemas.filters import (
 from pydantic import SecretStr
 
 from prefect_imagegen.app.config.options import GenerateOptions
-from prefect_imagegen.app.config.settings import BackendSettings, StoreSettings
+from prefect_imagegen.app.config.settings import ProviderSettings, StoreSettings
 from prefect_imagegen.app.planning.prepare import RunSpec, prepare
 from prefect_imagegen.app.running import registry
 from prefect_imagegen.blocks import ImageStore, Segmind
@@ -252,7 +252,7 @@ def test_parameters_hold_no_secret(tmp_path: Path, s3) -> None:
 def test_a_run_is_executed_once(tmp_path: Path) -> None:
     """A flow run that finds its run begun, or planned by a process that is gone, plans anew and names its parent."""
     path, store = manifest(tmp_path, ["a", "b"]), tmp_path / "store"
-    job = RunSpec(path, StoreSettings(str(store)), BackendSettings("sandbox"))
+    job = RunSpec(path, StoreSettings(str(store)), ProviderSettings("sandbox"))
     prepared = asyncio.run(prepare(job))
     figures = []
     for _ in range(2):

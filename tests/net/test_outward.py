@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 import pytest
 
-from prefect_imagegen.core.errors import BackendError
+from prefect_imagegen.core.errors import ProviderError
 from prefect_imagegen.providers.segmind import http as segmind_http
-from prefect_imagegen.providers.segmind.provider import Endpoints, SegmindBackend
+from prefect_imagegen.providers.segmind.provider import Endpoints, SegmindProvider
 from tests.net.conftest import picture, raw_server, target_of, whole
 
 pytestmark = pytest.mark.anyio
@@ -50,11 +50,11 @@ async def fetched(internet: Lay, base: str, place: str, *, by_redirect: bool) ->
 
     async with raw_server(answer) as port:
         internet(PLACES, port)
-        backend = SegmindBackend(Endpoints.of(base.format(port=port), None), None)
+        backend = SegmindProvider(Endpoints.of(base.format(port=port), None), None)
         try:
             await backend.has_upload(f"http://{place.format(port=port)}/assets/1.png")
             return (await backend.fetch("r1")).data, asked
-        except BackendError as error:
+        except ProviderError as error:
             return f"{error.kind} {error.request_id}".encode(), asked
         finally:
             await backend.aclose()

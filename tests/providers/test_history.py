@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prefect_imagegen.core.errors import BackendError
+from prefect_imagegen.core.errors import ProviderError
 from prefect_imagegen.core.policy.history_lookup import Finding, Window, claim_form, finding_of
 from prefect_imagegen.providers.segmind import history as segmind_history
 from prefect_imagegen.providers.segmind.history import SegmindHistory
@@ -75,7 +75,7 @@ async def test_without_times_every_page_is_read(monkeypatch: pytest.MonkeyPatch)
     assert finding_of(await history.find(MODEL, {"age": 60_000}, around(NOW)), [], 0) == Finding("r60000")
     assert account.gets == 16
     monkeypatch.setattr(segmind_history, "MAX_PAGES", 14)
-    with pytest.raises(BackendError):
+    with pytest.raises(ProviderError):
         await history.find(MODEL, {"age": 1}, around(NOW))
 
 
@@ -162,7 +162,7 @@ def test_no_listing_makes_a_call_absent(minutes, target, size, order, form, beyo
     async def look() -> Finding | str:
         try:
             return finding_of(await history.find(MODEL, claimed, around(NOW)), [], 0)
-        except BackendError as error:
+        except ProviderError as error:
             return error.kind
 
     found = asyncio.run(look())
@@ -200,7 +200,7 @@ async def test_a_total_ends_a_listing_that_does_not_end(beyond: str, calls: int)
         if total == "told":
             assert finding_of(await find, [], 0).is_absent
         else:
-            with pytest.raises(BackendError, match="repeats") as caught:
+            with pytest.raises(ProviderError, match="repeats") as caught:
                 await find
             assert caught.value.kind == "unknown"
             assert sum(odd.values()) == 1
@@ -227,7 +227,7 @@ async def test_rows_that_were_pushed_to_the_next_page_count_once() -> None:
     async def get_json(_: str, params: dict[str, str]) -> Any:
         return {"data": pages[min(int(params["page"]), 3) - 1], "total": 4}
 
-    with pytest.raises(BackendError, match="repeats"):
+    with pytest.raises(ProviderError, match="repeats"):
         await SegmindHistory("http://history", get_json).find(MODEL, {"seed": 3}, around(NOW))
 
 
@@ -237,7 +237,7 @@ async def test_an_empty_page_before_the_total_is_no_end() -> None:
     async def get_json(_: str, params: dict[str, str]) -> Any:
         return {"data": [call(n, NOW) for n in range(10)] if params["page"] == "1" else [], "total": 5000}
 
-    with pytest.raises(BackendError, match="empty before the end"):
+    with pytest.raises(ProviderError, match="empty before the end"):
         await SegmindHistory("http://history", get_json).find(MODEL, {"seed": 3000}, around(NOW))
 
 
@@ -270,7 +270,7 @@ async def test_an_empty_page_where_more_is_announced_is_no_end(more: dict[str, A
     async def get_json(_: str, params: dict[str, str]) -> Any:
         return {"data": [call(n, NOW) for n in range(10)]} | more if params["page"] == "1" else {"data": []}
 
-    with pytest.raises(BackendError, match="is empty before"):
+    with pytest.raises(ProviderError, match="is empty before"):
         await SegmindHistory("http://history", get_json).find(MODEL, {"seed": 3000}, around(NOW))
 
 
@@ -295,7 +295,7 @@ async def test_an_order_that_changes_between_pages_proves_nothing(seed: int) -> 
         return {"data": draw.sample(rows, len(rows))[start : start + 5]}
 
     history, claimed = SegmindHistory("http://history", get_json), claim_form({"prompt": "a cup", "seed": 7})
-    with suppress(BackendError):
+    with suppress(ProviderError):
         assert finding_of(await history.find(MODEL, claimed, around(NOW)), [], 0) == Finding("r7")
 
 
@@ -326,7 +326,7 @@ async def test_a_wrong_clock_does_not_hide_the_days_of_the_call(years: float) ->
     window = Window(min(NOW, NOW + timedelta(days=365 * years)), max(NOW, NOW + timedelta(days=365 * years)))
     find = history.find(MODEL, claim_form({"prompt": "a cup", "seed": 1}), window)
     if years == -2:
-        with pytest.raises(BackendError, match="years apart"):
+        with pytest.raises(ProviderError, match="years apart"):
             await find
         return
     assert finding_of(await find, [], 0) == Finding("r1")
@@ -360,13 +360,13 @@ async def test_another_envelope_proves_nothing(answer: Any, page: int) -> None:
         return answer if int(params["page"]) == page else {"data": [call(7, NOW)]}
 
     history = SegmindHistory("http://history", get_json, lambda what: odd.update([what]))
-    with pytest.raises(BackendError) as caught:
+    with pytest.raises(ProviderError) as caught:
         await history.find(MODEL, {"seed": 1}, around(NOW))
     assert caught.value.kind == "unknown"
     (words,) = odd
     assert words.startswith("the request history: ")
     assert "a cup" not in words
-    with pytest.raises(BackendError):
+    with pytest.raises(ProviderError):
         await history.records(MODEL, NOW.date(), NOW.date())
 
 
@@ -450,8 +450,8 @@ async def test_a_record_with_several_outputs_is_one(wrap: Callable[[Any], Any]) 
 async def test_a_record_is_unknown_by_a_404_alone() -> None:
     """Only a 404 says that a request is not known; other refusals are passed on, other answers not understood."""
     answers: list[Any] = [
-        BackendError("model_unavailable", "404", status=404),
-        BackendError("unavailable", "503", status=503),
+        ProviderError("model_unavailable", "404", status=404),
+        ProviderError("unavailable", "503", status=503),
         {"data": []},
         {"data": [call(2, NOW)]},
         {"message": "ok"},
@@ -460,7 +460,7 @@ async def test_a_record_is_unknown_by_a_404_alone() -> None:
 
     async def get_json(_: str) -> Any:
         answer = answers.pop(0)
-        if isinstance(answer, BackendError):
+        if isinstance(answer, ProviderError):
             raise answer
         return answer
 
@@ -469,7 +469,7 @@ async def test_a_record_is_unknown_by_a_404_alone() -> None:
     assert await history.detail("r1") is None
     kinds = []
     while answers:
-        with pytest.raises(BackendError) as caught:
+        with pytest.raises(ProviderError) as caught:
             await history.detail("r1")
         kinds.append(caught.value.kind)
     assert kinds == ["unavailable", *["unknown"] * 4]

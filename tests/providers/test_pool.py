@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from prefect_imagegen.core.errors import BackendError, RefusedError
+from prefect_imagegen.core.errors import ProviderError, RefusedError
 from prefect_imagegen.core.request.profiles import PROFILES
 from prefect_imagegen.core.request.request import GenerationRequest
 from prefect_imagegen.ports import Balance, Delivery, Health, Submission
@@ -54,9 +54,9 @@ class Worker:
         self.endpoint = name
         self.slowness = slowness
         self.state = Health(**{"ready": True} | health)
-        self.errors: list[BackendError | None] = []
+        self.errors: list[ProviderError | None] = []
         self.made = self.in_flight = self.most = self.asked = 0
-        self.key_trouble: BackendError | None = None
+        self.key_trouble: ProviderError | None = None
         self._one = asyncio.Lock()
 
     async def health(self) -> Health:
@@ -170,12 +170,12 @@ def test_a_late_worker_brings_its_room(simulated: Simulation) -> None:
 def test_a_lost_worker_is_left_out_until_it_is_healthy(simulated: Simulation) -> None:
     """After a lost call a worker gets none until its health says so; it is asked ever more seldom."""
     dead, alive = Worker("http://dead"), Worker("http://alive")
-    dead.errors = [BackendError("unknown", "connection reset")]
+    dead.errors = [ProviderError("unknown", "connection reset")]
 
     async def work(pool: Pool) -> None:
         dead.state = Health(False, "gone")
         found = await make_many(pool, 20, at_once=2)
-        (lost,) = [one for one in found if isinstance(one, BackendError)]
+        (lost,) = [one for one in found if isinstance(one, ProviderError)]
         assert (lost.kind, lost.retry_after) == ("worker_lost", 0.0)
         assert "http://dead" in lost.message
         assert alive.made == 19
@@ -192,18 +192,18 @@ def test_a_lost_worker_is_left_out_until_it_is_healthy(simulated: Simulation) ->
 def test_three_failures_in_a_row_are_enough(simulated: Simulation) -> None:
     """A 500 is the row's or the worker's fault; three in a row are the worker's."""
     bad = Worker("http://bad")
-    bad.errors = [BackendError("server_error", "500", status=500) for _ in range(2)]
+    bad.errors = [ProviderError("server_error", "500", status=500) for _ in range(2)]
 
     async def work(pool: Pool) -> None:
         bad.state = Health(False, "broken")
         for _ in range(2):
-            with pytest.raises(BackendError, match="bad"):
+            with pytest.raises(ProviderError, match="bad"):
                 await make(pool)
         await make(pool)
-        bad.errors = [BackendError("server_error", "500", status=500) for _ in range(3)]
-        kinds = [one.kind for one in await make_many(pool, 3, at_once=1) if isinstance(one, BackendError)]
+        bad.errors = [ProviderError("server_error", "500", status=500) for _ in range(3)]
+        kinds = [one.kind for one in await make_many(pool, 3, at_once=1) if isinstance(one, ProviderError)]
         assert kinds == ["worker_failed"] * 3
-        with pytest.raises(BackendError) as caught:
+        with pytest.raises(ProviderError) as caught:
             await make(pool)
         assert caught.value.kind == "no_worker"
 
@@ -216,10 +216,10 @@ def test_each_outage_has_its_own_deadline(simulated: Simulation) -> None:
 
     async def outage(pool: Pool) -> None:
         worker.state = Health(False, "restarting")
-        worker.errors = [BackendError("unknown", "connection reset")]
+        worker.errors = [ProviderError("unknown", "connection reset")]
         asyncio.get_running_loop().call_later(40, lambda: setattr(worker, "state", Health(True)))
         found = await make_many(pool, 3, at_once=2)
-        assert [one.kind for one in found if isinstance(one, BackendError)] == ["worker_lost"]
+        assert [one.kind for one in found if isinstance(one, ProviderError)] == ["worker_lost"]
 
     async def work(pool: Pool) -> None:
         await outage(pool)
@@ -232,11 +232,11 @@ def test_each_outage_has_its_own_deadline(simulated: Simulation) -> None:
 def test_a_busy_worker_is_spared_for_a_while(simulated: Simulation) -> None:
     """A worker that refuses with 429 gets nothing until its time; others go on, and nobody else waits."""
     busy, idle = Worker("http://busy"), Worker("http://idle")
-    busy.errors = [BackendError("rate_limited", "429", status=429, retry_after=50.0)]
+    busy.errors = [ProviderError("rate_limited", "429", status=429, retry_after=50.0)]
 
     async def work(pool: Pool) -> None:
         found = await make_many(pool, 30, at_once=2)
-        assert [one.kind for one in found if isinstance(one, BackendError)] == ["worker_busy"]
+        assert [one.kind for one in found if isinstance(one, ProviderError)] == ["worker_busy"]
         assert busy.made == 0
         await asyncio.sleep(60)
         await make_many(pool, 10, at_once=4)
@@ -257,7 +257,7 @@ def test_a_hung_call_is_cut_by_the_worker_s_own_measure(simulated: Simulation) -
         started = asyncio.get_running_loop().time()
         slow.errors = []
         found = await make_many(pool, 2, at_once=2)
-        lost = [one for one in found if isinstance(one, BackendError)]
+        lost = [one for one in found if isinstance(one, ProviderError)]
         assert [one.kind for one in lost] == ["worker_lost"]
         assert "no answer within 3" in lost[0].message
         assert asyncio.get_running_loop().time() - started < 200
@@ -289,7 +289,7 @@ def test_the_run_waits_for_the_first_worker(
     assert caplog.text.count("Worker http://late is ready, after ") == 1
     assert "http://late: warming" in caplog.text
     late.state = Health(False, "warming")
-    with pytest.raises(BackendError, match="no worker was ready within 10 s") as caught:
+    with pytest.raises(ProviderError, match="no worker was ready within 10 s") as caught:
         in_virtual_time(run(10.0))
     assert caught.value.kind == "no_worker"
 
@@ -317,7 +317,7 @@ def test_each_model_goes_to_a_worker_that_serves_it(simulated: Simulation) -> No
 
     async def work(pool: Pool) -> None:
         await make_many(pool, 10, at_once=4)
-        with pytest.raises(BackendError) as caught:
+        with pytest.raises(ProviderError) as caught:
             await pool.submit(GenerationRequest("flux-9", {"prompt": "a", "seed": 1}), ())
         assert caught.value.kind == "model_unavailable"
 
@@ -350,7 +350,7 @@ class Busy(Worker):
         super().__init__(name, slowness, **health)
         self.hangs_at: set[int] = set()
         self.hangs_from = self.dies_at = 1 << 60
-        self.refusal: BackendError | None = None
+        self.refusal: ProviderError | None = None
         self.taken = 0
 
     async def submit(self, request: GenerationRequest, image_urls: Sequence[str]) -> Submission:
@@ -360,7 +360,7 @@ class Busy(Worker):
             raise self.refusal
         if number >= self.dies_at:
             self.state = Health(False, "gone")
-            raise BackendError("unknown", "connection reset")
+            raise ProviderError("unknown", "connection reset")
         if number in self.hangs_at or number >= self.hangs_from:
             await asyncio.sleep(1e7)
         # The client may hang up: what was begun is drawn to its end all the same.
@@ -377,7 +377,7 @@ def work_of(number: int, steps: int) -> GenerationRequest:
     return GenerationRequest("flux-2-klein-9b", {"prompt": f"cup {number}", "seed": number, "steps": steps})
 
 
-async def make_all(pool: Pool, steps: Sequence[int], at_once: int, tries: int = 5) -> list[BackendError]:
+async def make_all(pool: Pool, steps: Sequence[int], at_once: int, tries: int = 5) -> list[ProviderError]:
     """Make a row for each number of steps, trying as the executor does; every error on the way."""
     gate, errors = asyncio.Semaphore(at_once), []
 
@@ -386,13 +386,13 @@ async def make_all(pool: Pool, steps: Sequence[int], at_once: int, tries: int = 
             for _ in range(tries):
                 try:
                     await pool.collect(await pool.submit(work_of(number, steps[number]), ()))
-                except BackendError as error:
+                except ProviderError as error:
                     errors.append(error)
                     if error.kind not in ("worker_lost", "worker_failed", "worker_busy"):
                         return
                 else:
                     return
-            errors.append(BackendError("lost_row", str(number)))
+            errors.append(ProviderError("lost_row", str(number)))
 
     await asyncio.gather(*map(row, range(len(steps))))
     return errors
@@ -481,9 +481,9 @@ def test_one_worker_s_trouble_is_its_own(
     elif trouble == "dies":
         bad.dies_at = at
     elif trouble == "refuses":
-        bad.refusal = BackendError("auth", "401: wrong key", status=401)
+        bad.refusal = ProviderError("auth", "401: wrong key", status=401)
     else:
-        bad.refusal = BackendError("server_error", "500: boom", status=500)
+        bad.refusal = ProviderError("server_error", "500: boom", status=500)
 
     async def work(pool: Pool) -> None:
         errors = await make_all(pool, steps, at_once)
@@ -497,15 +497,15 @@ def test_one_worker_s_trouble_is_its_own(
 @pytest.mark.parametrize(
     ("error", "for_good"),
     [
-        (BackendError("auth", "401: wrong key", status=401), True),
-        (BackendError("credits", "406: no credits", status=406), True),
-        (BackendError("sandbox_mismatch", "it is now a sandbox", status=200), True),
-        (BackendError("model_unavailable", "404: Model not found", status=404), False),
-        (BackendError("protocol", "405: another service", status=405), False),
+        (ProviderError("auth", "401: wrong key", status=401), True),
+        (ProviderError("credits", "406: no credits", status=406), True),
+        (ProviderError("sandbox_mismatch", "it is now a sandbox", status=200), True),
+        (ProviderError("model_unavailable", "404: Model not found", status=404), False),
+        (ProviderError("protocol", "405: another service", status=405), False),
     ],
 )
 def test_a_worker_that_refuses_is_left_out(
-    error: BackendError, for_good: bool, simulated: Simulation, caplog: pytest.LogCaptureFixture
+    error: ProviderError, for_good: bool, simulated: Simulation, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A worker that refuses calls is left out with its reason, said once; no row notices, none waits for it."""
     bad, good = Busy("http://bad"), Busy("http://good")
@@ -528,8 +528,8 @@ def test_a_worker_that_refuses_is_left_out(
 def test_nobody_is_left(simulated: Simulation) -> None:
     """When all refuse, the run ends at once with the reasons of all; who has worked before is waited for."""
     first, second = Busy("http://first"), Busy("http://second")
-    first.refusal = BackendError("auth", "401: wrong key", status=401)
-    second.refusal = BackendError("protocol", "404: no such page", status=404)
+    first.refusal = ProviderError("auth", "401: wrong key", status=401)
+    second.refusal = ProviderError("protocol", "404: no such page", status=404)
 
     async def work(pool: Pool) -> None:
         (error,) = await make_all(pool, [1], at_once=1)
@@ -543,7 +543,7 @@ def test_nobody_is_left(simulated: Simulation) -> None:
     async def deploy(pool: Pool) -> None:
         assert await make_all(pool, [1] * 10, at_once=4) == []
         for worker in (first, second):
-            worker.refusal = BackendError("protocol", "404: no such page", status=404)
+            worker.refusal = ProviderError("protocol", "404: no such page", status=404)
         loop = asyncio.get_running_loop()
         loop.call_later(20, lambda: setattr(first, "refusal", None))
         assert await make_all(pool, [1] * 10, at_once=4) == []
@@ -554,7 +554,7 @@ def test_nobody_is_left(simulated: Simulation) -> None:
 def test_a_key_is_tried_before_the_first_call(simulated: Simulation, caplog: pytest.LogCaptureFixture) -> None:
     """A worker that rejects our key is named and left out before it gets a row; where all do, nothing begins."""
     wrong, right = Busy("http://wrong"), Busy("http://right")
-    wrong.key_trouble = BackendError("auth", "401: wrong key", status=401)
+    wrong.key_trouble = ProviderError("auth", "401: wrong key", status=401)
 
     async def work(pool: Pool) -> None:
         assert await make_all(pool, [1] * 10, at_once=4) == []
@@ -584,12 +584,12 @@ def test_a_key_is_tried_before_the_first_call(simulated: Simulation, caplog: pyt
 def test_a_row_is_bad_only_if_all_say_so(simulated: Simulation) -> None:
     """What one worker refuses as bad another one is asked for; who refuses what others take is left out."""
     strict, other = Busy("http://strict"), Busy("http://other")
-    strict.refusal = BackendError("invalid_request", "422: steps?", status=422)
+    strict.refusal = ProviderError("invalid_request", "422: steps?", status=422)
 
     async def work(pool: Pool) -> None:
         assert await make_all(pool, [1] * 30, at_once=2) == []
         assert "refuses what others take: 422: steps?" in pool.left_out["http://strict"]
-        other.refusal = BackendError("invalid_request", "400: no", status=400)
+        other.refusal = ProviderError("invalid_request", "400: no", status=400)
         errors = await make_all(pool, [1] * 2, at_once=1)
         assert [error.kind for error in errors] == ["invalid_request"] * 2
 
@@ -634,7 +634,7 @@ async def test_a_worker_that_dies_is_noticed(images_engine: Engine) -> None:
             await asyncio.sleep(0.01)
         await asyncio.to_thread(dying.stop)
         found = await asyncio.gather(*calls, return_exceptions=True)
-        lost = [one for one in found if isinstance(one, BackendError)]
+        lost = [one for one in found if isinstance(one, ProviderError)]
         assert {one.kind for one in lost} == {"worker_lost"}
         assert len(lost) == len(dying.bodies) <= 2
         assert not [one for one in await make_many(pool, 10, at_once=4) if isinstance(one, BaseException)]

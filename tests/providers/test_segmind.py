@@ -1,4 +1,4 @@
-"""The Segmind backend against a server that answers as it is told: shapes, secrets, and what failures mean."""
+"""The Segmind provider against a server that answers as it is told: shapes, secrets, and what failures mean."""
 
 import asyncio
 import base64
@@ -18,14 +18,14 @@ from hypothesis import strategies as st
 from PIL import Image
 from pydantic import SecretStr
 
-from prefect_imagegen.core.errors import BackendError
+from prefect_imagegen.core.errors import ProviderError
 from prefect_imagegen.core.policy.history_lookup import Finding, Window, claim_form, finding_of
 from prefect_imagegen.core.policy.outcomes import OUTCOMES
 from prefect_imagegen.core.request.request import GenerationRequest
 from prefect_imagegen.providers.segmind import history as segmind_history
 from prefect_imagegen.providers.segmind import http as segmind_http
 from prefect_imagegen.providers.segmind import provider as segmind
-from prefect_imagegen.providers.segmind.provider import Endpoints, SegmindBackend
+from prefect_imagegen.providers.segmind.provider import Endpoints, SegmindProvider
 
 pytestmark = pytest.mark.anyio
 KEY = "SG_0123456789abcdef"
@@ -82,9 +82,9 @@ async def server(port: int = 0) -> AsyncIterator[Script]:
 
 
 @asynccontextmanager
-async def backend(script: Script, version: str = "v2", deadline: float = 5.0) -> AsyncIterator[SegmindBackend]:
+async def provider(script: Script, version: str = "v2", deadline: float = 5.0) -> AsyncIterator[SegmindProvider]:
     endpoints = Endpoints.of(script.url, None)
-    found = SegmindBackend(endpoints, SecretStr(KEY), api_version=version, deadline=deadline)
+    found = SegmindProvider(endpoints, SecretStr(KEY), api_version=version, deadline=deadline)
     try:
         yield found
     finally:
@@ -97,7 +97,7 @@ HISTORY = "/inference-request/request-history"
 
 
 async def delivered(script: Script, version: str = "v2") -> bytes:
-    async with backend(script, version) as client:
+    async with provider(script, version) as client:
         return (await client.collect(await client.submit(REQUEST, []))).data
 
 
@@ -191,9 +191,9 @@ async def test_polls_and_downloads_never_submit_again() -> None:
 )
 async def test_what_an_answer_to_a_submit_means(answer: Any, kind: str) -> None:
     """Every answer to a POST has its one meaning, and no message holds the key."""
-    async with server() as script, backend(script) as client:
+    async with server() as script, provider(script) as client:
         script.on(SUBMIT, answer)
-        with pytest.raises(BackendError) as caught:
+        with pytest.raises(ProviderError) as caught:
             await client.submit(REQUEST, [])
     assert caught.value.kind == kind
     assert KEY not in str(caught.value)
@@ -202,9 +202,9 @@ async def test_what_an_answer_to_a_submit_means(answer: Any, kind: str) -> None:
 
 async def test_the_reset_time_of_a_429_is_read() -> None:
     """`x-rate-limit-reset-at-utc` and Retry-After say how long to wait."""
-    async with server() as script, backend(script) as client:
+    async with server() as script, provider(script) as client:
         script.on(SUBMIT, (429, {}, {"retry-after": "7"}))
-        with pytest.raises(BackendError) as caught:
+        with pytest.raises(ProviderError) as caught:
             await client.submit(REQUEST, [])
     assert caught.value.retry_after == 7.0
 
@@ -224,7 +224,7 @@ async def test_failed_jobs(text: str, kind: str) -> None:
             script.on(SUBMIT, (200, {"request_id": "r1"}))
             script.on(STATUS, (status, {"status": "FAILED", "error": text}))
             script.on(RESULT, (status, {"status": "FAILED", "error": text, "request_id": "r1"}))
-            with pytest.raises(BackendError) as caught:
+            with pytest.raises(ProviderError) as caught:
                 await delivered(script)
         assert (caught.value.kind, caught.value.request_id) == (kind, "r1")
         assert script.calls(RESULT) == 1
@@ -249,11 +249,11 @@ FAILED = (200, {"status": "FAILED", "error": "boom"})
 )
 async def test_a_failure_that_one_answer_tells_ends_nothing(result: Any) -> None:
     """FAILED leads to a new POST, so both GETs have to say it; while they do not, the job is asked for again."""
-    async with server() as script, backend(script, deadline=0.4) as client:
+    async with server() as script, provider(script, deadline=0.4) as client:
         script.on(SUBMIT, (200, {"request_id": "r1"}))
         script.on(STATUS, FAILED)
         script.on(RESULT, result)
-        with pytest.raises(BackendError) as caught:
+        with pytest.raises(ProviderError) as caught:
             await client.collect(await client.submit(REQUEST, []))
         assert (caught.value.kind, caught.value.request_id) == ("submitted", "r1")
         script.on(RESULT, result, DONE)
@@ -280,7 +280,7 @@ async def test_a_failure_that_one_answer_tells_ends_nothing(result: Any) -> None
 )
 async def test_a_poll_that_is_not_understood_ends_nothing(poll: Any, words: str | None) -> None:
     """No answer to a poll but an agreed FAILED ends a paid job: the next one delivers; what was odd is counted."""
-    async with server() as script, backend(script) as client:
+    async with server() as script, provider(script) as client:
         script.on(SUBMIT, (200, {"request_id": "r1"}))
         script.on(STATUS, poll, poll, (200, {"status": "COMPLETED"}))
         script.on(RESULT, DONE)
@@ -292,9 +292,9 @@ async def test_a_poll_that_is_not_understood_ends_nothing(poll: Any, words: str 
 
 async def test_a_rejected_key_ends_the_polls() -> None:
     """A 401 on a poll is about the key, and stops the run; the job keeps its id."""
-    async with server() as script, backend(script) as client:
+    async with server() as script, provider(script) as client:
         script.on(STATUS, (401, {"error": f"bad key {KEY}"}))
-        with pytest.raises(BackendError) as caught:
+        with pytest.raises(ProviderError) as caught:
             await client.fetch("r1")
     assert (caught.value.kind, caught.value.request_id) == ("auth", "r1")
     assert KEY not in str(caught.value)
@@ -302,7 +302,7 @@ async def test_a_rejected_key_ends_the_polls() -> None:
 
 async def test_a_finished_job_without_an_output_is_waited_for() -> None:
     """COMPLETED without an output is not lost: the result is asked again, then the history, which may lack it too."""
-    async with server() as script, backend(script) as client:
+    async with server() as script, provider(script) as client:
         script.on(STATUS, (200, {"status": "COMPLETED"}))
         script.on(RESULT, (200, {"status": "COMPLETED", "output": None}))
         row = {"request_id": "r1", "model_status": "COMPLETED"}
@@ -315,8 +315,8 @@ async def test_a_finished_job_without_an_output_is_waited_for() -> None:
 
 async def test_an_old_call_is_asked_for_once() -> None:
     """A call of an earlier run of which neither record nor history knows is asked for once, and stays submitted."""
-    async with server() as script, backend(script) as client:
-        with pytest.raises(BackendError) as caught:
+    async with server() as script, provider(script) as client:
+        with pytest.raises(ProviderError) as caught:
             await client.fetch("r1", is_old=True)
         assert (caught.value.kind, script.calls(STATUS), script.calls(f"{HISTORY}/r1")) == ("submitted", 1, 1)
 
@@ -324,7 +324,7 @@ async def test_an_old_call_is_asked_for_once() -> None:
 async def test_several_images_of_one_answer_are_all_delivered() -> None:
     """All images of one answer were paid: the first goes to the row, the others come with it."""
     other = png()
-    async with server() as script, backend(script) as client:
+    async with server() as script, provider(script) as client:
         script.on(STATUS, (200, {"status": "COMPLETED"}))
         script.on(RESULT, (200, {"status": "COMPLETED", "images": [{"url": f"{script.url}/{n}.png"} for n in (1, 2)]}))
         script.on("/1.png", (200, PNG))
@@ -336,7 +336,7 @@ async def test_several_images_of_one_answer_are_all_delivered() -> None:
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
 async def test_downloads_follow_redirects(status: int) -> None:
     """An output is fetched over redirects, relative ones and to other hosts, without the key and with its query."""
-    async with server() as script, server() as cdn, backend(script) as client:
+    async with server() as script, server() as cdn, provider(script) as client:
         script.on(STATUS, (200, {"status": "COMPLETED"}))
         script.on(RESULT, (200, {"status": "COMPLETED", "output": f"{script.url}/0?sig=a%2Bb"}))
         script.on("/0", (status, b"", {"location": "1?sig=c"}))
@@ -352,7 +352,7 @@ async def test_downloads_follow_redirects(status: int) -> None:
 async def test_redirects_have_an_end(redirects: int, arrives: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Six redirects are followed, no more; an output that is not reached is not lost: the row stays submitted."""
     monkeypatch.setattr(segmind_http, "GET_TRIES", 1)
-    async with server() as script, backend(script) as client:
+    async with server() as script, provider(script) as client:
         script.on(STATUS, (200, {"status": "COMPLETED"}))
         script.on(RESULT, (200, {"status": "COMPLETED", "output": f"{script.url}/0"}))
         for n in range(redirects):
@@ -361,7 +361,7 @@ async def test_redirects_have_an_end(redirects: int, arrives: bool, monkeypatch:
         if arrives:
             assert (await client.fetch("r1")).data == PNG
         else:
-            with pytest.raises(BackendError, match="more than 6 redirects") as caught:
+            with pytest.raises(ProviderError, match="more than 6 redirects") as caught:
                 await client.fetch("r1")
             assert (caught.value.kind, caught.value.request_id) == ("submitted", "r1")
 
@@ -370,11 +370,11 @@ async def test_redirects_have_an_end(redirects: int, arrives: bool, monkeypatch:
 async def test_redirects_stay_with_http(target: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A redirect to anything but http is not followed."""
     monkeypatch.setattr(segmind_http, "GET_TRIES", 1)
-    async with server() as script, backend(script) as client:
+    async with server() as script, provider(script) as client:
         script.on(STATUS, (200, {"status": "COMPLETED"}))
         script.on(RESULT, (200, {"status": "COMPLETED", "output": f"{script.url}/0"}))
         script.on("/0", (302, b"", {"location": target}))
-        with pytest.raises(BackendError, match=r"no http URL|InvalidURL") as caught:
+        with pytest.raises(ProviderError, match=r"no http URL|InvalidURL") as caught:
             await client.fetch("r1")
     assert caught.value.kind == "submitted"
 
@@ -382,11 +382,11 @@ async def test_redirects_stay_with_http(target: str, monkeypatch: pytest.MonkeyP
 async def test_a_download_that_fails_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
     """An output that cannot be fetched yet leaves the row submitted, with its id and status: paid, and asked again."""
     monkeypatch.setattr(segmind_http, "GET_TRIES", 1)
-    async with server() as script, backend(script) as client:
+    async with server() as script, provider(script) as client:
         script.on(STATUS, (200, {"status": "COMPLETED"}))
         script.on(RESULT, (200, {"status": "COMPLETED", "output": f"{script.url}/0"}))
         script.on("/0", (503, b""))
-        with pytest.raises(BackendError) as caught:
+        with pytest.raises(ProviderError) as caught:
             await client.fetch("r1")
         assert (caught.value.kind, caught.value.status, caught.value.request_id) == ("submitted", 503, "r1")
         script.on("/0", (404, b""))
@@ -398,7 +398,7 @@ async def test_a_download_that_fails_is_not_lost(monkeypatch: pytest.MonkeyPatch
 
 async def test_the_time_of_the_api_is_that_of_its_answers() -> None:
     """What the API says of the time, in its Date header, goes on with ours; before it nothing is known."""
-    async with server() as script, backend(script) as client:
+    async with server() as script, provider(script) as client:
         assert client.now() is None
         script.on("/v1/get-user-credits", (200, {"credits": 5}, {"date": "Mon, 23 Nov 2026 20:00:00 GMT"}))
         await client.check()
@@ -409,23 +409,23 @@ async def test_the_time_of_the_api_is_that_of_its_answers() -> None:
 
 async def test_a_job_without_end_is_left_to_the_next_run() -> None:
     """After the deadline the job counts as submitted, with its id: never as lost, never as free to buy again."""
-    async with server() as script, backend(script, deadline=0.3) as client:
+    async with server() as script, provider(script, deadline=0.3) as client:
         script.on(SUBMIT, (200, {"request_id": "r1"}))
         script.on(STATUS, (200, {"status": "PROCESSING"}))
-        with pytest.raises(BackendError) as caught:
+        with pytest.raises(ProviderError) as caught:
             await client.collect(await client.submit(REQUEST, []))
     assert (caught.value.kind, caught.value.request_id) == ("submitted", "r1")
 
 
 async def test_bad_v1_bytes_are_looked_up_by_their_id() -> None:
     """A v1 body that is no image is bad output; fetched again, it comes through the history."""
-    async with server() as script, backend(script, "v1") as client:
+    async with server() as script, provider(script, "v1") as client:
         script.on("/v1/flux-2-klein-9b", (200, {"error": "half done"}, {"x-request-id": "r1"}))
         row = {"request_id": "r1", "model_status": "COMPLETED", "generation_url": f"{script.url}/out.png"}
         script.on(f"{HISTORY}/r1", (200, row))
         script.on("/out.png", (200, PNG))
         submission = await client.submit(REQUEST, [])
-        with pytest.raises(BackendError) as caught:
+        with pytest.raises(ProviderError) as caught:
             await client.collect(submission)
         assert caught.value.kind == "bad_output"
         assert (await client.collect(submission)).data == PNG
@@ -445,7 +445,7 @@ async def test_the_history_is_searched_by_the_whole_body() -> None:
         {"request_id": "unseen", "model_name": REQUEST.model, "request_body": None},
         {"request_id": "match", "model_name": REQUEST.model, "request_body": json.dumps(body)},
     ]
-    async with server() as script, backend(script) as client:
+    async with server() as script, provider(script) as client:
         script.on(HISTORY, (200, {"data": rows}), (200, {"data": []}))
         look = await client.find(REQUEST.model, claim_form(body), around(datetime.now(UTC)))
     assert look.shown == {"known", "other", "unseen", "match"}
@@ -472,22 +472,22 @@ async def test_paging_of_the_history(monkeypatch: pytest.MonkeyPatch) -> None:
             ]
         }
 
-    async with server() as script, backend(script) as client:
+    async with server() as script, provider(script) as client:
         script.on(HISTORY, (200, page(timedelta())), (200, page(timedelta(hours=5))), (500, {"error": "not asked for"}))
         assert finding_of(await client.find(REQUEST.model, {"prompt": "x"}, around(now)), [], 0).is_absent
         assert script.calls(HISTORY) == 2
     monkeypatch.setattr(segmind_history, "MAX_PAGES", 2)
-    async with server() as script, backend(script) as client:
+    async with server() as script, provider(script) as client:
         script.on(HISTORY, (200, page(timedelta())), (200, page(timedelta(minutes=1))))
-        with pytest.raises(BackendError, match="more than 200 requests"):
+        with pytest.raises(ProviderError, match="more than 200 requests"):
             await client.find(REQUEST.model, {"prompt": "x"}, around(now))
 
 
 async def test_a_history_that_is_not_understood_is_counted() -> None:
     """A listing in another envelope is an error that says so, and is counted for the report."""
-    async with server() as script, backend(script) as client:
+    async with server() as script, provider(script) as client:
         script.on(HISTORY, (200, {"requests": [{"request_body": "secret"}]}))
-        with pytest.raises(BackendError) as caught:
+        with pytest.raises(ProviderError) as caught:
             await client.find(REQUEST.model, {"prompt": "x"}, around(datetime.now(UTC)))
         assert caught.value.kind == "unknown"
         assert dict(client.not_understood) == {"the request history: an object with requests": 1}
@@ -495,7 +495,7 @@ async def test_a_history_that_is_not_understood_is_counted() -> None:
 
 async def test_looks_at_the_same_time_share_a_listing() -> None:
     """A hundred rows that look at once cost two listings: one under way, one begun after the rest asked."""
-    async with server() as script, backend(script) as client:
+    async with server() as script, provider(script) as client:
         script.on(HISTORY, (200, {"data": []}))
         now = datetime.now(UTC)
         await asyncio.gather(*(client.find(REQUEST.model, {"prompt": "x"}, around(now)) for _ in range(100)))
@@ -504,10 +504,10 @@ async def test_looks_at_the_same_time_share_a_listing() -> None:
 
 async def test_a_sandbox_cannot_answer_a_real_run() -> None:
     """The engine is checked on every answer to a POST."""
-    async with server() as script, backend(script) as client:
+    async with server() as script, provider(script) as client:
         client.expect(sandbox=False)
         script.on(SUBMIT, (200, {"request_id": "r1"}, {"x-imagegen-engine": "sandbox"}))
-        with pytest.raises(BackendError) as caught:
+        with pytest.raises(ProviderError) as caught:
             await client.submit(REQUEST, [])
     assert caught.value.kind == "sandbox_mismatch"
 
@@ -537,20 +537,20 @@ async def test_a_sandbox_cannot_answer_a_real_run() -> None:
     version=st.sampled_from(["v1", "v2"]),
 )
 def test_no_answer_is_without_a_meaning(status: int, body: bytes, headers: dict[str, str], version: str) -> None:
-    """Whatever a server answers ends in bytes or in a BackendError of a known kind, never in anything else."""
+    """Whatever a server answers ends in bytes or in a ProviderError of a known kind, never in anything else."""
     import asyncio  # noqa: PLC0415 - hypothesis wants a plain function
 
     async def go() -> None:
         async with server() as script:
             for path in (SUBMIT, "/v1/flux-2-klein-9b", STATUS, RESULT):
                 script.on(path, (status, body, headers))
-            async with backend(script, version, deadline=0.1) as client:
+            async with provider(script, version, deadline=0.1) as client:
                 kinds: list[str] = []
                 try:
                     submission = await client.submit(REQUEST, [])
                     script.on(STATUS, (404, b""))
                     await client.collect(submission)
-                except BackendError as error:
+                except ProviderError as error:
                     kinds.append(error.kind)
                 assert set(kinds) <= set(OUTCOMES)
 
@@ -563,7 +563,7 @@ async def test_a_429_on_a_poll_is_waited_out() -> None:
         script.on(SUBMIT, (200, {"request_id": "r1", "status": "QUEUED"}))
         script.on(STATUS, (200, {"status": "QUEUED"}), (429, {}, {"Retry-After": "1"}), (200, {"status": "COMPLETED"}))
         script.on(RESULT, DONE)
-        client = SegmindBackend(Endpoints.of(script.url, None), SecretStr(KEY))
+        client = SegmindProvider(Endpoints.of(script.url, None), SecretStr(KEY))
         started = asyncio.get_running_loop().time()
         try:
             assert (await client.collect(await client.submit(REQUEST, []))).data == PNG
@@ -586,17 +586,17 @@ async def test_a_check_ends_though_its_answer_does_not(path: str, monkeypatch: p
             await response.write(b" ")
             await asyncio.sleep(0.05)
 
-    async with server() as script, backend(script) as client:
+    async with server() as script, provider(script) as client:
         script.on(path, drip)
         asking = client.engine() if path == "/health" else client.check()
-        with pytest.raises(BackendError) as caught:
+        with pytest.raises(ProviderError) as caught:
             await asyncio.wait_for(asking, 10)
     assert caught.value.kind == "unsent"
 
 
 async def test_a_half_character_in_an_answer_ends_nothing() -> None:
     """An id that no file can hold is taken as well as can be: the call is accepted, under a name that can be stored."""
-    async with server() as script, backend(script) as client:
+    async with server() as script, provider(script) as client:
         script.on(SUBMIT, (200, b'{"request_id": "r1\\ud83d", "status": "QUEUED"}'))
         submission = await client.submit(REQUEST, [])
         assert str(submission.request_id).encode() == b"r1?"
@@ -606,12 +606,12 @@ async def test_a_failure_that_names_a_cost_says_so() -> None:
     """What a failed job cost all the same is told with its failure, from its record and from the history."""
     failed = {"status": "FAILED", "error": "no", "request_id": "r1", "metrics": {"cost": 0.04}}
     recorded = {"request_id": "r1", "model_status": "FAILED", "credits_deduction": 0.04, "error": "no"}
-    async with server() as script, backend(script) as client:
+    async with server() as script, provider(script) as client:
         script.on(STATUS, (422, failed), (404, {}))
         script.on(RESULT, (422, failed))
         script.on(f"{HISTORY}/r1", (200, {"data": recorded}))
         for _ in range(2):
-            with pytest.raises(BackendError) as caught:
+            with pytest.raises(ProviderError) as caught:
                 await client.fetch("r1")
             assert (caught.value.kind, caught.value.cost_usd) == ("generation_failed", 0.04)
 
@@ -619,7 +619,7 @@ async def test_a_failure_that_names_a_cost_says_so() -> None:
 @pytest.mark.parametrize("path", ["/v1/get-user-credits", HISTORY])
 async def test_a_get_obeys_retry_after(path: str) -> None:
     """A GET that is answered with 429 comes again when it was told to; three refusals are the answer."""
-    async with server() as script, backend(script) as client:
+    async with server() as script, provider(script) as client:
         wanted = (200, {"credits": 1.0, "data": []})
         script.on(path, (429, {}, {"Retry-After": "1"}), wanted)
         now = datetime.now(UTC)
@@ -629,7 +629,7 @@ async def test_a_get_obeys_retry_after(path: str) -> None:
         assert asyncio.get_running_loop().time() - started >= 1.0
         script.on(path, (429, {}, {"Retry-After": "1"}))
         before = script.calls(path)
-        with pytest.raises(BackendError) as caught:
+        with pytest.raises(ProviderError) as caught:
             await look()
         assert (caught.value.kind, script.calls(path) - before <= 3) == ("rate_limited", True)
 
@@ -637,7 +637,7 @@ async def test_a_get_obeys_retry_after(path: str) -> None:
 @pytest.mark.parametrize(("told", "limit"), [({"max_batch": 8}, 16), ({"max_batch": 1}, 2), ({}, None)])
 async def test_a_worker_is_kept_full(told: dict[str, int], limit: int | None) -> None:
     """A worker that tells its batch is given two: one that runs, and a whole one that waits."""
-    async with server() as script, backend(script) as client:
+    async with server() as script, provider(script) as client:
         script.on("/health", (200, {"status": "ok", **told}))
         assert (await client.health()).limit == limit
 
@@ -647,10 +647,10 @@ async def test_an_outage_of_the_api_is_told_once(caplog: pytest.LogCaptureFixtur
     async with server() as script:
         script.on("/v1/get-user-credits", (200, {"credits": 1}))
         port = int(script.url.rpartition(":")[2])
-        client = SegmindBackend(Endpoints.of(script.url, None), SecretStr(KEY))
+        client = SegmindProvider(Endpoints.of(script.url, None), SecretStr(KEY))
         await client.check()
     for number in range(40):
-        with pytest.raises(BackendError):
+        with pytest.raises(ProviderError):
             await client.submit(REQUEST, [])
         assert len(caplog.records) == (number >= 4)
     async with server(port) as script:
@@ -667,12 +667,12 @@ async def test_an_outage_of_the_api_is_told_once(caplog: pytest.LogCaptureFixtur
 @pytest.mark.parametrize("status", [502, 503, 504])
 async def test_a_gateway_that_answers_for_the_api_is_no_api(status: int, caplog: pytest.LogCaptureFixture) -> None:
     """Answers that a load balancer gives for an API that is away count as none; those of a busy API do not."""
-    async with server() as script, backend(script) as client:
+    async with server() as script, provider(script) as client:
         script.on(
             SUBMIT, *[(429, {"error": "later"})] * 30, *[(status, b"bad gateway")] * 30, (200, {"request_id": "r"})
         )
         for number in range(60):
-            with pytest.raises(BackendError):
+            with pytest.raises(ProviderError):
                 await client.submit(REQUEST, [])
             assert len(caplog.records) == (number >= 34)
         await client.submit(REQUEST, [])
@@ -682,9 +682,9 @@ async def test_a_gateway_that_answers_for_the_api_is_no_api(status: int, caplog:
 @pytest.mark.parametrize("status", [200, 202])
 async def test_an_answer_that_cannot_be_unpacked_is_said_to_be_so(status: int) -> None:
     """An answer in a packing that nobody asked for is named; its call is held."""
-    async with server() as script, backend(script) as client:
+    async with server() as script, provider(script) as client:
         script.on(SUBMIT, (status, b"\x0b\x02\x80hello\x03", {"content-encoding": "br"}))
-        with pytest.raises(BackendError) as caught:
+        with pytest.raises(ProviderError) as caught:
             await client.submit(REQUEST, [])
     assert caught.value.kind == "unknown"
     assert "the answer is packed as br, which was not asked for" in caught.value.message
@@ -714,11 +714,11 @@ async def test_no_packed_answer_fills_the_memory(
 ) -> None:
     """What is small on the wire and huge when unpacked is refused before it is; the row stays submitted."""
     monkeypatch.setattr(segmind_http, "GET_TRIES", 1)
-    async with server() as script, backend(script) as client:
+    async with server() as script, provider(script) as client:
         script.on(STATUS, (200, {"status": "COMPLETED"}))
         script.on(RESULT, (200, {"status": "COMPLETED", "output": f"{script.url}/0"}))
         script.on("/0", (200, body, {"content-encoding": encoding}))
-        with pytest.raises(BackendError, match=words) as caught:
+        with pytest.raises(ProviderError, match=words) as caught:
             await client.fetch("r1")
         assert caught.value.kind == "submitted"
         assert script.seen[-1].headers["accept-encoding"] == "gzip"
@@ -727,7 +727,7 @@ async def test_no_packed_answer_fills_the_memory(
 async def test_a_packed_answer_is_unpacked() -> None:
     """An answer in gzip is read as any other."""
     gzipped = {"content-encoding": "gzip"}
-    async with server() as script, backend(script) as client:
+    async with server() as script, provider(script) as client:
         script.on(STATUS, (200, packed(json.dumps({"status": "COMPLETED"}).encode(), 1), gzipped))
         script.on(RESULT, (200, {"status": "COMPLETED", "output": f"{script.url}/0"}))
         script.on("/0", (200, packed(PNG, 1), gzipped))

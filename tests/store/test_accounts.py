@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prefect_imagegen.core import layout
-from prefect_imagegen.core.errors import BackendError, StoreError
+from prefect_imagegen.core.errors import ProviderError, StoreError
 from prefect_imagegen.core.ledger.accounts import fingerprint_of, origin_of
 from prefect_imagegen.core.ledger.events import Claim, ClaimRecord, Event, KnownAttempt
 from prefect_imagegen.core.ledger.fold import LedgerView, events_table, fold
@@ -34,7 +34,7 @@ class History:
     async def __call__(self, request_id: str) -> HistoryRecord | None:
         self.asked.append(request_id)
         if self.failing in (request_id, "all"):
-            raise BackendError("unknown", "not understood")
+            raise ProviderError("unknown", "not understood")
         return HistoryRecord(request_id, "m", "COMPLETED") if request_id in self.own else None
 
 

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 from pydantic import SecretStr
 
 import prefect_imagegen
-from prefect_imagegen.app.config.settings import BackendSettings
+from prefect_imagegen.app.config.settings import ProviderSettings
 from prefect_imagegen.app.running.result import RunResult
 from prefect_imagegen.gateway.faults import Fault, FaultScript
 from prefect_imagegen.gateway.server import EmbeddedGateway
@@ -39,7 +39,7 @@ def scenes(folder: Path, rows: int) -> str:
 
 def generate(gateway: EmbeddedGateway, folder: Path, rows: int, key: str = "k", **options: Any) -> RunResult:
     """The same command: it makes so many scenes into the same store."""
-    backend = BackendSettings(base_url=gateway.url, api_key=SecretStr(key))
+    backend = ProviderSettings(base_url=gateway.url, api_key=SecretStr(key))
     options = {"history_lag": 0.0, "max_failure_rate": 1.0} | options
     return prefect_imagegen.generate(scenes(folder, rows), str(folder / "store"), backend=backend, **options)
 

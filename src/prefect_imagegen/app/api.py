@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from prefect_imagegen.app.config.options import GenerateOptions
-from prefect_imagegen.app.config.settings import BackendSettings, StoreSettings
+from prefect_imagegen.app.config.settings import ProviderSettings, StoreSettings
 from prefect_imagegen.app.planning.prepare import PlannedRun, RunSpec, prepare
 from prefect_imagegen.app.running import registry
 from prefect_imagegen.app.running.finish import finish
@@ -20,7 +20,7 @@ async def agenerate(
     manifest: str | os.PathLike[str],
     store: str | os.PathLike[str] | StoreSettings,
     *,
-    backend: str | BackendSettings = "segmind",
+    backend: str | ProviderSettings = "segmind",
     storage_options: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> RunResult:
@@ -32,7 +32,7 @@ async def agenerate(
     job = RunSpec(
         os.fspath(manifest),
         store if isinstance(store, StoreSettings) else StoreSettings(os.fspath(store), storage_options or {}),
-        backend if isinstance(backend, BackendSettings) else BackendSettings(backend),
+        backend if isinstance(backend, ProviderSettings) else ProviderSettings(backend),
         GenerateOptions(**options),
     )
     return await execute(await prepare(job))
@@ -42,7 +42,7 @@ def generate(
     manifest: str | os.PathLike[str],
     store: str | os.PathLike[str] | StoreSettings,
     *,
-    backend: str | BackendSettings = "segmind",
+    backend: str | ProviderSettings = "segmind",
     storage_options: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> RunResult:

@@ -16,7 +16,7 @@ from rich.markup import escape
 
 from prefect_imagegen.app.api import execute
 from prefect_imagegen.app.config.options import SECRET_OPTIONS, GenerateOptions
-from prefect_imagegen.app.config.settings import BackendSettings, StoreSettings
+from prefect_imagegen.app.config.settings import ProviderSettings, StoreSettings
 from prefect_imagegen.app.demo import contact_sheet, write_manifest
 from prefect_imagegen.app.maintenance.status import accounts, statuses
 from prefect_imagegen.app.planning.prepare import PlannedRun, RunSpec, plan_only, prepare
@@ -95,7 +95,7 @@ def demo(folder: str) -> None:
         _use_own_prefect(home)
         manifest = Path(folder) / "prompts.parquet"
         write_manifest(manifest)
-        job = RunSpec(str(manifest), StoreSettings(folder), BackendSettings("sandbox"), GenerateOptions())
+        job = RunSpec(str(manifest), StoreSettings(folder), ProviderSettings("sandbox"), GenerateOptions())
         prepared = asyncio.run(prepare(job))
         show_plan(console, prepared.summary)
         console.print("[dim]The sandbox draws placeholders and costs nothing. Starting Prefect …[/]")

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from prefect_imagegen.app.config.options import GenerateOptions
-from prefect_imagegen.app.config.settings import BackendSettings, StoreSettings
+from prefect_imagegen.app.config.settings import ProviderSettings, StoreSettings
 from prefect_imagegen.app.maintenance.doctor import Check, examine
 from prefect_imagegen.app.maintenance.reconcile import MEANINGS as DIFFERENCES
 from prefect_imagegen.app.maintenance.reconcile import ReconcileReport
@@ -196,7 +196,7 @@ def _show_rest(console: Console, count: int) -> None:
 
 
 async def _examined(
-    console: Console, store: StoreSettings, backend: BackendSettings, options: GenerateOptions, *, deep: bool
+    console: Console, store: StoreSettings, backend: ProviderSettings, options: GenerateOptions, *, deep: bool
 ) -> list[Check]:
     checks = []
     async for check in examine(store, backend, options, deep=deep):

@@ -11,7 +11,7 @@ import click
 from pydantic import ValidationError
 
 from prefect_imagegen.app.config.options import GenerateOptions
-from prefect_imagegen.app.config.settings import BackendSettings, StoreSettings
+from prefect_imagegen.app.config.settings import ProviderSettings, StoreSettings
 from prefect_imagegen.cli.output import quiet_prefect
 from prefect_imagegen.core.errors import RefusedError
 from prefect_imagegen.core.request.manifest import parse_value
@@ -148,14 +148,14 @@ def store_of(given: Mapping[str, Any]) -> StoreSettings:
     return asyncio.run(resolve_store(store, options))
 
 
-def backend_of(given: Mapping[str, Any]) -> BackendSettings:
+def backend_of(given: Mapping[str, Any]) -> ProviderSettings:
     """The backend that --backend names. Only a block loads Prefect. Raises RefusedError."""
     if not is_block(given["backend"]):
-        return BackendSettings(given["backend"])
+        return ProviderSettings(given["backend"])
     quiet_prefect()
-    from prefect_imagegen.blocks.resolve import resolve_backend  # noqa: PLC0415 - loads Prefect, for blocks alone
+    from prefect_imagegen.blocks.resolve import resolve_provider  # noqa: PLC0415 - loads Prefect, for blocks alone
 
-    return asyncio.run(resolve_backend(given["backend"]))
+    return asyncio.run(resolve_provider(given["backend"]))
 
 
 def parse_storage_options(pairs: Sequence[str], option: str = "--storage-option") -> dict[str, Any]:

@@ -23,7 +23,7 @@ class StoreError(ImagegenError):
     """The store could not be read or written; the culprit is the path and the store's own word."""
 
 
-class BackendError(ImagegenError):
+class ProviderError(ImagegenError):
     """One call to a backend went wrong. What it means is a row of `core.outcomes.OUTCOMES`, found by `kind`.
 
     `status` is the HTTP status if an answer came; `retry_after` is in seconds; `request_id` is the backend's own

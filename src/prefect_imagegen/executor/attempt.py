@@ -7,7 +7,7 @@ from dataclasses import replace
 from datetime import timedelta
 
 from prefect_imagegen.core import layout
-from prefect_imagegen.core.errors import BackendError, StoreError
+from prefect_imagegen.core.errors import ProviderError, StoreError
 from prefect_imagegen.core.images.image import BadImageError, Decoded, decode, facts_of
 from prefect_imagegen.core.ledger.events import ImageFacts
 from prefect_imagegen.core.policy.backoff import backoff
@@ -52,18 +52,18 @@ class AttemptRunner:
     async def attempt(self, row: PendingRequest) -> NextStep:
         """One claim, one POST, one result; or the result of a call that was accepted before."""
         submission: Submission | NextStep | None = row.accepted
-        if submission is None and not self._context.backend.free:
+        if submission is None and not self._context.provider.free:
             submission = await self._claims.win(row)
         if submission is None:
             if (found := await self._claims.adopt(row)) is not None:
                 return found
             if not await self._context.vouched():
                 return await self._closing.close(
-                    row, BackendError("unsent", "the run stopped before the call was sent")
+                    row, ProviderError("unsent", "the run stopped before the call was sent")
                 )
             if self._claims.is_stale(row):
                 # Whoever looks for a call looks around the time of its claim: an old one is not used any more.
-                return await self._closing.close(row, BackendError("unsent", "its claim grew old before it was sent"))
+                return await self._closing.close(row, ProviderError("unsent", "its claim grew old before it was sent"))
             return await self._send(row)
         if not isinstance(submission, Submission):
             return submission
@@ -76,7 +76,7 @@ class AttemptRunner:
         call = asyncio.ensure_future(self._post(row))
         patience = context.submits.patience(at_least=STUCK_AT_LEAST_S, unmeasured=STUCK_UNMEASURED_S)
         try:
-            await asyncio.wait((call,), timeout=None if context.backend.free else patience)
+            await asyncio.wait((call,), timeout=None if context.provider.free else patience)
             # No more answers are awaited beside the slots than there are slots, so a black hole takes twice that at
             # most. Others may have given their slots away meanwhile, so this is asked when it is our turn.
             while not call.done() and self.waiting >= context.concurrency.most:
@@ -89,7 +89,7 @@ class AttemptRunner:
         context.submits.add(patience)
         self.waiting += 1
         call.add_done_callback(self._no_longer_awaited)
-        error = BackendError("unknown", f"the call was sent and not answered within {patience:.0f} s")
+        error = ProviderError("unknown", f"the call was sent and not answered within {patience:.0f} s")
         return Defer(lambda: self._await_answer(row, call), row.held(error), call)
 
     def _no_longer_awaited(self, call: "asyncio.Task[Submission]") -> None:
@@ -108,28 +108,28 @@ class AttemptRunner:
     async def _answered(self, row: PendingRequest, call: "asyncio.Task[Submission]") -> NextStep:
         try:
             submission = await call
-        except BackendError as error:
+        except ProviderError as error:
             return await self._after_refused_post(row, error)
         return await self._receive(row, submission)
 
     async def _post(self, row: PendingRequest) -> Submission:
         """Send the call. It ends by its answer, by the connection, or after --deadline; only a stop cuts it earlier."""
-        context, queues = self._context, self._context.backend.queues
+        context, queues = self._context, self._context.provider.queues
         row.posts += 1
         row.is_posting = True
         self.sent += 1
         started = row.sent_at = context.clock.monotonic()
         # A pool knows each of its workers, and when one is overdue.
-        limit = None if context.backend.free else context.policy.deadline
-        call = asyncio.wait_for(context.backend.submit(row.request, row.addresses), limit)
+        limit = None if context.provider.free else context.policy.deadline
+        call = asyncio.wait_for(context.provider.submit(row.request, row.addresses), limit)
         grace = SUBMIT_GRACE_S if queues else context.drain_left
         try:
             submission = await context.unless_interrupted(call, "unknown", grace)
         except TimeoutError:
             context.control.check_progress("a call was sent and not answered")
-            raise BackendError("unknown", f"the call was sent and not answered within {limit:.0f} s") from None
-        except BackendError as error:
-            if error.status in _REFUSALS and not context.backend.free:
+            raise ProviderError("unknown", f"the call was sent and not answered within {limit:.0f} s") from None
+        except ProviderError as error:
+            if error.status in _REFUSALS and not context.provider.free:
                 context.concurrency.answered(refused=True, sent=started, at=context.clock.monotonic())
             raise
         finally:
@@ -162,7 +162,7 @@ class AttemptRunner:
         if collecting.done():
             return await self._end(row, submission, collecting)
         # The job is the API's now: it is polled without a slot, so that others can be sent.
-        error = BackendError("submitted", f"no result after {patience:.0f} s", request_id=submission.request_id)
+        error = ProviderError("submitted", f"no result after {patience:.0f} s", request_id=submission.request_id)
         return Defer(lambda: self._await_stuck(row, submission, collecting), row.held(error), collecting)
 
     async def _wait_for(self, collecting: "asyncio.Task[Collected]", submission: Submission) -> float:
@@ -192,7 +192,7 @@ class AttemptRunner:
         context = self._context
         try:
             delivery, decoded = await collecting
-        except BackendError as error:
+        except ProviderError as error:
             error.request_id = error.request_id or submission.request_id
             return await self._after_failed_result(row, error)
         hit("bytes")
@@ -217,7 +217,7 @@ class AttemptRunner:
     async def _collect(self, submission: Submission) -> Collected:
         """The bytes, decoded in full; bad ones are fetched again, ever later, and never bought again."""
         context = self._context
-        failure = BackendError("bad_output", "no bytes came", request_id=submission.request_id)
+        failure = ProviderError("bad_output", "no bytes came", request_id=submission.request_id)
         for failures in range(COLLECT_TRIES):
             if failures:
                 pause = context.clock.sleep(backoff(failures, context.jitter()))
@@ -225,28 +225,28 @@ class AttemptRunner:
             # A v1 answer that is being read is lost if it is let go; a job can be polled by the next run.
             grace = 0.0 if submission.open_body is None else context.drain_left
             try:
-                delivery = await context.unless_interrupted(context.backend.collect(submission), "submitted", grace)
+                delivery = await context.unless_interrupted(context.provider.collect(submission), "submitted", grace)
                 return delivery, [await context.run_decode(decode, data) for data in (delivery.data, *delivery.more)]
             except BadImageError as error:
-                if context.backend.free:
-                    raise BackendError("worker_failed", str(error)) from error
-                failure = BackendError("bad_output", str(error), request_id=submission.request_id)
-            except BackendError as error:
+                if context.provider.free:
+                    raise ProviderError("worker_failed", str(error)) from error
+                failure = ProviderError("bad_output", str(error), request_id=submission.request_id)
+            except ProviderError as error:
                 if error.kind != "bad_output":
                     raise
                 failure = error
             if submission.request_id is None:
-                raise BackendError("unknown", f"the answer was bad and named no request_id: {failure.message}")
+                raise ProviderError("unknown", f"the answer was bad and named no request_id: {failure.message}")
         raise failure
 
-    async def _after_refused_post(self, row: PendingRequest, error: BackendError) -> NextStep:
+    async def _after_refused_post(self, row: PendingRequest, error: ProviderError) -> NextStep:
         """Decide about a POST that was not answered with success."""
         outcome, context = OUTCOMES[error.kind], self._context
-        if context.backend.free:
+        if context.provider.free:
             return await self._closing.close(row, _lost(error))
         if error.kind in _STRANGE and (error.status or 0) < 400:
             return await self._after_strange_answer(row, error)
-        if outcome.accepted == "answered_5xx" and context.backend.queues:
+        if outcome.accepted == "answered_5xx" and context.provider.queues:
             found = await self._lookups.after_5xx(row, error)
             if not isinstance(found, Submission):
                 return found
@@ -256,18 +256,18 @@ class AttemptRunner:
             return self._lookups.unknown(row, error)
         return await self._closing.close(row, error)
 
-    async def _after_strange_answer(self, row: PendingRequest, error: BackendError) -> NextStep:
+    async def _after_strange_answer(self, row: PendingRequest, error: ProviderError) -> NextStep:
         """Somebody else than expected answered a POST, or led it elsewhere: it may be taken, and the run stops."""
         self._context.control.stop(error.kind, error.message)
         if error.request_id is None:
-            return self._lookups.unknown(row, BackendError("unknown", error.message, status=error.status))
+            return self._lookups.unknown(row, ProviderError("unknown", error.message, status=error.status))
         row.request_id = error.request_id
         await self._keep_id(row, error.request_id)
         return self._not_yet(row, error)
 
-    async def _after_failed_result(self, row: PendingRequest, error: BackendError) -> NextStep:
+    async def _after_failed_result(self, row: PendingRequest, error: ProviderError) -> NextStep:
         """Decide about an accepted call that led to no image (yet). Whose id is known is never looked up without it."""
-        if self._context.backend.free:
+        if self._context.provider.free:
             return await self._closing.close(row, _lost(error))
         if error.kind == "unknown" and error.request_id is None:
             return self._lookups.unknown(row, error)
@@ -281,10 +281,10 @@ class AttemptRunner:
             return await self._closing.close(row, error)
         return self._not_yet(row, error)
 
-    async def _after_missing_result(self, row: PendingRequest, error: BackendError) -> NextStep:
+    async def _after_missing_result(self, row: PendingRequest, error: ProviderError) -> NextStep:
         """A result that is not there, or is no image: not yet, until outputs are deleted; then never."""
         is_gone, is_junk = error.status in _GONE, error.kind == "bad_output"
-        if is_gone and not self._context.backend.queues and await self._lookups.is_under_another_id(row):
+        if is_gone and not self._context.provider.queues and await self._lookups.is_under_another_id(row):
             return Retry()
         if not (is_gone or is_junk) or row.ownership == "other" or not self._is_past_its_time(row):
             return self._not_yet(row, error)
@@ -292,10 +292,10 @@ class AttemptRunner:
             error.kind = "output_lost"
         return await self._closing.close(row, error)
 
-    def _not_yet(self, row: PendingRequest, error: BackendError) -> RequestResult:
+    def _not_yet(self, row: PendingRequest, error: ProviderError) -> RequestResult:
         """Accepted, and not to be had just now: asked for again by every later run, until outputs are deleted."""
         kind = "other_account" if row.ownership == "other" else "submitted"
-        return row.held(BackendError(kind, error.message, status=error.status, request_id=error.request_id))
+        return row.held(ProviderError(kind, error.message, status=error.status, request_id=error.request_id))
 
     def _is_past_its_time(self, row: PendingRequest) -> bool:
         """Whether outputs of the row's call are gone for good; before that, one that is not found may come back."""
@@ -316,8 +316,8 @@ class AttemptRunner:
         await context.record(row, "submitted", request_id=request_id)
 
 
-def _lost(error: BackendError) -> BackendError:
+def _lost(error: ProviderError) -> ProviderError:
     """A free call whose fate nobody knows: nothing is owed for it, and the row is as if it had not been sent."""
     if error.kind in HELD_KINDS:
-        return BackendError("worker_lost", error.message, status=error.status, retry_after=0.0)
+        return ProviderError("worker_lost", error.message, status=error.status, retry_after=0.0)
     return error

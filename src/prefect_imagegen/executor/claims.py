@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from prefect_imagegen.core import layout
-from prefect_imagegen.core.errors import BackendError
+from prefect_imagegen.core.errors import ProviderError
 from prefect_imagegen.core.ledger.events import Claim, KnownAttempt
 from prefect_imagegen.core.policy.outcomes import OUTCOMES, is_permanent
 from prefect_imagegen.core.results import RequestResult
@@ -53,10 +53,10 @@ class Claims:
             row.claim_body,
             context.accounts.name,
             context.accounts.fingerprint,
-            context.backend.endpoint,
+            context.provider.endpoint,
             layout.heartbeat(context.policy.run_id),
             context.neighbours.store_now(),
-            context.backend.now(),
+            context.provider.now(),
         )
 
     async def _given_up_before(self, row: PendingRequest) -> Submission | NextStep | None:
@@ -74,7 +74,7 @@ class Claims:
             return False
         # An id that came with a refusal is a name of the refusal, not of a call.
         is_unnamed = outcome.accepted == "unknown" and attempt.request_id is None
-        return is_unnamed or (outcome.accepted == "answered_5xx" and self._context.backend.queues)
+        return is_unnamed or (outcome.accepted == "answered_5xx" and self._context.provider.queues)
 
     async def resume(self, row: PendingRequest, *, lost: int = 0) -> Submission | NextStep:
         """What the highest claim of a key led to, whoever made it; `Again` if the way to the next one is free.
@@ -86,7 +86,7 @@ class Claims:
         known = await self._known(row, lost)
         if known is None:
             text = f"the store says that claim {lost} exists, and does not show it"
-            return row.held(BackendError("other_run", text))
+            return row.held(ProviderError("other_run", text))
         last = next((one for one in reversed(known) if one.record is not None), None)
         if last is None:
             row.claim_no = max([row.claim_no, *(one.n + 1 for one in known)])
@@ -107,7 +107,7 @@ class Claims:
         is_final = last.error_kind is not None and is_permanent(last.error_kind) and not last.is_asked
         if is_final and last.run_id != self._context.policy.run_id:
             kind, message = str(last.error_kind), last.error_message or ""
-            return row.failed(BackendError(kind, message, request_id=last.request_id))
+            return row.failed(ProviderError(kind, message, request_id=last.request_id))
         row.claim_no = max(last.n, highest) + 1
         return Retry()
 
@@ -154,8 +154,8 @@ class Claims:
         if request_id is None:
             return None
         try:
-            record = await self._context.asked(self._context.backend.record(request_id))
-        except BackendError:
+            record = await self._context.asked(self._context.provider.record(request_id))
+        except ProviderError:
             return None  # the image counts; what it cost stays unknown
         return record.cost_usd if record else None
 
@@ -177,22 +177,22 @@ class Claims:
             return Submission(row.request, last.request_id, is_old=True)
         if row.ownership == "other" and last.account is not None:
             text = f"run {last.run_id} sent the request with the key of account {last.account}"
-            return row.held(BackendError("other_account", text))
+            return row.held(ProviderError("other_account", text))
         text = f"run {last.run_id} sent the request and learned nothing of its fate"
-        return self._lookups.unknown(row, BackendError("unknown", text), last)
+        return self._lookups.unknown(row, ProviderError("unknown", text), last)
 
     async def _unowned(self, row: PendingRequest, last: KnownAttempt) -> RequestResult | None:
         """Find out whose call it is; the row's end where the run stops before that is known."""
         try:
             row.ownership = await self._context.asked(self._context.accounts.ownership(last))
-        except BackendError as error:
+        except ProviderError as error:
             return row.held(error)
         return None
 
     def _leave(self, row: PendingRequest, last: KnownAttempt) -> Defer:
         """Leave a row to the run that works on it, as long as it lives."""
         text = f"run {last.run_id} is working on the same request"
-        error = BackendError("other_run", text, request_id=last.request_id)
+        error = ProviderError("other_run", text, request_id=last.request_id)
         return Defer(lambda: self._watch(row, last), row.held(error))
 
     async def _watch(self, row: PendingRequest, last: KnownAttempt) -> NextStep:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
-from prefect_imagegen.core.errors import BackendError
+from prefect_imagegen.core.errors import ProviderError
 from prefect_imagegen.core.images.image import BadImageError, Decoded, decode, facts_of
 from prefect_imagegen.core.ledger.events import Event, EventType, ImageFacts
 from prefect_imagegen.core.policy.adaptive_limit import AdaptiveLimit
@@ -18,11 +18,11 @@ from prefect_imagegen.executor.control import RunControl
 from prefect_imagegen.executor.pending import PendingRequest
 from prefect_imagegen.ports import (
     Accounts,
-    Backend,
     Clock,
     Delivery,
     Ledger,
     ObjectStore,
+    Provider,
     RateLimiter,
     References,
     RunLiveness,
@@ -58,7 +58,7 @@ class Policy:
 class ExecutorContext:
     """The ports of one run, its policy, and its measurements."""
 
-    backend: Backend
+    provider: Provider
     store: ObjectStore
     ledger: Ledger
     references: References
@@ -101,9 +101,9 @@ class ExecutorContext:
             model=row.request.model,
             cost_class=row.request.cost_class,
             seed=row.request.seed,
-            backend=self.backend.name,
+            backend=self.provider.name,
             account=claimant or self.accounts.name,
-            **{"endpoint": self.backend.endpoint} | facts,
+            **{"endpoint": self.provider.endpoint} | facts,
         )
         await self.ledger.record(event)
 
@@ -118,7 +118,7 @@ class ExecutorContext:
             cost_usd=delivery.cost_usd,
             latency_s=delivery.latency_s,
             request_id=delivery.request_id,
-            endpoint=delivery.endpoint or self.backend.endpoint,
+            endpoint=delivery.endpoint or self.provider.endpoint,
             http_status=delivery.http_status,
             applied=delivery.applied
             | row.request.reference_changes
@@ -141,13 +141,13 @@ class ExecutorContext:
     async def stored_facts(self, path: str) -> ImageFacts:
         """The facts of an image that is there already: what is there counts, not what was received.
 
-        Raises BackendError (`image_damaged`).
+        Raises ProviderError (`image_damaged`).
         """
         data = await self.store.get(path) or b""
         try:
             decoded = await self.run_decode(decode, data)
         except BadImageError as error:
-            raise BackendError("image_damaged", f"{path} in the store is no whole image: {error}") from error
+            raise ProviderError("image_damaged", f"{path} in the store is no whole image: {error}") from error
         return facts_of(path, decoded, len(data))
 
     async def vouched(self) -> bool:
@@ -159,7 +159,7 @@ class ExecutorContext:
     async def asked(self, call: Coroutine[Any, Any, T]) -> T:
         """Await what only GETs tell. A run that is told to stop has time for a usual answer, and for none that hangs.
 
-        Raises BackendError (`unknown`) then: the next run can ask as well.
+        Raises ProviderError (`unknown`) then: the next run can ask as well.
         """
         return await self.unless_interrupted(call, "unknown", ASK_GRACE_S)
 
@@ -174,7 +174,7 @@ class ExecutorContext:
                 await asyncio.wait((working,), timeout=grace if left is None else min(grace, left))
             if working.done():
                 return working.result()
-            raise BackendError(kind, "the run was stopped before the answer came")
+            raise ProviderError(kind, "the run was stopped before the answer came")
         finally:
             interrupted.cancel()
             if not working.done():

@@ -8,7 +8,7 @@ import logging
 from collections.abc import Awaitable
 from dataclasses import replace
 
-from prefect_imagegen.core.errors import BackendError, StoreError
+from prefect_imagegen.core.errors import ProviderError, StoreError
 from prefect_imagegen.core.money import figure, usd
 from prefect_imagegen.core.policy.budget import Reservation
 from prefect_imagegen.core.policy.outcomes import OUTCOMES
@@ -32,7 +32,7 @@ _logger = logging.getLogger(__name__)
 
 
 class Executor:
-    """Makes requests over one backend into one store. Shared by all shards of a process."""
+    """Makes requests over one provider into one store. Shared by all shards of a process."""
 
     def __init__(self, context: ExecutorContext) -> None:
         self.slots = Slots(context.concurrency)
@@ -116,7 +116,7 @@ class Executor:
                 self._context.control.interrupt("store", str(error))
             step = self._closing.without_store(row, error)
         except Exception as error:  # noqa: BLE001 - one row's trouble, whatever it is, is no other row's
-            if isinstance(error, BackendError) and error.kind == "image_damaged":
+            if isinstance(error, ProviderError) and error.kind == "image_damaged":
                 step = row.failed(error)  # nothing was called, and nothing is decided about the attempt
             else:
                 step = await self._unexpected(row, error)
@@ -135,10 +135,10 @@ class Executor:
         if len(self._internal) >= MOST_INTERNAL:
             met = f"{len(self._internal)} rows in a row met an unexpected error: {text}"
             self._context.control.stop("internal", met)
-        failure = BackendError("internal", text, request_id=row.request_id)
-        if row.may_be_out and not self._context.backend.free:
+        failure = ProviderError("internal", text, request_id=row.request_id)
+        if row.may_be_out and not self._context.provider.free:
             kind = "unknown" if row.request_id is None else "submitted"
-            return row.held(BackendError(kind, text, request_id=row.request_id))
+            return row.held(ProviderError(kind, text, request_id=row.request_id))
         if row.claim is not None:
             await self._closing.leave(row, failure)
         return row.failed(failure)
@@ -154,7 +154,7 @@ class Executor:
         return await self._unaddressed(row, in_slot=False) or await self._in_slot(row)
 
     async def _unaddressed(self, row: PendingRequest, *, in_slot: bool) -> RequestResult | None:
-        """Get the row's references to where the backend can fetch them; its end if that fails. Costs no money.
+        """Get the row's references to where the provider can fetch them; its end if that fails. Costs no money.
 
         Pictures that go inside the call are read at the last moment, in its slot: memory holds no more of them.
         """
@@ -167,11 +167,11 @@ class Executor:
             # Pictures are prepared and uploaded: nothing that a run that is told to stop would have to wait for.
             getting = context.references.addresses(row.request, fresh=row.force_upload)
             row.addresses = await context.unless_interrupted(getting, "unsent", 0.0)
-        except (StoreError, BackendError) as error:
+        except (StoreError, ProviderError) as error:
             return self._without_addresses(row, error)
         return None
 
-    def _without_addresses(self, row: PendingRequest, error: StoreError | BackendError) -> RequestResult:
+    def _without_addresses(self, row: PendingRequest, error: StoreError | ProviderError) -> RequestResult:
         """The references of a row could not be got ready: nothing was called, so it is no refusal of the row."""
         control = self._context.control
         if control.interrupted.is_set():
@@ -183,7 +183,7 @@ class Executor:
             control.stop(error.kind, error.message)
             return self._closing.not_run(row, error.kind, error.message)
         kind = error.kind if error.kind in ("reference_unreadable", "reference_busy") else "upload_failed"
-        return row.failed(BackendError(kind, error.message, status=error.status))
+        return row.failed(ProviderError(kind, error.message, status=error.status))
 
     async def _in_slot(self, row: PendingRequest) -> NextStep:
         control, fetching = self._context.control, row.accepted is not None
@@ -213,7 +213,7 @@ class Executor:
             return await self._unaddressed(row, in_slot=True) or await self._calls.attempt(row)
         if control.stopped:
             return self._closing.not_run(row)
-        return row.failed(BackendError("model_unavailable", control.dead_models[row.request.model]))
+        return row.failed(ProviderError("model_unavailable", control.dead_models[row.request.model]))
 
     def _barred(self, row: PendingRequest) -> bool:
         """Whether nothing may be sent for the row any more."""
@@ -226,7 +226,7 @@ class Executor:
         """
         control, budget = self._context.control, self._context.budget
         default = PUBLISHED_PRICES_USD.get(row.request.model, DEFAULT_PRICE_USD)
-        while not control.stopped and not self._context.backend.free:
+        while not control.stopped and not self._context.provider.free:
             found = budget.reserve(row.request.cost_class, default)
             if isinstance(found, Reservation):
                 return found

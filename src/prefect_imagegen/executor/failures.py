@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from prefect_imagegen.core.errors import BackendError, StoreError
+from prefect_imagegen.core.errors import ProviderError, StoreError
 from prefect_imagegen.core.policy.backoff import backoff
 from prefect_imagegen.core.policy.outcomes import OUTCOMES, Outcome, is_fetch_failure
 from prefect_imagegen.core.results import RequestResult
@@ -16,7 +16,7 @@ class FailureHandler:
     def __init__(self, context: ExecutorContext) -> None:
         self._context = context
 
-    async def close(self, row: PendingRequest, error: BackendError) -> RequestResult | Retry:
+    async def close(self, row: PendingRequest, error: ProviderError) -> RequestResult | Retry:
         """End the attempt as failed; then try again, or end the row, its model or the run."""
         self._name(row, error)
         context, outcome = self._context, OUTCOMES[error.kind]
@@ -57,14 +57,14 @@ class FailureHandler:
         return Retry(seconds)
 
     @staticmethod
-    def _name(row: PendingRequest, error: BackendError) -> None:
+    def _name(row: PendingRequest, error: ProviderError) -> None:
         """Find the kind of an error that only the row, or the cost, tells."""
         if row.request.references and not row.force_upload and is_fetch_failure(error.kind, error.message):
             error.kind, row.force_upload = "reference_unfetched", True
         if error.cost_usd and OUTCOMES[error.kind].retryable:
             error.kind = "billed_failure"
 
-    async def leave(self, row: PendingRequest, error: BackendError, cost: float | None = None) -> None:
+    async def leave(self, row: PendingRequest, error: ProviderError, cost: float | None = None) -> None:
         """End the attempt in the ledger, and decide nothing more."""
         await self._context.record(
             row,
@@ -76,14 +76,14 @@ class FailureHandler:
             cost_usd=cost,
         )
 
-    async def _cost(self, row: PendingRequest, error: BackendError) -> float | None:
+    async def _cost(self, row: PendingRequest, error: ProviderError) -> float | None:
         """What a call cost that led to no image, where the history tells."""
         request_id = error.request_id or row.request_id
         if request_id is None:
             return None
         try:
-            record = await self._context.asked(self._context.backend.record(request_id))
-        except BackendError:
+            record = await self._context.asked(self._context.provider.record(request_id))
+        except ProviderError:
             return None
         return record.cost_usd if record else None
 
@@ -96,11 +96,11 @@ class FailureHandler:
         """The store failed amid a row: held where a call of it may be out, else not run."""
         if row.claim is None and not row.may_be_out:
             if error.kind == "store_damaged":
-                return row.held(BackendError("unknown", f"what an earlier run left cannot be read: {error.message}"))
+                return row.held(ProviderError("unknown", f"what an earlier run left cannot be read: {error.message}"))
             return self.not_run(row, "store", error.message)
         kind = "unknown" if row.request_id is None else "submitted"
         text = f"the store failed after the call: {error.message}"
-        return row.held(BackendError(kind, text, request_id=row.request_id))
+        return row.held(ProviderError(kind, text, request_id=row.request_id))
 
     def delivered(self, row: PendingRequest, cost: float | None) -> None:
         """Settle the money of a row that has its image."""
@@ -110,12 +110,12 @@ class FailureHandler:
             budget.settle(row.reservation, cost)
         else:
             budget.spent += carried if cost is None else cost
-        row.paid += not self._context.backend.free
+        row.paid += not self._context.provider.free
         row.reservation = None
 
     def _maybe_billed(self, outcome: Outcome) -> bool:
         # v1 answers only when the work is done, and bills nothing but a 200; v2 may have queued what it refused.
-        return outcome.billed == "maybe" and (self._context.backend.queues or outcome.accepted == "unknown")
+        return outcome.billed == "maybe" and (self._context.provider.queues or outcome.accepted == "unknown")
 
     def _settle(self, row: PendingRequest, outcome: Outcome, cost: float | None) -> None:
         """Settle the money of an attempt without an image."""

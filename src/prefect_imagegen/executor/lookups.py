@@ -6,7 +6,7 @@ What cannot be told, and what is not understood, is held: named, counted, and lo
 from collections.abc import Sequence
 from datetime import timedelta
 
-from prefect_imagegen.core.errors import BackendError
+from prefect_imagegen.core.errors import ProviderError
 from prefect_imagegen.core.ledger.events import KnownAttempt
 from prefect_imagegen.core.policy.history_lookup import Finding, ages_of, finding_of, next_look, window_of
 from prefect_imagegen.core.results import RequestResult
@@ -30,7 +30,7 @@ class Lookups:
         self._context = context
         self._closing = closing
 
-    def unknown(self, row: PendingRequest, error: BackendError, attempt: KnownAttempt | None = None) -> NextStep:
+    def unknown(self, row: PendingRequest, error: ProviderError, attempt: KnownAttempt | None = None) -> NextStep:
         """A call was sent under the row's claim and nobody knows its fate: look it up before anything else.
 
         `attempt` is what is known of it, where an earlier run sent it.
@@ -44,14 +44,14 @@ class Lookups:
             row.breaker_notified = True
         return Defer(lambda: self._reconcile(row, held, attempt), held)
 
-    async def after_5xx(self, row: PendingRequest, error: BackendError) -> Submission | NextStep:
+    async def after_5xx(self, row: PendingRequest, error: ProviderError) -> Submission | NextStep:
         """A call was answered with 5xx: one look that is understood decides; absent, it is the one guess to re-send."""
         if self._context.policy.on_unknown == "hold":
-            return row.held(BackendError("unknown", error.message, status=error.status))
+            return row.held(ProviderError("unknown", error.message, status=error.status))
         finding = await self._understood(row)
         if finding is None or finding.unclear is not None:
             text = f"{error.message}; {_why(finding)}"
-            return Defer(lambda: self._retried_5xx(row, error), row.held(BackendError("unknown", text)))
+            return Defer(lambda: self._retried_5xx(row, error), row.held(ProviderError("unknown", text)))
         return self._taken(row, finding) or await self._closing.close(row, error)
 
     async def before_sending(
@@ -68,7 +68,7 @@ class Lookups:
             try:
                 finding = await self._look(row, attempt)
                 why = None if finding.unclear is None else _why(finding)
-            except BackendError as error:
+            except ProviderError as error:
                 finding, why = Finding(), error.message
             if why is not None and not attempt.is_asked:
                 return await self._unsent(row, f"an earlier call of it may have been accepted: {why}")
@@ -82,8 +82,8 @@ class Lookups:
 
     async def _unsent(self, row: PendingRequest, why: str, kind: str = "unknown") -> RequestResult:
         """Send nothing now: the claim is closed, so that the next run looks again."""
-        await self._closing.leave(row, BackendError("unsent", f"not sent: {why}"))
-        return row.held(BackendError(kind, f"not sent: {why}"))
+        await self._closing.leave(row, ProviderError("unsent", f"not sent: {why}"))
+        return row.held(ProviderError(kind, f"not sent: {why}"))
 
     async def is_under_another_id(self, row: PendingRequest) -> bool:
         """Whether the history shows the row's call, which it does not know by its id, under another one.
@@ -101,7 +101,7 @@ class Lookups:
     async def forgotten(self, row: PendingRequest, last: KnownAttempt) -> NextStep:
         """An embedded sandbox knows nothing of earlier runs, and its calls cost nothing: the row is drawn anew."""
         text = f"the sandbox of run {last.run_id} is gone"
-        await self._closing.leave(row, BackendError("not_accepted", text))
+        await self._closing.leave(row, ProviderError("not_accepted", text))
         row.begin()
         return Retry()
 
@@ -114,14 +114,14 @@ class Lookups:
             stored = row.found_under.stored or claim.store_time
         if claim is None:
             return 0.0
-        clocks = [(claim.api_time, context.backend.now())]
+        clocks = [(claim.api_time, context.provider.now())]
         if stored is not None:
             clocks.append((stored, context.neighbours.store_now()))
         if not elapsed and not any(then and now for then, now in clocks):
             clocks.append((claim.time, context.clock.now()))
         return ages_of(clocks, elapsed)
 
-    async def _retried_5xx(self, row: PendingRequest, error: BackendError) -> NextStep:
+    async def _retried_5xx(self, row: PendingRequest, error: ProviderError) -> NextStep:
         while True:
             await self._context.clock.sleep(_LOOK_AGAIN_S)
             finding = await self._understood(row)
@@ -142,7 +142,7 @@ class Lookups:
             try:
                 looked_at = self.age(row)
                 finding = await self._look(row, attempt)
-            except BackendError as error:
+            except ProviderError as error:
                 # A look that failed proves nothing.
                 held.error_message = f"{base}; {error.message}"
                 row.in_use = False
@@ -154,7 +154,7 @@ class Lookups:
             if self._taken(row, finding) is not None:
                 return Retry()
             if finding.unclear is not None and looked_at > GIVEN_UP_AFTER_S:
-                return await self._closing.close(row, BackendError("outcome_unknown", _why(finding)))
+                return await self._closing.close(row, ProviderError("outcome_unknown", _why(finding)))
             looked = looked_at
             if once:
                 break
@@ -184,14 +184,16 @@ class Lookups:
         if not row.claimant_gone:
             await self._context.clock.sleep(max(0.0, CLAIM_SAFE_S - self.age(row)))
         kind = "sent_again" if once else "not_accepted"
-        return await self._closing.close(row, BackendError(kind, f"{held.error_message}; the history does not know it"))
+        return await self._closing.close(
+            row, ProviderError(kind, f"{held.error_message}; the history does not know it")
+        )
 
     def _taken(self, row: PendingRequest, finding: Finding) -> Submission | None:
         """The call that was found, as the row's own."""
         if finding.request_id is None:
             return None
         if finding.more > 0:
-            self._context.backend.not_understood["the request history: more calls of one body than were sent"] += 1
+            self._context.provider.not_understood["the request history: more calls of one body than were sent"] += 1
         row.request_id = finding.request_id
         row.accepted = Submission(row.request, finding.request_id)
         return row.accepted
@@ -200,11 +202,11 @@ class Lookups:
         """One look; None if it proves nothing."""
         try:
             return await self._look(row, None)
-        except BackendError:
+        except ProviderError:
             return None
 
     async def _look(self, row: PendingRequest, attempt: KnownAttempt | None) -> Finding:
-        """One look into the history for the call of the row's claim, or of an earlier attempt. Raises BackendError."""
+        """One look into the history for the call of the row's claim, or of an earlier attempt. Raises ProviderError."""
         context = self._context
         record = attempt.record if attempt else None
         claim = record.claim if record else row.claim
@@ -213,7 +215,7 @@ class Lookups:
         stored = record.stored if record else row.stored_at
         sending = context.policy.deadline + CLAIM_SAFE_S if row.sending_s is None else row.sending_s
         window = window_of(claim, stored, sending)
-        look = await context.asked(context.backend.find(row.request.model, claim.body, window))
+        look = await context.asked(context.provider.find(row.request.model, claim.body, window))
         others = [one for one in await context.ledger.known(row.key) if one.n != row.claim_no]
         known = {one.request_id for one in others if one.request_id is not None}
         asked = {one.request_id for one in look.candidates if one.request_id} - known
@@ -223,7 +225,7 @@ class Lookups:
         finding = finding_of(look, frozenset(filter(None, known)), unnamed)
         is_absent = finding.is_absent and row.ownership == "linked"
         if is_absent and attempt and not context.accounts.shows(attempt, look.shown):
-            raise BackendError("unknown", "the history of this key shows no call of the account that sent it")
+            raise ProviderError("unknown", "the history of this key shows no call of the account that sent it")
         return finding
 
 

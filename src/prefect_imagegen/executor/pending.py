@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from prefect_imagegen.core.errors import BackendError
+from prefect_imagegen.core.errors import ProviderError
 from prefect_imagegen.core.ledger.events import Claim, ClaimRecord
 from prefect_imagegen.core.policy.budget import Reservation
 from prefect_imagegen.core.policy.history_lookup import claim_form
@@ -98,13 +98,13 @@ class PendingRequest:
         """The body as the claim holds it."""
         return claim_form(self.request.body(self.addresses))
 
-    def held(self, error: BackendError) -> RequestResult:
+    def held(self, error: ProviderError) -> RequestResult:
         """Sent, or claimed by somebody, and not known to have ended."""
         return RequestResult(
             self.key, "held", error.kind, error.message, request_id=error.request_id, http_status=error.status
         )
 
-    def failed(self, error: BackendError) -> RequestResult:
+    def failed(self, error: ProviderError) -> RequestResult:
         """Ended without an image."""
         return RequestResult(
             self.key, "failed", error.kind, error.message, request_id=error.request_id, http_status=error.status

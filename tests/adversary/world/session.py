@@ -1,4 +1,4 @@
-"""One run of the product over a simulated world, wired as `app.session.open_session` does it."""
+"""One run of the product over a simulated world, wired as `app.running.run_session.open_session` does it."""
 
 import asyncio
 import json
@@ -13,9 +13,9 @@ import pyarrow as pa
 from pydantic import SecretStr
 
 from prefect_imagegen.app.config.resolve import make_pool
-from prefect_imagegen.app.config.settings import BackendSettings
+from prefect_imagegen.app.config.settings import ProviderSettings
 from prefect_imagegen.core import layout
-from prefect_imagegen.core.errors import BackendError, StoreError
+from prefect_imagegen.core.errors import ProviderError, StoreError
 from prefect_imagegen.core.images.image import Decoded
 from prefect_imagegen.core.ledger.fold import KEY_TYPE, LedgerView
 from prefect_imagegen.core.policy.adaptive_limit import AdaptiveLimit
@@ -26,7 +26,7 @@ from prefect_imagegen.core.request.request import GenerationRequest
 from prefect_imagegen.core.results import RequestResult
 from prefect_imagegen.executor import Executor, ExecutorContext, Policy
 from prefect_imagegen.executor.control import RunControl
-from prefect_imagegen.ports import Accounts, Backend, Clock, ObjectStore
+from prefect_imagegen.ports import Accounts, Clock, ObjectStore, Provider
 from prefect_imagegen.providers.limits import RateGate
 from prefect_imagegen.providers.segmind.provider import SEGMIND_URL
 from prefect_imagegen.store.heartbeat import Heartbeat, Process, StoreRunLiveness
@@ -82,11 +82,11 @@ class UploadingReferences:
 
     inline = False
 
-    def __init__(self, backend: Backend) -> None:
-        self._backend = backend
+    def __init__(self, provider: Provider) -> None:
+        self._provider = provider
 
     async def addresses(self, request: GenerationRequest, *, fresh: bool) -> Sequence[str]:
-        return [await self._backend.upload(b"a picture", "image/png") for _ in request.references]
+        return [await self._provider.upload(b"a picture", "image/png") for _ in request.references]
 
 
 async def execute(order: Order) -> Ended:
@@ -97,7 +97,7 @@ async def execute(order: Order) -> Ended:
         return await _execute(order)
     except StoreError as error:
         return Ended(refused=f"{error.kind}: {error.message}")
-    except BackendError as error:
+    except ProviderError as error:
         return Ended(refused=f"{error.kind}: {error.message}")
 
 
@@ -108,7 +108,7 @@ async def read_ledger(store: ObjectStore) -> tuple[Sequence[str], LedgerView]:
 
 
 def _plan(view: LedgerView, requests: Sequence[GenerationRequest]) -> tuple[list[GenerationRequest], Ended]:
-    """What is to be done, and the results of what is done or failed for good, as `app.plan` decides it."""
+    """What is to be done, and the results of what is done or failed for good, as `app.planning.plan` decides it."""
     states = view.states(pa.array([request.key for request in requests], KEY_TYPE)).to_pylist()
     todo, ended = [], Ended()
     for request, state in zip(requests, states, strict=True):
@@ -123,16 +123,16 @@ def _plan(view: LedgerView, requests: Sequence[GenerationRequest]) -> tuple[list
 
 
 async def _check(order: Order) -> None:
-    """Prove the key before anything is spent, as `app.prepare` does it."""
-    backend = make_pool(_settings(order), order.options.deadline)
+    """Prove the key before anything is spent, as `app.planning.prepare` does it."""
+    provider = make_pool(_settings(order), order.options.deadline)
     try:
-        await backend.check()
+        await provider.check()
     finally:
-        await backend.aclose()
+        await provider.aclose()
 
 
-def _settings(order: Order) -> BackendSettings:
-    return BackendSettings(
+def _settings(order: Order) -> ProviderSettings:
+    return ProviderSettings(
         api_key=SecretStr(order.api_key),
         api_version="v1" if order.options.v1 else "v2",
         requests_per_minute=3000.0,
@@ -154,15 +154,15 @@ async def _execute(order: Order) -> Ended:
     ledger = StoreLedger(store, view, run_id=run_id, nonce=order.process.nonce, clock=clock, seen=seen)
     settings = _settings(order)
     gate = RateGate(settings.requests_per_minute, clock.monotonic, control.sleep)
-    backend = make_pool(settings, options.deadline)
-    backend.expect(sandbox=False)
+    provider = make_pool(settings, options.deadline)
+    provider.expect(sandbox=False)
 
     async def decoder(function: Callable[[bytes], Decoded], data: bytes) -> Decoded:
         return function(data)
 
     context = ExecutorContext(
-        references=UploadingReferences(backend),
-        backend=backend,
+        references=UploadingReferences(provider),
+        provider=provider,
         store=store,
         ledger=ledger,
         limiter=gate,
@@ -176,7 +176,7 @@ async def _execute(order: Order) -> Ended:
             options.drain_seconds,
             deadline=options.deadline,
         ),
-        accounts=await _accounts(order, backend, store, view),
+        accounts=await _accounts(order, provider, store, view),
         clock=clock,
         neighbours=StoreRunLiveness(store, heartbeat, order.process, clock),
         jitter=draw,
@@ -203,7 +203,7 @@ async def _execute(order: Order) -> Ended:
             await heartbeat.beat(ended=True, store=store)
         except StoreError as error:
             control.stop("store", str(error))
-        await backend.aclose()
+        await provider.aclose()
     ended.stop_reason, ended.stop_message = control.stop_reason, control.stop_message
     return ended
 
@@ -226,15 +226,15 @@ def _note_failure(control: RunControl, task: "asyncio.Task[Any]") -> None:
         control.interrupt("store", str(error))
 
 
-async def _accounts(order: Order, backend: Backend, store: ObjectStore, view: LedgerView) -> Accounts:
-    with suppress(BackendError):
-        await backend.check()
+async def _accounts(order: Order, provider: Provider, store: ObjectStore, view: LedgerView) -> Accounts:
+    with suppress(ProviderError):
+        await provider.check()
     return await open_accounts(
         store,
         view,
         api_key=order.api_key,
         base_url=SEGMIND_URL,
         provider="segmind",
-        recorded=backend.record,
+        recorded=provider.record,
         settled_before=order.clock.now() - timedelta(seconds=order.options.history_lag),
     )

@@ -18,7 +18,7 @@ from pydantic import SecretStr
 
 import prefect_imagegen
 from prefect_imagegen.app.config.options import GenerateOptions
-from prefect_imagegen.app.config.settings import BackendSettings, StoreSettings
+from prefect_imagegen.app.config.settings import ProviderSettings, StoreSettings
 from prefect_imagegen.app.maintenance.doctor import Check, examine
 from prefect_imagegen.app.maintenance.reconcile import ReconcileReport, reconcile
 from prefect_imagegen.app.maintenance.resend import retry
@@ -54,15 +54,15 @@ class Place:
         return StoreSettings(str(self.folder / "store"))
 
     @property
-    def account(self) -> BackendSettings:
-        return BackendSettings(base_url=self.gateway.url, api_key=SecretStr("k"))
+    def account(self) -> ProviderSettings:
+        return ProviderSettings(base_url=self.gateway.url, api_key=SecretStr("k"))
 
     def generate(self, rows: int = ROWS, **options: object) -> RunResult:
         path = self.folder / "prompts.parquet"
         pq.write_table(pa.table({"prompt": [f"prompt number {number}" for number in range(rows)]}), path)
         return prefect_imagegen.generate(str(path), self.store, backend=self.account, **options)
 
-    def verify(self, *, repair: bool = False, account: BackendSettings | None = None) -> VerifyReport:
+    def verify(self, *, repair: bool = False, account: ProviderSettings | None = None) -> VerifyReport:
         backend = account or self.account
         return asyncio.run(verify(self.store, backend, GenerateOptions(), repair=repair))
 
@@ -163,7 +163,7 @@ def test_what_cannot_be_fetched_is_kept_and_given_free(place: Place) -> None:
     lost, changed, *_ = place.images()
     lost.unlink()
     changed.write_bytes(b"bit rot")
-    found = place.verify(repair=True, account=BackendSettings())
+    found = place.verify(repair=True, account=ProviderSettings())
     assert kinds(found) == [("missing_image", "quarantined"), ("wrong_bytes", "quarantined")]
     assert not found.sound
     kept = [path for path in (place.folder / "store" / "quarantine").rglob("*") if path.is_file()]
@@ -192,7 +192,7 @@ def test_an_unreachable_api_gives_nothing_free(place: Place) -> None:
     """While the API cannot be asked, a lost image stays a problem; what is still there is never bought again."""
     place.generate()
     place.images()[0].unlink()
-    nobody = BackendSettings(base_url="http://127.0.0.1:9", api_key=SecretStr("k"))
+    nobody = ProviderSettings(base_url="http://127.0.0.1:9", api_key=SecretStr("k"))
     assert kinds(place.verify(repair=True, account=nobody)) == [("missing_image", None)]
     assert kinds(place.verify(repair=True)) == [("missing_image", "fetched_again")]
     assert len(place.gateway.books.billed) == ROWS
@@ -209,7 +209,7 @@ def test_an_error_half_way_loses_no_record(place: Place) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"")
     with pytest.raises(RefusedError, match=r"1\.json is missing"):
-        place.verify(repair=True, account=BackendSettings())
+        place.verify(repair=True, account=ProviderSettings())
     assert not rotten.exists()
     again = place.generate()
     assert (again.generated, again.reused) == (1, ROWS - 1)
@@ -223,7 +223,7 @@ def test_a_restored_image_is_adopted_for_good(place: Place) -> None:
     data = lost.read_bytes()
     lost.unlink()
     nine_days_later(place)
-    assert kinds(place.verify(repair=True, account=BackendSettings())) == [("missing_image", "quarantined")]
+    assert kinds(place.verify(repair=True, account=ProviderSettings())) == [("missing_image", "quarantined")]
     lost.write_bytes(data)
     assert kinds(place.verify(repair=True)) == [("unrecorded_image", "adopted")]
     assert place.verify().problems == []
@@ -306,7 +306,7 @@ def test_paid_images_that_never_came_are_fetched(kind: str, place: Place) -> Non
         assert calls_of(place)[key] in problem.detail
         assert kind in problem.detail
     assert place.files() == before
-    assert kinds(place.verify(repair=True, account=BackendSettings())) == [("paid_not_stored", None)] * ROWS
+    assert kinds(place.verify(repair=True, account=ProviderSettings())) == [("paid_not_stored", None)] * ROWS
     found = place.verify(repair=True)
     assert kinds(found) == [("paid_not_stored", "fetched_again")] * ROWS
     assert found.sound
@@ -398,7 +398,7 @@ def test_without_a_key_nothing_is_given_free(place: Place) -> None:
     """A lost image that the API may still have waits for the key: its key is not given free, and not bought again."""
     place.generate()
     place.images()[0].unlink()
-    found = place.verify(repair=True, account=BackendSettings())
+    found = place.verify(repair=True, account=ProviderSettings())
     assert (kinds(found), found.sound) == ([("missing_image", None)], False)
     assert place.generate().calls == 0
     assert kinds(place.verify(repair=True)) == [("missing_image", "fetched_again")]
@@ -590,7 +590,7 @@ def test_retry_by_kind(tmp_path: Path) -> None:
 
 def look(place: Place, **changes: object) -> dict[str, Check]:
     async def all_checks() -> list[Check]:
-        backend = BackendSettings(**{**asdict(place.account), **changes})
+        backend = ProviderSettings(**{**asdict(place.account), **changes})
         return [check async for check in examine(place.store, backend, GenerateOptions())]
 
     return {check.name: check for check in asyncio.run(all_checks())}

@@ -24,7 +24,7 @@ from pydantic import SecretStr
 
 import prefect_imagegen
 from prefect_imagegen.app.config.options import GenerateOptions
-from prefect_imagegen.app.config.settings import BackendSettings, StoreSettings
+from prefect_imagegen.app.config.settings import ProviderSettings, StoreSettings
 from prefect_imagegen.app.planning.prepare import RowsRefusedError, RunSpec, plan_only
 from prefect_imagegen.app.planning.stored_plan import WrittenPlan
 from prefect_imagegen.app.running.result import RunResult
@@ -225,7 +225,7 @@ def generate(
     return prefect_imagegen.generate(
         world.manifest,
         str(world.folder / store),
-        backend=BackendSettings(base_url=gateway_url, api_key=SecretStr(KEY), max_in_flight=16),
+        backend=ProviderSettings(base_url=gateway_url, api_key=SecretStr(KEY), max_in_flight=16),
         reference_storage_options=s3_options,
         **({"values": {"image_format": "jpeg"}} | options),
     )
@@ -348,7 +348,7 @@ def plan(world: World, s3_options: dict[str, Any], **options: Any) -> PlanSummar
     job = RunSpec(
         world.manifest,
         StoreSettings(str(world.folder / "store")),
-        BackendSettings(base_url="http://127.0.0.1:1", api_key=SecretStr(KEY)),
+        ProviderSettings(base_url="http://127.0.0.1:1", api_key=SecretStr(KEY)),
         GenerateOptions(reference_storage_options=s3_options, **options),
     )
     return asyncio.run(plan_only(job))
@@ -482,7 +482,7 @@ def test_uploads_are_kept_in_mind_and_made_again(world: World, s3: Any) -> None:
         prefect_imagegen.generate(
             world.manifest,
             str(world.folder / "d"),
-            backend=BackendSettings(base_url=gateway.url, api_key=SecretStr("SG_ffffffffffffffff")),
+            backend=ProviderSettings(base_url=gateway.url, api_key=SecretStr("SG_ffffffffffffffff")),
         )
         assert gateway.books.calls["upload"] - before == len(places)
     cache = world.folder / "cache" / "references.sqlite"

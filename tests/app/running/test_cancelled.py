@@ -11,7 +11,7 @@ import pytest
 from pydantic import SecretStr
 
 import prefect_imagegen
-from prefect_imagegen.app.config.settings import BackendSettings
+from prefect_imagegen.app.config.settings import ProviderSettings
 from prefect_imagegen.gateway.faults import Fault, FaultScript
 from prefect_imagegen.gateway.server import EmbeddedGateway
 from prefect_imagegen.gateway.settings import GatewaySettings
@@ -66,7 +66,7 @@ async def test_calls_under_way(version: str, tmp_path: Path) -> None:
     """Cancelled with calls under way, no task, thread or connection is left; the next run settles what was sent."""
     path, store = manifest(tmp_path), str(tmp_path / "store")
     with EmbeddedGateway(GatewaySettings(latency_s=1.0)) as gateway:
-        backend = BackendSettings(base_url=gateway.url, api_key=SecretStr("k"), max_in_flight=IN_FLIGHT)
+        backend = ProviderSettings(base_url=gateway.url, api_key=SecretStr("k"), max_in_flight=IN_FLIGHT)
         tasks, threads = asyncio.all_tasks(), set(threading.enumerate())
         await cancelled(
             prefect_imagegen.agenerate(path, store, backend=backend, api_version=version),
@@ -87,7 +87,7 @@ async def test_rows_that_wait_for_the_history(tmp_path: Path) -> None:
     path, store = manifest(tmp_path), str(tmp_path / "store")
     script = FaultScript(faults=[Fault(fault="disconnect", when="after", times=ROWS)])
     with EmbeddedGateway(GatewaySettings(faults=script)) as gateway:
-        backend = BackendSettings(base_url=gateway.url, api_key=SecretStr("k"))
+        backend = ProviderSettings(base_url=gateway.url, api_key=SecretStr("k"))
         tasks, threads = asyncio.all_tasks(), set(threading.enumerate())
 
         def is_parked() -> bool:
@@ -108,9 +108,9 @@ async def test_at_any_step(kind: str, steps: int, tmp_path: Path) -> None:
     """Cancelled after any number of steps, from planning to the report, nothing of it is left in the caller's loop."""
     path, store = manifest(tmp_path), str(tmp_path / "store")
     with EmbeddedGateway(GatewaySettings()) as gateway:
-        backend = BackendSettings(base_url=gateway.url, api_key=SecretStr("k"))
+        backend = ProviderSettings(base_url=gateway.url, api_key=SecretStr("k"))
         if kind == "sandbox":
-            backend = BackendSettings("sandbox")
+            backend = ProviderSettings("sandbox")
         tasks, threads = asyncio.all_tasks(), set(threading.enumerate())
         task = asyncio.ensure_future(prefect_imagegen.agenerate(path, store, backend=backend))
         for _ in range(steps):

@@ -23,7 +23,7 @@ from pydantic import SecretStr
 
 import prefect_imagegen
 from prefect_imagegen.app.config.options import GenerateOptions
-from prefect_imagegen.app.config.settings import BackendSettings, StoreSettings
+from prefect_imagegen.app.config.settings import ProviderSettings, StoreSettings
 from prefect_imagegen.app.maintenance.verify import verify
 from prefect_imagegen.app.running.result import RunResult
 from prefect_imagegen.blocks import ImageStore
@@ -41,13 +41,13 @@ ROWS = 6
 CHILD = """
 import json, sys
 import prefect_imagegen
-from prefect_imagegen.app.config.settings import BackendSettings, StoreSettings
+from prefect_imagegen.app.config.settings import ProviderSettings, StoreSettings
 from pydantic import SecretStr
 
 manifest, url, storage, base_url, version, lag = sys.argv[1:]
 prefect_imagegen.generate(
     manifest, StoreSettings(url, json.loads(storage)), api_version=version, max_in_flight=3, history_lag=float(lag),
-    backend=BackendSettings(base_url=base_url, api_key=SecretStr("k")),
+    backend=ProviderSettings(base_url=base_url, api_key=SecretStr("k")),
 )
 """
 FLOW = """
@@ -152,7 +152,7 @@ def crash(
 
 
 def again(gateway: EmbeddedGateway, path: str, place: StoreSettings, version: str, lag: float) -> RunResult:
-    settings = BackendSettings(base_url=gateway.url, api_key=SecretStr("k"))
+    settings = ProviderSettings(base_url=gateway.url, api_key=SecretStr("k"))
     return prefect_imagegen.generate(path, place, backend=settings, api_version=version, history_lag=lag)
 
 
@@ -172,7 +172,7 @@ async def fill_segments(place: StoreSettings) -> None:
 
 def assert_whole(gateway: EmbeddedGateway, place: StoreSettings, result: RunResult) -> None:
     """Every image is in the store and in the ledger, whole and unchanged, and the run has its metadata."""
-    backend = BackendSettings(base_url=gateway.url, api_key=SecretStr("k"))
+    backend = ProviderSettings(base_url=gateway.url, api_key=SecretStr("k"))
 
     async def check() -> None:
         found = await verify(place, backend, GenerateOptions())

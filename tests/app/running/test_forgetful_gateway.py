@@ -9,7 +9,7 @@ import pytest
 from pydantic import SecretStr
 
 from prefect_imagegen import generate
-from prefect_imagegen.app.config.settings import BackendSettings
+from prefect_imagegen.app.config.settings import ProviderSettings
 from prefect_imagegen.gateway.faults import Fault, FaultScript
 from prefect_imagegen.gateway.server import EmbeddedGateway
 from prefect_imagegen.gateway.settings import GatewaySettings
@@ -30,7 +30,7 @@ def test_a_call_that_was_forgotten_is_held(fault: Fault, kind: str, tmp_path: Pa
     pq.write_table(pa.table({"prompt": [f"scene {number}" for number in range(3)]}), path)
     settings = GatewaySettings(keep_records=3, faults=FaultScript(faults=[fault]))
     with EmbeddedGateway(settings) as gateway:
-        backend = BackendSettings(base_url=gateway.url, api_key=SecretStr("k"))
+        backend = ProviderSettings(base_url=gateway.url, api_key=SecretStr("k"))
         first = generate(str(path), store, backend=backend, deadline=2.0)
         assert first.generated == 0
         assert gateway.books.statistics()["requests"] == 3

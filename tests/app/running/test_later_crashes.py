@@ -20,7 +20,7 @@ from pydantic import SecretStr
 
 import prefect_imagegen
 from prefect_imagegen.app.config.options import GenerateOptions
-from prefect_imagegen.app.config.settings import BackendSettings, StoreSettings
+from prefect_imagegen.app.config.settings import ProviderSettings, StoreSettings
 from prefect_imagegen.app.maintenance.verify import verify
 from prefect_imagegen.app.running.result import RunResult
 from prefect_imagegen.gateway.server import EmbeddedGateway
@@ -31,13 +31,13 @@ VERSIONS = pytest.mark.parametrize("version", ["v1", "v2"])
 CHILD = """
 import sys
 import prefect_imagegen
-from prefect_imagegen.app.config.settings import BackendSettings
+from prefect_imagegen.app.config.settings import ProviderSettings
 from pydantic import SecretStr
 
 manifest, store, base_url, version, in_flight = sys.argv[1:]
 prefect_imagegen.generate(
     manifest, store, api_version=version, max_in_flight=int(in_flight), history_lag=0.0, max_failure_rate=1.0,
-    backend=BackendSettings(base_url=base_url, api_key=SecretStr("k1")),
+    backend=ProviderSettings(base_url=base_url, api_key=SecretStr("k1")),
 )
 """
 
@@ -68,7 +68,7 @@ def crash(point: str, gateway: EmbeddedGateway, folder: Path, version: str, in_f
 
 
 def again(gateway: EmbeddedGateway, folder: Path, version: str, key: str = "k1") -> RunResult:
-    backend = BackendSettings(base_url=gateway.url, api_key=SecretStr(key))
+    backend = ProviderSettings(base_url=gateway.url, api_key=SecretStr(key))
     options: dict[str, Any] = {"api_version": version, "history_lag": 0.0, "max_failure_rate": 1.0}
     return prefect_imagegen.generate(manifest(folder), str(folder / "store"), backend=backend, **options)
 
@@ -77,7 +77,7 @@ def assert_whole(gateway: EmbeddedGateway, folder: Path, images: int) -> None:
     """Every image was billed once, and is in store and ledger."""
     assert gateway.books.statistics()["billed_twice"] == 0
     assert len(gateway.books.billed) == images
-    backend = BackendSettings(base_url=gateway.url, api_key=SecretStr("k1"))
+    backend = ProviderSettings(base_url=gateway.url, api_key=SecretStr("k1"))
     found = asyncio.run(verify(StoreSettings(str(folder / "store")), backend, GenerateOptions()))
     assert (found.images, found.problems) == (images, [])
 

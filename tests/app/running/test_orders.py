@@ -14,7 +14,7 @@ import pytest
 from pydantic import SecretStr
 
 from prefect_imagegen.app.config.options import GenerateOptions
-from prefect_imagegen.app.config.settings import BackendSettings, StoreSettings
+from prefect_imagegen.app.config.settings import ProviderSettings, StoreSettings
 from prefect_imagegen.app.planning.prepare import RunSpec, prepare
 from prefect_imagegen.app.running import orders
 from prefect_imagegen.app.running.finish import finish
@@ -31,7 +31,7 @@ def execute(running: EmbeddedGateway, folder: Path, rows: int, order: str | None
     """One execution of an order: a run of so many rows."""
     path = folder / "prompts.parquet"
     pq.write_table(pa.table({"prompt": [f"scene number {n}" for n in range(rows)]}), path)
-    backend = BackendSettings(base_url=running.url, api_key=SecretStr("k"))
+    backend = ProviderSettings(base_url=running.url, api_key=SecretStr("k"))
     job = RunSpec(str(path), StoreSettings(str(folder / "store")), backend, GenerateOptions(**options))
 
     async def run() -> RunResult:

@@ -17,7 +17,7 @@ from pydantic import SecretStr
 
 import prefect_imagegen
 from prefect_imagegen.app.config.options import GenerateOptions
-from prefect_imagegen.app.config.settings import BackendSettings, StoreSettings
+from prefect_imagegen.app.config.settings import ProviderSettings, StoreSettings
 from prefect_imagegen.app.planning.prepare import RowsRefusedError, RunSpec, plan_only
 from prefect_imagegen.app.running.result import RunResult
 from prefect_imagegen.core.plan import PlanSummary
@@ -111,7 +111,7 @@ def generate(running: EmbeddedGateway, folder: Path, **options: Any) -> RunResul
     return prefect_imagegen.generate(
         str(folder / "prompts.jsonl"),
         str(folder / "store"),
-        backend=BackendSettings(base_url=running.url, api_key=SecretStr("k")),
+        backend=ProviderSettings(base_url=running.url, api_key=SecretStr("k")),
         **options,
     )
 
@@ -120,7 +120,7 @@ def plan(folder: Path, **options: Any) -> PlanSummary:
     job = RunSpec(
         str(folder / "prompts.jsonl"),
         StoreSettings(str(folder / "store")),
-        BackendSettings(base_url="http://127.0.0.1:1", api_key=SecretStr("k")),
+        ProviderSettings(base_url="http://127.0.0.1:1", api_key=SecretStr("k")),
         GenerateOptions(**options),
     )
     return asyncio.run(plan_only(job))

@@ -17,7 +17,7 @@ from pydantic import SecretStr
 
 from prefect_imagegen import generate
 from prefect_imagegen.app.config.options import GenerateOptions
-from prefect_imagegen.app.config.settings import BackendSettings, StoreSettings
+from prefect_imagegen.app.config.settings import ProviderSettings, StoreSettings
 from prefect_imagegen.app.maintenance.reconcile import reconcile
 from prefect_imagegen.app.planning.prepare import RowsRefusedError
 from prefect_imagegen.app.running.result import RunResult
@@ -354,7 +354,7 @@ def test_free_images_say_nothing_of_money(tmp_path: Path) -> None:
     ):
         pool = generate(source, store, backend="pool", endpoints=[f"segmind+{worker.url}"], values={"steps": 20})
         assert (pool.generated, pool.cost_usd) == (30, 0.0)
-        account = BackendSettings(base_url=api.url, api_key=SecretStr("k"))
+        account = ProviderSettings(base_url=api.url, api_key=SecretStr("k"))
         paid = generate(source, store, backend=account, max_cost_usd=0.045)
         assert (paid.stop_reason, paid.overshoot_usd) == ("budget", 0.0)
         assert 1 <= len(api.books.billed) <= 4

@@ -16,7 +16,7 @@ import pytest
 from pydantic import SecretStr
 
 from prefect_imagegen.app.config.options import GenerateOptions
-from prefect_imagegen.app.config.settings import BackendSettings, StoreSettings
+from prefect_imagegen.app.config.settings import ProviderSettings, StoreSettings
 from prefect_imagegen.app.maintenance.doctor import examine
 from prefect_imagegen.executor import attempt as calls
 from prefect_imagegen.gateway.server import EmbeddedGateway
@@ -100,7 +100,7 @@ def test_doctor_knows_a_history_that_it_cannot_read(shape: str | None, tmp_path:
     faults = [{"fault": "history_shape", "shape": shape}] if shape else []
 
     async def history(gateway: EmbeddedGateway) -> str:
-        backend = BackendSettings(base_url=gateway.url, api_key=SecretStr("k"))
+        backend = ProviderSettings(base_url=gateway.url, api_key=SecretStr("k"))
         checks = examine(StoreSettings(str(tmp_path / "store")), backend, GenerateOptions())
         (found,) = [check async for check in checks if check.name == "history"]
         return found.state

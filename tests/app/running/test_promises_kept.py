@@ -17,7 +17,7 @@ import pytest
 from pydantic import SecretStr
 
 from prefect_imagegen.app.config.options import GenerateOptions
-from prefect_imagegen.app.config.settings import BackendSettings, StoreSettings
+from prefect_imagegen.app.config.settings import ProviderSettings, StoreSettings
 from prefect_imagegen.app.maintenance.resend import retry
 from prefect_imagegen.app.maintenance.status import accounts
 from prefect_imagegen.app.maintenance.verify import verify
@@ -192,7 +192,7 @@ def test_one_damaged_image(version: str, tmp_path: Path) -> None:
             assert (result.generated, result.failures, result.exit_code) == (generated, {"image_damaged": 1}, 1)
         text = (tmp_path / "store" / "runs" / str(result.run_id) / "report.md").read_text()
         assert "verify --repair" in text
-        backend = BackendSettings(base_url=gateway.url, api_key=SecretStr("k"))
+        backend = ProviderSettings(base_url=gateway.url, api_key=SecretStr("k"))
         mended = asyncio.run(verify(store, backend, GenerateOptions(), repair=True))
         assert [problem.path for problem in mended.problems] == [str(damaged.relative_to(tmp_path / "store"))]
         result = generate(gateway, tmp_path, 5, api_version=version)
@@ -204,13 +204,13 @@ def test_one_damaged_image(version: str, tmp_path: Path) -> None:
 CHILD = """
 import json, sys
 import prefect_imagegen
-from prefect_imagegen.app.config.settings import BackendSettings
+from prefect_imagegen.app.config.settings import ProviderSettings
 from pydantic import SecretStr
 
 manifest, store, base_url, version = sys.argv[1:]
 result = prefect_imagegen.generate(
     manifest, store, api_version=version, max_in_flight=6, drain_seconds=60,
-    backend=BackendSettings(base_url=base_url, api_key=SecretStr("k")),
+    backend=ProviderSettings(base_url=base_url, api_key=SecretStr("k")),
 )
 print(json.dumps(result.as_dict()))
 """

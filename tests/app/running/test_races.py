@@ -16,7 +16,7 @@ import pytest
 from pydantic import SecretStr
 
 import prefect_imagegen
-from prefect_imagegen.app.config.settings import BackendSettings
+from prefect_imagegen.app.config.settings import ProviderSettings
 from prefect_imagegen.app.running.result import RunResult
 from prefect_imagegen.gateway.server import EmbeddedGateway
 from prefect_imagegen.gateway.settings import GatewaySettings
@@ -24,7 +24,7 @@ from prefect_imagegen.gateway.settings import GatewaySettings
 CHILD = """
 import datetime, sys
 import prefect_imagegen
-from prefect_imagegen.app.config.settings import BackendSettings
+from prefect_imagegen.app.config.settings import ProviderSettings
 from prefect_imagegen.providers.limits import SystemClock
 from pydantic import SecretStr
 
@@ -33,7 +33,7 @@ if float(ahead):
     now = SystemClock.now
     SystemClock.now = lambda self: now(self) + datetime.timedelta(seconds=float(ahead))
 result = prefect_imagegen.generate(
-    manifest, store, backend=BackendSettings(base_url=base_url, api_key=SecretStr("k")), max_in_flight=8,
+    manifest, store, backend=ProviderSettings(base_url=base_url, api_key=SecretStr("k")), max_in_flight=8,
     history_lag=5.0,
 )
 print(result.generated, result.reused, result.held, result.calls)
@@ -67,7 +67,7 @@ def figures(process: "subprocess.Popen[str]") -> list[int]:
 
 
 def make(gateway: EmbeddedGateway, path: str, store: Path) -> RunResult:
-    settings = BackendSettings(base_url=gateway.url, api_key=SecretStr("k"))
+    settings = ProviderSettings(base_url=gateway.url, api_key=SecretStr("k"))
     return prefect_imagegen.generate(path, str(store), backend=settings, max_in_flight=8, history_lag=5.0)
 
 

@@ -16,7 +16,7 @@ import pytest
 from pydantic import SecretStr
 
 import prefect_imagegen
-from prefect_imagegen.app.config.settings import BackendSettings, StoreSettings
+from prefect_imagegen.app.config.settings import ProviderSettings, StoreSettings
 from prefect_imagegen.app.maintenance.status import statuses
 from prefect_imagegen.app.planning.prepare import RunSpec, plan_only
 from prefect_imagegen.app.running.result import RunResult
@@ -42,7 +42,7 @@ def prompts(count: int) -> list[str]:
 
 
 def generate(gateway: EmbeddedGateway, path: str, store: Any, key: str = "k", **options: Any) -> RunResult:
-    settings = BackendSettings(base_url=gateway.url, api_key=SecretStr(key))
+    settings = ProviderSettings(base_url=gateway.url, api_key=SecretStr(key))
     result = prefect_imagegen.generate(path, store, backend=settings, **options)
     assert sum(getattr(result, state) for state in STATES) == result.rows
     return result
@@ -169,7 +169,7 @@ def test_the_budget_is_a_hard_cap(tmp_path: Path) -> None:
         assert (first.generated, first.not_run, first.stop_reason, first.exit_code) == (7, 13, "budget", 3)
         assert gateway.books.charged == pytest.approx(0.7)
         assert first.overshoot_usd == 0.0
-        settings = BackendSettings(base_url=gateway.url, max_in_flight=2)
+        settings = ProviderSettings(base_url=gateway.url, max_in_flight=2)
         summary = asyncio.run(plan_only(RunSpec(path, StoreSettings(store), settings)))
         assert (summary.forecast.images, summary.forecast.measured) == (13, 13)
         assert summary.forecast.low_usd == summary.forecast.high_usd == pytest.approx(1.3)
@@ -314,11 +314,11 @@ def test_agenerate_runs_inside_a_loop_on_s3(tmp_path: Path, s3: Any) -> None:
 CHILD = """
 import sys
 import prefect_imagegen
-from prefect_imagegen.app.config.settings import BackendSettings
+from prefect_imagegen.app.config.settings import ProviderSettings
 from pydantic import SecretStr
 
 prefect_imagegen.generate(
-    sys.argv[1], sys.argv[2], backend=BackendSettings(base_url=sys.argv[3], api_key=SecretStr("k")),
+    sys.argv[1], sys.argv[2], backend=ProviderSettings(base_url=sys.argv[3], api_key=SecretStr("k")),
     api_version=sys.argv[4], max_in_flight=8,
 )
 """

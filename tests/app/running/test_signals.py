@@ -13,7 +13,7 @@ import pytest
 from pydantic import SecretStr
 
 import prefect_imagegen
-from prefect_imagegen.app.config.settings import BackendSettings
+from prefect_imagegen.app.config.settings import ProviderSettings
 from prefect_imagegen.gateway.server import EmbeddedGateway
 from prefect_imagegen.gateway.settings import GatewaySettings
 
@@ -21,13 +21,13 @@ ROWS, IN_FLIGHT = 12, 3
 CHILD = """
 import json, sys
 import prefect_imagegen
-from prefect_imagegen.app.config.settings import BackendSettings
+from prefect_imagegen.app.config.settings import ProviderSettings
 from pydantic import SecretStr
 
 manifest, store, base_url, version, drain = sys.argv[1:]
 result = prefect_imagegen.generate(
     manifest, store, api_version=version, max_in_flight=3, drain_seconds=float(drain),
-    backend=BackendSettings(base_url=base_url, api_key=SecretStr("k")),
+    backend=ProviderSettings(base_url=base_url, api_key=SecretStr("k")),
 )
 print(json.dumps(result.as_dict()))
 """
@@ -56,7 +56,7 @@ def test_what_is_under_way(version: str, drain: float, delivered: int, tmp_path:
         assert (stopped["generated"], stopped["held"]) == (delivered, IN_FLIGHT - delivered)
         assert stopped["not_run"] == ROWS - IN_FLIGHT
         assert len(gateway.books.records) == IN_FLIGHT
-        backend = BackendSettings(base_url=gateway.url, api_key=SecretStr("k"))
+        backend = ProviderSettings(base_url=gateway.url, api_key=SecretStr("k"))
         again = prefect_imagegen.generate(str(path), store, backend=backend, api_version=version, history_lag=0.0)
         assert (again.generated + again.reused, again.maybe_paid) == (ROWS, 0)
         assert len(gateway.books.billed) == ROWS

@@ -10,7 +10,7 @@ import httpx
 from pydantic import SecretStr
 
 from prefect_imagegen.app.config.options import GenerateOptions
-from prefect_imagegen.app.config.settings import BackendSettings
+from prefect_imagegen.app.config.settings import ProviderSettings
 from prefect_imagegen.core.errors import RefusedError
 from prefect_imagegen.core.redact import redact
 from prefect_imagegen.core.request.models import DEFAULT_MODEL
@@ -21,36 +21,36 @@ from prefect_imagegen.ports import Dialect
 from prefect_imagegen.providers.limits import SystemClock
 from prefect_imagegen.providers.pool.openai_images import OpenAIImages
 from prefect_imagegen.providers.pool.provider import Pool, PoolPolicy
-from prefect_imagegen.providers.segmind.provider import SEGMIND_URL, Endpoints, SegmindBackend
+from prefect_imagegen.providers.segmind.provider import SEGMIND_URL, Endpoints, SegmindProvider
 from prefect_imagegen.store.store_kind import StoreKind
 
 DEFAULT_IN_FLIGHT = 16
 SEGMIND_REQUESTS_PER_MINUTE = 50.0
 """Segmind publishes 5 to 1000 a minute, depending on page and plan; 50 is safe for paid ones."""
-BACKENDS = ("segmind", "sandbox", "pool")
+PROVIDERS = ("segmind", "sandbox", "pool")
 _ENDPOINT = re.compile(r"^(?P<dialect>[a-z]+)\+(?P<url>https?://[^\s#]+)(?:#(?P<own>\S*))?$")
 _BEARING = re.compile(r"[?@]")
 """A query or user information in a URL: a place where secrets stand."""
 
 
-def resolve_backend(settings: BackendSettings, options: GenerateOptions) -> BackendSettings:
+def resolve_provider(settings: ProviderSettings, options: GenerateOptions) -> ProviderSettings:
     """The settings with options, environment and defaults filled in, in this order.
 
     Raises RefusedError: `backend_unknown`, `bad_url`.
     """
-    if settings.kind not in BACKENDS:
+    if settings.provider not in PROVIDERS:
         raise RefusedError(
             "backend_unknown",
-            f"There is no backend {redact(settings.kind)!r}.",
-            remedy=f"Use --backend {' or '.join(BACKENDS)}, or a block such as segmind/NAME.",
+            f"There is no backend {redact(settings.provider)!r}.",
+            remedy=f"Use --backend {' or '.join(PROVIDERS)}, or a block such as segmind/NAME.",
         )
-    if settings.kind == "pool":
+    if settings.provider == "pool":
         return _resolve_pool(settings, options)
     for name in ("endpoints", "endpoint_limit", "profile", "strict_parameters", "weights", "weights_license"):
         if getattr(options, name):
             option = f"--{name.removesuffix('s') if name == 'endpoints' else name.replace('_', '-')}"
             raise RefusedError("bad_option", f"{option} is for a pool of workers.", remedy="Add --backend pool.")
-    environment = os.environ if settings.kind == "segmind" else {}
+    environment = os.environ if settings.provider == "segmind" else {}
     key = settings.api_key or (
         SecretStr(environment["SEGMIND_API_KEY"]) if environment.get("SEGMIND_API_KEY") else None
     )
@@ -66,7 +66,7 @@ def resolve_backend(settings: BackendSettings, options: GenerateOptions) -> Back
         if url is not None and not _is_web_address(url):
             raise RefusedError("bad_url", f"{name} {redact(url)} is no http(s) URL.", remedy="Correct it.")
     rate = options.requests_per_minute if options.requests_per_minute is not None else settings.requests_per_minute
-    if rate is None and settings.kind == "segmind" and (base_url or SEGMIND_URL).rstrip("/") == SEGMIND_URL:
+    if rate is None and settings.provider == "segmind" and (base_url or SEGMIND_URL).rstrip("/") == SEGMIND_URL:
         rate = SEGMIND_REQUESTS_PER_MINUTE
     return replace(
         settings,
@@ -80,7 +80,7 @@ def resolve_backend(settings: BackendSettings, options: GenerateOptions) -> Back
     )
 
 
-def _resolve_pool(settings: BackendSettings, options: GenerateOptions) -> BackendSettings:
+def _resolve_pool(settings: ProviderSettings, options: GenerateOptions) -> ProviderSettings:
     """The same for a pool. Raises RefusedError: `no_endpoints`, `bad_endpoint`, `bad_option`."""
     endpoints = tuple(options.endpoints) or settings.endpoints
     if not endpoints:
@@ -111,11 +111,11 @@ def _resolve_pool(settings: BackendSettings, options: GenerateOptions) -> Backen
     )
 
 
-def make_pool(settings: BackendSettings, deadline: float) -> Pool:
+def make_pool(settings: ProviderSettings, deadline: float) -> Pool:
     """The backend of resolved settings: the workers of a pool, or the API as a pool of one."""
     clock = SystemClock()
-    if settings.kind != "pool":
-        api = make_backend(settings, deadline)
+    if settings.provider != "pool":
+        api = make_provider(settings, deadline)
         return Pool([api], PoolPolicy(free=False, deadline=deadline), clock, api)
     workers = [_worker(endpoint) for endpoint in settings.endpoints]
     dialects = [DIALECTS[one.dialect](one.url, one.key or settings.api_key, deadline) for one in workers]
@@ -174,7 +174,7 @@ def _is_web_address(url: str) -> bool:
 def _segmind_worker(url: str, key: SecretStr | None, deadline: float) -> Dialect:
     # A gateway asks for some key always.
     key = key or SecretStr("pool")
-    return SegmindBackend(Endpoints.of(url, None), key, api_version="v1", deadline=deadline, tells=False)
+    return SegmindProvider(Endpoints.of(url, None), key, api_version="v1", deadline=deadline, tells=False)
 
 
 def _openai_worker(url: str, key: SecretStr | None, deadline: float) -> Dialect:
@@ -188,9 +188,9 @@ DIALECTS: Mapping[str, Callable[[str, SecretStr | None, float], Dialect]] = {
 """What a worker may speak, as `DIALECT+URL` names it."""
 
 
-def make_backend(settings: BackendSettings, deadline: float) -> SegmindBackend:
+def make_provider(settings: ProviderSettings, deadline: float) -> SegmindProvider:
     """The API of resolved settings."""
-    return SegmindBackend(
+    return SegmindProvider(
         Endpoints.of(settings.base_url, settings.history_url, settings.assets_url),
         settings.api_key,
         api_version=settings.api_version or "v2",
@@ -199,14 +199,14 @@ def make_backend(settings: BackendSettings, deadline: float) -> SegmindBackend:
     )
 
 
-def store_kind(settings: BackendSettings, engine: str | None, sandbox_engines: frozenset[str]) -> StoreKind:
+def store_kind(settings: ProviderSettings, engine: str | None, sandbox_engines: frozenset[str]) -> StoreKind:
     """The kind of store that a backend fills: by the engine that the endpoint names."""
-    return "sandbox" if settings.kind == "sandbox" or engine in sandbox_engines else "real"
+    return "sandbox" if settings.provider == "sandbox" or engine in sandbox_engines else "real"
 
 
-def account_client(settings: BackendSettings) -> httpx.AsyncClient:
+def account_client(settings: ProviderSettings) -> httpx.AsyncClient:
     """An HTTP client that sends the account's key with every call; for the API's own host only."""
-    resolved = resolve_backend(settings, GenerateOptions())
+    resolved = resolve_provider(settings, GenerateOptions())
     client = make_client(max_connections=resolved.max_in_flight or DEFAULT_IN_FLIGHT)
     client.base_url = httpx.URL(resolved.base_url or SEGMIND_URL)
     if resolved.api_key:

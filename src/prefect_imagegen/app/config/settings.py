@@ -8,10 +8,10 @@ from pydantic import SecretStr
 
 
 @dataclass(frozen=True, slots=True)
-class BackendSettings:
-    """Where images come from. `kind` is a key of `app.adapters.BACKENDS`; None means: take the default."""
+class ProviderSettings:
+    """Where images come from. `provider` is a key of `app.config.resolve.PROVIDERS`; None means: take the default."""
 
-    kind: str = "segmind"
+    provider: str = "segmind"
     base_url: str | None = None
     history_url: str | None = None
     assets_url: str | None = None

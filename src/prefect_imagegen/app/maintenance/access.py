@@ -4,11 +4,11 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from prefect_imagegen.app.config.options import GenerateOptions
-from prefect_imagegen.app.config.resolve import make_backend, resolve_backend
-from prefect_imagegen.app.config.settings import BackendSettings, StoreSettings
+from prefect_imagegen.app.config.resolve import make_provider, resolve_provider
+from prefect_imagegen.app.config.settings import ProviderSettings, StoreSettings
 from prefect_imagegen.core import layout
 from prefect_imagegen.core.errors import RefusedError, StoreError
-from prefect_imagegen.providers.segmind.provider import SegmindBackend
+from prefect_imagegen.providers.segmind.provider import SegmindProvider
 from prefect_imagegen.store.object_store import FsspecObjectStore, open_object_store
 
 
@@ -27,15 +27,15 @@ async def existing_store(settings: StoreSettings) -> AsyncIterator[FsspecObjectS
 
 
 @asynccontextmanager
-async def account(settings: BackendSettings, options: GenerateOptions) -> AsyncIterator[SegmindBackend]:
+async def account(settings: ProviderSettings, options: GenerateOptions) -> AsyncIterator[SegmindProvider]:
     """Within: the backend, to read with; nothing is submitted. Raises RefusedError (`no_key`)."""
-    resolved = resolve_backend(settings, options)
-    if resolved.kind == "pool":
+    resolved = resolve_provider(settings, options)
+    if resolved.provider == "pool":
         raise RefusedError("no_account", "GPU workers keep no request history.", remedy="Name the API's --backend.")
     if resolved.api_key is None:
         raise RefusedError("no_key", "There is no API key.", remedy="Set SEGMIND_API_KEY, or use a Segmind block.")
-    backend = make_backend(resolved, options.deadline)
+    provider = make_provider(resolved, options.deadline)
     try:
-        yield backend
+        yield provider
     finally:
-        await backend.aclose()
+        await provider.aclose()

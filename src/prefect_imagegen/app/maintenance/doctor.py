@@ -12,17 +12,23 @@ from pathlib import Path
 from typing import Any, Literal
 
 from prefect_imagegen.app.config.options import GenerateOptions
-from prefect_imagegen.app.config.resolve import DEFAULT_IN_FLIGHT, make_backend, make_pool, resolve_backend, store_kind
-from prefect_imagegen.app.config.settings import BackendSettings, StoreSettings
+from prefect_imagegen.app.config.resolve import (
+    DEFAULT_IN_FLIGHT,
+    make_pool,
+    make_provider,
+    resolve_provider,
+    store_kind,
+)
+from prefect_imagegen.app.config.settings import ProviderSettings, StoreSettings
 from prefect_imagegen.core import layout
-from prefect_imagegen.core.errors import BackendError, RefusedError, StoreError
+from prefect_imagegen.core.errors import ProviderError, RefusedError, StoreError
 from prefect_imagegen.core.ledger.accounts import fingerprint_of
 from prefect_imagegen.core.money import usd
 from prefect_imagegen.core.policy.history_lookup import Window
 from prefect_imagegen.core.request.models import DEFAULT_MODEL
 from prefect_imagegen.providers.limits import SystemClock
 from prefect_imagegen.providers.pool.endpoint import DEFAULT_LIMIT
-from prefect_imagegen.providers.segmind.provider import SANDBOX_ENGINES, SEGMIND_URL, SegmindBackend
+from prefect_imagegen.providers.segmind.provider import SANDBOX_ENGINES, SEGMIND_URL, SegmindProvider
 from prefect_imagegen.store.contract import Finding, StoreContract
 from prefect_imagegen.store.ledger.accounts import known_keys
 from prefect_imagegen.store.ledger.ledger import load_ledger, segments
@@ -61,14 +67,14 @@ class Check:
 
 
 async def examine(
-    settings: StoreSettings, backend: BackendSettings, options: GenerateOptions, *, deep: bool = False
+    settings: StoreSettings, provider: ProviderSettings, options: GenerateOptions, *, deep: bool = False
 ) -> AsyncIterator[Check]:
     """Look at everything, in the order of a run; nothing is submitted, and a probe object is written and removed.
 
     `deep`: try all that a store has to hold, with some 1,200 small objects, which are removed again.
     Raises RefusedError for options that mean nothing.
     """
-    resolved = resolve_backend(backend, options)
+    resolved = resolve_provider(provider, options)
     store = open_object_store(settings.url, settings.storage_options)
     try:
         usable = True
@@ -177,45 +183,45 @@ async def _ledger(store: FsspecObjectStore) -> Check:
 
 
 async def _endpoint(
-    store: FsspecObjectStore, backend: BackendSettings, options: GenerateOptions
+    store: FsspecObjectStore, provider: ProviderSettings, options: GenerateOptions
 ) -> AsyncIterator[Check]:
-    if backend.kind == "sandbox" and backend.base_url is None:
+    if provider.provider == "sandbox" and provider.base_url is None:
         yield Check("endpoint", "ok", "the embedded sandbox: placeholders, no key, no money")
         yield await _kind(store, "sandbox")
         return
-    if backend.kind == "pool":
-        async for check in _workers(store, backend, options):
+    if provider.provider == "pool":
+        async for check in _workers(store, provider, options):
             yield check
         return
-    client = make_backend(backend, options.deadline)
+    client = make_provider(provider, options.deadline)
     try:
         try:
             engine = await client.engine()
-        except BackendError as error:
+        except ProviderError as error:
             yield Check("endpoint", "fail", error.message, "Check --base-url, the network and the proxy.")
             return
         yield Check("endpoint", "ok", f"{client.endpoint} answers" + (f", engine {engine}" if engine else ""))
-        yield await _kind(store, store_kind(backend, engine, SANDBOX_ENGINES))
-        async for check in _account(client, backend):
+        yield await _kind(store, store_kind(provider, engine, SANDBOX_ENGINES))
+        async for check in _account(client, provider):
             yield check
-        if backend.api_key is not None:
-            yield await _paid_before(store, backend.api_key.get_secret_value(), backend.base_url or SEGMIND_URL)
+        if provider.api_key is not None:
+            yield await _paid_before(store, provider.api_key.get_secret_value(), provider.base_url or SEGMIND_URL)
     finally:
         await client.aclose()
 
 
 async def _workers(
-    store: FsspecObjectStore, backend: BackendSettings, options: GenerateOptions
+    store: FsspecObjectStore, provider: ProviderSettings, options: GenerateOptions
 ) -> AsyncIterator[Check]:
     """Each worker of a pool."""
-    pool = make_pool(backend, options.deadline)
+    pool = make_pool(provider, options.deadline)
     try:
         for endpoint, why in await pool.examine():
             if why:
                 yield Check("worker", "fail", f"{endpoint}: {why}", "Start it, or leave it out; the others go on.")
             else:
                 yield Check("worker", "ok", f"{endpoint} is ready")
-        yield await _kind(store, store_kind(backend, pool.engine, SANDBOX_ENGINES))
+        yield await _kind(store, store_kind(provider, pool.engine, SANDBOX_ENGINES))
     finally:
         await pool.aclose()
 
@@ -228,13 +234,13 @@ async def _kind(store: FsspecObjectStore, kind: StoreKind) -> Check:
     return Check("kind", "ok", f"a {kind} store" if found else f"no store yet: the first run makes a {kind} store")
 
 
-async def _account(client: SegmindBackend, backend: BackendSettings) -> AsyncIterator[Check]:
-    if backend.api_key is None:
+async def _account(client: SegmindProvider, provider: ProviderSettings) -> AsyncIterator[Check]:
+    if provider.api_key is None:
         yield Check("key", "fail", "there is no API key", "Set SEGMIND_API_KEY, or use a Segmind block.")
         return
     try:
         balance = (await client.check()).credits_usd
-    except BackendError as error:
+    except ProviderError as error:
         remedy = "Set SEGMIND_API_KEY." if error.kind == "auth" else "Try again; look at the endpoint's status page."
         yield Check("key", "fail", f"{client.endpoint} says: {error.message}", remedy)
         return
@@ -270,11 +276,11 @@ async def _paid_before(store: FsspecObjectStore, api_key: str, base_url: str) ->
     return Check("account", "warn", text, remedy)
 
 
-async def _history(client: SegmindBackend) -> Check:
+async def _history(client: SegmindProvider) -> Check:
     try:
         now = datetime.now(UTC)
         await client.find(DEFAULT_MODEL, {}, Window(now - timedelta(minutes=1), now))
-    except BackendError as error:
+    except ProviderError as error:
         text = f"the request history cannot be read ({error.message}): calls without an answer would stay held"
         # An answer that is not understood is worse than none: the API has changed.
         state: Literal["warn", "fail"] = "fail" if client.not_understood else "warn"
@@ -283,11 +289,13 @@ async def _history(client: SegmindBackend) -> Check:
     return Check("history", "ok", "it can be read, so that the fate of calls without an answer can be told")
 
 
-def _limits(backend: BackendSettings) -> Check:
+def _limits(provider: ProviderSettings) -> Check:
     in_flight = (
-        backend.max_in_flight or len(backend.endpoints) * (backend.endpoint_limit or DEFAULT_LIMIT) or DEFAULT_IN_FLIGHT
+        provider.max_in_flight
+        or len(provider.endpoints) * (provider.endpoint_limit or DEFAULT_LIMIT)
+        or DEFAULT_IN_FLIGHT
     )
-    rate = f"{backend.requests_per_minute:g} requests a minute" if backend.requests_per_minute else "no rate limit"
+    rate = f"{provider.requests_per_minute:g} requests a minute" if provider.requests_per_minute else "no rate limit"
     text = f"at most {in_flight} calls in flight, {rate}"
     if resource is not None:
         files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]

@@ -9,10 +9,10 @@ from typing import Any, Literal
 import pyarrow.compute as pc
 
 from prefect_imagegen.app.config.options import GenerateOptions
-from prefect_imagegen.app.config.settings import BackendSettings, StoreSettings
+from prefect_imagegen.app.config.settings import ProviderSettings, StoreSettings
 from prefect_imagegen.app.maintenance.access import account, existing_store
 from prefect_imagegen.core import layout
-from prefect_imagegen.core.errors import BackendError, RefusedError
+from prefect_imagegen.core.errors import ProviderError, RefusedError
 from prefect_imagegen.core.ledger.attempts import Attempts
 from prefect_imagegen.core.ledger.events import RANK
 from prefect_imagegen.core.policy.history_lookup import claim_form, same_call
@@ -79,7 +79,7 @@ class _Entry:
 
 async def reconcile(
     store: StoreSettings,
-    backend: BackendSettings,
+    provider: ProviderSettings,
     options: GenerateOptions,
     *,
     start: date | None = None,
@@ -98,7 +98,7 @@ async def reconcile(
         attempts = Attempts()
         ledger = await _ledger_calls(opened, attempts)
         found = ReconcileReport(opened.url, start.isoformat(), end.isoformat())
-        history = await _history(backend, options, start, end)
+        history = await _history(provider, options, start, end)
         open_bodies: dict[str, list[dict[str, Any]]] = {}
         if any(record.request_id not in ledger for record in history):
             # The ledger learns of a call with the next segment; its id is in the store before that.
@@ -108,14 +108,14 @@ async def reconcile(
     return found
 
 
-async def _history(settings: BackendSettings, options: GenerateOptions, start: date, end: date) -> list[HistoryRecord]:
-    async with account(settings, options) as backend:
+async def _history(settings: ProviderSettings, options: GenerateOptions, start: date, end: date) -> list[HistoryRecord]:
+    async with account(settings, options) as provider:
         try:
-            return await backend.records(start, end)
-        except BackendError as error:
+            return await provider.records(start, end)
+        except ProviderError as error:
             raise RefusedError(
                 "history_unreadable",
-                f"The request history of {backend.endpoint} cannot be read: {error.message}.",
+                f"The request history of {provider.endpoint} cannot be read: {error.message}.",
                 remedy="Check the key and --base-url, or ask for a shorter window.",
             ) from error
 

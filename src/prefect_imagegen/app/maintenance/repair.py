@@ -7,13 +7,13 @@ from dataclasses import replace
 from typing import Any, Literal
 
 from prefect_imagegen.core import layout
-from prefect_imagegen.core.errors import BackendError
+from prefect_imagegen.core.errors import ProviderError
 from prefect_imagegen.core.images.image import BadImageError, decode, facts_of
 from prefect_imagegen.core.ledger.events import ClaimRecord, Event, ImageFacts
 from prefect_imagegen.executor.attempt import OUTPUTS_LIVE
 from prefect_imagegen.executor.context import LATE, MORE_IMAGES
 from prefect_imagegen.ports import Clock, Delivery, ObjectStore
-from prefect_imagegen.providers.segmind.provider import SegmindBackend
+from prefect_imagegen.providers.segmind.provider import SegmindProvider
 from prefect_imagegen.store.ledger.ledger import StoreLedger
 
 _LOST = frozenset({"output_lost", "bad_output", "generation_failed", "generation_error", "content_policy"})
@@ -31,7 +31,7 @@ class Repairer:
     """Puts right what is wrong, and tells the ledger."""
 
     def __init__(
-        self, store: ObjectStore, ledger: StoreLedger, source: SegmindBackend | None, run_id: str, clock: Clock
+        self, store: ObjectStore, ledger: StoreLedger, source: SegmindProvider | None, run_id: str, clock: Clock
     ) -> None:
         self._store = store
         self._ledger = ledger
@@ -52,7 +52,7 @@ class Repairer:
         if self._source is not None and event["request_id"] is not None:
             try:
                 fetched = (await self._source.fetch(event["request_id"], is_old=True)).data
-            except BackendError as error:
+            except ProviderError as error:
                 is_gone = error.kind in _LOST or error.status in (404, 410)
                 if not is_gone or not is_old:
                     return None
@@ -79,7 +79,7 @@ class Repairer:
         for event in events:
             try:
                 await self._deliver(event, path, await self._source.fetch(event["request_id"], is_old=True))
-            except (BackendError, BadImageError):
+            except (ProviderError, BadImageError):
                 continue
             return "fetched_again"
         return None
@@ -133,7 +133,7 @@ class Repairer:
             return None
         try:
             record = await self._source.record(request_id)
-        except BackendError:
+        except ProviderError:
             return None
         return record.cost_usd if record else None
 

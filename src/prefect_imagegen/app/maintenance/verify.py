@@ -15,8 +15,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from prefect_imagegen.app.config.options import GenerateOptions
-from prefect_imagegen.app.config.resolve import resolve_backend
-from prefect_imagegen.app.config.settings import BackendSettings, StoreSettings
+from prefect_imagegen.app.config.resolve import resolve_provider
+from prefect_imagegen.app.config.settings import ProviderSettings, StoreSettings
 from prefect_imagegen.app.maintenance.access import account, existing_store
 from prefect_imagegen.app.maintenance.repair import Repair, Repairer
 from prefect_imagegen.app.maintenance.unstored import paid_not_stored
@@ -83,7 +83,7 @@ class VerifyReport:
 
 async def verify(
     settings: StoreSettings,
-    backend: BackendSettings,
+    provider: ProviderSettings,
     options: GenerateOptions,
     *,
     repair: bool = False,
@@ -102,8 +102,8 @@ async def verify(
         ledger = StoreLedger(store, view, run_id=run_id, nonce=process.nonce, clock=clock)
         mending = None
         if repair:
-            asked = await _has_account(store, backend, options)
-            source = await stack.enter_async_context(account(backend, options)) if asked else None
+            asked = await _has_account(store, provider, options)
+            source = await stack.enter_async_context(account(provider, options)) if asked else None
             mending = Repairer(store, ledger, source, run_id, clock)
         heartbeat = Heartbeat(store, run_id, process, clock)
         if repair:
@@ -268,12 +268,12 @@ class _Verification:
             problem.repair = await self._mending.move_away(path, data)
 
 
-async def _has_account(store: FsspecObjectStore, backend: BackendSettings, options: GenerateOptions) -> bool:
+async def _has_account(store: FsspecObjectStore, provider: ProviderSettings, options: GenerateOptions) -> bool:
     """Whether there is somebody to ask for lost images: a key, and no store of placeholders at the real API."""
     about = json.loads(await store.get(layout.STORE_FILE) or b"{}")
-    resolved = resolve_backend(backend, options)
+    resolved = resolve_provider(provider, options)
     return (
-        resolved.kind != "pool"
+        resolved.provider != "pool"
         and resolved.api_key is not None
         and (about.get("kind") == "real" or resolved.base_url is not None)
     )

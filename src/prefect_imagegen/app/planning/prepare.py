@@ -10,12 +10,18 @@ from importlib.metadata import version
 from typing import TypeVar
 
 from prefect_imagegen.app.config.options import SECRET_OPTIONS, GenerateOptions
-from prefect_imagegen.app.config.resolve import DEFAULT_IN_FLIGHT, make_backend, make_pool, resolve_backend, store_kind
-from prefect_imagegen.app.config.settings import BackendSettings, StoreSettings
+from prefect_imagegen.app.config.resolve import (
+    DEFAULT_IN_FLIGHT,
+    make_pool,
+    make_provider,
+    resolve_provider,
+    store_kind,
+)
+from prefect_imagegen.app.config.settings import ProviderSettings, StoreSettings
 from prefect_imagegen.app.planning.plan import PlanDraft, Planner
 from prefect_imagegen.app.planning.references import ReferenceChecks, reading_options, transport_of
 from prefect_imagegen.core import layout
-from prefect_imagegen.core.errors import BackendError, RefusedError, StoreError
+from prefect_imagegen.core.errors import ProviderError, RefusedError, StoreError
 from prefect_imagegen.core.plan import PlanSummary
 from prefect_imagegen.core.policy.forecast import forecast
 from prefect_imagegen.core.redact import redact
@@ -35,7 +41,7 @@ class RunSpec:
 
     manifest: str
     store: StoreSettings
-    backend: BackendSettings
+    provider: ProviderSettings
     options: GenerateOptions = field(default_factory=GenerateOptions)
 
 
@@ -54,8 +60,8 @@ async def plan_only(job: RunSpec) -> PlanSummary:
     store = open_object_store(job.store.url, job.store.storage_options)
     try:
         try:
-            kind: StoreKind | None = await _kind_of(job.backend, job.options, patience=0.0)
-        except BackendError:  # planning needs no endpoint; one out of reach just says nothing of the store's kind
+            kind: StoreKind | None = await _kind_of(job.provider, job.options, patience=0.0)
+        except ProviderError:  # planning needs no endpoint; one out of reach just says nothing of the store's kind
             kind = None
         draft = await _draft(store, kind, job)
         try:
@@ -73,25 +79,25 @@ async def prepare(job: RunSpec, parent_run_id: str | None = None) -> PlannedRun:
     Nothing is written before all of that holds.
     """
     store = open_object_store(job.store.url, job.store.storage_options)
-    backend = resolve_backend(job.backend, job.options)
+    provider = resolve_provider(job.provider, job.options)
     try:
-        if backend.kind == "segmind" and backend.api_key is None:
+        if provider.provider == "segmind" and provider.api_key is None:
             raise RefusedError(
                 "no_key",
                 "There is no API key.",
                 remedy="Set SEGMIND_API_KEY, or use a Segmind block, or --backend sandbox to try without one.",
             )
         try:
-            kind = await _kind_of(job.backend, job.options, patience=job.options.deadline)
-        except BackendError as error:
+            kind = await _kind_of(job.provider, job.options, patience=job.options.deadline)
+        except ProviderError as error:
             raise _unreachable(error) from error
         draft = await _draft(store, kind, job)
         try:
             summary = _with_forecast(await asyncio.to_thread(draft.make, keep=True), draft, job)
             if (summary.counts["invalid"] or summary.counts["busy"]) and job.options.on_invalid == "fail":
                 raise RowsRefusedError(summary)
-            if backend.kind == "segmind":
-                await _check_credentials(backend, job.options, summary)
+            if provider.provider == "segmind":
+                await _check_credentials(provider, job.options, summary)
             await _refusing(claim_kind(store, kind))
             run_id = new_run_id()
             content = {
@@ -145,65 +151,65 @@ async def _draft(store: FsspecObjectStore, kind: StoreKind | None, job: RunSpec)
     if kind is not None:
         await _refusing(read_kind(store, kind))
     ledger = await _refusing(load_ledger(store))
-    backend = resolve_backend(job.backend, job.options)
+    provider = resolve_provider(job.provider, job.options)
     manifest = await asyncio.to_thread(Manifest, job.manifest, job.options.manifest_storage_options)
     planner = Planner(
         manifest,
-        job.options.manifest_options(backend.model, backend.profile, backend.weights),
+        job.options.manifest_options(provider.model, provider.profile, provider.weights),
         ledger,
         shard_size=job.options.shard_size,
         limit=job.options.limit,
         references=ReferenceChecks(
-            reading_options(job.options, backend, job.manifest, job.store),
+            reading_options(job.options, provider, job.manifest, job.store),
             job.options.check_references,
-            transport_of(backend, job.options),
+            transport_of(provider, job.options),
         ),
     )
     return PlanDraft(planner)
 
 
 def _with_forecast(summary: PlanSummary, draft: PlanDraft, job: RunSpec) -> PlanSummary:
-    backend = resolve_backend(job.backend, job.options)
+    provider = resolve_provider(job.provider, job.options)
     summary.forecast = forecast(
         summary.to_make_by_class,
         # What is drawn for nothing says nothing of the real thing.
         {name: stats for name, stats in draft.costs().items() if stats.high},
-        in_flight=backend.max_in_flight or DEFAULT_IN_FLIGHT,
-        per_minute=backend.requests_per_minute,
-        free=backend.kind == "pool",
+        in_flight=provider.max_in_flight or DEFAULT_IN_FLIGHT,
+        per_minute=provider.requests_per_minute,
+        free=provider.provider == "pool",
     )
     return summary
 
 
-async def _kind_of(settings: BackendSettings, options: GenerateOptions, patience: float) -> StoreKind:
-    """Real or sandbox, by the engine that the endpoint names. Raises BackendError if it is out of reach.
+async def _kind_of(settings: ProviderSettings, options: GenerateOptions, patience: float) -> StoreKind:
+    """Real or sandbox, by the engine that the endpoint names. Raises ProviderError if it is out of reach.
 
     The first healthy worker of a pool is waited for, for so many seconds.
     """
-    backend = resolve_backend(settings, options)
-    if backend.kind == "pool":
-        pool = make_pool(backend, patience)
+    provider = resolve_provider(settings, options)
+    if provider.provider == "pool":
+        pool = make_pool(provider, patience)
         try:
             await pool.open()
-            return store_kind(backend, pool.engine, SANDBOX_ENGINES)
+            return store_kind(provider, pool.engine, SANDBOX_ENGINES)
         finally:
             await pool.aclose()
-    base_url = (backend.base_url or SEGMIND_URL).rstrip("/")
-    if backend.kind == "sandbox" or base_url == SEGMIND_URL:
-        return store_kind(backend, None, SANDBOX_ENGINES)
-    client = make_backend(backend, options.deadline)
+    base_url = (provider.base_url or SEGMIND_URL).rstrip("/")
+    if provider.provider == "sandbox" or base_url == SEGMIND_URL:
+        return store_kind(provider, None, SANDBOX_ENGINES)
+    client = make_provider(provider, options.deadline)
     try:
         engine = await client.engine()
     finally:
         await client.aclose()
-    return store_kind(backend, engine, SANDBOX_ENGINES)
+    return store_kind(provider, engine, SANDBOX_ENGINES)
 
 
-async def _check_credentials(backend: BackendSettings, options: GenerateOptions, summary: PlanSummary) -> None:
-    client = make_backend(backend, options.deadline)
+async def _check_credentials(provider: ProviderSettings, options: GenerateOptions, summary: PlanSummary) -> None:
+    client = make_provider(provider, options.deadline)
     try:
         balance = await client.check()
-    except BackendError as error:
+    except ProviderError as error:
         if error.kind == "auth":
             raise RefusedError(
                 "wrong_key", f"{client.endpoint} rejects the API key: {error.message}.", remedy="Set SEGMIND_API_KEY."
@@ -217,7 +223,7 @@ async def _check_credentials(backend: BackendSettings, options: GenerateOptions,
         raise RefusedError("credits", "The balance is 0 USD.", remedy="Top up, then run the same command again.")
 
 
-def _unreachable(error: BackendError) -> RefusedError:
+def _unreachable(error: ProviderError) -> RefusedError:
     return RefusedError(
         "endpoint_unreachable" if error.kind == "unsent" else error.kind,
         f"The endpoint cannot be used: {error.message}.",

@@ -8,7 +8,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from prefect_imagegen.app.config.options import GenerateOptions
-from prefect_imagegen.app.config.settings import BackendSettings, StoreSettings
+from prefect_imagegen.app.config.settings import ProviderSettings, StoreSettings
 from prefect_imagegen.core.images.reference_pictures import ReferenceFacts
 from prefect_imagegen.core.request.references import CheckReferences, ReferenceTransport, family, is_looked_at, unfit
 from prefect_imagegen.core.request.request import Reference
@@ -22,25 +22,25 @@ _REMEMBERED_WARNING = "the host of a reference is busy; it is taken for what it 
 _LOCAL = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
-def is_local(backend: BackendSettings) -> bool:
+def is_local(provider: ProviderSettings) -> bool:
     """Whether the backend runs on this machine, and can fetch from its loopback addresses."""
-    urls = [one.partition("+")[2] for one in backend.endpoints] or [backend.base_url or ""]
-    return backend.kind == "sandbox" or all((urlsplit(url).hostname or "") in _LOCAL for url in urls)
+    urls = [one.partition("+")[2] for one in provider.endpoints] or [provider.base_url or ""]
+    return provider.provider == "sandbox" or all((urlsplit(url).hostname or "") in _LOCAL for url in urls)
 
 
-def transport_of(backend: BackendSettings, options: GenerateOptions) -> ReferenceTransport:
+def transport_of(provider: ProviderSettings, options: GenerateOptions) -> ReferenceTransport:
     """How references travel: to workers always inside the call, so that they need no way to where the pictures lie."""
-    return "data-url" if backend.kind == "pool" else options.reference_transport
+    return "data-url" if provider.provider == "pool" else options.reference_transport
 
 
-def account_of(backend: BackendSettings) -> str:
+def account_of(provider: ProviderSettings) -> str:
     """Whose uploads they are: of one key at one host."""
-    key = backend.api_key.get_secret_value() if backend.api_key else ""
-    return f"{backend.assets_url or backend.base_url or ''} {key}"
+    key = provider.api_key.get_secret_value() if provider.api_key else ""
+    return f"{provider.assets_url or provider.base_url or ''} {key}"
 
 
 def reading_options(
-    options: GenerateOptions, backend: BackendSettings, manifest: str, store: StoreSettings
+    options: GenerateOptions, provider: ProviderSettings, manifest: str, store: StoreSettings
 ) -> ReadingOptions:
     """How a job's references are read.
 
@@ -53,7 +53,7 @@ def reading_options(
             by_scheme[family(url)] = given
     if options.reference_storage_options:
         by_scheme = dict.fromkeys(("s3", "gs", "az"), options.reference_storage_options)
-    policy = FetchPolicy(allow_loopback=is_local(backend), allow_private=options.allow_private_references)
+    policy = FetchPolicy(allow_loopback=is_local(provider), allow_private=options.allow_private_references)
     return ReadingOptions(by_scheme, policy, options.max_reference_megapixels)
 
 

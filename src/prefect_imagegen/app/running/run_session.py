@@ -15,15 +15,15 @@ from typing import Any
 from pydantic import SecretStr
 
 from prefect_imagegen.app.config.options import GenerateOptions
-from prefect_imagegen.app.config.resolve import make_pool, resolve_backend
-from prefect_imagegen.app.config.settings import BackendSettings
+from prefect_imagegen.app.config.resolve import make_pool, resolve_provider
+from prefect_imagegen.app.config.settings import ProviderSettings
 from prefect_imagegen.app.planning.prepare import PlannedRun, RunSpec
 from prefect_imagegen.app.planning.references import account_of, is_local, reading_options, transport_of
 from prefect_imagegen.app.planning.stored_plan import WrittenPlan
 from prefect_imagegen.app.running import orders
 from prefect_imagegen.app.running.session import Session
 from prefect_imagegen.core import layout
-from prefect_imagegen.core.errors import BackendError, ImagegenError, StoreError
+from prefect_imagegen.core.errors import ImagegenError, ProviderError, StoreError
 from prefect_imagegen.core.images.image import Decoded
 from prefect_imagegen.core.ledger.fold import LedgerView
 from prefect_imagegen.core.ledger.orders import Spending
@@ -36,7 +36,7 @@ from prefect_imagegen.gateway.settings import GatewaySettings
 from prefect_imagegen.inputs.references.cache import ReferenceCache
 from prefect_imagegen.inputs.references.reader import ReferenceReader
 from prefect_imagegen.inputs.references.routes import ReferenceRoutes, RouteOptions
-from prefect_imagegen.ports import Accounts, Backend, ObjectStore
+from prefect_imagegen.ports import Accounts, ObjectStore, Provider
 from prefect_imagegen.providers.limits import RateGate, SystemClock
 from prefect_imagegen.providers.pool.provider import Pool
 from prefect_imagegen.providers.segmind.provider import SEGMIND_URL
@@ -59,7 +59,7 @@ async def open_session(prepared: PlannedRun, order_id: str | None = None) -> Asy
     """Open everything that executing a run needs; at the end the ledger is flushed, if it can be, and all is closed.
 
     `order_id`: the order that this run is an execution of. Its cap holds over all of them.
-    Raises AlreadyStartedError if this run was begun before, StoreError or BackendError if something is out of reach.
+    Raises AlreadyStartedError if this run was begun before, StoreError or ProviderError if something is out of reach.
     """
     options, run_id = prepared.job.options, prepared.run_id
     clock = SystemClock()
@@ -81,23 +81,23 @@ async def open_session(prepared: PlannedRun, order_id: str | None = None) -> Asy
         seen = await segments(store)
         view = await load_ledger(store)
         ledger = StoreLedger(store, view, run_id=run_id, nonce=process.nonce, clock=clock, seen=seen)
-        settings = await _with_gateway(resolve_backend(prepared.job.backend, options), stack)
+        settings = await _with_gateway(resolve_provider(prepared.job.provider, options), stack)
         gate = RateGate(settings.requests_per_minute, clock.monotonic, control.sleep)
-        backend = await _open_backend(prepared, settings, control, stack)
+        provider = await _open_provider(prepared, settings, control, stack)
         budget, before = Budget.of(options.max_cost_usd, view.costs()), Spending()
-        if not backend.free:
-            before = await orders.spent_before(store, execution, queues=backend.queues)
+        if not provider.free:
+            before = await orders.spent_before(store, execution, queues=provider.queues)
             orders.carry(budget, before)
-        most = settings.max_in_flight or backend.capacity
+        most = settings.max_in_flight or provider.capacity
         context = ExecutorContext(
-            references=await _open_references(prepared.job, settings, backend, store, stack),
-            backend=backend,
+            references=await _open_references(prepared.job, settings, provider, store, stack),
+            provider=provider,
             store=store,
             ledger=ledger,
             limiter=gate,
             control=control,
             policy=_policy(options, run_id, process.nonce),
-            accounts=await _accounts_behind(settings, prepared, backend, store, view),
+            accounts=await _accounts_behind(settings, prepared, provider, store, view),
             clock=clock,
             neighbours=StoreRunLiveness(store, heartbeat, process, clock),
             jitter=random.random,
@@ -106,10 +106,10 @@ async def open_session(prepared: PlannedRun, order_id: str | None = None) -> Asy
             budget=budget,
         )
         if settings.max_in_flight is None:
-            backend.on_capacity = context.concurrency.raise_to
+            provider.on_capacity = context.concurrency.raise_to
         session = Session(prepared, plan, Executor(context), context, view)
-        session.endpoint, session.backend_name = backend.endpoint, backend.name
-        session.left_out = backend.left_out
+        session.endpoint, session.backend_name = provider.endpoint, provider.name
+        session.left_out = provider.left_out
         session.max_in_flight, session.settings, session.before = most, settings, before
         background = [asyncio.create_task(work) for work in (heartbeat.keep_beating(), ledger.keep_flushing())]
         for task in background:
@@ -123,9 +123,9 @@ async def open_session(prepared: PlannedRun, order_id: str | None = None) -> Asy
             await _wind_up(session, store, heartbeat)
 
 
-async def _with_gateway(settings: BackendSettings, stack: AsyncExitStack) -> BackendSettings:
-    """The settings; the sandbox backend gets a gateway of its own for the time of the session."""
-    if settings.kind != "sandbox" or settings.base_url:
+async def _with_gateway(settings: ProviderSettings, stack: AsyncExitStack) -> ProviderSettings:
+    """The settings; the sandbox provider gets a gateway of its own for the time of the session."""
+    if settings.provider != "sandbox" or settings.base_url:
         return settings
     gateway = EmbeddedGateway(GatewaySettings(allow_loopback=True, price_usd=0.0))
     starting = asyncio.ensure_future(asyncio.to_thread(gateway.start))
@@ -139,24 +139,24 @@ async def _with_gateway(settings: BackendSettings, stack: AsyncExitStack) -> Bac
     return replace(settings, base_url=gateway.url, history_url=None, api_key=SecretStr("sandbox"))
 
 
-async def _open_backend(
-    prepared: PlannedRun, settings: BackendSettings, control: RunControl, stack: AsyncExitStack
+async def _open_provider(
+    prepared: PlannedRun, settings: ProviderSettings, control: RunControl, stack: AsyncExitStack
 ) -> Pool:
-    """The backend, once its first worker is healthy; the run stops where none becomes so."""
-    backend = make_pool(settings, prepared.job.options.deadline)
-    backend.expect(sandbox=prepared.kind == "sandbox")
-    stack.push_async_callback(backend.aclose)
+    """The provider, once its first worker is healthy; the run stops where none becomes so."""
+    provider = make_pool(settings, prepared.job.options.deadline)
+    provider.expect(sandbox=prepared.kind == "sandbox")
+    stack.push_async_callback(provider.aclose)
     try:
-        await backend.open()
-    except BackendError as error:
+        await provider.open()
+    except ProviderError as error:
         control.stop(error.kind, error.message)
-    return backend
+    return provider
 
 
 async def _open_references(
-    job: RunSpec, settings: BackendSettings, backend: Backend, store: ObjectStore, stack: AsyncExitStack
+    job: RunSpec, settings: ProviderSettings, provider: Provider, store: ObjectStore, stack: AsyncExitStack
 ) -> ReferenceRoutes:
-    """How the job's references reach the backend, for the time of the session."""
+    """How the job's references reach the provider, for the time of the session."""
     cache = await stack.enter_async_context(ReferenceCache())
     reading = reading_options(job.options, settings, job.manifest, job.store)
     reader = await stack.enter_async_context(ReferenceReader(reading, cache))
@@ -164,32 +164,34 @@ async def _open_references(
         transport_of(settings, job.options),
         account_of(settings),
         is_local(settings),
-        bytes_only=backend.free,
+        bytes_only=provider.free,
         check=job.options.check_references,
     )
-    return ReferenceRoutes(reader, backend, routes, store if job.options.keep_references else None)
+    return ReferenceRoutes(reader, provider, routes, store if job.options.keep_references else None)
 
 
 async def _accounts_behind(
-    settings: BackendSettings, prepared: PlannedRun, backend: Backend, store: ObjectStore, view: LedgerView
+    settings: ProviderSettings, prepared: PlannedRun, provider: Provider, store: ObjectStore, view: LedgerView
 ) -> Accounts:
     """Whose calls the store holds, seen from the key in use. Raises StoreError.
 
     GPU workers have no accounts, and the sandbox of a session knows nothing of earlier ones.
     """
-    if settings.kind == "pool" or settings.api_key is None:
+    if settings.provider == "pool" or settings.api_key is None:
         return NoAccounts()
-    if settings.kind == "sandbox" and not prepared.job.backend.base_url and not prepared.job.options.base_url:
+    if settings.provider == "sandbox" and not prepared.job.provider.base_url and not prepared.job.options.base_url:
         return NoAccounts(forgets=True)
-    with suppress(BackendError, TimeoutError):
-        await asyncio.wait_for(backend.check(), _ASK_WITHIN_S)  # for the API's time, which the first claims are to know
+    with suppress(ProviderError, TimeoutError):
+        await asyncio.wait_for(
+            provider.check(), _ASK_WITHIN_S
+        )  # for the API's time, which the first claims are to know
     return await open_accounts(
         store,
         view,
         api_key=settings.api_key.get_secret_value(),
         base_url=settings.base_url or SEGMIND_URL,
-        provider=settings.kind,
-        recorded=backend.record,
+        provider=settings.provider,
+        recorded=provider.record,
         settled_before=datetime.now(UTC) - timedelta(seconds=prepared.job.options.history_lag),
     )
 

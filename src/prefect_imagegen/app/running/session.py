@@ -84,8 +84,8 @@ class Session:
         self.left_out: Mapping[str, str] = {}
         """GPU workers that were left out so far, by address, with the reason."""
         self.max_in_flight = 1
-        self.settings = prepared.job.backend
-        self._backend = context.backend
+        self.settings = prepared.job.provider
+        self._provider = context.provider
         self._held: dict[bytes, RequestResult] = {}
         self._opening = 0
         self.before = Spending()
@@ -104,7 +104,7 @@ class Session:
     @property
     def not_understood(self) -> dict[str, int]:
         """Answers that were not understood, by what they were."""
-        return dict(self._backend.not_understood)
+        return dict(self._provider.not_understood)
 
     @property
     def blocked_by(self) -> int:

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 from weakref import WeakValueDictionary
 
 from prefect_imagegen.core import layout
-from prefect_imagegen.core.errors import BackendError, RefusedError, StoreError
+from prefect_imagegen.core.errors import ProviderError, RefusedError, StoreError
 from prefect_imagegen.core.images.image import upright_size
 from prefect_imagegen.core.images.reference_pictures import media_type, normalised
 from prefect_imagegen.core.policy.outcomes import OUTCOMES
@@ -29,7 +29,7 @@ from prefect_imagegen.core.request.references import (
 from prefect_imagegen.core.request.request import GenerationRequest, Reference
 from prefect_imagegen.inputs.references.reader import ReferenceReader, ReferenceReadError
 from prefect_imagegen.net.guard import reach_of_host
-from prefect_imagegen.ports import Backend, ObjectStore
+from prefect_imagegen.ports import ObjectStore, Provider
 
 _UPLOADS = 4
 """Uploads at the same time: each holds a picture, and its text form, in memory."""
@@ -39,14 +39,14 @@ _logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class RouteOptions:
-    """What the user chose, who the account is, and whether the backend runs on this machine.
+    """What the user chose, who the account is, and whether the provider runs on this machine.
 
     `bytes_only`: whoever draws gets no addresses, not even public ones. `check`: which references have to be looked at.
     """
 
     transport: ReferenceTransport
     account: str
-    backend_is_local: bool
+    provider_is_local: bool
     bytes_only: bool = False
     check: CheckReferences = "none"
 
@@ -55,11 +55,11 @@ class ReferenceRoutes:
     """A `ports.References`. `keep` is the store that keeps what is sent, if one is to."""
 
     def __init__(
-        self, reader: ReferenceReader, backend: Backend, options: RouteOptions, keep: ObjectStore | None
+        self, reader: ReferenceReader, provider: Provider, options: RouteOptions, keep: ObjectStore | None
     ) -> None:
         self.inline = options.transport == "data-url"
         self._reader = reader
-        self._backend = backend
+        self._provider = provider
         self._options = options
         self._keep = keep
         self._gate = asyncio.Semaphore(_UPLOADS)
@@ -89,15 +89,15 @@ class ReferenceRoutes:
             return await self._upload(reference, fresh)
         except ReferenceReadError as error:
             kind = "reference_busy" if error.is_busy else "reference_unreadable"
-            raise BackendError(kind, f"{redact(reference.uri)}: {error}") from error
+            raise ProviderError(kind, f"{redact(reference.uri)}: {error}") from error
         except RefusedError as error:
-            raise BackendError("reference_unreadable", str(error)) from error
-        except (BackendError, StoreError):
+            raise ProviderError("reference_unreadable", str(error)) from error
+        except (ProviderError, StoreError):
             raise
         except Exception as error:  # whatever it is, it is the trouble of this row
             _logger.warning("A reference met an unexpected error: %s\n%s", redact(reference.uri), traceback_of(error))
             text = redact(f"{type(error).__name__} {error}")
-            raise BackendError("reference_unreadable", f"{redact(reference.uri)}: {text}") from error
+            raise ProviderError("reference_unreadable", f"{redact(reference.uri)}: {text}") from error
 
     async def _looked_at(self, reference: Reference) -> Reference:
         """The reference with its facts: one that the plan could not look at must not go out unprepared."""
@@ -136,7 +136,7 @@ class ReferenceRoutes:
                 reach = await reach_of_host(host)
             except (OSError, UnicodeError):
                 reach = "public"  # a name that means nothing here may mean something there
-            self._open_hosts[host] = reach == "public" or (reach == "loopback" and self._options.backend_is_local)
+            self._open_hosts[host] = reach == "public" or (reach == "loopback" and self._options.provider_is_local)
         return self._open_hosts[host]
 
     async def _upload(self, reference: Reference, fresh: bool) -> str:
@@ -149,18 +149,18 @@ class ReferenceRoutes:
                 return known
             data = await self._to_send(reference)
             try:
-                url = await self._backend.upload(data, media_type(data))
-            except BackendError as error:
+                url = await self._provider.upload(data, media_type(data))
+            except ProviderError as error:
                 if OUTCOMES[error.kind].scope == "run":
                     raise
-                raise BackendError("upload_failed", f"{redact(reference.uri)}: {error.message}") from error
+                raise ProviderError("upload_failed", f"{redact(reference.uri)}: {error.message}") from error
             await self._reader.cache.keep_upload(self._options.account, name, url)
             _note(self._uploaded, name)
             return url
 
     async def _is_there(self, name: str, url: str) -> bool:
         """Whether an upload of an earlier run can still be fetched; asked once a run."""
-        if name not in self._seen and not await self._backend.has_upload(url):
+        if name not in self._seen and not await self._provider.has_upload(url):
             return False
         _note(self._seen, name)
         return True

@@ -5,7 +5,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Literal
 
-from prefect_imagegen.core.errors import BackendError
+from prefect_imagegen.core.errors import ProviderError
 from prefect_imagegen.core.policy.latency import WorkLatencies
 from prefect_imagegen.core.request.profiles import Profile
 from prefect_imagegen.ports import Dialect, Health
@@ -31,7 +31,7 @@ ROW_REFUSALS = frozenset({"invalid_request", "content_policy"})
 _WRONG_KEY = (401, 403)
 
 
-class OverdueError(BackendError):
+class OverdueError(ProviderError):
     """A call was given up since its worker has had it for too long."""
 
 
@@ -42,7 +42,7 @@ class Judgement:
     `out`: `down` until it is healthy, `rest` for a while at least, `barred` for the rest of the run.
     """
 
-    error: BackendError
+    error: ProviderError
     out: Literal["", "down", "rest", "barred"] = ""
     why: str = ""
 
@@ -133,7 +133,7 @@ class Endpoint:
         """Why it is of no use, by a call that draws nothing; empty if it is, or does not tell."""
         try:
             await self.dialect.check()
-        except BackendError as error:
+        except ProviderError as error:
             self.barred = error.kind == "auth" or error.status in _WRONG_KEY
             return error.message if self.barred or error.kind == "protocol" else ""
         self._key_is_tried = True
@@ -158,7 +158,7 @@ class Endpoint:
         self.rests += 1
         return min(_LAST_REST_S, _FIRST_REST_S * 2.0 ** min(self.rests - 1, 8))
 
-    async def judged(self, error: BackendError, cost_class: str, now: float) -> Judgement:
+    async def judged(self, error: ProviderError, cost_class: str, now: float) -> Judgement:
         """What a failed call means."""
         text = error.message if self.name in error.message else f"{self.name}: {error.message}"
         if error.kind in REFUSALS:
@@ -167,7 +167,7 @@ class Endpoint:
         kind = _OF_A_WORKER.get(error.kind)
         if kind is None:
             return Judgement(error)
-        found = BackendError(kind, text, status=error.status, retry_after=0.0)
+        found = ProviderError(kind, text, status=error.status, retry_after=0.0)
         if isinstance(error, OverdueError):
             return await self._overdue(found, error, cost_class)
         if kind == "worker_busy" or (error.status == 503 and error.retry_after and await self.is_well()):
@@ -181,7 +181,7 @@ class Endpoint:
         why = f"{self.failures} failures in a row, the last: {error.message}"
         return Judgement(found, "down" if self.failures >= IN_A_ROW else "", why)
 
-    async def _overdue(self, found: BackendError, error: OverdueError, cost_class: str) -> Judgement:
+    async def _overdue(self, found: ProviderError, error: OverdueError, cost_class: str) -> Judgement:
         """A call took too long: the worker is to blame if its health says so, or if no call is answered any more."""
         self.given_up[cost_class] += 1
         if not await self.is_well():

@@ -21,7 +21,7 @@ from pydantic import SecretStr
 
 from prefect_imagegen.core import answers
 from prefect_imagegen.core.base64_text import decode_base64, lacks_padding
-from prefect_imagegen.core.errors import BackendError
+from prefect_imagegen.core.errors import ProviderError
 from prefect_imagegen.core.images.image import BadImageError, decode, upright_size
 from prefect_imagegen.core.policy.backoff import pause_seconds
 from prefect_imagegen.core.redact import redact
@@ -103,7 +103,7 @@ class OpenAIImages:
             ) as response:
                 body = await read_body(response)
         except UNREADABLE as error:
-            raise BackendError("unsent", f"no answer: {plain_name(error)}") from error
+            raise ProviderError("unsent", f"no answer: {plain_name(error)}") from error
         if response.status_code in (401, 403):
             raise self._refusal(response, body)
         self._models = _served(answers.parse_json(body))
@@ -133,11 +133,11 @@ class OpenAIImages:
                 return Submission(request, None, open_body=(response, fields["size"]))
             body = await read_body(response)
         except UNREADABLE as error:
-            raise BackendError("unknown", f"no answer: {plain_name(error)}") from error
+            raise ProviderError("unknown", f"no answer: {plain_name(error)}") from error
         raise self._refusal(response, body)
 
     def _picture_text(self, body: bytes) -> str:
-        """The one picture of an answer, in base64. Raises BackendError."""
+        """The one picture of an answer, in base64. Raises ProviderError."""
         value = answers.parse_json(body)
         items = value.get("data") if isinstance(value, dict) else None
         item = items[0] if isinstance(items, list) and items and isinstance(items[0], dict) else {}
@@ -147,14 +147,14 @@ class OpenAIImages:
         if not isinstance(text, str) or not text:
             what = "a URL instead of the image's bytes" if url else "no image"
             text = redact(answers.error_text(body), self._key)[:200]
-            raise BackendError("bad_output", f"the answer has {what}: {text}", status=200)
+            raise ProviderError("bad_output", f"the answer has {what}: {text}", status=200)
         return text
 
-    def _refusal(self, response: httpx.Response, body: bytes) -> BackendError:
+    def _refusal(self, response: httpx.Response, body: bytes) -> ProviderError:
         """What an answer other than success means; a redirect is another service's."""
         status = response.status_code
         other = "unavailable" if status > 500 else "invalid_request" if status >= 400 else "protocol"
-        return BackendError(
+        return ProviderError(
             _STATUS_KINDS.get(status, other),
             f"{status}: {redact(answers.error_text(body), self._key)}",
             status=status,
@@ -169,20 +169,20 @@ class OpenAIImages:
         try:
             body = await read_body(response)
         except UNREADABLE as error:
-            raise BackendError("unknown", f"the answer broke off: {plain_name(error)}") from error
+            raise ProviderError("unknown", f"the answer broke off: {plain_name(error)}") from error
         text = self._picture_text(body)
         try:
             data = decode_base64(text)
         except ValueError as error:
-            raise BackendError("bad_output", f"the image is cut off, or no base64: {error}", status=200) from error
+            raise ProviderError("bad_output", f"the image is cut off, or no base64: {error}", status=200) from error
         try:
             if lacks_padding(text):
                 await asyncio.to_thread(decode, data)  # a picture that is cut off looks like one that is not padded
             found = "{}x{}".format(*upright_size(data))
         except BadImageError as error:
-            raise BackendError("bad_output", str(error), status=200) from error
+            raise ProviderError("bad_output", str(error), status=200) from error
         if found != size:
-            raise BackendError("bad_output", f"the image has {found} pixels instead of {size}", status=200)
+            raise ProviderError("bad_output", f"the image has {found} pixels instead of {size}", status=200)
         applied: dict[str, Any] = {"size": size}
         negative = submission.request.params.get("negative_prompt")
         if negative and self._engine is not None and not self._engine.uses_negative_prompt:
@@ -197,14 +197,14 @@ class OpenAIImages:
 def fields_of(request: GenerationRequest, first: tuple[int, int] | None) -> dict[str, Any]:
     """The fields of a call, for generations (JSON) and edits (a form) alike; `first` is the first reference's size.
 
-    Raises BackendError (`invalid_request`) for an aspect ratio without a known size.
+    Raises ProviderError (`invalid_request`) for an aspect ratio without a known size.
     """
     params = {name: plain_number(value) for name, value in request.params.items()}
     ratio = params.get("aspect_ratio", "1:1")
     try:
         width, height = pixels_of(ratio, first)
     except KeyError:
-        raise BackendError("invalid_request", f"no size is known for the aspect ratio {ratio!r}") from None
+        raise ProviderError("invalid_request", f"no size is known for the aspect ratio {ratio!r}") from None
     image_format = params.get("image_format", "png")
     fields = {
         "prompt": request.prompt,
@@ -226,13 +226,13 @@ def fields_of(request: GenerationRequest, first: tuple[int, int] | None) -> dict
 
 
 def _size_of_first(pictures: Sequence[bytes]) -> tuple[int, int] | None:
-    """The size of the first reference, upright, in pixels. Raises BackendError where any is no picture."""
+    """The size of the first reference, upright, in pixels. Raises ProviderError where any is no picture."""
     sizes = []
     for number, data in enumerate(pictures, 1):
         try:
             sizes.append(upright_size(data))
         except BadImageError as error:
-            raise BackendError("invalid_request", f"reference {number} is no picture: {error}") from error
+            raise ProviderError("invalid_request", f"reference {number} is no picture: {error}") from error
     return sizes[0] if sizes else None
 
 

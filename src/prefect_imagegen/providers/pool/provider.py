@@ -1,4 +1,4 @@
-"""A pool of endpoints behind one backend: each call goes to the endpoint with the fewest calls out.
+"""A pool of endpoints behind one provider: each call goes to the endpoint with the fewest calls out.
 
 Measured (simulation, 600 jobs): with the queue kept here and two calls per worker, one worker of four that is three
 times slower costs 5 % over the ideal; round-robin costs 159 %. A pool only picks an endpoint: whether and when a row is
@@ -14,14 +14,14 @@ from datetime import datetime
 from itertools import zip_longest
 from typing import Any, TypeVar
 
-from prefect_imagegen.core.errors import BackendError
+from prefect_imagegen.core.errors import ProviderError
 from prefect_imagegen.core.policy.history_lookup import Look, Window
 from prefect_imagegen.core.request.profiles import Profile
 from prefect_imagegen.core.request.request import GenerationRequest
 from prefect_imagegen.ports import Balance, Clock, Delivery, Dialect, HistoryRecord, Submission
 from prefect_imagegen.providers.pool.endpoint import ROW_REFUSALS, Endpoint, Judgement, Lease, OverdueError
 from prefect_imagegen.providers.pool.workers import Workers
-from prefect_imagegen.providers.segmind.provider import SegmindBackend
+from prefect_imagegen.providers.segmind.provider import SegmindProvider
 
 T = TypeVar("T")
 _ROWS_REMEMBERED = 10_000
@@ -49,7 +49,7 @@ class Pool:
         dialects: Sequence[Dialect],
         policy: PoolPolicy,
         clock: Clock,
-        account: SegmindBackend | None = None,
+        account: SegmindProvider | None = None,
         limits: Sequence[int | None] = (),
     ) -> None:
         self.name = "pool" if policy.free else "segmind"
@@ -88,7 +88,7 @@ class Pool:
     async def open(self) -> None:
         """Wait for the first healthy worker; the others are looked after meanwhile.
 
-        Raises BackendError (`no_worker`) after the deadline, RefusedError for workers that cannot serve this run.
+        Raises ProviderError (`no_worker`) after the deadline, RefusedError for workers that cannot serve this run.
         """
         if self.free:
             await self._workers.open(self._policy.deadline)
@@ -111,7 +111,7 @@ class Pool:
     def expect(self, *, sandbox: bool) -> None:
         """Check from now on that every answer comes from a sandbox, or that none does."""
         for endpoint in self._endpoints:
-            if isinstance(endpoint.dialect, SegmindBackend):
+            if isinstance(endpoint.dialect, SegmindProvider):
                 endpoint.dialect.expect(sandbox=sandbox)
         if sandbox:
             self.name = "sandbox"
@@ -128,13 +128,13 @@ class Pool:
         if not self.free:
             return await self._endpoints[0].dialect.submit(request, image_urls)
         applied = self._applied(request)
-        refused: dict[Endpoint, BackendError] = {}
+        refused: dict[Endpoint, ProviderError] = {}
         while True:
             lease = await self._take(applied, refused.keys() | self._shunned.get(request.key, set()))
             endpoint = lease.endpoint
             try:
                 answer = await self._timed(lease, endpoint.dialect.submit(applied, image_urls))
-            except BackendError as error:
+            except ProviderError as error:
                 judgement = await self._judged(lease, error, request)
                 self._give_back(lease)
                 if judgement.is_refusal:
@@ -161,12 +161,12 @@ class Pool:
         endpoint, submission.taken_by = lease.endpoint, None
         try:
             delivery = await self._timed(lease, endpoint.dialect.collect(submission.open_body))
-        except BackendError as error:
+        except ProviderError as error:
             judgement = await self._judged(lease, error, submission.request)
             if judgement.is_refusal:
                 # It took the call, and is no worker of ours after all: the row is drawn elsewhere.
                 text = f"{endpoint.name}: {error.message}"
-                raise BackendError("worker_lost", text, status=error.status, retry_after=0.0) from error
+                raise ProviderError("worker_lost", text, status=error.status, retry_after=0.0) from error
             raise judgement.error from error
         finally:
             self._give_back(lease)
@@ -200,9 +200,9 @@ class Pool:
             await endpoint.dialect.aclose()
 
     @property
-    def _paid(self) -> SegmindBackend:
+    def _paid(self) -> SegmindProvider:
         if self._account is None:
-            raise BackendError("protocol", "GPU workers keep neither a history nor uploads")
+            raise ProviderError("protocol", "GPU workers keep neither a history nor uploads")
         return self._account
 
     def _applied(self, request: GenerationRequest) -> GenerationRequest:
@@ -211,14 +211,14 @@ class Pool:
         return request if profile is None else replace(request, params=profile.applied(request.params))
 
     async def _take(self, request: GenerationRequest, avoided: Collection[Endpoint]) -> Lease:
-        """Wait for an endpoint with room; that with the least load, in turn. Raises BackendError.
+        """Wait for an endpoint with room; that with the least load, in turn. Raises ProviderError.
 
         Those to be avoided are taken only where no other one is up.
         """
         while True:
             serving = [endpoint for endpoint in self._endpoints if endpoint.serves(request.model)]
             if not serving:
-                raise BackendError("model_unavailable", f"no worker of the pool serves {request.model}")
+                raise ProviderError("model_unavailable", f"no worker of the pool serves {request.model}")
             now = self._clock.monotonic()
             up = [endpoint for endpoint in serving if endpoint.up]
             wanted = [endpoint for endpoint in up if endpoint not in avoided] or up
@@ -238,15 +238,15 @@ class Pool:
         return any(one.up and one.serves(model) and one not in refused for one in self._endpoints)
 
     def _patience(self, serving: Sequence[Endpoint], wanted: Sequence[Endpoint], now: float) -> float | None:
-        """How long to wait for room. Raises BackendError when no worker is left, or was up for the deadline."""
+        """How long to wait for room. Raises ProviderError when no worker is left, or was up for the deadline."""
         if not wanted:
             self._dark_since = now if self._dark_since is None else self._dark_since
             left = self._dark_since + self._policy.deadline - now
             why = "; ".join(f"{endpoint.name}: {endpoint.why_down}" for endpoint in serving)
             if all(endpoint.is_hopeless for endpoint in serving):
-                raise BackendError("no_worker", f"every worker refuses the calls of this run: {why}")
+                raise ProviderError("no_worker", f"every worker refuses the calls of this run: {why}")
             if left <= 0:
-                raise BackendError("no_worker", f"no worker has been healthy for {self._policy.deadline:.0f} s: {why}")
+                raise ProviderError("no_worker", f"no worker has been healthy for {self._policy.deadline:.0f} s: {why}")
             return left
         pauses = [one.paused_until - now for one in wanted if one.paused_until > now]
         return min(pauses, default=None)
@@ -265,7 +265,7 @@ class Pool:
             lease.endpoint.work.add(lease.cost_class, limit)
             raise OverdueError("unknown", f"no answer within {limit:.0f} s") from None
 
-    async def _judged(self, lease: Lease, error: BackendError, request: GenerationRequest) -> Judgement:
+    async def _judged(self, lease: Lease, error: ProviderError, request: GenerationRequest) -> Judgement:
         """What a failed call means; a worker that is to blame is left out, and the row goes elsewhere."""
         endpoint = lease.endpoint
         judgement = await endpoint.judged(error, lease.cost_class, self._clock.monotonic())

@@ -5,7 +5,7 @@ import logging
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 
-from prefect_imagegen.core.errors import BackendError, RefusedError
+from prefect_imagegen.core.errors import ProviderError, RefusedError
 from prefect_imagegen.core.policy.outages import Outage, since_text
 from prefect_imagegen.core.request.profiles import Profile
 from prefect_imagegen.ports import Clock
@@ -38,7 +38,7 @@ class Workers:
     async def open(self, deadline: float) -> None:
         """Wait for the first healthy worker; the others are looked after meanwhile.
 
-        Raises BackendError (`no_worker`) after the deadline, RefusedError for workers that cannot serve this run.
+        Raises ProviderError (`no_worker`) after the deadline, RefusedError for workers that cannot serve this run.
         """
         await self.look_at_all()
         self._refuse_useless()
@@ -54,7 +54,7 @@ class Workers:
             self._refuse_useless()
             why = self._reasons
             if waited >= deadline:
-                raise BackendError("no_worker", f"no worker was ready within {waited:.0f} s: {why}")
+                raise ProviderError("no_worker", f"no worker was ready within {waited:.0f} s: {why}")
             if not waited:
                 _logger.warning("Waiting for the first healthy worker, for up to %.0f s: %s", deadline, why)
             patience = min(_OPENING_LOOK_S, deadline - waited)
@@ -88,7 +88,7 @@ class Workers:
         await self._clock.sleep(seconds)
         return None
 
-    def blame(self, endpoint: Endpoint, error: BackendError) -> None:
+    def blame(self, endpoint: Endpoint, error: ProviderError) -> None:
         """A worker has refused a row that another one takes."""
         endpoint.failures += 1
         if endpoint.failures >= IN_A_ROW:

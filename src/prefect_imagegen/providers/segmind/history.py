@@ -4,7 +4,7 @@ Source: the official SDK 1.3.0. The name of the rows' timestamp is not published
 where none is found time is bounded by the query's dates alone; `request_body` may be JSON or the repr of a Python dict.
 
 A listing proves something only if it is understood: an object with a list of rows under `data`, and without an error,
-page after page until one is empty and none was announced. Anything else is a BackendError, and nobody may take it for
+page after page until one is empty and none was announced. Anything else is a ProviderError, and nobody may take it for
 absence.
 """
 
@@ -19,7 +19,7 @@ from typing import Any
 from urllib.parse import quote
 
 from prefect_imagegen.core import answers
-from prefect_imagegen.core.errors import BackendError
+from prefect_imagegen.core.errors import ProviderError
 from prefect_imagegen.core.policy.history_lookup import Candidate, Look, Window, compare_calls, compare_models
 from prefect_imagegen.ports import HistoryRecord
 
@@ -66,7 +66,7 @@ class Page:
 
 
 class SegmindHistory:
-    """List and detail of the request history below one host; `get_json` is the backend's GET with the key.
+    """List and detail of the request history below one host; `get_json` is the provider's GET with the key.
 
     `odd` is told, in a few words, of every answer that is not understood.
     """
@@ -86,11 +86,11 @@ class SegmindHistory:
     async def detail(self, request_id: str) -> HistoryRecord | None:
         """One own request by its id; None if the history does not (yet) know it.
 
-        Raises BackendError (`unknown` for an answer that is not understood).
+        Raises ProviderError (`unknown` for an answer that is not understood).
         """
         try:
             answer = await self._asked("the record of a request", f"{self._url}/{quote(request_id, safe='')}")
-        except BackendError as error:
+        except ProviderError as error:
             if error.status == 404:
                 return None
             raise
@@ -103,7 +103,7 @@ class SegmindHistory:
     async def records(self, model: str, start: date, end: date) -> list[HistoryRecord]:
         """Own requests of a model between two days (inclusive, at most 31 apart), newest first, one per request_id.
 
-        An empty model means all. Raises BackendError if they cannot all be read: what was not seen is not absent.
+        An empty model means all. Raises ProviderError if they cannot all be read: what was not seen is not absent.
         """
         found: dict[str, HistoryRecord] = {}
         for record in await self._steadily(lambda: self._walk(partial(self._page, model, start, end), 1, None)):
@@ -112,7 +112,7 @@ class SegmindHistory:
         return list(found.values())
 
     async def find(self, model: str, claimed: Mapping[str, Any], window: Window) -> Look:
-        """Look once for the call of a claim: every request that is, or could be, the one. Raises BackendError.
+        """Look once for the call of a claim: every request that is, or could be, the one. Raises ProviderError.
 
         Looks for calls of the same hours share one listing.
         """
@@ -133,7 +133,7 @@ class SegmindHistory:
         start, end = (first - _DAY).date(), (last + _DAY).date()
         spans = -(-((end - start).days + 1) // _MOST_DAYS)
         if spans > _MOST_SPANS:
-            raise BackendError("unknown", f"the clocks of the claim are years apart: {start} to {end}")
+            raise ProviderError("unknown", f"the clocks of the claim are years apart: {start} to {end}")
         found: list[HistoryRecord | None] = []
         for _ in range(spans):
             begin = max(start, end - timedelta(days=_MOST_DAYS - 1))
@@ -199,7 +199,7 @@ class SegmindHistory:
             if stop_before is not None and _is_before(current, stop_before) and _falls(read):
                 return found
             number += 1
-        raise BackendError("unknown", f"the request history has more than {MAX_PAGES * PAGE_SIZE} requests to read")
+        raise ProviderError("unknown", f"the request history has more than {MAX_PAGES * PAGE_SIZE} requests to read")
 
     async def _page(self, model: str, start: date, end: date, number: int) -> Page:
         """One page. No model is asked for where absence is to be proven: names in the history may be others."""
@@ -223,14 +223,14 @@ class SegmindHistory:
         """The JSON of a GET; an answer that is none is as little understood as one of another shape."""
         try:
             return await self._get_json(url, **more)
-        except BackendError as error:
+        except ProviderError as error:
             if error.kind != "protocol":
                 raise
             raise self._not_understood(f"{what}: {'no JSON' if error.status == 200 else error.message}") from error
 
-    def _not_understood(self, what: str) -> BackendError:
+    def _not_understood(self, what: str) -> ProviderError:
         self._odd(what)
-        return BackendError("unknown", f"an answer is not understood: {what}")
+        return ProviderError("unknown", f"an answer is not understood: {what}")
 
 
 _Page = Callable[[int], Coroutine[Any, Any, Page]]

@@ -1,4 +1,4 @@
-"""HTTP for the Segmind backend: bounded bodies, GETs that may be tried again, and answers as BackendErrors.
+"""HTTP for the Segmind provider: bounded bodies, GETs that may be tried again, and answers as ProviderErrors.
 
 The key goes to the URLs that ask for it only: the endpoint's own hosts.
 """
@@ -19,7 +19,7 @@ import httpx
 from pydantic import SecretStr
 
 from prefect_imagegen.core import answers
-from prefect_imagegen.core.errors import BackendError
+from prefect_imagegen.core.errors import ProviderError
 from prefect_imagegen.core.policy.backoff import pause_seconds
 from prefect_imagegen.core.policy.outages import Outage, since_text
 from prefect_imagegen.core.policy.outcomes import classify_answer
@@ -127,11 +127,11 @@ class SegmindHttp:
                     last, status = f"status {response.status_code}", response.status_code
             except FetchError as error:
                 text = f"the output is not downloaded: its address leads inside; {error.message}"
-                raise BackendError("submitted", redact(text), request_id=request_id) from error
+                raise ProviderError("submitted", redact(text), request_id=request_id) from error
             except UNREADABLE as error:
                 last, status = plain_name(error), None
         text = f"the output could not be downloaded: {last}"
-        raise BackendError("submitted", text, request_id=request_id, status=status)
+        raise ProviderError("submitted", text, request_id=request_id, status=status)
 
     @asynccontextmanager
     async def _followed(self, url: str) -> AsyncIterator[httpx.Response]:
@@ -154,11 +154,11 @@ class SegmindHttp:
     async def get_json(
         self, url: str, params: dict[str, str] | None = None, tries: int = GET_TRIES, within: float | None = None
     ) -> Any:
-        """A GET with the key, for balance and history, each try of it `within` so many seconds; raises BackendError."""
+        """A GET with the key, for balance and history, each try `within` so many seconds; raises ProviderError."""
         return await self._json(lambda: self.get(url, params=params), url, tries, within)
 
     async def post_json(self, url: str, body: Any) -> Any:
-        """A POST with the key that may be sent again: it costs nothing and starts nothing. Raises BackendError."""
+        """A POST with the key that may be sent again: it costs nothing and starts nothing. Raises ProviderError."""
         data = json.dumps(body).encode()
         return await self._json(
             lambda: self.client.stream("POST", url, content=pieces(data), headers=self.posting(data)), url
@@ -180,7 +180,7 @@ class SegmindHttp:
         tries: int = GET_TRIES,
         within: float | None = None,
     ) -> Any:
-        failure = BackendError("unsent", f"{urlsplit(url).hostname} could not be reached")
+        failure = ProviderError("unsent", f"{urlsplit(url).hostname} could not be reached")
         turns = self._turns[urlsplit(url).netloc]
         for failures in range(tries):
             if failures and failure.status != 429:
@@ -192,7 +192,7 @@ class SegmindHttp:
                     body = await read_body(response)
             except UNREADABLE as error:
                 self.lost(plain_name(error))
-                failure = BackendError("unsent", f"{urlsplit(url).hostname} gave no answer: {plain_name(error)}")
+                failure = ProviderError("unsent", f"{urlsplit(url).hostname} gave no answer: {plain_name(error)}")
                 continue
             if response.status_code == 429:
                 turns.refused(sent, self.pause(response))
@@ -201,12 +201,12 @@ class SegmindHttp:
             if response.status_code == 200:
                 value = answers.parse_json(body)
                 if value is None:
-                    raise BackendError("protocol", f"{urlsplit(url).hostname} answered with no JSON", status=200)
+                    raise ProviderError("protocol", f"{urlsplit(url).hostname} answered with no JSON", status=200)
                 return value
             failure = self.refusal(response, body)
             if response.status_code == 404 and not isinstance(answers.parse_json(body), dict):
                 # Not the API's own word: a route that is missing, or a proxy.
-                raise BackendError("unknown", failure.message)
+                raise ProviderError("unknown", failure.message)
             if response.status_code < 500 and (response.status_code != 429 or failures + 1 >= _TRIES_WHEN_REFUSED):
                 break
         raise failure
@@ -227,10 +227,10 @@ class SegmindHttp:
         """The headers of a POST of some JSON."""
         return self.headers() | {"content-type": "application/json", "content-length": str(len(data))}
 
-    def refusal(self, response: httpx.Response, body: bytes, request_id: str | None = None) -> BackendError:
+    def refusal(self, response: httpx.Response, body: bytes, request_id: str | None = None) -> ProviderError:
         """What an answer other than success means."""
         text = answers.error_text(body)
-        return BackendError(
+        return ProviderError(
             classify_answer(response.status_code, text),
             self.safe(f"{response.status_code}: {text}"),
             status=response.status_code,

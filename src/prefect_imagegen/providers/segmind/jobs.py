@@ -9,7 +9,7 @@ from typing import Any
 from urllib.parse import quote
 
 from prefect_imagegen.core import answers
-from prefect_imagegen.core.errors import BackendError
+from prefect_imagegen.core.errors import ProviderError
 from prefect_imagegen.core.policy.outcomes import classify_failure
 from prefect_imagegen.ports import Delivery
 from prefect_imagegen.providers.segmind.history import SegmindHistory
@@ -50,7 +50,7 @@ class SegmindJobs:
         job = await self._ended(request_id, is_old=is_old)
         if job.state == "FAILED":
             text = job.error or ""
-            raise BackendError(
+            raise ProviderError(
                 classify_failure(text),
                 self._http.safe(text),
                 status=422,
@@ -66,17 +66,17 @@ class SegmindJobs:
         }
         try:
             return await self.delivery(job.outputs, request_id, None, facts)
-        except BackendError as error:
+        except ProviderError as error:
             if error.status not in (404, 410):
                 raise
             try:
                 other = await self._recorded(request_id)  # it may know another address
-            except BackendError as untold:
+            except ProviderError as untold:
                 if untold.kind == "auth":
                     raise
                 # Whether there is one is not known: without its status the error says nothing for good.
                 text = f"{error.message}; {untold.message}"
-                raise BackendError("submitted", text, request_id=request_id) from error
+                raise ProviderError("submitted", text, request_id=request_id) from error
             if other is None or other.state != "COMPLETED" or other.outputs == job.outputs:
                 raise
             return await self.delivery(other.outputs, request_id, None, facts)
@@ -108,17 +108,17 @@ class SegmindJobs:
             if found is None and (not is_there or asked % _OUTPUT_PATIENCE == 0):
                 try:
                     found = await self._recorded(request_id)
-                except BackendError as error:
+                except ProviderError as error:
                     if error.kind == "auth":
                         raise
                     found, is_there = None, True  # what it knows is not known: ask again
                 if found is None and not is_there and (is_old or not self._has_records):
                     text = "neither the record nor the history tells the result"
-                    raise BackendError("submitted", text, status=_EXPIRED, request_id=request_id)
+                    raise ProviderError("submitted", text, status=_EXPIRED, request_id=request_id)
             if found is not None and found.state != "PENDING":
                 self._polls.ended(loop.time() - started)
                 return found
-        raise BackendError("submitted", f"no result after {loop.time() - started:.0f} s", request_id=request_id)
+        raise ProviderError("submitted", f"no result after {loop.time() - started:.0f} s", request_id=request_id)
 
     async def _record(self, request_id: str) -> tuple[answers.JobAnswer | None, bool]:
         """What the record says once: an end that counts, or None; and whether there still is a record."""
@@ -151,7 +151,7 @@ class SegmindJobs:
         return None
 
     async def _job(self, url: str, request_id: str) -> tuple[answers.JobAnswer | None, int | None]:
-        """One poll: what it says, if it is understood, and its HTTP status. Raises BackendError for a rejected key."""
+        """One poll: what it says, if it is understood, and its HTTP status. Raises ProviderError for a rejected key."""
         sent = await self._polls.take()
         what = "the result" if url.endswith(quote(request_id, safe="")) else "a poll"
         try:

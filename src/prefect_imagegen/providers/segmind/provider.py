@@ -1,4 +1,4 @@
-"""The Segmind API as a backend: v2 (submit, await, download) and v1 (one blocking call).
+"""The Segmind API as a provider: v2 (submit, await, download) and v1 (one blocking call).
 
 A wrong answer here never buys an image again: polls, downloads and look-ups are only ever GETs, and what a failed
 POST means is decided by `core.outcomes`. The key goes to the endpoint's own hosts only; URLs are rebuilt from the
@@ -19,7 +19,7 @@ import httpx
 from pydantic import SecretStr
 
 from prefect_imagegen.core import answers
-from prefect_imagegen.core.errors import BackendError
+from prefect_imagegen.core.errors import ProviderError
 from prefect_imagegen.core.policy.history_lookup import Look, Window
 from prefect_imagegen.core.request.request import GenerationRequest
 from prefect_imagegen.core.tally import Tally
@@ -40,7 +40,7 @@ SANDBOX_ENGINES = frozenset({"sandbox", "static"})
 
 @dataclass(frozen=True, slots=True)
 class Endpoints:
-    """The hosts of one backend. One that is not Segmind's serves history and uploads itself, unless told otherwise."""
+    """The hosts of one provider. One that is not Segmind's serves history and uploads itself, unless told otherwise."""
 
     base: str
     history: str
@@ -54,7 +54,7 @@ class Endpoints:
         return cls(base, (history_url or own[0]).rstrip("/"), (assets_url or own[1]).rstrip("/"))
 
 
-class SegmindBackend:
+class SegmindProvider:
     """A `ports.Backend` over one Segmind-compatible endpoint. Close it with `aclose`."""
 
     def __init__(
@@ -102,7 +102,7 @@ class SegmindBackend:
         """Read the balance: proves address and key, costs nothing. One more try after a failed connection."""
         try:
             answer = await self._http.get_json(f"{self._base}/v1/get-user-credits", tries=2, within=PROBE_S)
-        except BackendError as error:
+        except ProviderError as error:
             if error.status == 404:  # "No credits found for the user": an account without a balance record
                 return Balance(None)
             raise
@@ -119,11 +119,11 @@ class SegmindBackend:
                 answer = await self._http.post_json(f"{self._assets}/upload-asset", {"data_urls": [url]})
         except TimeoutError:
             # A host that refuses is asked ever more rarely, by one row after the other: no row waits for ever.
-            raise BackendError("upload_failed", f"an upload was not taken within {self._deadline:.0f} s") from None
+            raise ProviderError("upload_failed", f"an upload was not taken within {self._deadline:.0f} s") from None
         value = answer if isinstance(answer, dict) else {}
         urls = value.get("file_urls") or value.get("urls")
         if not isinstance(urls, list) or not urls or not isinstance(urls[0], str):
-            raise BackendError("upload_failed", "the answer to an upload names no address")
+            raise ProviderError("upload_failed", "the answer to an upload names no address")
         return urls[0]
 
     async def has_upload(self, url: str) -> bool:
@@ -147,8 +147,8 @@ class SegmindBackend:
         except TRANSPORT_ERRORS as error:
             self._http.lost(plain_name(error))
             if never_sent(error):
-                raise BackendError("unsent", f"{self.endpoint} could not be reached: {plain_name(error)}") from error
-            raise BackendError(
+                raise ProviderError("unsent", f"{self.endpoint} could not be reached: {plain_name(error)}") from error
+            raise ProviderError(
                 "unknown", f"{self.endpoint} took the call and gave no answer: {plain_name(error)}"
             ) from error
         self._http.heard(response)
@@ -160,7 +160,7 @@ class SegmindBackend:
             body = await read_body(response)
         except UNREADABLE as error:
             if response.status_code < 300:
-                raise BackendError(
+                raise ProviderError(
                     "unknown", f"the answer to the call broke off: {plain_name(error)}", status=response.status_code
                 ) from error
             body = b""
@@ -177,7 +177,7 @@ class SegmindBackend:
             submission.open_body = None
             return await self._read_v1(submission, response)
         if submission.request_id is None:
-            raise BackendError("unknown", "the answer broke off and named no request_id")
+            raise ProviderError("unknown", "the answer broke off and named no request_id")
         # The records of v1 calls are not served: those are found in the history.
         return await self.fetch(submission.request_id, is_old=submission.is_old)
 
@@ -219,7 +219,7 @@ class SegmindBackend:
         )
 
     async def engine(self) -> str | None:
-        """The engine that a gateway names in /health; None for any other service. BackendError if out of reach."""
+        """The engine that a gateway names in /health; None for any other service. ProviderError if out of reach."""
         for last_try in (False, True):
             try:
                 async with (
@@ -231,7 +231,7 @@ class SegmindBackend:
                     return name
             except UNREADABLE as error:
                 if last_try:
-                    raise BackendError("unsent", f"{self.endpoint} gave no answer: {plain_name(error)}") from error
+                    raise ProviderError("unsent", f"{self.endpoint} gave no answer: {plain_name(error)}") from error
         return None
 
     def expect(self, *, sandbox: bool) -> None:
@@ -243,7 +243,7 @@ class SegmindBackend:
         try:
             body = await read_body(response)
         except UNREADABLE as error:
-            raise BackendError(
+            raise ProviderError(
                 "bad_output", f"the answer broke off: {plain_name(error)}", request_id=submission.request_id, status=200
             ) from error
         headers = response.headers
@@ -256,7 +256,7 @@ class SegmindBackend:
         }
         outputs = answers.images_of_body(body)
         if outputs[0].error is not None:
-            raise BackendError(
+            raise ProviderError(
                 "bad_output",
                 self._http.safe(outputs[0].error),
                 request_id=submission.request_id,
@@ -275,7 +275,7 @@ class SegmindBackend:
             return request_id
         # A 2xx without an id: the work may have been queued, so it is not sent again.
         self._odd(f"a submit: status {status}, {answers.shape_of(value)}")
-        raise BackendError(
+        raise ProviderError(
             "unknown",
             self._http.safe(f"the answer to the call has no request_id: {answers.error_text(body)}"),
             status=status,
@@ -288,4 +288,4 @@ class SegmindBackend:
         if (engine in SANDBOX_ENGINES) != self._sandbox:
             what = f"engine {engine!r}" if engine else "no sandbox"
             text = f"{self.endpoint} changed during the run: it is now {what}"
-            raise BackendError("sandbox_mismatch", text, status=response.status_code, request_id=request_id)
+            raise ProviderError("sandbox_mismatch", text, status=response.status_code, request_id=request_id)

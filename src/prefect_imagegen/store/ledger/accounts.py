@@ -13,7 +13,7 @@ from datetime import datetime
 from typing import Any
 
 from prefect_imagegen.core import layout
-from prefect_imagegen.core.errors import BackendError
+from prefect_imagegen.core.errors import ProviderError
 from prefect_imagegen.core.ledger.accounts import fingerprint_of, origin_of
 from prefect_imagegen.core.ledger.events import KnownAttempt
 from prefect_imagegen.core.ledger.fold import LedgerView
@@ -208,5 +208,5 @@ async def _verdict(recorded: Recorded, request_id: str) -> bool | None:
     """Whether the key in use can look up a call; None where that cannot be told."""
     try:
         return await asyncio.wait_for(recorded(request_id), _ASK_WITHIN_S) is not None
-    except (BackendError, TimeoutError):
+    except (ProviderError, TimeoutError):
         return None
