@@ -20,7 +20,7 @@ from prefect_imagegen.app.running.result import RunResult
 from prefect_imagegen.gateway.faults import Fault, FaultScript
 from prefect_imagegen.gateway.server import EmbeddedGateway
 from prefect_imagegen.gateway.settings import GatewaySettings
-from prefect_imagegen.store.checks import CHECKS
+from prefect_imagegen.store.contract.checks import CHECKS
 
 COMMANDS = ("verify", "doctor", "reconcile", "retry")
 

@@ -190,7 +190,7 @@ class Bench:
             control=self.control,
             policy=Policy(run_id, nonce, **more.get("policy", {})),
             clock=self.clock,
-            neighbours=self,
+            run_liveness=self,
             jitter=lambda: 1.0,
             run_decode=self._decode,
             concurrency=AdaptiveLimit(more.get("max_in_flight", 4)),

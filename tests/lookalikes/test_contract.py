@@ -11,8 +11,9 @@ from fsspec.implementations.memory import MemoryFileSystem
 from prefect_imagegen.core import layout
 from prefect_imagegen.core.errors import StoreError
 from prefect_imagegen.providers.limits import SystemClock
-from prefect_imagegen.store.checks import CHECKS, MANY
-from prefect_imagegen.store.contract import Finding, StoreContract
+from prefect_imagegen.store.contract.bench import MANY
+from prefect_imagegen.store.contract.checks import CHECKS
+from prefect_imagegen.store.contract.contract import Finding, StoreContract
 from prefect_imagegen.store.errors import store_error
 from prefect_imagegen.store.object_store import FsspecObjectStore, open_object_store
 
@@ -119,7 +120,7 @@ def test_every_fault_is_seen_by_its_check(fault, look_alike) -> None:
     assert states["warn"] | states["unknown"] == warned, [finding for finding in found if finding.state != "ok"]
     for finding in found:
         if finding.state != "ok":
-            assert finding.seen
+            assert finding.observed
             assert finding.meaning
             assert finding.remedy
 
@@ -201,7 +202,7 @@ def test_a_store_without_room_is_not_said_to_be_broken(after: int) -> None:
     if troubled:
         first, rest = troubled
         assert (first.state, rest.state, rest.name) == ("unknown", "fail", "contract")
-        assert "no room left" in first.seen
+        assert "no room left" in first.observed
         assert "says nothing" in first.meaning
         assert "paying" not in "".join(finding.meaning for finding in found)
     assert left == []

@@ -55,8 +55,8 @@ async def opened(store, key: str, view: LedgerView | None = None, history: Histo
         api_key=key,
         base_url=f"{URL}/v2",
         provider="segmind",
-        recorded=history or History(),
-        settled_before=SETTLED,
+        look_up=history or History(),
+        history_complete_until=SETTLED,
     )
 
 

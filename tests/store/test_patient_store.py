@@ -73,7 +73,7 @@ def shaky(tmp_path):
 
 
 def patient(store, clock, **more) -> PatientStore:
-    return PatientStore(store, clock, **{"deadline": 60.0, "draw": lambda: 1.0} | more)
+    return PatientStore(store, clock, **{"deadline": 60.0, "jitter": lambda: 1.0} | more)
 
 
 def call_of(store, operation: str, path: str) -> Callable[[], Awaitable[object]]:
@@ -244,7 +244,7 @@ def test_pauses_are_bounded(draws, deadline) -> None:
         async def get(self, path: str) -> bytes:
             raise StoreError("store_unreachable", "dead")
 
-    store = PatientStore(Dead(), clock, deadline=deadline, draw=lambda: next(values, 1.0))
+    store = PatientStore(Dead(), clock, deadline=deadline, jitter=lambda: next(values, 1.0))
     with pytest.raises(StoreError):
         asyncio.run(store.get("a"))
     assert max(clock.sleeps) <= 15

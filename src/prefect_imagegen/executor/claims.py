@@ -55,7 +55,7 @@ class Claims:
             context.accounts.fingerprint,
             context.provider.endpoint,
             layout.heartbeat(context.policy.run_id),
-            context.neighbours.store_now(),
+            context.run_liveness.store_now(),
             context.provider.now(),
         )
 
@@ -92,7 +92,7 @@ class Claims:
             row.claim_no = max([row.claim_no, *(one.n + 1 for one in known)])
             return Retry()
         if not last.is_closed and last.run_id not in read_after:
-            if await context.neighbours.life(_owner(last)) == "alive":
+            if await context.run_liveness.life(_owner(last)) == "alive":
                 return self._leave(row, last)
             # It writes no more: what it wrote after we read the ledger is read once.
             await context.ledger.refresh(at_once=True)
@@ -166,7 +166,7 @@ class Claims:
             return Retry()
         row.claim_no, row.claim, row.claimed = last.n, record.claim, None
         row.stored_at = record.stored or record.claim.store_time
-        row.claimant_gone = await context.neighbours.life(_owner(last)) == "dead"
+        row.claimant_gone = await context.run_liveness.life(_owner(last)) == "dead"
         row.request_id, row.stored_request_id = last.request_id, record.request_id
         found = await self.adopt(row, last) or await self._unowned(row, last)
         if found is not None:
@@ -210,7 +210,7 @@ class Claims:
                 await context.ledger.refresh()
                 known = await context.ledger.known(row.key)
                 closed = any(one.n == last.n and one.is_closed for one in known)
-                if closed or await context.neighbours.life(_owner(last)) != "alive":
+                if closed or await context.run_liveness.life(_owner(last)) != "alive":
                     return Retry()
         finally:
             self._watched -= 1

@@ -67,7 +67,7 @@ class ExecutorContext:
     control: RunControl
     policy: Policy
     clock: Clock
-    neighbours: RunLiveness
+    run_liveness: RunLiveness
     jitter: Callable[[], float]
     run_decode: Callable[[Callable[[bytes], Decoded], bytes], Coroutine[Any, Any, Decoded]]
     concurrency: AdaptiveLimit
@@ -152,7 +152,7 @@ class ExecutorContext:
 
     async def vouched(self) -> bool:
         """Wait until our sign of life is young enough to send anything; False if the run stops first."""
-        while self.neighbours.since_beat() > HEARTBEAT_FRESH_S and not self.control.stopped:
+        while self.run_liveness.since_beat() > HEARTBEAT_FRESH_S and not self.control.stopped:
             await self.control.sleep(_TICK_S)
         return not self.control.stopped
 

@@ -116,7 +116,7 @@ class Lookups:
             return 0.0
         clocks = [(claim.api_time, context.provider.now())]
         if stored is not None:
-            clocks.append((stored, context.neighbours.store_now()))
+            clocks.append((stored, context.run_liveness.store_now()))
         if not elapsed and not any(then and now for then, now in clocks):
             clocks.append((claim.time, context.clock.now()))
         return ages_of(clocks, elapsed)

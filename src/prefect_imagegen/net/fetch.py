@@ -159,7 +159,7 @@ class ReferenceFetcher:
             try:
                 return await self._follow(errand, holding)
             except _PassingError as busy:
-                pause = backoff(failures, self._timing.draw()) if busy.pause is None else busy.pause
+                pause = backoff(failures, self._timing.jitter()) if busy.pause is None else busy.pause
                 failures += 1
                 if busy.slows:
                     self._hosts.pause(busy.host, min(pause, LONGEST_PAUSE_S))

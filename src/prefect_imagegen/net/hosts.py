@@ -27,7 +27,7 @@ class Timing:
     monotonic: Callable[[], float] = time.monotonic
     now: Callable[[], datetime] = _now
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
-    draw: Callable[[], float] = random.random
+    jitter: Callable[[], float] = random.random
 
 
 @dataclass(slots=True)

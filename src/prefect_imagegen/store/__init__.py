@@ -1,1 +1,1 @@
-"""Object stores, and what lies in them."""
+"""Object stores: reading, writing, heartbeats, the store contract, and the ledger."""

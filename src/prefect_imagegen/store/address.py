@@ -1,4 +1,4 @@
-"""Which addresses a store may have: those where a listing names what a put wrote."""
+"""Which addresses a store may have: only those under which puts and listings use the same names."""
 
 from prefect_imagegen.core.secrets import holds_secret
 
@@ -11,11 +11,11 @@ _WITHOUT_USERS = frozenset({"s3", "s3a", "gs", "gcs"})
 
 
 def unfit(url: str) -> tuple[str, str] | None:
-    """What makes an address one that cannot be kept to, and the remedy; None if nothing does.
+    """Why an address cannot be used for a store, and the remedy; None if it can be.
 
-    Measured with s3fs 2026.9 and SeaweedFS 4: under such an address a put and a listing do not name the
-    same objects, or fsspec goes to another place than the one written. Names of folders are kept as they are otherwise,
-    blanks, `#` and `%20` included. Local paths are folded by the operating system.
+    Measured with s3fs 2026.9 and SeaweedFS 4: under such an address a put and a listing do not name the same objects,
+    or fsspec goes to another place than the one written. All other folder names work as they are, blanks, `#` and
+    `%20` included. Local paths are normalised by the operating system.
     """
     if not url.strip():
         return "is empty", "Give a bucket (s3://bucket/prefix) or a path; `.` is the present folder."
@@ -41,4 +41,4 @@ def unfit(url: str) -> tuple[str, str] | None:
         ),
         ("\\" in rest, "has a backslash", f"Write it with slashes. {_MOVE}"),
     )
-    return next(((what, remedy) for wrong, what, remedy in rules if wrong), None)
+    return next(((problem, remedy) for wrong, problem, remedy in rules if wrong), None)

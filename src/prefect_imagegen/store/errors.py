@@ -1,4 +1,4 @@
-"""What a store's failure means: the exceptions of all file systems, told as one `StoreError` with a true remedy.
+"""Translate the exceptions of all file systems into `StoreError`, each with its kind and remedy.
 
 Codes of S3 and its kin: docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html, and what look-alikes answer.
 """
@@ -34,12 +34,12 @@ _UNFIT = frozenset(
         *("SignatureDoesNotMatch", "AuthorizationHeaderMalformed", "400", "411", "501"),
     }
 )
-"""What look-alikes answer to a header or a body that they do not know."""
+"""The codes with which S3 look-alikes answer a header or a body that they do not know."""
 
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """What a service answered: its HTTP status (0: none), its code and its words; empty if no service answered."""
+    """A service's error answer: HTTP status (0: none), error code and message; all empty if no service answered."""
 
     status: int = 0
     code: str = ""
@@ -52,17 +52,20 @@ class Refusal:
 
     @property
     def is_conflict(self) -> bool:
-        """Whether a create-only put lost to another writer that may yet fail: nothing need be there."""
+        """Whether a create-only put met another writer at the same time, which may yet fail.
+
+        So the object need not exist, and the put may be tried again.
+        """
         return self.code == "ConditionalRequestConflict"
 
     @property
     def is_unfit(self) -> bool:
-        """Whether it may be about a header or a framing that the service does not know."""
+        """Whether the service may have refused a header or a framing that it does not know."""
         return self.code in _UNFIT or self.status in (411, 501)
 
 
 def refusal_of(error: BaseException) -> Refusal:
-    """What a service answered, from the innermost client error of a chain of exceptions."""
+    """The service's answer in an exception: that of the first exception of its chain that carries a response."""
     for cause in _causes(error):
         response = getattr(cause, "response", None)
         if isinstance(response, dict):
@@ -78,7 +81,7 @@ def is_precondition_failed(error: BaseException) -> bool:
 
 
 def no_create_only(url: str, refusal: Refusal) -> StoreError:
-    """The store takes puts, but none that must not overwrite."""
+    """The error for a store that takes plain puts and refuses create-only ones."""
     return StoreError(
         "store_no_create_only",
         f"{url} does not take create-only puts: it takes a put, and answers {refusal} to the same put with "
@@ -88,18 +91,18 @@ def no_create_only(url: str, refusal: Refusal) -> StoreError:
 
 
 def store_error(url: str, path: str, error: Exception, *, writing: bool) -> StoreError:
-    """The error of one operation on the store at `url`, in words for its user."""
+    """The `StoreError` for an exception that an operation on `path` of the store at `url` raised."""
     where = f"{url} ({path})" if path else url
     refusal, number = refusal_of(error), error.errno if isinstance(error, OSError) else None
     return (
-        _of_the_place(url, where, error, refusal)
-        or _of_access(url, where, error, refusal, number, writing=writing)
-        or _of_capacity(url, where, refusal, number)
-        or _of_anything(where, error, refusal, number, writing=writing)
+        _location_error(url, where, error, refusal)
+        or _access_error(url, where, error, refusal, number, writing=writing)
+        or _capacity_error(url, where, refusal, number)
+        or _other_error(where, error, refusal, number, writing=writing)
     )
 
 
-def _of_the_place(url: str, where: str, error: Exception, refusal: Refusal) -> StoreError | None:
+def _location_error(url: str, where: str, error: Exception, refusal: Refusal) -> StoreError | None:
     if refusal.code in _ABSENT or isinstance(error, FileNotFoundError):
         return StoreError(
             "store_not_found",
@@ -118,7 +121,7 @@ def _of_the_place(url: str, where: str, error: Exception, refusal: Refusal) -> S
     return None
 
 
-def _of_access(
+def _access_error(
     url: str, where: str, error: Exception, refusal: Refusal, number: int | None, *, writing: bool
 ) -> StoreError | None:
     text = redact(f"{type(error).__name__} {error}").rstrip(".")
@@ -157,7 +160,7 @@ def _denied(where: str, refusal: Refusal, *, writing: bool) -> StoreError:
     )
 
 
-def _of_capacity(url: str, where: str, refusal: Refusal, number: int | None) -> StoreError | None:
+def _capacity_error(url: str, where: str, refusal: Refusal, number: int | None) -> StoreError | None:
     if refusal.code in _FULL or number in (errno.ENOSPC, errno.EDQUOT):
         return StoreError(
             "store_full",
@@ -179,7 +182,7 @@ def _of_capacity(url: str, where: str, refusal: Refusal, number: int | None) -> 
     return None
 
 
-def _of_anything(where: str, error: Exception, refusal: Refusal, number: int | None, *, writing: bool) -> StoreError:
+def _other_error(where: str, error: Exception, refusal: Refusal, number: int | None, *, writing: bool) -> StoreError:
     action = "written" if writing else "read"
     if 400 <= refusal.status < 500 or refusal.status == 501 or (refusal.code and not refusal.status):
         return StoreError(
@@ -214,9 +217,9 @@ def _of_anything(where: str, error: Exception, refusal: Refusal, number: int | N
 
 
 def _causes(error: BaseException) -> list[BaseException]:
-    found: list[BaseException] = []
+    chain: list[BaseException] = []
     current: BaseException | None = error
-    while current is not None and current not in found:
-        found.append(current)
+    while current is not None and current not in chain:
+        chain.append(current)
         current = current.__cause__ or current.__context__
-    return found
+    return chain

@@ -1,4 +1,4 @@
-"""Local files, written whole and durably or not at all: the bytes, the name, and the folders that lead to it."""
+"""Atomic, durable writes of local files: the bytes, the name, and the folders above it are all synced to disk."""
 
 import ctypes
 import errno
@@ -11,15 +11,16 @@ from prefect_imagegen.core.errors import StoreError
 from prefect_imagegen.failpoints import hit
 
 _NO_LINKS = frozenset({errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.EMLINK})
-"""What file systems without hard links say: exFAT, many network drives, folders shared into containers."""
+"""The errors of file systems without hard links: exFAT, many network drives, folders shared into containers."""
 _AT_FDCWD, _NOREPLACE, _EXCLUSIVE = -100, 1, 4
 """linux/fcntl.h and linux/fs.h; sys/stdio.h of macOS."""
 
 
 def create_file(target: Path, data: bytes, crash_point: str = "") -> bool:
-    """Temporary file, fsync, hard link: the name appears with its whole content, or not at all.
+    """Create a file with its whole content; False if it exists already.
 
-    Where the file system has no hard links, a rename that never replaces; where it has neither, StoreError.
+    Temporary file, fsync, hard link. Where the file system has no hard links, a rename that never replaces; where it
+    has neither, raises StoreError. `crash_point` names the failpoint between the temporary file and the link.
     """
     if target.exists():
         return False
@@ -36,7 +37,7 @@ def create_file(target: Path, data: bytes, crash_point: str = "") -> bool:
 
 
 def _give_name(temporary: Path, target: Path) -> None:
-    """Let a name appear for a file, unless it exists: then FileExistsError."""
+    """Give the temporary file its name. Raises FileExistsError if the name is taken."""
     try:
         target.hardlink_to(temporary)
     except OSError as error:
@@ -71,7 +72,7 @@ def _no_exclusive_names(target: Path) -> StoreError:
 
 
 def replace_file(target: Path, data: bytes) -> None:
-    """Write or replace a file: readers see the old content or the new, never a part."""
+    """Write or replace a file atomically: readers see the old content or the new, never a part."""
     temporary = _write_temporary(target, data)
     try:
         temporary.replace(target)
@@ -97,7 +98,7 @@ def _write_temporary(target: Path, data: bytes) -> Path:
 
 
 def _make_readable(file: Path) -> None:
-    """For everybody, where the file system knows who may read what."""
+    """Make a file readable for everybody, where the file system has permissions."""
     try:
         file.chmod(0o644)
     except OSError as error:
@@ -106,15 +107,15 @@ def _make_readable(file: Path) -> None:
 
 
 def _make_folder(folder: Path) -> None:
-    """Make a folder and those above it; each one that was not there is made durable in the one that holds it."""
+    """Make a folder and its missing parents, and sync the parent of each folder that was made."""
     missing = []
-    for one in (folder, *folder.parents):
-        if one.exists():
+    for level in (folder, *folder.parents):
+        if level.exists():
             break
-        missing.append(one)
+        missing.append(level)
     folder.mkdir(parents=True, exist_ok=True)
-    for one in missing:
-        _sync_folder(one.parent)
+    for level in missing:
+        _sync_folder(level.parent)
 
 
 def _sync_folder(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""Any fsspec URL as an object store with true create-only puts.
+"""An object store over any fsspec URL, with create-only puts that really never overwrite.
 
 S3 and its kin: conditional puts, whose refusal comes in two spellings (FileExistsError, or OSError with the code
 `PreconditionFailed` beneath). Local files: temporary file, fsync, hard link. Other file systems: the probe at
@@ -40,14 +40,14 @@ THREADS = 32
 _CONNECT_S = 2
 _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "az": "azure", "abfs": "azure", "abfss": "azure"}
 _CONFLICT_PAUSES_S = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6)
-"""Between tries of a create-only put that met another one at the same time; S3 asks for a new try then."""
+"""Pauses between tries of a create-only put that met another one at the same time; S3 then asks for a new try."""
 _S3_PUT_LIMIT = 5 * 1024**3
 """A single PUT takes up to 5 GiB; multipart uploads are not atomic with a create-only condition."""
 _memory_lock = threading.Lock()
 
 
 def open_object_store(url: str, storage_options: Mapping[str, Any] | None = None) -> "FsspecObjectStore":
-    """Open the root at `url` (a local path, `s3://bucket/prefix`, any fsspec URL). Nothing is read or written yet.
+    """Open the store at `url` (a local path, `s3://bucket/prefix`, any fsspec URL). Nothing is read or written yet.
 
     Raises RefusedError for an unknown protocol, a missing extra, options the file system does not take, or an address
     whose objects would be written under other names than they are listed by.
@@ -100,7 +100,7 @@ class FsspecObjectStore:
         return await self._run(path, lambda fs: self._create(fs, path, data, content_type), writing=True)
 
     async def put(self, path: str, data: bytes, content_type: str = "application/octet-stream") -> None:
-        """Write or replace, atomically."""
+        """Write or replace an object, atomically."""
         await self._run(path, lambda fs: self._put(fs, path, data, content_type), writing=True)
 
     async def delete(self, path: str) -> None:
@@ -121,7 +121,7 @@ class FsspecObjectStore:
             await self._run(prefix, lambda _: _prune(Path(self._full(prefix))), writing=True)
 
     def close(self) -> None:
-        """Close the connections and let the threads go."""
+        """Close the connections and shut down the threads."""
         for fs in self._fs.opened:
             close_connections(fs)
         self._threads.shutdown(wait=False)
@@ -176,7 +176,7 @@ class FsspecObjectStore:
         return True
 
     def _takes_plain_puts(self, fs: Any) -> bool:
-        """Whether what was refused as a create-only put is taken without the condition."""
+        """Whether the store takes a plain put, so that it was the create-only condition that it refused."""
         probe = self._full(layout.probe(secrets.token_hex(8)))
         try:
             fs.pipe_file(probe, b"1", **self._s3_arguments("text/plain"))
@@ -203,18 +203,18 @@ class FsspecObjectStore:
         return ObjectInfo(path, int(info["size"]), _modified(info), _content_type(info))
 
     def _find(self, fs: Any, prefix: str) -> Sequence[ObjectInfo]:
-        found = _none_if_absent(lambda: fs.find(self._full(prefix), detail=True)) or {}
+        listing = _none_if_absent(lambda: fs.find(self._full(prefix), detail=True)) or {}
         start = len(fs._strip_protocol(self._root).rstrip("/")) + 1  # noqa: SLF001 - fsspec's documented hook
         infos = (
             ObjectInfo(name.rstrip("/")[start:], int(info["size"] or 0), _modified(info))
-            for name, info in found.items()
+            for name, info in listing.items()
             if info.get("type") != "directory" and "/.tmp-" not in name
         )
         return sorted(infos, key=lambda info: info.path)
 
 
 def s3_options(options: dict[str, Any]) -> dict[str, Any]:
-    """The user's options, with short connect times and no listing cache unless they say otherwise."""
+    """The user's options for s3fs, with short connect times and no listing cache unless they say otherwise."""
     config = {
         "connect_timeout": _CONNECT_S,
         "read_timeout": 60,
@@ -230,8 +230,8 @@ def s3_options(options: dict[str, Any]) -> dict[str, Any]:
 def prove_reachable(address: str) -> None:
     """Connect to a service within 2 s, with one retry; OSError if it cannot be reached.
 
-    The clients of GCS and Azure try for over a minute (measured: 73 s and 84 s) before they say so. Where a proxy
-    stands in between, they are left to find out.
+    The clients of GCS and Azure try for over a minute (measured: 73 s and 84 s) before they report it. Nothing is
+    checked where a proxy stands in between.
     """
     parts = urlsplit(address)
     host, port = parts.hostname or "", parts.port or (80 if parts.scheme == "http" else 443)
@@ -249,8 +249,8 @@ def prove_reachable(address: str) -> None:
 
 def _service_address(fs: Any) -> str | None:
     """The address that gcsfs (`base`) or adlfs (`service_client`) talks to; None for other file systems."""
-    found = getattr(fs, "base", None) or getattr(getattr(fs, "service_client", None), "url", None)
-    return found if isinstance(found, str) and found.startswith("http") else None
+    address = getattr(fs, "base", None) or getattr(getattr(fs, "service_client", None), "url", None)
+    return address if isinstance(address, str) and address.startswith("http") else None
 
 
 def close_connections(fs: Any) -> None:
@@ -282,11 +282,11 @@ def _none_if_absent(call: Callable[[], T]) -> T | None:
 
 
 def _content_type(info: Mapping[str, Any]) -> str | None:
-    """As s3fs and gcsfs tell it, or adlfs."""
-    found = (
+    """The content type as s3fs, gcsfs or adlfs report it; None if they report none."""
+    content_type = (
         info.get("ContentType") or info.get("contentType") or (info.get("content_settings") or {}).get("content_type")
     )
-    return str(found) if found else None
+    return str(content_type) if content_type else None
 
 
 def _modified(info: Mapping[str, Any]) -> datetime | None:

@@ -1,4 +1,4 @@
-"""A store that hiccups: every operation is tried again for as long as the run may wait for it."""
+"""An object store that tries failed operations again, for as long as the run may wait."""
 
 import asyncio
 import logging
@@ -12,10 +12,10 @@ from prefect_imagegen.ports import Clock, ObjectInfo, ObjectStore
 
 T = TypeVar("T")
 FINAL_KINDS = frozenset({"store_no_create_only", "store_conflict", "store_damaged", "run_not_found"})
-"""What no further try can change."""
+"""Error kinds that are raised at once, since another try cannot change them."""
 _TICK_S = 0.25
 _LONG = 0.5
-"""The part of the deadline after which an operation without an answer is a trouble."""
+"""The part of the deadline after which an operation without an answer is shown as trouble."""
 _PAUSE_S, _LONGEST_PAUSE_S = 1.0, 15.0
 _MEANWHILE = (
     "What it did not take is kept and tried again, each time for up to %.0f s; then the run stops, and can be resumed."
@@ -30,8 +30,9 @@ class PatientStore:
     `time_left` (seconds until a stopping run has to be at its end; None: no limit) has nothing left. Kinds of
     `FINAL_KINDS` are raised at once.
 
-    `create` may say False for what it wrote itself, in a try whose answer was lost. So who must know whether an object
-    is its own compares content or nonce, as with a client library that sends again by itself.
+    `create` may return False for an object that an earlier try of the same call wrote, when that try's answer was lost.
+    Callers that must know whether an object is theirs compare its content or nonce; client libraries that resend by
+    themselves make that necessary anyway.
     """
 
     def __init__(
@@ -41,20 +42,20 @@ class PatientStore:
         *,
         deadline: float,
         time_left: Callable[[], float | None] = lambda: None,
-        draw: Callable[[], float] = random.random,
+        jitter: Callable[[], float] = random.random,
     ) -> None:
         self.url = store.url
         self._store = store
         self._clock = clock
         self._deadline = deadline
         self._time_left = time_left
-        self._draw = draw
+        self._jitter = jitter
         self._troubles: list[StoreError] = []
         self._outage = Outage()
 
     @property
     def trouble(self) -> StoreError | None:
-        """What is wrong with the store now: an operation is being tried again, or has had no answer for long."""
+        """The current trouble: set while an operation is being tried again, or has had no answer for long."""
         return self._troubles[0] if self._troubles else None
 
     async def get(self, path: str) -> bytes | None:
@@ -62,11 +63,11 @@ class PatientStore:
         return await self._patiently(lambda: self._store.get(path))
 
     async def create(self, path: str, data: bytes, content_type: str = "application/octet-stream") -> bool:
-        """Create-only put: True if written, False if the path exists, be it by a try of our own."""
+        """Create-only put: True if written, False if the path exists (an earlier try of this call may have made it)."""
         return await self._patiently(lambda: self._store.create(path, data, content_type))
 
     async def put(self, path: str, data: bytes, content_type: str = "application/octet-stream") -> None:
-        """Write or replace, atomically."""
+        """Write or replace an object, atomically."""
         await self._patiently(lambda: self._store.put(path, data, content_type))
 
     async def delete(self, path: str) -> None:
@@ -83,18 +84,18 @@ class PatientStore:
 
     async def _patiently(self, call: Callable[[], Awaitable[T]]) -> T:
         try:
-            found = await self._once(call)
+            answer = await self._once(call)
         except StoreError as error:
             if error.kind in FINAL_KINDS:
                 raise
             return await self._again(call, error)
         self._note_success()
-        return found
+        return answer
 
     async def _once(self, call: Callable[[], Awaitable[T]]) -> T:
-        """One try. One that hangs counts as failed after the deadline, or when the run's time is over.
+        """Try once. A call that hangs counts as failed after the deadline, or when the run's time is over.
 
-        It may still succeed: what it wrote is found as what a try whose answer was lost wrote.
+        It may still succeed on the store's side, like any try whose answer was lost.
         """
         trying = asyncio.ensure_future(call())
         started = self._clock.monotonic()
@@ -122,7 +123,7 @@ class PatientStore:
         )
 
     async def _again(self, call: Callable[[], Awaitable[T]], error: StoreError) -> T:
-        """Try again what has failed once."""
+        """Try a failed operation again, until it succeeds or its time is over; then raise its last error."""
         end = self._clock.monotonic() + self._deadline
         longest = _PAUSE_S
         first = error
@@ -131,10 +132,10 @@ class PatientStore:
         succeeded = False
         try:
             while (left := self._left(end)) > 0:
-                await self._clock.sleep(min(self._draw() * longest, left))
+                await self._clock.sleep(min(self._jitter() * longest, left))
                 longest = min(2 * longest, _LONGEST_PAUSE_S)
                 try:
-                    found = await self._once(call)
+                    answer = await self._once(call)
                 except StoreError as again:
                     error = again
                     if error.kind in FINAL_KINDS:
@@ -142,7 +143,7 @@ class PatientStore:
                     self._note_failure(error)
                 else:
                     succeeded = True
-                    return found
+                    return answer
             raise error
         finally:
             self._troubles.remove(first)
@@ -154,14 +155,14 @@ class PatientStore:
         return own if of_the_run is None else min(own, of_the_run)
 
     def _note_failure(self, error: StoreError) -> None:
-        """Say that the store is away, once for all operations and tries that fail meanwhile."""
+        """Log that the store is unavailable: once per outage, not once per operation."""
         lasted = self._outage.failed(self._clock.monotonic())
         if lasted is not None:
             since, most = since_text(lasted, self._clock.now()), self._deadline
             _logger.warning("The store cannot be used %s: %s %s", since, error.message, _MEANWHILE % most)
 
     def _note_success(self) -> None:
-        """Say that it is back, once nothing is being tried again any more."""
+        """Log that the store is back, once no operation is being tried again any more."""
         if self._troubles or not self._outage.is_on:
             return
         seconds = self._outage.worked(self._clock.monotonic())

@@ -1,4 +1,4 @@
-"""S3 look-alikes that refuse the checksums which newer clients send with every put: they are asked without.
+"""Retry without checksums on S3 look-alikes that refuse them.
 
 Since botocore 1.36 every put carries checksum headers (over https a trailer, in aws-chunked framing), and every read
 asks for them. Services that do not know them answer 501 or 400.
@@ -16,14 +16,14 @@ from prefect_imagegen.store.errors import refusal_of
 
 T = TypeVar("T")
 WHEN_REQUIRED = {"request_checksum_calculation": "when_required", "response_checksum_validation": "when_required"}
-"""The settings of botocore that leave the checksums out where S3 does not demand them."""
+"""botocore settings that leave the checksums out where S3 does not require them."""
 _logger = logging.getLogger(__name__)
 _refusing: set[tuple[str, str]] = set()
-"""Endpoint and bucket of the stores that were found to refuse checksums, in this process."""
+"""Endpoint and bucket of the stores that have refused checksums in this process."""
 
 
 class ChecksumFallback:
-    """Calls on one S3 store, tried once more without checksums where that may be what was refused."""
+    """Calls one store's file system; on S3, a refused call is tried once more without checksums."""
 
     def __init__(self, fs: Any, root: str, url: str) -> None:
         self._store = (str(getattr(fs, "endpoint_url", None) or ""), root.lstrip("/").split("/", 1)[0])
@@ -31,12 +31,16 @@ class ChecksumFallback:
         self._lock = threading.Lock()
         self._kinds_to_try = {True, False} if is_s3(fs) and not _is_set(fs) else set()
         self.fs = without_checksums(fs) if self._kinds_to_try and self._store in _refusing else fs
-        """The file system to use."""
+        """The file system in use: the original, or one without checksums once that has helped."""
         self.opened = [self.fs]
         """All file systems whose connections are to be closed in the end."""
 
     def call(self, call: Callable[[Any], T], *, writing: bool) -> T:
-        """What `call(file system)` gives; a refusal is tried again without checksums, which is kept if it helps."""
+        """The result of `call(file system)`.
+
+        If the store refuses it in a way that checksums may explain, it is called again without them; if that helps,
+        all later calls go without.
+        """
         fs = self.fs
         try:
             return call(fs)
@@ -72,7 +76,7 @@ class ChecksumFallback:
 
 
 def without_checksums(fs: Any) -> Any:
-    """Another file system like this one, whose client leaves checksums out."""
+    """A file system with the same options, whose client leaves checksums out."""
     options: dict[str, Any] = dict(fs.storage_options)
     options["config_kwargs"] = {**(options.get("config_kwargs") or {}), **WHEN_REQUIRED}
     return fsspec.filesystem("s3", **{**options, "skip_instance_cache": True})
@@ -84,6 +88,6 @@ def is_s3(fs: Any) -> bool:
 
 
 def _is_set(fs: Any) -> bool:
-    """Whether the user has said what is to be done about checksums."""
+    """Whether the user's own options say what to do about checksums."""
     config: Mapping[str, Any] = fs.storage_options.get("config_kwargs") or {}
     return "request_checksum_calculation" in config

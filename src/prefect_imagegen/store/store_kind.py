@@ -1,4 +1,4 @@
-"""`store.json`: which format and kind a store is, and the proof that its create-only puts hold."""
+"""`store.json`: a store's format and kind; writing it also proves that create-only puts work."""
 
 import json
 from typing import Literal
@@ -11,7 +11,10 @@ StoreKind = Literal["real", "sandbox"]
 
 
 async def read_kind(store: ObjectStore, expected: StoreKind) -> StoreKind | None:
-    """The kind of an existing store, None for a new one; nothing is written. Raises RefusedError on a mismatch."""
+    """The kind of an existing store, None for a new one; writes nothing.
+
+    Raises RefusedError: `store_damaged`, `store_newer`, or `store_kind` if it is not the expected one.
+    """
     data = await store.get(layout.STORE_FILE)
     if data is None:
         return None
@@ -40,9 +43,9 @@ async def read_kind(store: ObjectStore, expected: StoreKind) -> StoreKind | None
 
 
 async def claim_kind(store: ObjectStore, kind: StoreKind) -> None:
-    """Create `store.json` or check it, and prove by a second put that the store refuses to overwrite.
+    """Create `store.json`, or check the one that is there; a second put proves that the store refuses to overwrite.
 
-    Raises RefusedError for a newer format, another kind, or a store that ignores create-only.
+    Raises RefusedError for a newer format, another kind, a store that ignores create-only, or one that changes content.
     """
     data = json.dumps({"format": layout.STORE_FORMAT, "kind": kind}).encode()
     if await store.create(layout.STORE_FILE, data, "application/json"):
@@ -57,15 +60,18 @@ async def claim_kind(store: ObjectStore, kind: StoreKind) -> None:
 
 
 async def _prove_content(store: ObjectStore, data: bytes) -> None:
-    """A store that takes the framing of newer S3 clients for content, or drops content, would spoil every image."""
+    """Read `store.json` back and compare.
+
+    Some look-alikes store the framing of newer S3 clients as content, or drop content: every image would be spoiled.
+    """
     content = await store.get(layout.STORE_FILE)
     if content == data:
         return
     await store.delete(layout.STORE_FILE)
-    what = "nothing" if not content else f"{content[:40]!r}"
+    returned = "nothing" if not content else f"{content[:40]!r}"
     raise RefusedError(
         "store_altered",
-        f"{store.url} gives back {what} where {data!r} was written.",
+        f"{store.url} gives back {returned} where {data!r} was written.",
         remedy="Look at what lies between (a proxy, a cache). With an S3 look-alike, try --storage-option "
         """'config_kwargs={"request_checksum_calculation": "when_required"}'.""",
     )

@@ -144,14 +144,14 @@ async def _execute(order: Order) -> Ended:
     clock, options, run_id = order.clock, order.options, order.run_id
     control = RunControl(clock, deadline=options.deadline, max_failure_rate=0.5)
     draw = order.rng.random
-    store = PatientStore(order.store, clock, deadline=options.deadline, time_left=control.time_left, draw=draw)
+    store = PatientStore(order.store, clock, deadline=options.deadline, time_left=control.time_left, jitter=draw)
     started = json.dumps({"nonce": order.process.nonce}).encode()
     await store.create(layout.run(run_id, "started.json"), started, "application/json")
     heartbeat = Heartbeat(order.store, run_id, order.process, clock, deadline=options.deadline)
     await heartbeat.beat(store=store)
     seen, view = await read_ledger(store)
     todo, ended = _plan(view, order.requests)
-    ledger = StoreLedger(store, view, run_id=run_id, nonce=order.process.nonce, clock=clock, seen=seen)
+    ledger = StoreLedger(store, view, run_id=run_id, nonce=order.process.nonce, clock=clock, read_segments=seen)
     settings = _settings(order)
     gate = RateGate(settings.requests_per_minute, clock.monotonic, control.sleep)
     provider = make_pool(settings, options.deadline)
@@ -178,7 +178,7 @@ async def _execute(order: Order) -> Ended:
         ),
         accounts=await _accounts(order, provider, store, view),
         clock=clock,
-        neighbours=StoreRunLiveness(store, heartbeat, order.process, clock),
+        run_liveness=StoreRunLiveness(store, heartbeat, order.process, clock),
         jitter=draw,
         run_decode=decoder,
         concurrency=AdaptiveLimit(options.in_flight),
@@ -235,6 +235,6 @@ async def _accounts(order: Order, provider: Provider, store: ObjectStore, view: 
         api_key=order.api_key,
         base_url=SEGMIND_URL,
         provider="segmind",
-        recorded=provider.record,
-        settled_before=order.clock.now() - timedelta(seconds=order.options.history_lag),
+        look_up=provider.record,
+        history_complete_until=order.clock.now() - timedelta(seconds=order.options.history_lag),
     )

@@ -29,7 +29,7 @@ from prefect_imagegen.core.request.models import DEFAULT_MODEL
 from prefect_imagegen.providers.limits import SystemClock
 from prefect_imagegen.providers.pool.endpoint import DEFAULT_LIMIT
 from prefect_imagegen.providers.segmind.provider import SANDBOX_ENGINES, SEGMIND_URL, SegmindProvider
-from prefect_imagegen.store.contract import Finding, StoreContract
+from prefect_imagegen.store.contract.contract import Finding, StoreContract
 from prefect_imagegen.store.ledger.accounts import known_keys
 from prefect_imagegen.store.ledger.ledger import load_ledger, segments
 from prefect_imagegen.store.object_store import FsspecObjectStore, open_object_store
@@ -142,7 +142,7 @@ async def _contract(store: FsspecObjectStore, settings: StoreSettings) -> AsyncI
         except BaseException:
             cleanup = await contract.clean()
             if cleanup.state != "ok":
-                _logger.warning("%s %s", cleanup.seen, cleanup.remedy)
+                _logger.warning("%s %s", cleanup.observed, cleanup.remedy)
             raise
         yield _check_of(await contract.clean())
     finally:
@@ -152,7 +152,7 @@ async def _contract(store: FsspecObjectStore, settings: StoreSettings) -> AsyncI
 
 
 def _check_of(finding: Finding) -> Check:
-    text = f"{finding.seen}. {finding.meaning}" if finding.meaning else finding.seen
+    text = f"{finding.observed}. {finding.meaning}" if finding.meaning else finding.observed
     return Check(finding.name, finding.state, text.replace("..", "."), finding.remedy)
 
 

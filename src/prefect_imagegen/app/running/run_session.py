@@ -78,9 +78,9 @@ async def open_session(prepared: PlannedRun, order_id: str | None = None) -> Asy
         plan = await WrittenPlan.load(store, run_id)
         heartbeat = Heartbeat(opened, run_id, process, clock, deadline=options.deadline)
         await heartbeat.beat(store=store)
-        seen = await segments(store)
+        read_segments = await segments(store)
         view = await load_ledger(store)
-        ledger = StoreLedger(store, view, run_id=run_id, nonce=process.nonce, clock=clock, seen=seen)
+        ledger = StoreLedger(store, view, run_id=run_id, nonce=process.nonce, clock=clock, read_segments=read_segments)
         settings = await _with_gateway(resolve_provider(prepared.job.provider, options), stack)
         gate = RateGate(settings.requests_per_minute, clock.monotonic, control.sleep)
         provider = await _open_provider(prepared, settings, control, stack)
@@ -99,7 +99,7 @@ async def open_session(prepared: PlannedRun, order_id: str | None = None) -> Asy
             policy=_policy(options, run_id, process.nonce),
             accounts=await _accounts_behind(settings, prepared, provider, store, view),
             clock=clock,
-            neighbours=StoreRunLiveness(store, heartbeat, process, clock),
+            run_liveness=StoreRunLiveness(store, heartbeat, process, clock),
             jitter=random.random,
             run_decode=_decoder(stack),
             concurrency=AdaptiveLimit(most),
@@ -191,8 +191,8 @@ async def _accounts_behind(
         api_key=settings.api_key.get_secret_value(),
         base_url=settings.base_url or SEGMIND_URL,
         provider=settings.provider,
-        recorded=provider.record,
-        settled_before=datetime.now(UTC) - timedelta(seconds=prepared.job.options.history_lag),
+        look_up=provider.record,
+        history_complete_until=datetime.now(UTC) - timedelta(seconds=prepared.job.options.history_lag),
     )
 
 

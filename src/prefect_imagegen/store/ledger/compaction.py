@@ -1,7 +1,7 @@
 """Compaction: many small segments become a few sorted files, so that reading the ledger stays quick.
 
-Generation g+1 is one create-only manifest: who writes it has compacted, everybody else who tried has lost and changed
-nothing. What it replaces goes a day later by the store's own time, when no reader can still be at it.
+Generation g+1 is one create-only manifest: the process that writes it has compacted; others that tried have changed
+nothing. Replaced files are removed a day later (by the store's clock), when no reader can still be using them.
 """
 
 import asyncio
@@ -35,39 +35,39 @@ from prefect_imagegen.store.ledger.files import (
     to_parquet,
 )
 
-KEPT = timedelta(hours=24)
-"""How long what was replaced stays for readers that had listed it before."""
+READER_GRACE = timedelta(hours=24)
+"""How long replaced files stay, for readers that listed them before."""
 _OPEN_SEGMENTS = 500
 _RUN_ROWS = 1 << 16
 _FILE_ROWS = 50_000
-"""Events sorted at once, and events in a file (about: keys are hashes, so equal ranges of them hold about as many)."""
+"""Events sorted at once, and about how many go into a file (keys are hashes, so equal ranges hold about as many)."""
 _FAN_OUT = 64
-"""So many runs, at most, are looked into for one file."""
+"""The most sorted runs that are read for one output file."""
 _NO_KEY = 1 << 8 * KEY_BYTES
-"""An event without a key is carried along behind the highest one."""
+"""The number that stands for 'no key': such events are sorted behind the highest key."""
 _AT_ONCE = 16
 _ORDER = [(name, "ascending") for name in ("key", "time", "attempt_id", "type")]
 
 
 class Runs(Protocol):
-    """Sorted tables of events that are read by number."""
+    """A sequence of sorted tables of events ("runs" in the sense of merge sort)."""
 
     def __len__(self) -> int:
-        """How many there are."""
+        """The number of runs."""
         ...
 
     def __getitem__(self, number: int, /) -> pa.Table:
-        """One of them."""
+        """Run `number`."""
         ...
 
     def __iter__(self) -> Iterator[pa.Table]:
-        """All of them."""
+        """All runs in order."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """Some runs of a file."""
+    """Some runs of an event file."""
 
     file: EventFile
     numbers: Sequence[int]
@@ -83,13 +83,14 @@ class _Part:
 
 
 async def compact(store: ObjectStore, clock: Clock, *, more_than: int | None = None) -> bool:
-    """Absorb all segments into a new generation if more than so many are open; True if that was done.
+    """Absorb all segments into a new generation if more than `more_than` are open; True if that was done.
 
-    Left out, `more_than` is 500, and in a large ledger as many as its generation has files: everything is written anew
-    each time, so what it costs must not grow faster than the ledger.
-    Removes what earlier compactions replaced more than a day ago, in any case. Bounded memory: a run of sorted events,
-    one file to be written, and 21 bytes for each attempt; all events wait in temporary files. Raises StoreError; the
-    ledger is whole then too.
+    The default is 500, or the number of the generation's files if that is larger: each compaction rewrites the whole
+    ledger, so its cost must not grow faster than the ledger. In any case, files that were replaced more than a day ago
+    are removed.
+
+    Memory is bounded: one run of sorted events, one output file, and 21 bytes for each attempt; all events pass through
+    temporary files. Raises StoreError, which leaves the ledger whole.
     """
     files = await ledger_files(store)
     attempts = None
@@ -103,14 +104,14 @@ async def compact(store: ObjectStore, clock: Clock, *, more_than: int | None = N
     files = await ledger_files(store)
     now = await _store_time(store) if files.manifests else None
     if now is not None:
-        await _tidy(store, files, now - KEPT)
+        await _tidy(store, files, now - READER_GRACE)
         if attempts is not None:
-            await _drop_claims(store, attempts, now - KEPT)
+            await _drop_claims(store, attempts, now - READER_GRACE)
     return attempts is not None
 
 
 async def _absorb(store: ObjectStore, clock: Clock, files: LedgerFiles) -> Attempts | None:
-    """Write the next generation: what its events say of every attempt; None if somebody else was first."""
+    """Write the next generation; returns the folded attempts, or None if another process wrote it first."""
     with EventFile() as runs:
         waiting: list[pa.Table] = []
         rows = 0
@@ -133,7 +134,7 @@ async def _absorb(store: ObjectStore, clock: Clock, files: LedgerFiles) -> Attem
         written.append(path)
     hit("compaction")
     absorbed = files.generation.absorbed | set(map(name_of, files.open_segments))
-    # Names of segments that are gone need no remembering.
+    # Segments that are removed already need not be named any longer.
     absorbed &= {name_of(info.path) for info in files.segments}
     manifest = layout.generation(number)
     data = manifest_bytes(Generation(tuple(written), absorbed))
@@ -144,17 +145,17 @@ async def _absorb(store: ObjectStore, clock: Clock, files: LedgerFiles) -> Attem
 
 
 def write_run(runs: EventFile, tables: list[pa.Table]) -> None:
-    """Write the tables as one sorted part, and forget them."""
+    """Write the tables as one sorted part, and empty the list."""
     if tables:
         runs.write(pa.concat_tables(tables).sort_by(_ORDER))
         tables.clear()
 
 
 def merged(runs: Runs, low: int = 0, high: int = _NO_KEY + 1) -> Iterator[pa.Table]:
-    """All events of sorted runs with keys in [low, high), sorted by key, one range of keys after the other.
+    """The events of sorted runs with keys in [low, high), sorted by key; yields one table for each range of keys.
 
-    Where there are too many runs to look into for each range, they are spread over a few ranges first, each of which
-    has runs of its own then: an event is written again once for each factor of `_FAN_OUT`.
+    More than `_FAN_OUT` runs are first split into `_FAN_OUT` ranges with runs of their own, again if need be: so each
+    event is rewritten once for every factor of `_FAN_OUT` in the number of runs.
     """
     if len(runs) > _FAN_OUT and high - low > _FAN_OUT:
         for (start, end), own in _spread(runs, low, high):
@@ -169,14 +170,14 @@ def merged(runs: Runs, low: int = 0, high: int = _NO_KEY + 1) -> Iterator[pa.Tab
 
 
 def _spread(runs: Runs, low: int, high: int) -> Iterator[tuple[tuple[int, int], Runs]]:
-    """The ranges of keys that [low, high) falls into, and the sorted runs of each."""
+    """Split [low, high) into `_FAN_OUT` ranges of keys, each with sorted runs of its own."""
     ranges = list(_ranges(low, high, _FAN_OUT))
     parts: list[list[int]] = [[] for _ in ranges]
     with EventFile() as file:
         for group in _groups(runs, _FAN_OUT):
             for (start, end), numbers in zip(ranges, parts, strict=True):
                 first = len(file)
-                # A run of the range is a slice of each of some runs: about as long as they are.
+                # A new run takes a slice of each run of the group, so it is about as long as they are.
                 file.write(pa.concat_tables([_between(run, start, end) for run in group]).sort_by(_ORDER))
                 numbers.extend(range(first, len(file)))
     for bounds, numbers in zip(ranges, parts, strict=True):
@@ -207,30 +208,30 @@ def _between(run: pa.Table, low: int, high: int) -> pa.Table:
 
 
 async def _store_time(store: ObjectStore) -> datetime | None:
-    """What the store's clock says now; None where it does not tell. Clocks of machines do not matter."""
+    """The present time by the store's clock; None where the store reports no times."""
     await store.put(layout.LEDGER_TIME, b"")
     info = await store.head(layout.LEDGER_TIME)
     return info.modified if info else None
 
 
 async def _tidy(store: ObjectStore, files: LedgerFiles, before: datetime) -> None:
-    """Remove what a generation from before that moment replaced: segments, older generations, files of lost races."""
-    settled = max((number for number, info in files.manifests.items() if _is_before(info, before)), default=0)
-    data = await store.get(layout.generation(settled)) if settled else None
+    """Remove what generations from before that moment replaced: segments, older generations, files of lost races."""
+    newest_old = max((number for number, info in files.manifests.items() if _is_before(info, before)), default=0)
+    data = await store.get(layout.generation(newest_old)) if newest_old else None
     if data is None:
         return
-    generation = parse_generation(layout.generation(settled), data)
+    generation = parse_generation(layout.generation(newest_old), data)
     await _delete(store, [info.path for info in files.segments if name_of(info.path) in generation.absorbed])
     # A generation names files of its own number alone.
-    await _delete(store, [info.path for info in files.parts if 0 < layout.generation_of(info.path) < settled])
+    await _delete(store, [info.path for info in files.parts if 0 < layout.generation_of(info.path) < newest_old])
     # Manifests go last, so that a crash in between leaves no file without one.
-    await _delete(store, [files.manifests[number].path for number in files.manifests if number < settled])
+    await _delete(store, [files.manifests[number].path for number in files.manifests if number < newest_old])
 
 
 async def _drop_claims(store: ObjectStore, attempts: Attempts, before: datetime) -> None:
     """Remove the claims from before that moment of keys that are delivered and have no open attempt.
 
-    A failed key keeps its claims: it may be asked for again, and the numbers have to go on from there.
+    A failed key keeps its claims, because a later attempt has to take the next number.
     """
     await asyncio.to_thread(attempts.settle)
     for start in range(0, 256, _AT_ONCE):
@@ -240,16 +241,16 @@ async def _drop_claims(store: ObjectStore, attempts: Attempts, before: datetime)
 
 
 def _needless(claims: Sequence[ObjectInfo], attempts: Attempts, before: datetime) -> list[str]:
-    """Of claims and their ids, sorted by path, those that nobody will ask for."""
-    found: list[str] = []
+    """The paths of claims and ids that can be removed; `claims` are sorted by path."""
+    needless: list[str] = []
     for folder, group in groupby(claims, lambda info: info.path.rsplit("/", 1)[0]):
         infos = list(group)
         ranks = attempts.ranks(bytes.fromhex(name_of(folder)))
         is_over = RANK["delivered"] in ranks.values() and min(ranks.values()) >= RANK["failed"]
         known = set(map(str, ranks))
         if is_over and all(name_of(info.path).split(".")[0] in known and _is_before(info, before) for info in infos):
-            found += [info.path for info in infos]
-    return found
+            needless += [info.path for info in infos]
+    return needless
 
 
 def _is_before(info: ObjectInfo, moment: datetime) -> bool:

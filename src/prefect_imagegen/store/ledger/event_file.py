@@ -1,4 +1,4 @@
-"""Ledger events in an unnamed temporary file: more of them than memory should hold."""
+"""A temporary file of ledger events, for more events than should be held in memory."""
 
 import mmap
 import tempfile
@@ -14,9 +14,9 @@ from prefect_imagegen.core.ledger.fold import EVENT_SCHEMA
 
 
 class EventFile:
-    """Written inside its `with`, part by part; from then on those parts are read from the file, memory-mapped.
+    """A sequence of tables of `EVENT_SCHEMA` ("parts") on disk: written inside `with`, read after it, memory-mapped.
 
-    The file has no name, so nothing is left behind, not even by a crash; its space is free when nobody reads any more.
+    The file has no name, so nothing is left behind, not even by a crash; its space is freed with the last reader.
     Raises StoreError where the temporary folder is full or missing.
     """
 
@@ -56,13 +56,13 @@ class EventFile:
         return self._parts
 
     def __getitem__(self, number: int) -> pa.Table:
-        """One part. What was read before leaves memory."""
+        """Part `number`. The memory of parts read before is given back."""
         reader = self._reader
         self._forget()
         return pa.Table.from_batches([reader.get_batch(number)])
 
     def __iter__(self) -> Iterator[pa.Table]:
-        """The parts, as written. What was read leaves memory before the next one comes."""
+        """The parts in the order of writing; the memory of each is given back before the next is read."""
         for number in range(self._reader.num_record_batches):
             yield self[number]
             self._forget()
@@ -74,7 +74,7 @@ class EventFile:
         return pa.ipc.open_file(pa.py_buffer(self._mapped))
 
     def _forget(self) -> None:
-        """Give back the memory of what was read: it is in the file."""
+        """Give back the memory of the parts read so far; they can be read from the file again."""
         if self._mapped is not None and hasattr(mmap, "MADV_DONTNEED"):
             self._mapped.madvise(mmap.MADV_DONTNEED)
 

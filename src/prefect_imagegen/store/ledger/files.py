@@ -1,6 +1,6 @@
 """Which files make up the ledger, and how events are read from and written to them.
 
-The newest generation names its files and the segments that they absorbed; every other segment counts beside it.
+The newest generation's manifest names its files and the segments that they absorbed; all other segments count too.
 """
 
 import asyncio
@@ -19,11 +19,11 @@ from prefect_imagegen.ports import ObjectInfo, ObjectStore
 
 _READERS = 16
 _READ_BYTES = 8 << 20
-"""So many files, or compressed bytes where they are large, are read and unpacked at once."""
+"""Limits of what is read and unpacked at once: files, and compressed bytes."""
 
 
 class MissingFileError(StoreError):
-    """A file of the ledger that was listed, or is named by a generation, is not there: `path`."""
+    """A ledger file that a listing or a generation names is not in the store; `path` is the file."""
 
     def __init__(self, store: ObjectStore, path: str) -> None:
         super().__init__("store_damaged", f"{path} is missing from {store.url}.", remedy="Restore it from a backup.")
@@ -32,7 +32,7 @@ class MissingFileError(StoreError):
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """One manifest: the paths of its files, and the names of the segments whose events they hold."""
+    """A generation of the ledger: the paths of its files, and the names of the segments whose events they hold."""
 
     files: tuple[str, ...] = ()
     absorbed: frozenset[str] = frozenset()
@@ -40,9 +40,10 @@ class Generation:
 
 @dataclass(frozen=True, slots=True)
 class LedgerFiles:
-    """The ledger as listed: the newest generation and its number (0 if there is none), and every object.
+    """A listing of the ledger: the newest generation, its number (0 if there is none), and every object.
 
-    `manifests` are those of all generations by number; `parts` the files of generations, named by a manifest or not.
+    `manifests`: the manifests of all generations, by number. `parts`: the files of generations, whether or not a
+    manifest names them.
     """
 
     number: int
@@ -53,12 +54,12 @@ class LedgerFiles:
 
     @property
     def open_segments(self) -> list[str]:
-        """The paths of the segments that the newest generation has not absorbed."""
-        return [one.path for one in self.segments if name_of(one.path) not in self.generation.absorbed]
+        """Paths of the segments that the newest generation has not absorbed."""
+        return [segment.path for segment in self.segments if name_of(segment.path) not in self.generation.absorbed]
 
     @property
     def paths(self) -> list[str]:
-        """Every file whose events count."""
+        """Paths of all files that make up the ledger: those of the newest generation, and the open segments."""
         return [*self.generation.files, *self.open_segments]
 
 
@@ -67,8 +68,11 @@ def name_of(path: str) -> str:
     return path.rsplit("/", 1)[1]
 
 
-async def ledger_files(store: ObjectStore, gone: str | None = None) -> LedgerFiles:
-    """List the ledger; `gone` is for its own use. Raises StoreError that names a damaged manifest."""
+async def ledger_files(store: ObjectStore, missing_manifest: str | None = None) -> LedgerFiles:
+    """List the ledger. Raises StoreError that names a damaged manifest.
+
+    `missing_manifest` is for the function's own use: a manifest that an earlier try did not find.
+    """
     manifests: dict[int, ObjectInfo] = {}
     parts = []
     for info in await store.list(layout.GENERATIONS):
@@ -81,16 +85,16 @@ async def ledger_files(store: ObjectStore, gone: str | None = None) -> LedgerFil
     if manifests:
         path = manifests[newest].path
         data = await store.get(path)
-        if data is None and path != gone:
-            # A reader that slept for a day after listing: there is a newer generation by now.
-            return await ledger_files(store, gone=path)
+        if data is None and path != missing_manifest:
+            # This reader slept for a day after the listing: there is a newer generation by now.
+            return await ledger_files(store, missing_manifest=path)
         generation = parse_generation(path, data)
     segments = [info for info in await store.list(layout.SEGMENTS) if info.path.endswith(".parquet")]
     return LedgerFiles(newest, generation, manifests, tuple(parts), tuple(segments))
 
 
 def parse_generation(path: str, data: bytes | None) -> Generation:
-    """The manifest in a file. Raises StoreError that names it if it is missing or damaged."""
+    """The generation that a manifest file describes. Raises StoreError if the file is missing or damaged."""
     content = json_object(path, data)
     files, absorbed = content.get("files"), content.get("absorbed")
     if not isinstance(files, list) or not isinstance(absorbed, list):
@@ -99,13 +103,13 @@ def parse_generation(path: str, data: bytes | None) -> Generation:
 
 
 def manifest_bytes(generation: Generation) -> bytes:
-    """A manifest as it is stored."""
+    """The manifest file of a generation."""
     content = {"files": list(generation.files), "absorbed": sorted(generation.absorbed)}
     return json.dumps(content, indent=0).encode()
 
 
 async def read_files(store: ObjectStore, files: LedgerFiles) -> AsyncIterator[pa.Table]:
-    """All events that count, as tables of `EVENT_SCHEMA` in no particular order; few are in memory at once.
+    """All events of the listed ledger, as tables of `EVENT_SCHEMA` in no particular order, a few in memory at once.
 
     Raises StoreError that names a damaged file, `MissingFileError` for one that is not there.
     """
@@ -130,14 +134,14 @@ async def read_files(store: ObjectStore, files: LedgerFiles) -> AsyncIterator[pa
 
 
 def to_parquet(table: pa.Table) -> bytes:
-    """Events as the bytes of a segment or of a generation's file."""
+    """Events as the bytes of a Parquet file (a segment, or a file of a generation)."""
     sink = io.BytesIO()
     pq.write_table(table, sink, compression="zstd")
     return sink.getvalue()
 
 
 def from_parquet(path: str, data: bytes) -> pa.Table:
-    """The events in a segment or a generation's file, as `EVENT_SCHEMA`. Raises StoreError that names a damaged one."""
+    """The events in a ledger file, as `EVENT_SCHEMA`; columns it lacks are null. Raises StoreError if it is damaged."""
     try:
         # One thread: files are read side by side, and small ones cost more to hand around than to read.
         table = pq.ParquetFile(pa.BufferReader(data)).read(use_threads=False)
@@ -163,7 +167,7 @@ def json_object(path: str, data: bytes | None) -> dict[str, object]:
 
 
 def damaged(path: str) -> StoreError:
-    """The error for a file that cannot be read."""
+    """The StoreError for a file that is missing or damaged."""
     return StoreError("store_damaged", f"{path} is missing or damaged.", remedy="Restore it from a backup.")
 
 

@@ -1,4 +1,4 @@
-"""The ledger in an object store: claims and request ids as single objects, events as immutable segments."""
+"""The ledger in an object store: claims and request ids are single objects, events are immutable segments."""
 
 import asyncio
 import json
@@ -46,12 +46,15 @@ _TRIES = 3
 _CLOSING = frozenset({"failed", "delivered", "quarantined"})
 _ATTEMPT = re.compile(r"[0-9a-f]{32}-([1-9][0-9]{0,8})")
 _CLAIM_TIMES = ("time", "store_time", "api_time")
-_CLAIM_FIELDS = tuple(one.name for one in fields(Claim))
+_CLAIM_FIELDS = tuple(claim_field.name for claim_field in fields(Claim))
 _CLAIM_NEEDS = ("run_id", "nonce", "attempt_id", "time", "body")
 
 
 class StoreLedger:
-    """A `ports.Ledger` over one store, for one process of one run. `seen` are the segments that `view` holds."""
+    """A `ports.Ledger` over one store, for one process of one run.
+
+    `view` is the ledger as it was read at the start; `read_segments` are the segments that it includes.
+    """
 
     def __init__(
         self,
@@ -61,10 +64,10 @@ class StoreLedger:
         run_id: str,
         nonce: str,
         clock: Clock,
-        seen: Iterable[str] = (),
+        read_segments: Iterable[str] = (),
     ) -> None:
         self.view = view
-        self._seen = set(seen)
+        self._read_segments = set(read_segments)
         self._refreshing = asyncio.Lock()
         self._refreshed = float("-inf")
         self._store = store
@@ -73,76 +76,77 @@ class StoreLedger:
         self._clock = clock
         self._events: list[Event] = []
         self._closed: set[str] = set()
-        self._since = Attempts()  # what was flushed by us, or read of others, after `view`
-        self._course = KeyedTable(COURSE, self._undelivered)
-        """The course of attempts without an image, of the same events."""
-        self._later: list[str] = []
-        """The segments that those events are in."""
+        self._later_attempts = Attempts()  # what was flushed by us, or read of others, after `view`
+        self._later_course = KeyedTable(COURSE, self._undelivered)
+        """Of the same events, the details of attempts without an image."""
+        self._later_segments: list[str] = []
+        """The segments that hold those events."""
         self._segments = 0
         self._flushing = asyncio.Lock()
 
     async def known(self, key: bytes, *, lost: int = 0) -> Sequence[KnownAttempt]:
-        """All that is known of the attempts of a key, by number. `lost`: the number of a claim that is known to exist.
+        """All that is known of the attempts of a key, sorted by number.
 
-        Claims are read by name, so that a listing that lags hides neither the id of one nor the one that was lost.
+        `lost`: the number of a claim that is known to exist. Claims up to it, and those that events name, are read by
+        name, so that a listing that lags cannot hide them. Raises StoreError.
         """
-        found: dict[int, KnownAttempt] = {n: KnownAttempt(n, rank) for n, rank in self._ranks(key).items()}
-        for row in (*self.view.course(key), *self._rows_since(key)):
+        attempts: dict[int, KnownAttempt] = {n: KnownAttempt(n, rank) for n, rank in self._ranks(key).items()}
+        for row in (*self.view.course(key), *self._later_rows(key)):
             match = _ATTEMPT.fullmatch(row["attempt_id"])
             if match is not None:
                 n = int(match[1])
-                found[n] = _with_event(found.get(n, KnownAttempt(n)), row)
-        for record in await self._claims(key, {*found, *range(1, lost + 1)}):
-            found[record.n] = _with_claim(found.get(record.n, KnownAttempt(record.n)), record)
-        return [found[n] for n in sorted(found)]
+                attempts[n] = _with_event(attempts.get(n, KnownAttempt(n)), row)
+        for record in await self._claims(key, {*attempts, *range(1, lost + 1)}):
+            attempts[record.n] = _with_claim(attempts.get(record.n, KnownAttempt(record.n)), record)
+        return [attempts[n] for n in sorted(attempts)]
 
     async def claims(self, key: bytes, *, lost: int = 0) -> Sequence[ClaimRecord]:
-        """All claims of a key, by number, each with its request_id if it got one."""
+        """All claims of a key, sorted by number, each with its request_id if it has one. `lost`: as in `known`."""
         return await self._claims(key, range(1, lost + 1))
 
     async def _claims(self, key: bytes, named: Iterable[int]) -> Sequence[ClaimRecord]:
-        """The claims that are listed, and those of some numbers that exist though they are not."""
+        """The claims that the store lists, and those of the numbers `named` that exist though they are not listed."""
         infos = await self._store.list(layout.claims_of(key.hex()))
         times = {info.path.rsplit("/", 1)[1]: info.modified for info in infos}
         numbers = {int(name[: -len(".json")]) for name in times if name[: -len(".json")].isdigit()}
-        found = []
+        records = []
         for n in sorted(numbers.union(named)):
             record = await self._read_claim(key, n, stored=times.get(layout.claim_name(n)))
             if record is not None:
-                found.append(record)
+                records.append(record)
             elif n in numbers:
                 raise damaged(layout.claim(key.hex(), n))
-        return found
+        return records
 
     async def claim(self, key: bytes, n: int, claim: Claim) -> bool:
-        """Create claim number n: True if it is ours (an own put re-sent by a client library included)."""
+        """Create claim number n: True if it is ours, also if an earlier try of this put had made it."""
         path = layout.claim(key.hex(), n)
         content = asdict(claim) | {
             name: moment and moment.isoformat() for name in _CLAIM_TIMES for moment in [getattr(claim, name)]
         }
         if await self._store.create(path, json.dumps(content, ensure_ascii=False).encode(), "application/json"):
             return True
-        found = await self._read_claim(key, n)
-        return found is not None and (found.claim.nonce, found.claim.attempt_id) == (claim.nonce, claim.attempt_id)
+        stored = await self._read_claim(key, n)
+        return stored is not None and (stored.claim.nonce, stored.claim.attempt_id) == (claim.nonce, claim.attempt_id)
 
     async def record_request_id(self, key: bytes, n: int, request_id: str) -> None:
-        """Make the request_id of claim n durable."""
+        """Store the request_id of claim n. Raises StoreError, also if another request_id is stored there."""
         data = json.dumps({"request_id": request_id}).encode()
         path = layout.claim_id(key.hex(), n)
         if not await self._store.create(path, data, "application/json") and await self._store.get(path) != data:
             raise StoreError("store_conflict", f"{path} names another request_id.", remedy="Run `verify` on the store.")
 
     async def record(self, event: Event) -> None:
-        """Take an event in; a full buffer is flushed."""
+        """Add an event to the buffer; a full buffer is flushed."""
         self._events.append(event)
         if event.type in _CLOSING:
             self._closed.add(event.attempt_id)
-        # Who comes while a segment is being written does not wait for it, to write a tiny one of its own.
+        # While a segment is being written, others do not wait for it just to write a tiny one after it.
         if len(self._events) >= FLUSH_EVENTS and not self._flushing.locked():
             await self.flush()
 
     async def flush(self) -> None:
-        """Write all events taken in so far as one immutable segment. They stay in memory until that succeeds."""
+        """Write all buffered events as one immutable segment; they stay in the buffer until that succeeds."""
         async with self._flushing:
             events = self._events[:]
             if not events:
@@ -158,9 +162,9 @@ class StoreLedger:
             hit("segment")
             self._segments += 1
             del self._events[: len(events)]
-            # Known in 21 bytes from here on, not by its name: a run may make millions.
+            # From here on an attempt takes 21 bytes, not a string: a run may have millions.
             self._take_in(table)
-            self._later.append(path)
+            self._later_segments.append(path)
             self._closed.difference_update(event.attempt_id for event in events if event.type in _CLOSING)
 
     async def keep_flushing(self) -> None:
@@ -170,15 +174,15 @@ class StoreLedger:
             await self.flush()
 
     def next_attempt(self, key: bytes) -> int:
-        """The number of the claim to try first, by what the ledger said when it was read."""
+        """The number of the claim to try first, by the ledger as it was read at the start."""
         return self.view.next_attempt(key)
 
     def is_open(self, key: bytes) -> bool:
-        """Whether, when the ledger was read, the key had an attempt without an end, and no image."""
+        """Whether, when the ledger was read, the key had an attempt that had not ended, and no image."""
         return self.view.state(key) == "open"
 
     def is_settled(self, key: bytes) -> bool:
-        """Whether, when the ledger was read, the key had its image or had failed for good."""
+        """Whether, when the ledger was read, the key had its image or had failed permanently."""
         state = self.view.state(key)
         return state == "delivered" or (state == "failed" and is_permanent(self.view.failure(key)[0]))
 
@@ -187,70 +191,71 @@ class StoreLedger:
         return attempt_id in self._closed or self._rank_of(attempt_id) >= RANK["failed"]
 
     def _rank_of(self, attempt_id: str) -> int:
-        return max(self._since.rank_of(attempt_id), self.view.rank_of(attempt_id))
+        return max(self._later_attempts.rank_of(attempt_id), self.view.rank_of(attempt_id))
 
     def _ranks(self, key: bytes) -> dict[int, int]:
-        """The rank of each numbered attempt of a key, by events alone."""
-        found = dict(self.view.ranks(key))
-        for n, rank in self._since.ranks(key).items():
-            found[n] = max(rank, found.get(n, -1))
+        """The rank of each attempt of a key, by attempt number, from events alone."""
+        ranks = dict(self.view.ranks(key))
+        for n, rank in self._later_attempts.ranks(key).items():
+            ranks[n] = max(rank, ranks.get(n, -1))
         for event in self._events:
             match = _ATTEMPT.fullmatch(event.attempt_id) if event.key == key else None
             if match is not None:
                 asked = event.type == "failed" and event.error_kind == RETRY_ASKED
                 rank = RETRY_ASKED_RANK if asked else RANK[event.type]
-                found[int(match[1])] = max(rank, found.get(int(match[1]), -1))
-        return {n: rank for n, rank in found.items() if n > 0}
+                ranks[int(match[1])] = max(rank, ranks.get(int(match[1]), -1))
+        return {n: rank for n, rank in ranks.items() if n > 0}
 
-    def _rows_since(self, key: bytes) -> list[dict[str, Any]]:
-        """The course of a key's attempts since the ledger was read."""
-        rows = [] if self._since.state(key) == "delivered" else self._course.rows_of(key).to_pylist()
+    def _later_rows(self, key: bytes) -> list[dict[str, Any]]:
+        """The details (`COURSE`) of a key's attempts since the ledger was read."""
+        rows = [] if self._later_attempts.state(key) == "delivered" else self._later_course.rows_of(key).to_pylist()
         return rows + [
             {name: getattr(event, name) for name in COURSE.names} for event in self._events if event.key == key
         ]
 
     def _take_in(self, events: pa.Table) -> None:
-        """Take in events that are durable."""
-        self._since.add(events)
-        told = pc.and_(pc.is_in(events["type"], pa.array(["submitted", "failed"])), pc.is_valid(events["key"]))
-        self._course.add(events.filter(told).select(COURSE.names))
+        """Fold in events that are stored."""
+        self._later_attempts.add(events)
+        with_course = pc.and_(pc.is_in(events["type"], pa.array(["submitted", "failed"])), pc.is_valid(events["key"]))
+        self._later_course.add(events.filter(with_course).select(COURSE.names))
 
     def _undelivered(self, course: pa.Table) -> pa.Table:
-        delivered = self._since.delivered_among(course["key"].combine_chunks())
+        delivered = self._later_attempts.delivered_among(course["key"].combine_chunks())
         return sorted_by_key(course.filter(pc.invert(pc.is_in(course["key"], delivered))))
 
     async def known_ids(self, request_ids: Collection[str]) -> frozenset[str]:
-        """Those of some request ids that the ledger knows to be calls of this store.
+        """Those of some request ids that the ledger knows as calls of this store.
 
-        What was written since the ledger was read is read again: few ask, and many ids would fill the memory.
+        Segments written since the ledger was read are read again each time: this is asked rarely, and keeping all ids
+        would fill the memory.
         """
-        found = {event.request_id for event in self._events if event.request_id in set(request_ids)}
-        found |= self.view.known_ids(request_ids)
+        ids = {event.request_id for event in self._events if event.request_id in set(request_ids)}
+        ids |= self.view.known_ids(request_ids)
         asked = pa.array(sorted(request_ids), pa.string())
-        for path in self._later:
+        for path in self._later_segments:
             data = await self._store.get(path)
             if data is not None:
                 table = await asyncio.to_thread(from_parquet, path, data)
-                found.update(table.filter(pc.is_in(table["request_id"], asked))["request_id"].to_pylist())
-        return frozenset(filter(None, found))
+                ids.update(table.filter(pc.is_in(table["request_id"], asked))["request_id"].to_pylist())
+        return frozenset(filter(None, ids))
 
     async def refresh(self, *, at_once: bool = False) -> None:
-        """Read the segments that other runs have written since; at most every 5 seconds, unless `at_once`."""
+        """Read the segments that other runs have written since; at most every 5 seconds unless `at_once`."""
         async with self._refreshing:
             if not at_once and self._clock.monotonic() - self._refreshed < REFRESH_SECONDS:
                 return
             for path in await segments(self._store):
-                if path in self._seen or self._nonce in path:
+                if path in self._read_segments or self._nonce in path:
                     continue
                 data = await self._store.get(path)
                 if data is not None:
                     self._take_in(await asyncio.to_thread(from_parquet, path, data))
-                    self._later.append(path)
-                self._seen.add(path)
+                    self._later_segments.append(path)
+                self._read_segments.add(path)
             self._refreshed = self._clock.monotonic()
 
     async def _read_claim(self, key: bytes, n: int, stored: datetime | None = None) -> ClaimRecord | None:
-        """One claim, and its id if it got one; None if there is no such claim. Raises StoreError for a damaged one."""
+        """Claim n and its request_id, if it has one; None if there is no such claim. Raises StoreError if damaged."""
         path, id_path = layout.claim(key.hex(), n), layout.claim_id(key.hex(), n)
         data, about = await asyncio.gather(self._store.get(path), self._store.get(id_path))
         if data is None:
@@ -265,7 +270,7 @@ class StoreLedger:
 
 
 def _claim_of(content: Mapping[str, Any]) -> Claim:
-    """A claim as read; one of a later version may have more fields, one of an earlier version fewer."""
+    """Parse a claim; a later version of this package may have added fields, an earlier one had fewer."""
     values = {name: content[name] for name in _CLAIM_NEEDS} | {
         name: content[name] for name in _CLAIM_FIELDS if name in content
     }
@@ -276,7 +281,10 @@ def _claim_of(content: Mapping[str, Any]) -> Claim:
 
 
 def _with_event(known: KnownAttempt, row: Mapping[str, Any]) -> KnownAttempt:
-    """What is known of an attempt, with one more event of its course. A person's word is no reason for its end."""
+    """Add an event to what is known of an attempt.
+
+    A user's request to resend it (RETRY_ASKED) does not replace the error that ended it.
+    """
     asked = row["error_kind"] == RETRY_ASKED
     ends = row["type"] == "failed" and (known.error_kind in (None, RETRY_ASKED) or not asked)
     return replace(
@@ -292,7 +300,7 @@ def _with_event(known: KnownAttempt, row: Mapping[str, Any]) -> KnownAttempt:
 
 
 def _with_claim(known: KnownAttempt, record: ClaimRecord) -> KnownAttempt:
-    """What is known of an attempt, with its claim, which names account and endpoint as the call was made."""
+    """Add its claim to what is known of an attempt; the claim's account and endpoint are those of the call."""
     return replace(
         known,
         record=record,
@@ -309,23 +317,23 @@ async def segments(store: ObjectStore) -> list[str]:
 
 
 async def load_ledger(store: ObjectStore) -> LedgerView:
-    """Read the newest generation and every segment that it has not absorbed, and fold them.
+    """Read the whole ledger and fold it.
 
-    Memory holds some bytes for each attempt; the facts of images wait in a temporary file. Raises StoreError that
+    Memory holds some bytes for each attempt; the facts of images stay in a temporary file. Raises StoreError that
     names a damaged file.
     """
-    with EventFile() as kept:
-        folding = LedgerFold(kept)
+    with EventFile() as spool:
+        folding = LedgerFold(spool)
         async for table in event_tables(store):
             await asyncio.to_thread(folding.add, table)
         return await asyncio.to_thread(folding.view)
 
 
 async def event_tables(store: ObjectStore) -> AsyncIterator[pa.Table]:
-    """All events of the ledger, as tables of `EVENT_SCHEMA` in no particular order; few are in memory at once.
+    """All events of the ledger, as tables of `EVENT_SCHEMA` in no particular order, a few in memory at once.
 
-    Where a compaction took files away under a reader that slept for a day, it begins anew, and events come twice: the
-    fold does not mind. Raises StoreError that names a missing or damaged file.
+    If a compaction removed files while this reader slept for a day, reading starts again, and events come twice, which
+    the fold allows. Raises StoreError that names a missing or damaged file.
     """
     for tries_left in reversed(range(_TRIES)):
         try:

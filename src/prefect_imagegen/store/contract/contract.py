@@ -1,6 +1,6 @@
-"""What a store has to hold for runs to be safe on it, tried out: one list of checks for every kind of store.
+"""Run the checks of the store contract on one store.
 
-`doctor --deep` runs it on a user's store, the tests on every store that they have, with and without faults.
+`doctor --deep` runs them on a user's store; the tests run them on every store they have, with and without faults.
 """
 
 import asyncio
@@ -10,7 +10,8 @@ from typing import Literal
 
 from prefect_imagegen.core.errors import StoreError
 from prefect_imagegen.ports import Clock, ObjectInfo, ObjectStore
-from prefect_imagegen.store.checks import CHECKS, MANY, PATIENCE_S, Bench, ContractCheck
+from prefect_imagegen.store.contract.bench import MANY, PATIENCE_S, Bench, ContractCheck
+from prefect_imagegen.store.contract.checks import CHECKS
 
 _SHOWN = 5
 _AT_ONCE = 32
@@ -20,20 +21,24 @@ _UNTRIED = "There was no room to try it; of what the store holds else this says 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What one check has seen. `unknown`: the store does not tell. `warn`: no danger, but worth knowing."""
+    """The result of one check on one store.
+
+    `state`: `ok`; `warn` (no danger, but worth knowing); `fail`; `unknown` (the store does not say). `observed` is what
+    the store did, `meaning` what that means for runs, `remedy` what to do about it.
+    """
 
     name: str
     state: Literal["ok", "warn", "fail", "unknown"]
-    seen: str
+    observed: str
     meaning: str = ""
     remedy: str = ""
 
 
 class StoreContract:
-    """All checks on one store, below a folder of their own, seen through two clients as two processes have them.
+    """The checks of the contract on one store, below `folder`.
 
-    `patience`: seconds that a listing may take to show what was written, before it counts as never; `many`: so
-    many objects make a long listing.
+    `first` and `second` are two clients of the same store, as two processes would have them. `patience`: seconds after
+    which a listing that still does not show a write counts as never showing it. `many`: objects of a long listing.
     """
 
     def __init__(
@@ -54,10 +59,10 @@ class StoreContract:
         )
 
     async def findings(self, checks: Sequence[ContractCheck] = CHECKS) -> AsyncIterator[Finding]:
-        """Try one check after the other. What the store refuses is a finding, never an error."""
+        """Run one check after the other. A StoreError is a finding too; nothing is raised."""
         for check in checks:
             try:
-                state, seen = await check.look(self._bench.of(check.name))
+                state, observed = await check.look(self._bench.of(check.name))
             except StoreError as error:
                 if error.kind == "store_full":  # none of what a check looks for
                     yield Finding(check.name, "unknown", error.message, _UNTRIED, error.remedy)
@@ -66,38 +71,40 @@ class StoreContract:
                 yield Finding(check.name, "fail", error.message, check.meaning, error.remedy)
                 continue
             if state == "ok":
-                yield Finding(check.name, "ok", seen)
+                yield Finding(check.name, "ok", observed)
             else:
-                yield Finding(check.name, state, seen, check.meaning, check.remedy)
+                yield Finding(check.name, state, observed, check.meaning, check.remedy)
 
     async def clean(self) -> Finding:
-        """Remove everything that was written; what cannot be removed is named."""
-        kept, reasons = set(), []
+        """Remove everything that the checks wrote; the finding names what could not be removed."""
+        remaining, reasons = set(), []
         for path, error in await self._removed(self._written):
-            kept.add(path)
+            remaining.add(path)
             reasons.append(error.message)
         try:
-            # What a store keeps under another name than it was given stands in its listing.
-            listed = {info.path for info in await self._store.list(self._folder)} - kept
-            kept |= {path for path, _ in await self._removed(listed)}
-            kept |= {path for path in listed if await self._store.head(path) is not None}
+            # A store may keep an object under another name than it was written by: its listing shows that one.
+            listed = {info.path for info in await self._store.list(self._folder)} - remaining
+            remaining |= {path for path, _ in await self._removed(listed)}
+            remaining |= {path for path in listed if await self._store.head(path) is not None}
         except StoreError as error:
             reasons.append(error.message)
-        left = sorted(kept)
-        if not left:
+        leftovers = sorted(remaining)
+        if not leftovers:
             return Finding("cleanup", "ok", f"{len(self._written):,} objects were written and removed again")
-        names = ", ".join(left[:_SHOWN]) + (f" and {len(left) - _SHOWN:,} more" if len(left) > _SHOWN else "")
+        names = ", ".join(leftovers[:_SHOWN]) + (
+            f" and {len(leftovers) - _SHOWN:,} more" if len(leftovers) > _SHOWN else ""
+        )
         because = f" ({reasons[0]})" if reasons else ""
         return Finding(
             "cleanup",
             "warn",
-            f"{len(left):,} objects could not be removed: {names}{because}",
+            f"{len(leftovers):,} objects could not be removed: {names}{because}",
             "They do no harm, and take room.",
             f"Remove the folder {self._folder} of the store yourself.",
         )
 
     async def _removed(self, paths: Collection[str]) -> list[tuple[str, StoreError]]:
-        """Remove objects; those for which it failed, with why."""
+        """Remove objects; returns the paths for which that failed, each with its error."""
         gate = asyncio.Semaphore(_AT_ONCE)
 
         async def remove(path: str) -> tuple[str, StoreError] | None:
@@ -112,7 +119,7 @@ class StoreContract:
 
 
 class _Recording:
-    """A store that notes the paths of what is written through it."""
+    """An object store that collects the paths of all puts in `written`."""
 
     def __init__(self, store: ObjectStore, written: set[str]) -> None:
         self.url = store.url
