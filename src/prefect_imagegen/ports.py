@@ -337,8 +337,8 @@ class References(Protocol):
     inline: bool
     """Whether addresses are the pictures themselves: too large to be made before a call is about to be sent."""
 
-    async def addresses(self, request: GenerationRequest, *, fresh: bool) -> Sequence[str]:
-        """What to send for each reference, in order; `fresh`: by an upload of this run, since the address failed.
+    async def addresses(self, request: GenerationRequest, *, force_upload: bool) -> Sequence[str]:
+        """What to send for each reference, in order; `force_upload`: upload it in this run, since its URL failed.
 
         Raises ProviderError (`reference_unreadable`, `reference_busy`, `upload_failed`, or what an upload met with),
         or StoreError where references are kept.

@@ -165,7 +165,7 @@ class Executor:
             return None
         try:
             # Pictures are prepared and uploaded: nothing that a run that is told to stop would have to wait for.
-            getting = context.references.addresses(row.request, fresh=row.force_upload)
+            getting = context.references.addresses(row.request, force_upload=row.force_upload)
             row.addresses = await context.unless_interrupted(getting, "unsent", 0.0)
         except (StoreError, ProviderError) as error:
             return self._without_addresses(row, error)

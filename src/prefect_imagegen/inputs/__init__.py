@@ -1,1 +1,1 @@
-"""What runs read: manifests and references."""
+"""The inputs of a run: manifests and reference images."""

@@ -1,1 +1,1 @@
-"""The one HTTP client factory, and the guarded fetching of references."""
+"""HTTP: the one client factory, and the guarded fetching of reference images."""

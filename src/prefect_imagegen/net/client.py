@@ -1,4 +1,4 @@
-"""The one HTTP client factory: the httpx API over aiohttp's transport, and what its failures mean."""
+"""The factory of all HTTP clients (the httpx API over aiohttp's transport), and what their errors mean."""
 
 import logging
 import socket
@@ -18,13 +18,14 @@ from prefect_imagegen.core.redact import redact
 # being closed has an unknown outcome.
 KEEPALIVE_S = 4.0
 _PROBE_S = 30
-"""A connection without traffic is probed so often: a call that waits minutes for its answer outlives routers that
-forget idle connections, and notices a machine that is gone."""
+"""Seconds between TCP keep-alive probes of a connection without traffic.
+
+So a call that waits minutes for its answer survives routers that drop idle connections, and notices a dead machine."""
 _PROBES = 4
 
 
 def _user_agent() -> str:
-    """Who asks, and where to read about it: hosts of pictures turn nameless clients away."""
+    """Package name, version and home page; hosts of pictures turn clients without a name away."""
     about = metadata("prefect-imagegen")
     pages = [line.partition(", ")[2] for line in about.get_all("Project-URL", [])]
     return f"prefect-imagegen/{about['Version']} ({f'+{pages[0]}' if pages else 'Prefect plugin, images from tables'})"
@@ -32,7 +33,7 @@ def _user_agent() -> str:
 
 USER_AGENT = _user_agent()
 TRANSPORT_ERRORS = (httpx.HTTPError, httpx.InvalidURL, aiohttp.ClientError, OSError, TimeoutError)
-"""Everything that a call can raise for want of an answer: the transport lets some of aiohttp's own errors through."""
+"""Every exception of a call that got no answer; the transport lets some of aiohttp's own errors through."""
 
 
 def make_client(
@@ -42,12 +43,10 @@ def make_client(
     read_timeout: float | None = 60.0,
     resolver: AbstractResolver | None = None,
 ) -> httpx.AsyncClient:
-    """An `httpx.AsyncClient` for so many calls at once; times in seconds; redirects are never followed.
+    """An `httpx.AsyncClient` for up to `max_connections` calls at once; times in seconds; never follows redirects.
 
-    `resolver` looks names up, if it is not to be done in the usual way.
-
-    Plain httpx collapses from 64 calls in flight on (its pool rebuilds its lists for every queued call), so the
-    transport is aiohttp's.
+    `resolver` replaces the usual DNS lookup. The transport is aiohttp's, because plain httpx collapses from 64 calls in
+    flight on: its pool rebuilds its lists for every queued call.
     """
     logging.getLogger("httpx").addFilter(_WITHOUT_QUERIES)  # once: a logger does not take the same filter twice
     return httpx.AsyncClient(
@@ -59,7 +58,7 @@ def make_client(
 
 
 class _WithoutQueries(logging.Filter):
-    """Takes the queries, user parts and asset addresses out of what httpx logs of every call."""
+    """Removes queries, user parts and asset addresses from httpx's log line of every call."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Redact the addresses of a record; every record passes."""
@@ -73,12 +72,12 @@ _WITHOUT_QUERIES = _WithoutQueries()
 
 @cache
 def _tls() -> ssl.SSLContext:
-    """The trusted certificates, read once: that takes longer than a call."""
+    """The trusted certificates, loaded once, since that takes longer than a call."""
     return httpx.create_ssl_context()
 
 
 def _session(max_connections: int, resolver: AbstractResolver | None) -> aiohttp.ClientSession:
-    """The connections of one client; made in the loop that uses them."""
+    """The aiohttp session of one client; must be made in the event loop that uses it."""
     connector = aiohttp.TCPConnector(
         limit=max_connections,
         resolver=resolver,
@@ -90,21 +89,21 @@ def _session(max_connections: int, resolver: AbstractResolver | None) -> aiohttp
 
 
 def _probed_socket(address: AddrInfoType) -> socket.socket:
-    """A socket that is probed while it is idle, where the system can."""
+    """A socket with TCP keep-alive probes, where the operating system has them."""
     family, kind, protocol, *_ = address
-    made = socket.socket(family, kind, protocol)
-    made.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    probed = socket.socket(family, kind, protocol)
+    probed.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for name, value in (("TCP_KEEPIDLE", _PROBE_S), ("TCP_KEEPINTVL", _PROBE_S), ("TCP_KEEPCNT", _PROBES)):
         if hasattr(socket, name):
-            made.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
-    return made
+            probed.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+    return probed
 
 
 def never_sent(error: BaseException) -> bool:
     """Whether a transport error proves that no byte of the request left this machine.
 
-    True for DNS, refused, TLS and connect time-outs only. The transport's own mapping must not be asked: it turns
-    a disconnect after sending into `httpx.ConnectTimeout` too, so the aiohttp error beneath decides.
+    True only for DNS errors, refused connections, TLS errors and connect time-outs. The aiohttp error beneath decides,
+    not the httpx error: the transport maps a disconnect after sending to `httpx.ConnectTimeout` too.
     """
     if isinstance(error, httpx.UnsupportedProtocol | httpx.InvalidURL | httpx.PoolTimeout):
         return True

@@ -1,7 +1,7 @@
-"""Guarded fetching of reference images, as a good client: patient with hosts that are busy, and never led inside.
+"""Fetch reference images over http(s), guarded: no URL or redirect may lead to a private address.
 
-Redirects are followed with the guard applied at each step (net.guard): a public host leads to public ones only, and
-https never to http. Requests say who asks; the address is sent byte for byte as it is written.
+Redirects are followed with the guard applied at each step (net.guard): a public host may redirect to public ones only,
+and https never to http. Busy hosts are asked again, with pauses. The address is sent byte for byte as it is written.
 """
 
 import asyncio
@@ -36,22 +36,25 @@ from prefect_imagegen.net.troubles import trouble_of
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _CONNECTIONS = 16
 _TRIES = 5
-"""Of a status that may be another one later."""
+"""How often a URL is tried whose status may change, such as 503."""
 
 
 @dataclass(frozen=True, slots=True)
 class Fetched:
-    """An answer: its bytes, None where nothing has changed since `version` (an ETag or a date, None without one)."""
+    """An answer: the bytes, and their `version` (ETag or date, None if the host sends neither).
+
+    `data` is None if nothing has changed since the version that was asked about.
+    """
 
     data: bytes | None
     version: str | None
 
 
 class _PassingError(Exception):
-    """One try found a host busy, or out of reach.
+    """One try failed in a way that may pass: the host is busy, or out of reach.
 
-    `pause`: what the host asked for, in seconds. `slows`: that holds for everybody. `is_of_host`: it says something
-    of the host, and not of one reference only.
+    `tries`: how many tries are worth it in all. `pause`: the pause in seconds that the host asked for. `slows`: the
+    pause holds for all requests to the host. `is_of_host`: the failure concerns the host, not just this reference.
     """
 
     def __init__(
@@ -73,8 +76,8 @@ class _PassingError(Exception):
 
 
 @dataclass(slots=True)
-class _Errand:
-    """One reference on its way: what its URL looks like in messages, and the seconds that are left for it."""
+class _PendingFetch:
+    """One reference that is being fetched: its URL, the URL as messages show it, and the seconds left for it."""
 
     url: str
     shown: str
@@ -84,22 +87,22 @@ class _Errand:
 
     @property
     def place(self) -> str:
-        """The reference, and where it has led."""
+        """The URL as messages show it, with its redirect target if there was one."""
         return f"{self.shown} (it redirects to {redact(self.redirected_to)})" if self.redirected_to else self.shown
 
     def refuse(self, kind: str, problem: str, remedy: str) -> NoReturn:
-        """Say that the reference cannot be had."""
+        """Raise the FetchError for this reference."""
         raise FetchError(kind, f"{self.place} could not be fetched: {problem}.", remedy=remedy)
 
     def name(self, error: FetchError) -> FetchError:
-        """An error of the guard, which knows addresses only, with the reference's name."""
+        """An error of the guard, which knows only addresses, with this reference's URL added."""
         if self.shown in error.message:
             return error
         return FetchError(error.kind, f"{self.place}: {error.message}", remedy=error.remedy)
 
 
 class ReferenceFetcher:
-    """Fetches references under one policy. Use `async with`. `hosts`: what is known of hosts already."""
+    """Fetches references under one policy. Use `async with`. `hosts`: what earlier fetches learned about hosts."""
 
     def __init__(self, policy: FetchPolicy, hosts: HostRecords | None = None) -> None:
         self._policy = policy
@@ -112,7 +115,7 @@ class ReferenceFetcher:
         self._open = AsyncExitStack()
 
     async def __aenter__(self) -> Self:
-        """Open the sessions: one for each depth to which a chain of redirects may lead."""
+        """Open the sessions: one for each reach that a chain of redirects may still have."""
         for deepest in REACHES:
             connector = aiohttp.TCPConnector(
                 resolver=GuardedResolver(self._policy, deepest, self._reaches),
@@ -132,132 +135,132 @@ class ReferenceFetcher:
         await self._open.aclose()
 
     async def fetch(self, url: str) -> bytes:
-        """The bytes of the image behind a URL. Raises FetchError."""
+        """The bytes of the image at a URL. Raises FetchError."""
         return (await self.fetch_since(url, None)).data or b""
 
     async def fetch_since(self, url: str, version: str | None) -> Fetched:
-        """The image behind a URL, unless it is still the one of `version`. Raises FetchError."""
-        async with self.fetched(url, version) as found:
-            return found
+        """The image at a URL, or no data if it is still the one of `version`. Raises FetchError."""
+        async with self.fetched(url, version) as fetched:
+            return fetched
 
     @asynccontextmanager
     async def fetched(self, url: str, version: str | None = None) -> AsyncIterator[Fetched]:
-        """As `fetch_since`; within, the picture counts as one of the few that are in memory at a time."""
+        """Like `fetch_since`, as a context: within it the picture counts towards the few held in memory at once."""
         if not self._sessions:
             raise RuntimeError("use ReferenceFetcher with `async with`")
-        errand = _Errand(url, redact(url), version, self._policy.patience)
-        host = asked_url(url, errand.shown).raw_host or ""
+        pending = _PendingFetch(url, redact(url), version, self._policy.patience)
+        host = asked_url(url, pending.shown).raw_host or ""
         async with AsyncExitStack() as holding:
-            async with self._turns.errand(host):
-                found = await self._patiently(errand, holding)
-            yield found
+            async with self._turns.reference_turn(host):
+                fetched = await self._patiently(pending, holding)
+            yield fetched
 
-    async def _patiently(self, errand: _Errand, holding: AsyncExitStack) -> Fetched:
-        """Try until there is an answer, or the host has been found busy often enough."""
+    async def _patiently(self, pending: _PendingFetch, holding: AsyncExitStack) -> Fetched:
+        """Try until there is an answer, or the tries or the time of the reference are used up. Raises FetchError."""
         failures = 0
         while True:
             try:
-                return await self._follow(errand, holding)
-            except _PassingError as busy:
-                pause = backoff(failures, self._timing.jitter()) if busy.pause is None else busy.pause
+                return await self._follow(pending, holding)
+            except _PassingError as failure:
+                pause = backoff(failures, self._timing.jitter()) if failure.pause is None else failure.pause
                 failures += 1
-                if busy.slows:
-                    self._hosts.pause(busy.host, min(pause, LONGEST_PAUSE_S))
-                wait = 0.0 if busy.slows else pause
-                is_over = failures >= busy.tries or pause > min(errand.left, LONGEST_PAUSE_S)
-                if is_over or self._hosts.is_let_be(busy.host):
-                    if busy.is_of_host:
-                        self._hosts.gave_up(busy.host)
-                    errand.refuse(
+                if failure.slows:
+                    self._hosts.pause(failure.host, min(pause, LONGEST_PAUSE_S))
+                wait = 0.0 if failure.slows else pause
+                is_over = failures >= failure.tries or pause > min(pending.left, LONGEST_PAUSE_S)
+                if is_over or self._hosts.is_skipped(failure.host):
+                    if failure.is_of_host:
+                        self._hosts.found_busy(failure.host)
+                    pending.refuse(
                         "reference_busy",
-                        f"{redact(busy.host)} {busy}",
+                        f"{redact(failure.host)} {failure}",
                         "Nothing is known to be wrong with it: run the same command again later.",
                     )
-                errand.left -= pause
+                pending.left -= pause
                 await self._timing.sleep(wait)
 
-    async def _follow(self, errand: _Errand, holding: AsyncExitStack) -> Fetched:
-        """One try: from redirect to redirect, to an answer. Raises _PassingError and FetchError."""
-        address, errand.redirected_to = errand.url, ""
+    async def _follow(self, pending: _PendingFetch, holding: AsyncExitStack) -> Fetched:
+        """One try: follow redirects to an answer. Raises _PassingError and FetchError."""
+        address, pending.redirected_to = pending.url, ""
         deepest: Reach = "loopback"
         came_from: URL | None = None
         for _ in range(self._policy.max_redirects + 1):
-            asked = asked_url(address, errand.place)
-            if came_from is not None and (came_from.port, asked.port) not in ((asked.port, asked.port), (80, 443)):
-                deepest = "public"  # inside of a network any service may listen at another port
-            host = asked.raw_host or ""
-            self._check_literal(host, deepest, errand)
-            async with self._turns.turn(host):
-                if self._hosts.is_let_be(host):
+            target = asked_url(address, pending.place)
+            if came_from is not None and (came_from.port, target.port) not in ((target.port, target.port), (80, 443)):
+                deepest = "public"  # on an internal host, another port may be any service
+            host = target.raw_host or ""
+            self._check_literal(host, deepest, pending)
+            async with self._turns.request_turn(host):
+                if self._hosts.is_skipped(host):
                     raise _PassingError(host, "was busy for one reference after the other", tries=1, is_of_host=False)
-                found = await self._ask(asked, deepest, errand, holding)
-            if isinstance(found, Fetched):
-                return found
-            address = errand.redirected_to = self._next_address(address, found, errand)
+                result = await self._ask(target, deepest, pending, holding)
+            if isinstance(result, Fetched):
+                return result
+            address = pending.redirected_to = self._next_address(address, result, pending)
             deepest = min(deepest, self._reaches.get(host, "public"), key=REACHES.index)
-            came_from = asked
-        return errand.refuse("reference_unreachable", "it redirects too often", "Use its final URL.")
+            came_from = target
+        return pending.refuse("reference_unreachable", "it redirects too often", "Use its final URL.")
 
-    def _check_literal(self, host: str, deepest: Reach, errand: _Errand) -> None:
-        """Numeric hosts are not resolved, so they are checked here."""
+    def _check_literal(self, host: str, deepest: Reach, pending: _PendingFetch) -> None:
+        """Check a numeric host here, since the resolver never sees it. Raises FetchError."""
         literal = literal_address(host)
         if literal is None:
             return
         try:
             check_address(literal, self._policy, deepest)
         except FetchError as error:
-            raise errand.name(error) from None
+            raise pending.name(error) from None
         self._reaches[host] = reach_of(literal)
 
-    def _next_address(self, address: str, location: str, errand: _Errand) -> str:
-        """Where a redirect leads."""
+    def _next_address(self, address: str, location: str, pending: _PendingFetch) -> str:
+        """The URL that a redirect leads to. Raises FetchError if there is none, or if it goes from https to http."""
         if not location:
-            errand.refuse("reference_unreachable", "it redirects to nowhere", "Check the address.")
+            pending.refuse("reference_unreachable", "it redirects to nowhere", "Check the address.")
         try:
             following = urljoin(address, location)
         except ValueError:
-            errand.refuse("reference_unreachable", "it redirects to what is no URL", "Use its final URL.")
+            pending.refuse("reference_unreachable", "it redirects to what is no URL", "Use its final URL.")
         if address.lower().startswith("https:") and following.lower().startswith("http:"):
-            errand.refuse(
+            pending.refuse(
                 "reference_forbidden",
                 f"it redirects from https to {redact(following)}, where anybody on the way could change it",
                 "If that is acceptable, give the http address itself.",
             )
         return following
 
-    async def _ask(self, asked: URL, deepest: Reach, errand: _Errand, holding: AsyncExitStack) -> Fetched | str:
-        """One request: the answer, or where it redirects to. Raises _PassingError and FetchError."""
-        host, headers = asked.raw_host or "", {}
-        if errand.version:
-            is_etag = errand.version.startswith(('"', "W/"))
-            headers["If-None-Match" if is_etag else "If-Modified-Since"] = errand.version
-        seconds = aiohttp.ClientTimeout(total=min(self._policy.timeout, max(errand.left, 1.0)))
+    async def _ask(self, target: URL, deepest: Reach, pending: _PendingFetch, holding: AsyncExitStack) -> Fetched | str:
+        """One request: the answer, or the location it redirects to. Raises _PassingError and FetchError."""
+        host, headers = target.raw_host or "", {}
+        if pending.version:
+            is_etag = pending.version.startswith(('"', "W/"))
+            headers["If-None-Match" if is_etag else "If-Modified-Since"] = pending.version
+        seconds = aiohttp.ClientTimeout(total=min(self._policy.timeout, max(pending.left, 1.0)))
         async with AsyncExitStack() as working:
             await working.enter_async_context(self._gate)
             started = self._timing.monotonic()
             try:
                 async with self._sessions[deepest].get(
-                    asked, headers=headers, allow_redirects=False, timeout=seconds
+                    target, headers=headers, allow_redirects=False, timeout=seconds
                 ) as answer:
-                    found = await self._read(answer, host, errand)
+                    result = await self._read(answer, host, pending)
             except FetchError as error:
-                raise errand.name(error) from error
+                raise pending.name(error) from error
             except (*TRANSPORT_ERRORS, ValueError) as error:
                 trouble = trouble_of(error)
                 if trouble.is_passing:
                     raise _PassingError(host, trouble.problem, tries=trouble.tries) from error
-                errand.refuse("reference_unreachable", f"{redact(host)} {trouble.problem}", trouble.remedy)
+                pending.refuse("reference_unreachable", f"{redact(host)} {trouble.problem}", trouble.remedy)
             finally:
-                errand.left -= self._timing.monotonic() - started
-            if isinstance(found, Fetched):
+                pending.left -= self._timing.monotonic() - started
+            if isinstance(result, Fetched):
                 await holding.enter_async_context(working.pop_all())
-        return found
+        return result
 
-    async def _read(self, answer: aiohttp.ClientResponse, host: str, errand: _Errand) -> Fetched | str:
+    async def _read(self, answer: aiohttp.ClientResponse, host: str, pending: _PendingFetch) -> Fetched | str:
         if answer.status in _REDIRECTS:
             return answer.headers.get("location", "")
-        if answer.status == 304 and errand.version:
-            return Fetched(None, errand.version)
+        if answer.status == 304 and pending.version:
+            return Fetched(None, pending.version)
         verdict = judge_status(answer.status)
         if verdict is None or not verdict.is_passing:
             self._hosts.answered(host)
@@ -265,15 +268,15 @@ class ReferenceFetcher:
             pause = pause_seconds(reset=None, retry_after=answer.headers.get("retry-after"), now=self._timing.now())
             raise _PassingError(host, verdict.problem, pause=pause, slows=verdict.slows, is_of_host=verdict.is_of_host)
         if verdict is not None:
-            errand.refuse("reference_unreachable", verdict.problem, verdict.remedy)
-        data = await self._body(answer, errand)
+            pending.refuse("reference_unreachable", verdict.problem, verdict.remedy)
+        data = await self._body(answer, pending)
         if not looks_like_image(data):
             verdict = judge_body(data)
-            errand.refuse("reference_not_image", verdict.problem, verdict.remedy)
+            pending.refuse("reference_not_image", verdict.problem, verdict.remedy)
         return Fetched(data, answer.headers.get("etag") or answer.headers.get("last-modified"))
 
-    async def _body(self, answer: aiohttp.ClientResponse, errand: _Errand) -> bytes:
-        """The body, as far as a picture may go."""
+    async def _body(self, answer: aiohttp.ClientResponse, pending: _PendingFetch) -> bytes:
+        """The body. Raises FetchError if it is larger than the policy allows."""
         most = self._policy.max_bytes
         size = answer.content_length or 0
         chunks: list[bytes] = []
@@ -285,5 +288,5 @@ class ReferenceFetcher:
                 if size > most:
                     break
         if size > most:
-            errand.refuse("reference_too_large", f"it has more than {most} bytes", "Use a smaller image.")
+            pending.refuse("reference_too_large", f"it has more than {most} bytes", "Use a smaller image.")
         return b"".join(chunks)

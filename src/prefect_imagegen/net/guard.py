@@ -1,7 +1,7 @@
-"""Which addresses may be asked for a reference: what a stranger's URL may make this machine do is decided here.
+"""Which addresses a reference URL may make this machine connect to (protection against SSRF).
 
 Refused are private, loopback, link-local and other non-public addresses (by name, by DNS, as IPv6, in numeric
-spellings), other schemes, and credentials in URLs.
+spellings), other schemes than http(s), and credentials in URLs.
 """
 
 import asyncio
@@ -21,7 +21,7 @@ from prefect_imagegen.core.errors import ImagegenError
 
 Reach = Literal["public", "private", "loopback"]
 REACHES: tuple[Reach, ...] = ("public", "private", "loopback")
-"""From the outermost to the innermost."""
+"""All reaches, from the outermost to the innermost."""
 _INSIDE_OF_CLOUDS = tuple(
     ipaddress.ip_network(network)
     for network in (
@@ -30,56 +30,56 @@ _INSIDE_OF_CLOUDS = tuple(
         *("fec0::/10", "64:ff9b:1::/48"),  # site-local; NAT64 of a network's own, which stands for any IPv4 address
     )
 )
-"""Where clouds keep credentials besides link-local addresses, and what the standard library takes for public."""
+"""Addresses where clouds serve credentials, beside link-local ones, and that the standard library takes for public."""
 _OFF_WIRE = re.compile(r"[^\x21-\x7e]+")
-"""What a request line cannot hold: controls, blanks, and all beyond ASCII."""
+"""Characters that a request line cannot hold: controls, blanks, and all beyond ASCII."""
 
 
 @dataclass(frozen=True, slots=True)
 class FetchPolicy:
-    """What may be fetched, and how patiently. Sizes in bytes, times in seconds."""
+    """What may be fetched, and for how long it is tried. Sizes in bytes, times in seconds."""
 
     allow_loopback: bool = False
     allow_private: bool = False
-    """Private networks and loopback too; link-local addresses (where clouds keep credentials) and their kin never."""
+    """Allow private networks and loopback; link-local addresses (where clouds serve credentials) are never allowed."""
     max_bytes: int = 32 * 1024 * 1024
     max_redirects: int = 5
     timeout: float = 30.0
-    """For one request, body included."""
+    """Seconds for one request, body included."""
     patience: float = 120.0
-    """For one reference, all tries and the pauses between them; waiting for its turn at a host is not counted."""
+    """Seconds for one reference: all tries and the pauses between them, but not the wait for a turn at its host."""
     at_once: int = 4
-    """Requests that one host is asked at the same time."""
+    """Requests to one host at the same time."""
 
 
 class FetchError(ImagegenError):
     """A reference could not or must not be fetched; the message names the URL without its query, and the remedy.
 
-    `reference_busy` says that its host is busy or out of reach for now: nothing is known to be wrong with it.
+    Kind `reference_busy`: its host is busy or out of reach for now, so the reference itself may be fine.
     """
 
 
 def reach_of(address: str) -> Reach:
-    """From where an IP address can be reached: by everybody, from this machine, or from some network at best."""
-    found = _inner_address(address)
-    if found.is_loopback:
+    """From where an IP address can be reached: everywhere (public), one network (private), this machine (loopback)."""
+    ip = _inner_address(address)
+    if ip.is_loopback:
         return "loopback"
-    special = found.is_multicast or found.is_reserved or found.is_unspecified or _is_inside_of_clouds(found)
-    return "public" if found.is_global and not special else "private"
+    special = ip.is_multicast or ip.is_reserved or ip.is_unspecified or _is_inside_of_clouds(ip)
+    return "public" if ip.is_global and not special else "private"
 
 
 def check_address(address: str, policy: FetchPolicy, deepest: Reach = "loopback") -> None:
     """Raise FetchError unless the IP address is public (or loopback or private, where the policy allows that).
 
-    `deepest` bounds what the policy allows: a public host may lead to public ones only.
+    `deepest` is the innermost reach allowed, whatever the policy says: a public host may redirect to public ones only.
     """
     reach = reach_of(address)
     is_allowed = REACHES.index(reach) <= REACHES.index(deepest)
     if reach == "public" or (reach == "loopback" and is_allowed and (policy.allow_loopback or policy.allow_private)):
         return
-    found = _inner_address(address)
-    is_barred = found.is_link_local or found.is_unspecified or _is_inside_of_clouds(found)
-    if is_allowed and policy.allow_private and found.is_private and not is_barred:
+    ip = _inner_address(address)
+    is_barred = ip.is_link_local or ip.is_unspecified or _is_inside_of_clouds(ip)
+    if is_allowed and policy.allow_private and ip.is_private and not is_barred:
         return
     raise FetchError(
         "reference_forbidden",
@@ -89,14 +89,14 @@ def check_address(address: str, policy: FetchPolicy, deepest: Reach = "loopback"
 
 
 def _inner_address(address: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
-    """The address, or the IPv4 address that an IPv6 one stands for."""
-    found: ipaddress.IPv4Address | ipaddress.IPv6Address = ipaddress.ip_address(address.split("%", 1)[0])
-    if isinstance(found, ipaddress.IPv6Address):
-        inner = found.ipv4_mapped or found.sixtofour or (found.teredo[1] if found.teredo else None)
-        if inner is None and found in ipaddress.ip_network("64:ff9b::/96"):
-            inner = ipaddress.IPv4Address(int(found) & 0xFFFFFFFF)
-        found = inner or found
-    return found
+    """The address itself, or the IPv4 address that an IPv6 address embeds (mapped, 6to4, Teredo, NAT64)."""
+    ip: ipaddress.IPv4Address | ipaddress.IPv6Address = ipaddress.ip_address(address.split("%", 1)[0])
+    if isinstance(ip, ipaddress.IPv6Address):
+        inner = ip.ipv4_mapped or ip.sixtofour or (ip.teredo[1] if ip.teredo else None)
+        if inner is None and ip in ipaddress.ip_network("64:ff9b::/96"):
+            inner = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
+        ip = inner or ip
+    return ip
 
 
 def _is_inside_of_clouds(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
@@ -104,9 +104,9 @@ def _is_inside_of_clouds(address: ipaddress.IPv4Address | ipaddress.IPv6Address)
 
 
 class GuardedResolver(AbstractResolver):
-    """Checks every address that a name resolves to; the connection goes to just these addresses.
+    """A resolver that checks every address a name resolves to; connections go to just these addresses.
 
-    `reaches` takes down how far inside each name led.
+    `reaches` collects the innermost reach of each name.
     """
 
     def __init__(self, policy: FetchPolicy, deepest: Reach, reaches: MutableMapping[str, Reach]) -> None:
@@ -118,22 +118,22 @@ class GuardedResolver(AbstractResolver):
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
     ) -> list[ResolveResult]:
-        """The addresses of a name. Raises FetchError where one of them must not be asked."""
-        found = await self._inner.resolve(host, port, family)
-        for result in found:
+        """The addresses of a name. Raises FetchError if one of them is not allowed."""
+        results = await self._inner.resolve(host, port, family)
+        for result in results:
             check_address(result["host"], self._policy, self._deepest)
-        self._reaches[host] = min((reach_of(result["host"]) for result in found), key=REACHES.index)
-        return found
+        self._reaches[host] = min((reach_of(result["host"]) for result in results), key=REACHES.index)
+        return results
 
     async def close(self) -> None:
-        """Close the resolver beneath."""
+        """Close the wrapped resolver."""
         await self._inner.close()
 
 
 def asked_url(url: str, shown: str) -> URL:
-    """A URL as it goes on the wire: byte for byte as it is written; what HTTP cannot carry is percent-encoded.
+    """The URL to request: byte for byte as written; only what HTTP cannot carry is percent-encoded.
 
-    The host is the one that is connected to, so it is the one to be checked. Raises FetchError (`shown` names it).
+    Its host is the one that is connected to, so it is the one to check. Raises FetchError, whose message shows `shown`.
     """
     try:
         parts = urlsplit(url)
@@ -157,11 +157,11 @@ def asked_url(url: str, shown: str) -> URL:
 
 
 def _on_wire(text: str) -> str:
-    return _OFF_WIRE.sub(lambda found: "".join(f"%{byte:02X}" for byte in _bytes(found[0])), text)
+    return _OFF_WIRE.sub(lambda match: "".join(f"%{byte:02X}" for byte in _bytes(match[0])), text)
 
 
 def _bytes(text: str) -> bytes:
-    """Characters as UTF-8; what came as other bytes in a header stays these bytes."""
+    """The text as UTF-8; bytes of a header that were no UTF-8 stay as they were."""
     return text.encode("utf-8", "surrogateescape")
 
 
@@ -170,33 +170,33 @@ def _without_dots(path: str) -> str:
     segments = path.split("/")
     if not {".", ".."} & set(segments):
         return path
-    kept: list[str] = []
+    resolved: list[str] = []
     for segment in segments:
         if segment == "..":
-            del kept[max(1, len(kept) - 1) :]
+            del resolved[max(1, len(resolved) - 1) :]
         elif segment != ".":
-            kept.append(segment)
+            resolved.append(segment)
     if segments[-1] in (".", ".."):
-        kept.append("")
-    return "/".join(kept)
+        resolved.append("")
+    return "/".join(resolved)
 
 
 async def reach_of_host(host: str) -> Reach:
-    """The narrowest reach of the addresses that a host name (or a numeric spelling) stands for.
+    """The reach of a host name or numeric spelling: private or loopback if any of its addresses is, else public.
 
-    Raises OSError, or UnicodeError where it is no name at all.
+    Raises OSError if the lookup fails, UnicodeError if it is no valid name.
     """
     literal = literal_address(host)
     if literal is None:
-        found = await asyncio.get_running_loop().getaddrinfo(host, None, type=socket.SOCK_STREAM)
-        reaches = {reach_of(str(address[0])) for *_, address in found}
+        addresses = await asyncio.get_running_loop().getaddrinfo(host, None, type=socket.SOCK_STREAM)
+        reaches = {reach_of(str(address[0])) for *_, address in addresses}
     else:
         reaches = {reach_of(literal)}
     return next(reach for reach in ("private", "loopback", "public") if reach in reaches)
 
 
 def literal_address(host: str) -> str | None:
-    """The address that a numeric spelling of a host means (decimal, octal and hex ones too); None for a name."""
+    """The IP address that a numeric host means (decimal, octal and hex spellings too); None for a name."""
     try:
         return str(ipaddress.ip_address(host))
     except ValueError:

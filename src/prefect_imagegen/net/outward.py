@@ -1,4 +1,7 @@
-"""How far the answers of a backend may lead: an address that an answer names is a stranger's, like a reference's."""
+"""Which addresses a provider's answers may make this machine connect to.
+
+An address in an answer (of an output, say) is no more trusted than a reference URL.
+"""
 
 import socket
 from collections.abc import Iterable
@@ -14,10 +17,10 @@ _POLICY = FetchPolicy(allow_private=True)
 
 
 class OutwardResolver(AbstractResolver):
-    """Looks names up for a backend's client: other hosts than its own lie no further inside than it does itself.
+    """The resolver of a provider's client: other hosts may not lie further inside than the provider's own.
 
-    A gateway on this machine may name this machine, one of a private network that network, and the API public hosts
-    only; where clouds keep credentials nobody leads. `own` are the URLs that the user gave.
+    A gateway on this machine may name this machine, one in a private network that network, and the public API only
+    public hosts. Addresses where clouds serve credentials are never allowed. `own`: the URLs that the user gave.
     """
 
     def __init__(self, own: Iterable[str]) -> None:
@@ -28,26 +31,29 @@ class OutwardResolver(AbstractResolver):
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
     ) -> list[ResolveResult]:
-        """The addresses of a name. Raises FetchError where one of them must not be asked."""
-        found = await self._inner.resolve(host, port, family)
+        """The addresses of a name. Raises FetchError if one of them is not allowed."""
+        results = await self._inner.resolve(host, port, family)
         if host not in self._own:
-            for result in found:
+            for result in results:
                 check_address(result["host"], _POLICY, await self._depth())
-        return found
+        return results
 
     async def check(self, url: str) -> None:
-        """Raise FetchError for a numeric host that must not be asked, since those are not resolved; else ValueError."""
+        """Check a URL with a numeric host, which the resolver never sees.
+
+        Raises FetchError if it is not allowed, ValueError if it is no URL.
+        """
         host = _host_of(url)
         literal = literal_address(host)
         if literal is not None and host not in self._own:
             check_address(literal, _POLICY, await self._depth())
 
     async def close(self) -> None:
-        """Close the resolver beneath."""
+        """Close the wrapped resolver."""
         await self._inner.close()
 
     async def _depth(self) -> Reach:
-        """How far inside the user's own hosts lie."""
+        """The innermost reach of the user's own hosts."""
         if self._deepest is None:
             reaches: list[Reach] = ["public"]
             for host in self._own:
@@ -62,7 +68,7 @@ class OutwardResolver(AbstractResolver):
 
 
 def _host_of(url: str) -> str:
-    """The host that the client connects to, as both of its layers read the URL. Raises ValueError."""
+    """The host that the client connects to, after httpx and yarl have parsed the URL. Raises ValueError."""
     try:
         return URL(str(httpx.URL(url))).raw_host or ""
     except httpx.InvalidURL as error:

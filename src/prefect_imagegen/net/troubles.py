@@ -1,4 +1,4 @@
-"""What goes wrong between this machine and a picture host, in words, and whether it may pass."""
+"""Network errors between this machine and a host of pictures: a message, a remedy, and whether it may pass."""
 
 import re
 import socket
@@ -10,21 +10,22 @@ from prefect_imagegen.core.redact import redact
 
 _TRIES = 5
 _FEW_TRIES = 2
-"""Of what takes long to fail, or hardly ever passes."""
+"""Tries for errors that take long to show, or that hardly ever pass."""
 _NO_SUCH_NAME = frozenset(
     getattr(socket, name) for name in ("EAI_NONAME", "EAI_NODATA", "EAI_FAIL") if hasattr(socket, name)
 )
 
 
-_PACKED = re.compile(r"Can not decode content-encoding: (\w+) \(")
-"""What aiohttp says where the package for an encoding is missing (`brotli (br). Please install ...`)."""
+_UNREADABLE_ENCODING = re.compile(r"Can not decode content-encoding: (\w+) \(")
+"""aiohttp's message where the package for an encoding is missing (`brotli (br). Please install ...`)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Trouble:
-    """A problem, as the end of a sentence that begins with the host's name, and how often it is worth a try.
+    """A network problem, and how many tries are worth it.
 
-    One try means that it will not pass; `remedy` is for that.
+    `problem` completes a sentence that begins with the host's name. One try means that it will not pass; then `remedy`
+    is shown.
     """
 
     problem: str
@@ -33,16 +34,16 @@ class Trouble:
 
     @property
     def is_passing(self) -> bool:
-        """Whether it may be otherwise later."""
+        """Whether another try may succeed."""
         return self.tries > 1
 
 
 def trouble_of(error: BaseException) -> Trouble:
-    """What an exception of the transport means."""
+    """The Trouble behind an exception of the transport."""
     if isinstance(error, aiohttp.ClientConnectorDNSError):
-        return _of_name(error)
+        return _dns_trouble(error)
     if isinstance(error, aiohttp.ClientSSLError | aiohttp.ClientConnectorCertificateError):
-        return _of_tls(error)
+        return _tls_trouble(error)
     if isinstance(error, TimeoutError):  # aiohttp's own are of this kind too
         return Trouble("did not answer in time", _FEW_TRIES)
     if isinstance(error, aiohttp.ClientConnectorError):
@@ -50,20 +51,20 @@ def trouble_of(error: BaseException) -> Trouble:
         return Trouble(f"cannot be connected to ({redact(reason)}); is the address right?", _FEW_TRIES + 1)
     if isinstance(error, aiohttp.ClientPayloadError | aiohttp.ServerDisconnectedError | OSError):
         return Trouble("broke off its answer", _TRIES)
-    return _of_nonsense(error)
+    return _other_trouble(error)
 
 
-def _of_nonsense(error: BaseException) -> Trouble:
-    if (packed := _PACKED.search(str(error))) is not None:
-        return _of_packing(packed[1])
+def _other_trouble(error: BaseException) -> Trouble:
+    if (encoding := _UNREADABLE_ENCODING.search(str(error))) is not None:
+        return _encoding_trouble(encoding[1])
     is_nonsense = isinstance(error, aiohttp.ClientResponseError)
-    said = (
+    problem = (
         "does not answer in HTTP" if is_nonsense else f"cannot be asked ({redact(f'{type(error).__name__} {error}')})"
     )
-    return Trouble(said, remedy="Check the address, and its port.")
+    return Trouble(problem, remedy="Check the address, and its port.")
 
 
-def _of_packing(name: str) -> Trouble:
+def _encoding_trouble(name: str) -> Trouble:
     return Trouble(
         f"packs its answer as {name}, which it was not asked for and which cannot be unpacked here",
         remedy=f"Its host should send pictures as they are; else install a package that unpacks {name}, or copy the"
@@ -71,7 +72,7 @@ def _of_packing(name: str) -> Trouble:
     )
 
 
-def _of_tls(error: aiohttp.ClientSSLError | aiohttp.ClientConnectorCertificateError) -> Trouble:
+def _tls_trouble(error: aiohttp.ClientSSLError | aiohttp.ClientConnectorCertificateError) -> Trouble:
     if isinstance(error, aiohttp.ClientConnectorCertificateError):
         reason = getattr(error.certificate_error, "verify_message", "") or "it is not trusted"
         return Trouble(
@@ -86,7 +87,7 @@ def _of_tls(error: aiohttp.ClientSSLError | aiohttp.ClientConnectorCertificateEr
     )
 
 
-def _of_name(error: aiohttp.ClientConnectorDNSError) -> Trouble:
+def _dns_trouble(error: aiohttp.ClientConnectorDNSError) -> Trouble:
     if error.os_error.errno in _NO_SUCH_NAME:
         return Trouble("does not exist: no such name is known", remedy="Check the host's name in the address.")
     return Trouble("has a name that could not be looked up just now", _FEW_TRIES)

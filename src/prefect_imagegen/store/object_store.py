@@ -140,7 +140,7 @@ class FsspecObjectStore:
             return await asyncio.get_running_loop().run_in_executor(self._threads, work)
         except StoreError:
             raise
-        except Exception as error:  # every file system has its own exceptions; all are told in one way
+        except Exception as error:  # every file system has its own exceptions
             raise store_error(self.url, path, error, writing=writing) from error
 
     def _create(self, fs: Any, path: str, data: bytes, content_type: str) -> bool:

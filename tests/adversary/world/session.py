@@ -85,7 +85,7 @@ class UploadingReferences:
     def __init__(self, provider: Provider) -> None:
         self._provider = provider
 
-    async def addresses(self, request: GenerationRequest, *, fresh: bool) -> Sequence[str]:
+    async def addresses(self, request: GenerationRequest, *, force_upload: bool) -> Sequence[str]:
         return [await self._provider.upload(b"a picture", "image/png") for _ in request.references]
 
 

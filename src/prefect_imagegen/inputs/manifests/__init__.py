@@ -1,1 +1,1 @@
-"""Manifests as streams."""
+"""Manifests: Parquet, CSV and JSON lines, read as streams of windows."""

@@ -1,4 +1,4 @@
-"""CSV as pieces of columns of text, byte for byte, with every row's line."""
+"""Read CSV in pieces: columns of text, unchanged, with the line number of every row."""
 
 import csv
 import io
@@ -14,14 +14,14 @@ _BLANK_ROW = "rows without any value are left out"
 _UNNAMED = "cells below an empty header cell are left out; give their column a name"
 _NONE: list[bool] = []
 _LONGEST_HEADER = 2**20
-"""Characters."""
+"""The most characters of a header."""
 _MOST_QUOTED_LINES = 1000
-"""Further lines of a header that hold quotes: each is looked at together with all before it."""
+"""The most further lines of a header that hold quotes, since each is parsed together with all before it."""
 _ODD_QUOTE = "a blank stands before an opening quote, so the quotes are taken as text"
 
 
 def csv_header(source: Any, wanted: Collection[str], usual: str) -> list[str]:
-    """The named columns of a CSV. Raises BadTextError."""
+    """The column names of a CSV, without unnamed columns. Raises BadTextError. Parameters: see `csv_pieces`."""
     with text_of(source) as text:
         return list(_CsvFile(text, wanted, usual).header.names)
 
@@ -29,19 +29,20 @@ def csv_header(source: Any, wanted: Collection[str], usual: str) -> list[str]:
 def csv_pieces(
     source: Any, needed: Collection[str], wanted: Collection[str], usual: str, bounds: Bounds
 ) -> Iterator[Piece]:
-    """The rows of a CSV as text, byte for byte; None for an empty cell without quotes. Raises BadTextError.
+    """The rows of a CSV as unchanged text, in pieces; an empty cell without quotes is None. Raises BadTextError.
 
-    `needed` are the columns to keep, `wanted` the names that tell which separator it is, if not the usual one.
+    `needed`: the columns to read. `wanted`: names that a header should have; they decide which separator it is, if it
+    is not the `usual` one.
     """
     with text_of(source) as text:
         yield from _CsvFile(text, wanted, usual).pieces(needed, bounds)
 
 
 class _CsvFile:
-    """A CSV that is being read: its separator and header first, then its rows."""
+    """One CSV being read: the constructor reads separator and header, `pieces` the rows."""
 
     def __init__(self, text: io.TextIOWrapper, wanted: Collection[str], usual: str) -> None:
-        # The limit is the whole process's; ours is kept by TextLines, whatever others set.
+        # csv's limit is global to the process, so it is only raised; TextLines enforces ours.
         csv.field_size_limit(max(csv.field_size_limit(), MAX_RECORD + 1))
         self._lines = TextLines(text)
         self._separator = usual
@@ -60,7 +61,7 @@ class _CsvFile:
         self.header = csv_text.header_of([cell.removeprefix("\ufeff") for cell in cells or []])
 
     def pieces(self, needed: Collection[str], bounds: Bounds) -> Iterator[Piece]:
-        """The rows, in pieces."""
+        """The rows, in pieces within `bounds`."""
         reader = csv.reader(self._lines, **csv_text.dialect_of(self._separator))
         chosen = [
             (name, at) for name, at in zip(self.header.names, self.header.positions, strict=True) if name in needed
@@ -76,7 +77,7 @@ class _CsvFile:
         yield piece
 
     def _take(self, cells: list[str], piece: Piece, chosen: list[tuple[str, int]]) -> None:
-        """Add a record to the piece, its empty cells as None unless they are quoted."""
+        """Add a record to the piece; its empty cells become None unless they are quoted. Raises BadTextError."""
         lines, width = self._lines, self.header.width
         if len(cells) != width and (len(cells) < width or any(cells[width:])):
             raise BadTextError(
@@ -85,19 +86,19 @@ class _CsvFile:
                 "Quote cells that hold the separator or a line break, and give every row as many cells as the header.",
             )
         record = lines.record[0] if len(lines.record) == 1 else "".join(lines.record)
-        found: list[str | None] = list(cells)
+        values: list[str | None] = list(cells)
         quotes = _NONE
         words = NULL_WORDS.intersection(cells)
         if words or not all(cells):
             if csv_text.may_quote(record, self._separator, words):
                 quotes = csv_text.quoted_cells(record, self._separator)
-                found = [cell if cell or quoted else None for cell, quoted in zip(cells, quotes, strict=True)]
+                values = [cell if cell or quoted else None for cell, quoted in zip(cells, quotes, strict=True)]
             else:
-                found = [cell or None for cell in cells]
-            if found.count(None) == len(found):
+                values = [cell or None for cell in cells]
+            if values.count(None) == len(values):
                 piece.remarks.add(_BLANK_ROW, lines.first)
                 return
-        if self.header.unnamed and any(found[at] for at in self.header.unnamed):
+        if self.header.unnamed and any(values[at] for at in self.header.unnamed):
             piece.remarks.add(_UNNAMED, lines.first)
         if csv_text.has_odd_quote(record, self._separator) and any(
             cell.lstrip()[:1] == '"' != cell[:1] for cell in cells
@@ -105,7 +106,7 @@ class _CsvFile:
             piece.remarks.add(_ODD_QUOTE, lines.first)
         row = len(piece.lines)
         for name, at in chosen:
-            piece.columns[name].append(found[at])
+            piece.columns[name].append(values[at])
             if words and quotes and quotes[at] and cells[at] in words:
                 piece.quoted_words.add((name, row))
         piece.lines.append(lines.first)
@@ -142,7 +143,7 @@ class _CsvFile:
         )
 
     def _first_line(self) -> str:
-        """The next line that holds anything; empty at the end."""
+        """The next line that is not blank; empty at the end of the file."""
         for line in self._lines:
             if line.strip("\r\n"):
                 return line
@@ -150,7 +151,7 @@ class _CsvFile:
         return ""
 
     def _whole_header(self, first: str, separators: Collection[str]) -> str:
-        """The record of the header: a quoted name may hold line breaks."""
+        """All lines of the header, given its first: a quoted name may hold line breaks. Raises BadTextError."""
         self._lines.record[:] = [first]
         if csv_text.goes_on(first, separators):
             size, quoted = len(first), 0

@@ -35,17 +35,17 @@ _FOREIGN: tuple[tuple[bytes, str, str], ...] = (
 _LOGS = {"_delta_log": "a Delta table", ".hoodie": "a Hudi table"}
 _ICEBERG = ".metadata.json"
 _HEAD = 16
-"""Bytes that tell a format."""
+"""How many first bytes of a file are read to recognise its format."""
 _LEVELS = 8
-"""How many folders above a file are looked at for the log of a table."""
+"""How many folders above a file are checked for the log of a table."""
 _FOLDERS = 16
-"""For how many folders of a glob that is done."""
+"""For how many folders of a glob that check is done."""
 _NULL_PARTITION = "__HIVE_DEFAULT_PARTITION__"
 
 
 @dataclass(frozen=True, slots=True)
 class ManifestFile:
-    """One file: its path in the file system, its format, and the columns that its folders `name=value` give it."""
+    """One file: its path in the file system, its format, and the columns from its Hive folders (`name=value`)."""
 
     path: str
     kind: Kind
@@ -58,7 +58,7 @@ class ManifestFile:
 
     @property
     def separator(self) -> str:
-        """What usually separates the cells of a CSV with such an ending."""
+        """The usual separator of a CSV with this file's suffix."""
         return "\t" if _suffix(self.path) in {".tsv", ".tab"} else ","
 
 
@@ -73,7 +73,7 @@ class ManifestFiles:
         self.folder = ""
         """The manifest's folder as a URI, where the manifest is one."""
         self.passed_over: tuple[str, ...] = ()
-        """Names of other tables in the folder, which is read for Parquet only."""
+        """Names of CSV and JSON files in a folder manifest, which are not read (only its Parquet files are)."""
         options = dict(storage_options or {})
         if url.startswith(("s3://", "s3a://")):
             options = s3_options(options)
@@ -88,7 +88,7 @@ class ManifestFiles:
                 f"{self.url} needs a package that is not installed ({error.name}).",
                 remedy="Install the extra: prefect-imagegen[s3], [gcs] or [azure].",
             ) from error
-        except Exception as error:  # every file system has its own exceptions; all are told in one way
+        except Exception as error:  # every file system has its own exceptions
             raise self._not_found(f"cannot be read: {redact(f'{type(error).__name__} {error}')}") from error
 
     def uri(self, path: str) -> str:
@@ -100,7 +100,7 @@ class ManifestFiles:
         close_connections(self.fs)
 
     def _find(self, path: str) -> list[ManifestFile]:
-        # A name that exists is that name, whatever its brackets or per cent signs could mean besides.
+        # A path that exists is taken literally, even if it has brackets or per cent signs.
         spellings = [path, unquote(path)] if self.url.startswith("file://") else [path]
         path = next((spelling for spelling in spellings if self.fs.exists(spelling)), path)
         base = path
@@ -126,12 +126,12 @@ class ManifestFiles:
             raise self._not_found("does not exist")
         if not paths:
             raise self._not_found("matches no file")
-        # What lies inside of a folder was listed; what lies above it was not.
+        # The contents of a folder were checked above; the folders above it were not.
         self._refuse_parents([path] if self.folder else [name.rpartition("/")[0] for name in paths])
         return [ManifestFile(name, self._kind(name), _partition(name, base)) for name in sorted(paths)]
 
     def _pattern(self, path: str) -> str:
-        """The glob, in which a folder that exists is that folder, whatever its brackets could mean besides."""
+        """The glob, with the brackets of folders that exist escaped."""
         parts = path.split("/")
         for end in range(len(parts) - 1, 0, -1):
             folder = "/".join(parts[:end])
@@ -140,7 +140,7 @@ class ManifestFiles:
         return path
 
     def _refuse_logs(self, names: Iterable[str], base: str) -> None:
-        """Refuse a folder that holds a table with a log: its files hold rows that the log has deleted."""
+        """Raise RefusedError if a folder holds a table with a log, whose files still hold deleted rows."""
         for name in names:
             parts = name[len(base) :].strip("/").split("/")
             for position, part in enumerate(parts[:-1]):
@@ -151,7 +151,7 @@ class ManifestFiles:
                     raise _with_log("an Iceberg table", where)
 
     def _refuse_parents(self, folders: Iterable[str]) -> None:
-        """Refuse files inside of a table with a log, whose root is one of these folders or lies above them."""
+        """Raise RefusedError if one of these folders, or one above them, is the root of a table with a log."""
         protocol = self.fs.protocol if isinstance(self.fs.protocol, str) else self.fs.protocol[0]
         if protocol in {"http", "https"}:
             return
@@ -160,9 +160,9 @@ class ManifestFiles:
             folder.rsplit("/", up)[0] for folder in chosen for up in range(min(_LEVELS, folder.count("/") + 1))
         )
         for folder in filter(None, above):
-            for log, what in _LOGS.items():
+            for log, kind_of_table in _LOGS.items():
                 if self._holds(f"{folder}/{log}"):
-                    raise _with_log(what, folder)
+                    raise _with_log(kind_of_table, folder)
             if self._holds(f"{folder}/metadata") and self._has_iceberg(folder):
                 raise _with_log("an Iceberg table", folder)
 
@@ -179,7 +179,7 @@ class ManifestFiles:
             return False
 
     def _is_parquet(self, path: str) -> bool:
-        """Whether a file of a folder is Parquet: by its ending, or where it has none, by its first bytes."""
+        """Whether a file of a folder is Parquet: by its suffix, or by its first bytes if that says nothing."""
         suffix = _suffix(path)
         if suffix in _SUFFIXES:
             return _SUFFIXES[suffix] == "parquet"
@@ -189,11 +189,13 @@ class ManifestFiles:
         suffix = _suffix(path)
         kind = _SUFFIXES.get(suffix)
         head = self._head(path) if kind != "parquet" else b""
-        what, remedy = next(((what, remedy) for mark, what, remedy in _FOREIGN if head.startswith(mark)), ("", ""))
-        if what:
+        foreign_format, remedy = next(
+            ((foreign_format, remedy) for mark, foreign_format, remedy in _FOREIGN if head.startswith(mark)), ("", "")
+        )
+        if foreign_format:
             raise RefusedError(
                 "manifest_unreadable",
-                f"The manifest file {redact(path)} is {what}, not {FORMATS}.",
+                f"The manifest file {redact(path)} is {foreign_format}, not {FORMATS}.",
                 remedy=remedy,
             )
         if kind is None and suffix not in {"", ".parquet"} and head and not head.startswith(_PARQUET_MARK):
@@ -213,10 +215,10 @@ class ManifestFiles:
             with self.fs.open(path, "rb") as source:
                 return bytes(source.read(_HEAD))
 
-    def _not_found(self, what: str) -> RefusedError:
+    def _not_found(self, problem: str) -> RefusedError:
         return RefusedError(
             "manifest_not_found",
-            f"The manifest {self.url} {what}.",
+            f"The manifest {self.url} {problem}.",
             remedy="Check the path, and --manifest-storage-option where it lies in object storage.",
         )
 
@@ -228,7 +230,7 @@ def _address(url: str) -> str:
 
 
 def _suffix(path: str) -> str:
-    """The ending that tells the format, that of a compressed file's name behind it left out."""
+    """The suffix that tells the format; that of the compression is left out (`.csv` of `a.csv.gz`)."""
     name = PurePosixPath(path.lower())
     return PurePosixPath(name.stem).suffix if name.suffix in _COMPRESSED else name.suffix
 
@@ -238,36 +240,36 @@ def _known_other(suffix: str) -> bool:
 
 
 def _is_hidden(inner: str) -> bool:
-    """Whether a name inside of a folder is hidden, or kept by a program for itself; partitions may begin so."""
+    """Whether a path inside a folder is hidden or internal (begins with `.` or `_`); `_name=value` is a partition."""
     return any(part.startswith((".", "_")) and "=" not in part for part in inner.strip("/").split("/"))
 
 
 def _is_kept_apart(path: str, pattern: str) -> bool:
-    """Whether a glob matches a file that programs keep for themselves, such as `_SUCCESS`, without naming it so."""
+    """Whether a glob matches an internal file such as `_SUCCESS` without naming it."""
     start = path.rpartition("/")[2][:1]
     return start in {".", "_"} and not pattern.rpartition("/")[2].startswith(start)
 
 
 def _partition(path: str, base: str) -> dict[str, str | None]:
-    """The columns that folders named `name=value` below `base` give to a file, as Hive and Spark write them."""
-    found: dict[str, str | None] = {}
+    """The columns that folders named `name=value` below `base` give a file (Hive partitioning)."""
+    columns: dict[str, str | None] = {}
     for part in path[len(base) :].split("/")[:-1]:
         name, sign, value = part.partition("=")
         if name and sign:
-            found[unquote(name)] = None if value == _NULL_PARTITION else unquote(value)
-    return found
+            columns[unquote(name)] = None if value == _NULL_PARTITION else unquote(value)
+    return columns
 
 
-def _with_log(what: str, root: str) -> RefusedError:
+def _with_log(kind_of_table: str, root: str) -> RefusedError:
     return RefusedError(
         "manifest_table",
-        f"{redact(root)} is {what}: its files also hold rows that were deleted or changed since.",
+        f"{redact(root)} is {kind_of_table}: its files also hold rows that were deleted or changed since.",
         remedy="Export a snapshot of it as Parquet with the program that owns it, and name that.",
     )
 
 
 def _others(names: Iterable[str], url: str) -> str:
-    """A hint at files of a folder that can be named themselves."""
+    """A hint for messages: globs that would match the folder's other files."""
     suffixes = sorted({_suffix(name) for name in names if _SUFFIXES.get(_suffix(name), "parquet") != "parquet"})
     globs = ", ".join(f"{url.rstrip('/')}/*{suffix}*" for suffix in suffixes)
     return f"; name its other files with a glob: {globs}" if globs else ""

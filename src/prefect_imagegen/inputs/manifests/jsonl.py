@@ -1,4 +1,4 @@
-"""JSON lines as pieces of columns: values as they are, with every row's line."""
+"""Read JSON lines in pieces: columns of unchanged values, with the line number of every row."""
 
 import io
 from collections.abc import Collection, Iterator, Mapping
@@ -10,7 +10,7 @@ from prefect_imagegen.inputs.manifests.window import Bounds, Piece
 
 
 def json_kinds(source: Any, kinds: ColumnKinds, limit: int | None) -> int:
-    """Take the columns of a file's first `limit` rows in; the number of rows. Raises BadTextError."""
+    """Add the columns of a file's first `limit` rows to `kinds`; returns the number of rows. Raises BadTextError."""
     count = 0
     with text_of(source) as text:
         for _, row in _json_rows(text):
@@ -22,7 +22,7 @@ def json_kinds(source: Any, kinds: ColumnKinds, limit: int | None) -> int:
 
 
 def json_pieces(source: Any, needed: Collection[str], bounds: Bounds) -> Iterator[Piece]:
-    """The rows of JSON lines, values as they are; None for what a line lacks. Raises BadTextError."""
+    """The rows of JSON lines in pieces, values unchanged; None for a field that a line lacks. Raises BadTextError."""
     rows: list[Mapping[str, Any]] = []
     numbers: list[int] = []
     size = 0

@@ -18,9 +18,9 @@ from prefect_imagegen.inputs.manifests.text import BadTextError
 from prefect_imagegen.inputs.manifests.window import Bounds, Piece, Remarks, Window
 
 WINDOW_ROWS = 32_768
-"""Rows handed on at a time: what a plan holds in memory."""
+"""The most rows of a window: what a plan holds in memory."""
 WINDOW_BYTES = 64 * 2**20
-"""Bytes of the columns read that are handed on at a time, as far as rows can be divided."""
+"""About the most bytes of a window's columns; a single row may be larger."""
 _FOOTERS_AT_ONCE = 8
 _WHOLE = f"A manifest is {FORMATS}, whole and with the ending of its format."
 
@@ -32,23 +32,23 @@ class Manifest:
     """
 
     def __init__(self, url: str, storage_options: Mapping[str, Any] | None = None) -> None:
-        self._found = ManifestFiles(url, storage_options)
-        self.url = self._found.url
-        self.passed_over = self._found.passed_over
+        self._files = ManifestFiles(url, storage_options)
+        self.url = self._files.url
+        self.passed_over = self._files.passed_over
         self.remarks = Remarks()
-        """What was left out or looks odd in the rows read so far."""
+        """Remarks on what was left out or looks odd in the rows read so far."""
         self._wanted: Collection[str] = ()
 
     def schemas(self, wanted: Collection[str] = (), limit: int | None = None) -> list[tuple[str, pa.Schema]]:
-        """The name and the columns of every file that the first `limit` rows may lie in.
+        """The name and schema of every file that the first `limit` rows may come from.
 
-        CSV columns are text. JSON lines are read once for it: a field may first appear in the last line. `wanted`
-        are names that a header should hold; they tell which character separates the cells of a CSV. Raises
+        CSV columns are text. JSON lines are read whole for this, since a field may first appear in the last line, and
+        share one schema. `wanted`: names that a header should have; they decide the separator of a CSV. Raises
         RefusedError: `manifest_empty`, `manifest_unreadable`.
         """
         self._wanted = wanted
         kinds, left = ColumnKinds(), limit
-        found: list[tuple[str, pa.Schema]] = []
+        schemas: list[tuple[str, pa.Schema]] = []
         for file, footer in self._footers(limit):
             with self._refusing(file):
                 if footer is not None:
@@ -67,25 +67,25 @@ class Manifest:
                     with self._open(file) as source:
                         schema, rows = pa.schema([]), json_kinds(source, kinds, left)
             partition = [(name, pa.string()) for name in file.partition if name not in schema.names]
-            found.append((file.name, pa.schema([*schema, *partition])))
+            schemas.append((file.name, pa.schema([*schema, *partition])))
             left = None if left is None else left - rows
             if left is not None and left <= 0:
                 break
-        lines = next((file.name for file in self._found.files if file.kind == "jsonl"), None)
-        return [*found, *([(lines, kinds.schema)] if lines else [])]
+        lines = next((file.name for file in self._files.files if file.kind == "jsonl"), None)
+        return [*schemas, *([(lines, kinds.schema)] if lines else [])]
 
     def windows(
         self, schema: pa.Schema, needed: Collection[str] | None = None, limit: int | None = None
     ) -> Iterator[Window]:
         """All rows in order, in windows of at most `WINDOW_ROWS` rows and about `WINDOW_BYTES` bytes.
 
-        `schema` is that of all files together, `needed` the columns to read (default: all). Raises RefusedError:
+        `schema`: that of all files together. `needed`: the columns to read (default: all). Raises RefusedError:
         `manifest_unreadable` naming file and line, `manifest_empty` if there is no row at all.
         """
         columns = frozenset(schema.names if needed is None else needed)
         left = limit
         empty = True
-        for file in self._found.files:
+        for file in self._files.files:
             with self._refusing(file):
                 for window in self._read(file, schema, columns, left):
                     left = None if left is None else left - len(window)
@@ -98,11 +98,11 @@ class Manifest:
 
     def close(self) -> None:
         """Close the connections."""
-        self._found.close()
+        self._files.close()
 
     def _footers(self, limit: int | None) -> Iterator[tuple[ManifestFile, tuple[pa.Schema, int] | None]]:
-        """Every file, those of Parquet with their schema and number of rows."""
-        files = self._found.files
+        """Every file, and for Parquet its schema and number of rows."""
+        files = self._files.files
         if limit is not None or len(files) == 1:
             yield from ((file, self._footer(file)) for file in files)
             return
@@ -118,9 +118,9 @@ class Manifest:
     def _read(
         self, file: ManifestFile, schema: pa.Schema, needed: Collection[str], left: int | None
     ) -> Iterator[Window]:
-        """The windows of one file, no more than `left` rows of it."""
-        base = self._found.folder or self._found.uri(file.path.rpartition("/")[0])
-        many = len(self._found.files) > 1
+        """The windows of one file, up to `left` rows."""
+        base = self._files.folder or self._files.uri(file.path.rpartition("/")[0])
+        many = len(self._files.files) > 1
         bounds = Bounds(WINDOW_ROWS if left is None else max(1, min(WINDOW_ROWS, left)), WINDOW_BYTES)
         first = 0
         with self._open(file) as source:
@@ -145,8 +145,8 @@ class Manifest:
 
     @contextmanager
     def _open(self, file: ManifestFile) -> Iterator[Any]:
-        with self._found.fs.open(file.path, "rb") as source:
-            if self._found.fs.size(file.path) == 0:
+        with self._files.fs.open(file.path, "rb") as source:
+            if self._files.fs.size(file.path) == 0:
                 raise RefusedError(
                     "manifest_empty",
                     f"The manifest file {redact(file.path)} is empty (0 bytes).",
@@ -156,7 +156,7 @@ class Manifest:
 
     @contextmanager
     def _refusing(self, file: ManifestFile) -> Iterator[None]:
-        """Trouble with a file is a refusal that names it."""
+        """Turn errors of reading a file into a RefusedError that names it."""
         try:
             yield
         except (pa.ArrowException, OSError, ValueError) as error:

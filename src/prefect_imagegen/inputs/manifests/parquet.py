@@ -1,4 +1,4 @@
-"""Parquet files as pieces of columns: only those that are needed, in pieces whose bytes are bounded too."""
+"""Read Parquet in pieces: only the needed columns, each piece bounded in rows and bytes."""
 
 from bisect import bisect_right
 from collections.abc import Collection, Iterator, Sequence
@@ -14,18 +14,18 @@ from prefect_imagegen.inputs.manifests.window import Bounds, Piece
 _BUFFER = 4 * 2**20
 _MARK = b"PAR1"
 _TAIL = 8
-"""The length of the footer, and the mark, at the end of a file."""
+"""Bytes at the end of a file: the length of the footer (4), and the mark (4)."""
 _WIDE_BYTES = 16
 
 
 class WideColumnError(ValueError):
-    """A column whose integers have more than 64 bits, which Arrow does not know."""
+    """A column has integers of more than 64 bits, which Arrow cannot read."""
 
     remedy = "Write that column as text, or as integers of 64 bits."
 
 
 def footer_of(source: Any) -> tuple[pa.Schema, int]:
-    """The columns of a file, and how many rows it has. Raises WideColumnError, and what Arrow raises."""
+    """The schema of a file, and its number of rows. Raises WideColumnError, and what Arrow raises."""
     try:
         reader = pq.ParquetFile(source, pre_buffer=False)
     except pa.ArrowNotImplementedError as error:
@@ -37,10 +37,10 @@ def footer_of(source: Any) -> tuple[pa.Schema, int]:
 
 
 def parquet_pieces(source: Any, needed: Collection[str], bounds: Bounds) -> Iterator[Piece]:
-    """The rows of the needed columns, as the file has them; fewer at a time where rows are large.
+    """The rows of the needed columns, in pieces; the larger the rows, the fewer in a piece.
 
-    A file tells its sizes by row group, so a piece is bounded as far as the rows of a group are alike. A text that many
-    rows share stands in it once: those are read as dictionaries, and unfolded for no more rows than fit.
+    A file records its sizes by row group, so the bound holds as far as the rows of a group are of similar size. Text
+    that many rows share is stored once: it is read as dictionaries, and expanded for no more rows than fit.
     """
     metadata = pq.read_metadata(source)
     source.seek(0)
@@ -52,7 +52,7 @@ def parquet_pieces(source: Any, needed: Collection[str], bounds: Bounds) -> Iter
     types = pq.ParquetFile(source, metadata=metadata, pre_buffer=False).schema_arrow
     weighed = {name for name in needed if name in types.names and _is_weighed(types.field(name).type)}
     shared = sorted({chunk.path_in_schema for chunk in _text_chunks(groups, weighed)})
-    # What cannot be weighed once it is read may be as large as its whole column in each row.
+    # Of types whose cells cannot be weighed after reading, a single row may be as large as the whole column.
     unweighed = _text_chunks(groups, set(needed) - weighed)
     largest = max([largest, *(float(chunk.total_uncompressed_size) for chunk in unweighed)])
     with pq.ParquetFile(
@@ -70,7 +70,7 @@ def parquet_pieces(source: Any, needed: Collection[str], bounds: Bounds) -> Iter
 
 
 def _is_weighed(kind: pa.DataType) -> bool:
-    """Whether `_unfolded` knows how many bytes the cells of a column have, texts among them."""
+    """Whether `_unfolded` can tell the bytes of this type's cells."""
     if pa.types.is_list(kind) or pa.types.is_large_list(kind):
         return _is_weighed(kind.value_type)
     if pa.types.is_struct(kind):
@@ -84,14 +84,16 @@ def _is_weighed(kind: pa.DataType) -> bool:
 
 
 def _text_chunks(groups: Collection[Any], columns: Collection[str]) -> list[Any]:
-    """The parts of some columns that hold texts or bytes, and may hold each value once for all rows that share it."""
+    """The column chunks of text or bytes: they may hold a value once for all rows that share it (dictionaries)."""
     chunks = (group.column(number) for group in groups for number in range(group.num_columns))
     texts = (chunk for chunk in chunks if chunk.physical_type == "BYTE_ARRAY")
-    return [one for one in texts if one.path_in_schema in columns or one.path_in_schema.partition(".")[0] in columns]
+    return [
+        chunk for chunk in texts if chunk.path_in_schema in columns or chunk.path_in_schema.partition(".")[0] in columns
+    ]
 
 
 def _parts(batch: pa.RecordBatch, size: int) -> Iterator[pa.RecordBatch]:
-    """A batch in parts that have no more bytes than `size` when they are unfolded, but for a single row."""
+    """Split a batch so that no part has more than `size` bytes once it is expanded; a single row may have more."""
     if sum(map(_most, batch.columns)) <= size:
         yield batch
         return
@@ -106,7 +108,7 @@ def _parts(batch: pa.RecordBatch, size: int) -> Iterator[pa.RecordBatch]:
 
 
 def _most(array: pa.Array) -> int:
-    """How many bytes of shared texts an array has at most; quick to tell."""
+    """An upper bound of the bytes of an array's shared text, once expanded; quick to compute."""
     if pa.types.is_dictionary(array.type):
         longest: int = pc.max(_lengths(array)).as_py() or 0
         return longest * len(array)
@@ -118,14 +120,14 @@ def _most(array: pa.Array) -> int:
 
 
 def _lengths(array: pa.DictionaryArray) -> pa.Array:
-    """The bytes of each value of a dictionary; nothing of values that are no texts."""
+    """The bytes of each value of a dictionary; null for values that are not text."""
     kind = array.type.value_type
     is_text = pa.types.is_string(kind) or pa.types.is_binary(kind)
     return pc.binary_length(array.dictionary) if is_text else pa.nulls(len(array.dictionary), pa.int32())
 
 
 def _unfolded(array: pa.Array) -> Sequence[int]:
-    """How many bytes of shared texts each cell has."""
+    """The bytes of shared text in each cell, once expanded."""
     kind = array.type
     if pa.types.is_dictionary(kind):
         lengths: Sequence[int] = _lengths(array).take(array.indices).fill_null(0).to_pylist()
@@ -139,9 +141,10 @@ def _unfolded(array: pa.Array) -> Sequence[int]:
 
 
 def _wide_columns(source: Any) -> list[str]:
-    """The columns that may hold integers of 128 bits: as Parquet knows them, without what Arrow's schema says of them.
+    """The columns that may hold integers of 128 bits, by their Parquet types.
 
-    Arrow opens no file with such a schema, so the footer is read alone, and the schema's name in it is another one.
+    Arrow refuses to open a file whose embedded Arrow schema has such a type; so the footer is read by itself, with the
+    name of that schema changed.
     """
     source.seek(-_TAIL, 2)
     size = int.from_bytes(source.read(4), "little")
@@ -149,13 +152,15 @@ def _wide_columns(source: Any) -> list[str]:
     footer = source.read(size).replace(b"ARROW:schema", b"arrow:schema")
     file = _MARK + footer + size.to_bytes(4, "little") + _MARK
     columns = pq.read_metadata(pa.BufferReader(file)).schema
-    found = [columns.column(number) for number in range(len(columns))]
-    wide = [one for one in found if one.length == _WIDE_BYTES and one.logical_type.type == "NONE"]
-    return list(dict.fromkeys(one.path.partition(".")[0] for one in wide if one.physical_type.startswith("FIXED")))
+    all_columns = [columns.column(number) for number in range(len(columns))]
+    wide = [column for column in all_columns if column.length == _WIDE_BYTES and column.logical_type.type == "NONE"]
+    return list(
+        dict.fromkeys(column.path.partition(".")[0] for column in wide if column.physical_type.startswith("FIXED"))
+    )
 
 
 def _row_bytes(group: Any, needed: Collection[str]) -> float:
-    """How many bytes a row of a row group has in the needed columns, on the average, unpacked."""
+    """The average uncompressed bytes of a row in a row group, over the needed columns."""
     size = 0.0
     for number in range(group.num_columns):
         column = group.column(number)

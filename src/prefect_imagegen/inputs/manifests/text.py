@@ -1,4 +1,4 @@
-"""Text files, byte for byte: unpacked, decoded, and line by line with the number of each line."""
+"""Read text files: decompress, decode, and read line by line with the number of each line."""
 
 import bz2
 import gzip
@@ -13,14 +13,14 @@ from typing import Any
 import pyarrow as pa
 
 MAX_RECORD = 32 * 2**20
-"""Characters that one row may have; a quote that nothing closes is found by then, too."""
+"""The most characters of one row; it also limits how far an unclosed quote is read."""
 _BUFFER = 2**20
 _XZ_MEMORY = 256 * 2**20
 """`xz -9` needs 65 MiB."""
 
 
 class _Xz:
-    """An xz file that is read in pieces, and gets no more memory than usual ones need: it may ask for gigabytes."""
+    """An xz file, read in pieces, with a limit of memory (a file may ask for gigabytes)."""
 
     def __init__(self, source: Any) -> None:
         self._source = source
@@ -57,7 +57,7 @@ _AS_UTF8 = "Save it as UTF-8 (in Excel: 'CSV UTF-8')."
 
 
 class BadTextError(ValueError):
-    """A file is no whole text of its format: the line (from 1), what is wrong there, and what to do."""
+    """A file is damaged, or not of its format: the line (from 1), what is wrong there, and the remedy."""
 
     def __init__(self, line: int, message: str, remedy: str = "") -> None:
         super().__init__(f"line {line}: {message}")
@@ -66,7 +66,7 @@ class BadTextError(ValueError):
 
 
 class TextLines:
-    """The lines of a text, unchanged, with those of the record that is being read."""
+    """Iterates over the lines of a text, unchanged; `record` has the lines since the last `begin`."""
 
     def __init__(self, text: io.TextIOWrapper) -> None:
         self.number = 0
@@ -80,7 +80,7 @@ class TextLines:
         return self.number - len(self.record) + 1
 
     def begin(self) -> None:
-        """Forget the record that was read."""
+        """Start a new record."""
         self.record.clear()
         self._size = 0
 
@@ -93,8 +93,8 @@ class TextLines:
         except UnicodeDecodeError as error:
             before = error.object[: error.start].decode(error.encoding, "replace")
             number = self.number + 1 + before.count("\n")
-            what = f"it is no {error.encoding.upper()} text (byte 0x{error.object[error.start]:02x})"
-            raise BadTextError(number, what, _AS_UTF8) from None
+            problem = f"it is no {error.encoding.upper()} text (byte 0x{error.object[error.start]:02x})"
+            raise BadTextError(number, problem, _AS_UTF8) from None
         except _DAMAGES as error:
             raise BadTextError(
                 self.number + 1, f"the compressed file is damaged ({error})", "Write it again."
@@ -117,7 +117,10 @@ class TextLines:
 
 @contextmanager
 def text_of(source: Any) -> Iterator[io.TextIOWrapper]:
-    """A binary file as text: unpacked, decoded by its byte order mark, else as UTF-8; line ends stay as they are."""
+    """A binary file as text: decompressed, and decoded by its byte order mark, else as UTF-8.
+
+    Line ends stay as they are. Raises BadTextError.
+    """
     head = source.read(8)
     source.seek(0)
     unpack = next((unpack for mark, unpack in _UNPACKERS if head.startswith(mark)), None)
@@ -136,7 +139,7 @@ def text_of(source: Any) -> Iterator[io.TextIOWrapper]:
 
 
 class _Raw(io.RawIOBase):
-    """Any binary stream as a raw one, for Python's buffers; closing it closes nothing."""
+    """Wraps any binary stream as a raw one, for Python's buffers; closing it closes nothing."""
 
     def __init__(self, source: Any) -> None:
         self._source = source
@@ -151,9 +154,9 @@ class _Raw(io.RawIOBase):
 
 
 def _line_end(head: bytes) -> str:
-    """What ends the lines of a text: line feeds, or carriage returns alone, as the first line outside of quotes ends.
+    """The line end of a text: that of its first line outside of quotes, a line feed or a lone carriage return.
 
-    Where it is line feeds, a lone carriage return is no end of a line, but a part of a cell.
+    In a text with line feeds, a lone carriage return is part of a cell.
     """
     match = _FIRST_LINE.match(head.replace(b"\0", b""))
     return "\r" if match is not None and match[1] == b"\r" else "\n"
@@ -164,6 +167,6 @@ def _damaged(line: int, error: Exception) -> BadTextError:
 
 
 def shown(record: Sequence[str]) -> str:
-    """The beginning of a record's lines, for messages."""
+    """The first 60 characters of a record, for messages."""
     text = "".join(record).strip("\r\n")
     return repr(text if len(text) <= 60 else text[:60] + "…")

@@ -25,26 +25,26 @@ class Bounds:
 
 @dataclass(slots=True)
 class Remarks:
-    """What is odd in the rows read so far: in words, with the number of rows and the place of the first."""
+    """Remarks on the rows read so far: each with its number of rows and the place of the first."""
 
     counts: Counter[str] = field(default_factory=Counter)
     places: dict[str, Any] = field(default_factory=dict)
 
     def add(self, words: str, place: Any, rows: int = 1) -> None:
-        """Count rows."""
+        """Add a number of rows to a remark; `place` is kept if it is the remark's first."""
         self.counts[words] += rows
         self.places.setdefault(words, place)
 
     def texts(self) -> dict[str, int]:
-        """Each remark once, with its first place, and the number of rows."""
+        """The remarks with their first place, and the number of rows of each."""
         return {f"{words} (first: {self.places[words]})": rows for words, rows in self.counts.items()}
 
 
 @dataclass(slots=True)
 class Piece:
-    """Some rows of one file: their cells by column; in text files the line that each row begins in.
+    """Some rows of one file as a reader yields them: cells by column, and for text files the line of each row.
 
-    `quoted_words` are cells (column, row) of a CSV in which a null word stands in quotes.
+    `quoted_words`: cells (column, row) of a CSV that hold a null word, such as NA, in quotes.
     """
 
     columns: dict[str, Any]
@@ -59,10 +59,10 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """Some rows of one file, in order.
+    """Some consecutive rows of one file.
 
-    `columns` are the file's own: Arrow arrays of Parquet, lists of cells of text files; `schema` is that of all the
-    manifest's files. `base` is the folder that relative paths start from, as a URI.
+    `columns`: Arrow arrays for Parquet, lists of cells for text files. `schema`: that of all the manifest's files.
+    `base`: the folder that relative paths start from, as a URI.
     """
 
     file: ManifestFile
@@ -70,10 +70,10 @@ class Window:
     schema: pa.Schema
     size: int
     first: int
-    """How many rows of the file came before."""
+    """The number of the window's first row in the file, from 0."""
     columns: Mapping[str, Any]
     lines: list[int] = field(default_factory=list)
-    """The line of each row, in text files."""
+    """The line of each row; empty for Parquet."""
     quoted_words: Collection[tuple[str, int]] = ()
     one_of_many: bool = False
 
@@ -82,11 +82,14 @@ class Window:
 
     @property
     def is_text(self) -> bool:
-        """Whether the cells are text because the format knows nothing else."""
+        """Whether all cells are text because the format has no types (CSV)."""
         return self.file.kind == "csv"
 
     def column(self, name: str) -> pa.Array:
-        """A column as the metadata carries it; nulls where the file has none. Raises RefusedError."""
+        """A column as the metadata carries it, in the type of `schema`; nulls if the file lacks it.
+
+        Raises RefusedError: `manifest_unreadable`, `manifest_schema`.
+        """
         kind = self.schema.field(name).type
         values = self.columns.get(name)
         if values is None:
@@ -117,9 +120,9 @@ class Window:
             ) from error
 
     def cells(self, names: Collection[str], words_mean_null: Collection[str] = ()) -> Iterator[dict[str, Any]]:
-        """The rows' cells of these columns, as the file has them.
+        """The cells of these columns, row by row, unchanged; None for columns that the file lacks.
 
-        In CSV a word such as NA or NULL without quotes is null in the columns `words_mean_null`.
+        In the CSV columns `words_mean_null`, a word such as NA or NULL without quotes is None too.
         """
         chosen = [name for name in names if name in self.columns or name in self.file.partition]
         absent = dict.fromkeys(set(names) - set(chosen))
@@ -129,18 +132,18 @@ class Window:
         return (dict(zip(chosen, cells, strict=True)) | absent for cells in zip(*columns, strict=True))
 
     def null_words(self, names: Collection[str]) -> dict[str, tuple[int, str]]:
-        """Of CSV columns in which words such as NA stand without quotes: in how many rows, and the first place."""
-        found = {}
+        """CSV columns with words such as NA without quotes: in how many rows, and the place of the first."""
+        places_by_column = {}
         for name in names if self.is_text else ():
             cells = self._cells(name, is_null_word=False) if name in self.columns else []
             if not NULL_WORDS.isdisjoint(cells):
                 rows = [row for row, cell in enumerate(cells) if self._is_null_word(name, row, cell)]
                 if rows:
-                    found[name] = (len(rows), self.place(rows[0]))
-        return found
+                    places_by_column[name] = (len(rows), self.place(rows[0]))
+        return places_by_column
 
     def place(self, row: int) -> str:
-        """Where a row stands, for who opens the file; nothing where the row's number says it all."""
+        """Where a row is: file and line, or file and row; empty if the row's number is enough (one Parquet file)."""
         if self.lines:
             return f"{self.file.name}, line {self.lines[row]}"
         return f"{self.file.name}, row {self.first + row}" if self.one_of_many else ""
@@ -159,10 +162,10 @@ class Window:
 
 
 class UntypedTexts:
-    """Whether the CSV columns that feed fields of no known type hold numbers and truth values, or text.
+    """Decides which CSV columns that feed fields without a known type hold numbers or booleans.
 
-    The first window decides: a column is text as soon as one of its cells there is, so that a word among numbers
-    leaves the numbers as they are spelled.
+    The first window decides for all: a column is text if any of its cells there is, so that numbers in a column with a
+    word keep their spelling.
     """
 
     def __init__(self, plan: ColumnPlan) -> None:
@@ -170,7 +173,7 @@ class UntypedTexts:
         self._numeric: frozenset[str] | None = None
 
     def numeric(self, window: Window) -> frozenset[str]:
-        """The fields whose texts are to be read as numbers or truth values, where that is what they spell."""
+        """The fields whose text is to be parsed as numbers or booleans; empty for typed formats."""
         if not window.is_text:
             return frozenset()
         if self._numeric is None:

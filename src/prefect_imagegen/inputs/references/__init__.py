@@ -1,1 +1,1 @@
-"""Reference images, read and made reachable."""
+"""Reference images: read, cached, and sent to the provider."""

@@ -1,6 +1,6 @@
-"""What this machine remembers of references from run to run: their facts, their uploads. Never in the store.
+"""This machine's cache of references: their facts, their uploads and their signed URLs. Never part of a store.
 
-A SQLite file below `PREFECT_IMAGEGEN_CACHE` (default: the user's cache folder), for the user's eyes only: the
+A SQLite file below `PREFECT_IMAGEGEN_CACHE` (default: the user's cache folder), readable by the user only, because the
 addresses of uploaded assets hold the e-mail address of the account. It may be deleted at any time.
 """
 
@@ -42,7 +42,7 @@ CREATE TABLE IF NOT EXISTS signed (uri TEXT, sha256 TEXT, url TEXT NOT NULL, PRI
 
 @cache
 def _folder(named: str | None) -> Path:
-    """The folder, made if need be; where the user's own cannot be written, one for this process."""
+    """The cache folder, made if it is missing; a temporary one of this process if it cannot be written."""
     try:
         home = os.environ.get("XDG_CACHE_HOME") or str(Path("~/.cache").expanduser())
         folder = Path(named) if named else Path(home, "prefect-imagegen")
@@ -55,17 +55,17 @@ def _folder(named: str | None) -> Path:
 
 @cache
 def _own_folder() -> Path:
-    """A folder of this process alone, gone with it."""
+    """A temporary folder of this process, removed at its end."""
     own = tempfile.mkdtemp(prefix="imagegen-cache-")
     atexit.register(shutil.rmtree, own, ignore_errors=True)
     return Path(own)
 
 
 class ReferenceCache:
-    """Facts by URI and version, uploads by account and SHA-256, signed addresses by URI and SHA-256.
+    """Facts by URI and version, uploads by account and SHA-256, signed URLs by URI and SHA-256.
 
-    For one event loop, which never waits for the disk: a thread of its own holds the one connection. The file may be
-    shared with other processes. Use `async with`. Every call may raise RefusedError (`cache_unusable`).
+    For one event loop, which never blocks on the disk: one thread owns the connection. Other processes may use the same
+    file. Use `async with`. Every call may raise RefusedError (`cache_unusable`).
     """
 
     def __init__(self) -> None:
@@ -73,7 +73,7 @@ class ReferenceCache:
         self._file = _CacheFile()
 
     async def __aenter__(self) -> Self:
-        """Nothing is opened before it is asked for: most runs have no references."""
+        """Enter; the file is opened at the first call only, since most runs have no references."""
         return self
 
     async def __aexit__(self, *exc: object) -> None:
@@ -82,7 +82,7 @@ class ReferenceCache:
         self._thread.shutdown(wait=False)
 
     async def known(self, uri: str) -> tuple[str | None, ReferenceFacts | None]:
-        """The version of a reference that something is known of, and what."""
+        """The version and the facts of a reference, as last remembered; (None, None) if it is unknown."""
         row = await self._run(self._file.first, "SELECT version, facts FROM facts WHERE uri = ?", _name(uri))
         if row is None:
             return None, None
@@ -92,30 +92,30 @@ class ReferenceCache:
         except (ValueError, TypeError, KeyError):  # of another version of this program, or damaged
             return None, None
 
-    async def keep_facts(self, found: Sequence[tuple[str, str, ReferenceFacts]]) -> None:
-        """Remember facts by URI and version; those of an older version go."""
-        rows = [(_name(uri), version, json.dumps(asdict(facts))) for uri, version, facts in found]
+    async def keep_facts(self, entries: Sequence[tuple[str, str, ReferenceFacts]]) -> None:
+        """Remember facts, as (URI, version, facts); they replace those of an older version."""
+        rows = [(_name(uri), version, json.dumps(asdict(facts))) for uri, version, facts in entries]
         await self._run(self._file.put, "INSERT OR REPLACE INTO facts VALUES (?, ?, ?)", rows)
 
     async def upload(self, account: str, sha256: str) -> str | None:
-        """The address under which an account has uploaded these bytes."""
+        """The URL under which an account has uploaded these bytes; None if it has not."""
         query = "SELECT url FROM uploads WHERE account = ? AND sha256 = ?"
         row = await self._run(self._file.first, query, _name(account), sha256)
         return row[0] if row else None
 
     async def keep_upload(self, account: str, sha256: str, url: str) -> None:
-        """Remember an upload, in place of an older one of the same bytes."""
+        """Remember an upload; it replaces an older one of the same bytes."""
         rows = [(_name(account), sha256, url)]
         await self._run(self._file.put, "INSERT OR REPLACE INTO uploads VALUES (?, ?, ?)", rows)
 
     async def signed(self, uri: str, sha256: str) -> str | None:
-        """The signed URL by which a reference was last read, by its URI without query."""
+        """The signed URL by which a reference was last read; `uri` is without its query. None if unknown."""
         row = await self._run(self._file.first, "SELECT url FROM signed WHERE uri = ? AND sha256 = ?", uri, sha256)
         return row[0] if row else None
 
-    async def keep_signed(self, found: Mapping[tuple[str, str], str]) -> None:
-        """Remember signed URLs, which no plan may hold: the next signature takes the place of the last one."""
-        rows = [(*key, url) for key, url in found.items()]
+    async def keep_signed(self, urls: Mapping[tuple[str, str], str]) -> None:
+        """Remember signed URLs, by (URI without query, SHA-256). They are kept here since no plan may hold them."""
+        rows = [(*key, url) for key, url in urls.items()]
         await self._run(self._file.put, "INSERT OR REPLACE INTO signed VALUES (?, ?, ?)", rows)
 
     async def _run(self, call: Callable[[Unpack[Arguments]], T], *arguments: *Arguments) -> T:
@@ -123,13 +123,13 @@ class ReferenceCache:
 
 
 class _CacheFile:
-    """The SQLite file, opened by the first who asks. Blocking, and for one thread."""
+    """The SQLite file, opened at first use. Blocking, and for one thread."""
 
     def __init__(self) -> None:
         self._opened: sqlite3.Connection | None = None
 
     def first(self, query: str, *values: str) -> tuple[str, ...] | None:
-        """The first row that a query finds."""
+        """The first row of a query's result; None if there is none."""
 
         def look(base: sqlite3.Connection) -> tuple[str, ...] | None:
             with closing(base.execute(query, values)) as rows:
@@ -156,7 +156,7 @@ class _CacheFile:
             self._opened = None
 
     def _with_base(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        """Work on the file; one that is damaged is replaced, since it only saves time."""
+        """Call `work` with the connection; a damaged file is replaced, since the cache only saves time."""
         path = _folder(os.environ.get(CACHE_VARIABLE)) / _FILE
         try:
             try:
@@ -195,18 +195,18 @@ class _CacheFile:
 
 
 def _is_forbidden(error: Exception) -> bool:
-    """Whether a file may not be written, or not even read: somebody else's, or on a disk that is read-only."""
+    """Whether the error means that the file may not be written or read (permissions, read-only disk)."""
     return isinstance(error, PermissionError) or any(
         words in str(error) for words in ("readonly", "unable to open", "Read-only")
     )
 
 
 def _remove(path: Path) -> None:
-    """Remove the file, and the journal of what was not finished in it."""
+    """Remove the file and its journals."""
     for ending in ("", "-journal", "-wal", "-shm"):
         Path(f"{path}{ending}").unlink(missing_ok=True)
 
 
 def _name(text: str) -> str:
-    """A name that tells nothing of what it stands for."""
+    """The SHA-256 of a text, as a name that reveals nothing."""
     return hashlib.sha256(text.encode()).hexdigest()

@@ -1,6 +1,6 @@
-"""Reading references, wherever they lie: http(s) under guard, buckets and disks through fsspec; hashed, and looked at.
+"""Read, hash and inspect reference images: http(s) through the guarded fetcher, buckets and disks through fsspec.
 
-Every reading is bounded in bytes and in number, and none follows a private address unless allowed.
+Reads are bounded in size and number, and private addresses are refused unless allowed.
 """
 
 import asyncio
@@ -29,16 +29,16 @@ from prefect_imagegen.store.object_store import close_connections, s3_options
 
 T = TypeVar("T")
 READERS = 16
-"""References that are read at the same time."""
+"""The most references that are read at the same time."""
 PRESIGNED_S = 6 * 3600
-"""How long a presigned URL is valid: it has to outlive the wait for a slot, and the API's queue."""
+"""Seconds that a presigned URL is valid: it has to outlive the wait for a slot and the API's queue."""
 _CHUNK = 1 << 20
 _AT_ONCE = 1024
 _logger = logging.getLogger(__name__)
 
 
 class ReferenceReadError(Exception):
-    """A reference cannot be read; the message says why, for people. `is_busy`: only its host is, for now."""
+    """A reference cannot be read; the message says why. `is_busy`: its host is busy or out of reach for now."""
 
     def __init__(self, message: str, *, is_busy: bool = False) -> None:
         super().__init__(message)
@@ -47,7 +47,7 @@ class ReferenceReadError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class ReadingOptions:
-    """How references are read: fsspec options by scheme, what may be fetched, and the largest picture taken."""
+    """How references are read: fsspec options by scheme, the policy for http(s), and the largest picture accepted."""
 
     storage_options: Mapping[str, Mapping[str, Any]]
     policy: FetchPolicy
@@ -55,12 +55,12 @@ class ReadingOptions:
 
 
 class ReferenceReader:
-    """Reads references for one event loop. Use `async with`. `hosts`: what is known of picture hosts already."""
+    """Reads references, for one event loop. Use `async with`. `hosts`: what earlier fetches learned about hosts."""
 
     def __init__(self, options: ReadingOptions, cache: ReferenceCache, hosts: HostRecords | None = None) -> None:
         self.cache = cache
         self.remembered = 0
-        """References whose host is busy, and which are taken for what they were at an earlier look."""
+        """How many references had a busy host, so that the facts of an earlier look were used."""
         self._options = options
         self._judgement = f"{JUDGEMENT}:{options.max_megapixels:g}"
         self._systems: dict[str, Any] = {}
@@ -83,28 +83,33 @@ class ReferenceReader:
             close_connections(system)
 
     async def examine(self, uris: Iterable[str], *, look: bool) -> dict[str, ReferenceFacts | str]:
-        """Facts of each reference, or why it cannot be read; `look`: at the picture too, not at the bytes alone.
+        """The facts of each reference, by URI, or the reason why it cannot be read.
 
-        What the cache knows of the same version (ETag or time, and size) is not read again.
+        `look`: decode the picture too, instead of only hashing its bytes. A reference whose version (ETag or time, and
+        size) is in the cache is not read again.
         """
         wanted = sorted(set(uris))
-        found: dict[str, ReferenceFacts | str] = {}
+        results: dict[str, ReferenceFacts | str] = {}
         for start in range(0, len(wanted), _AT_ONCE):
             some = wanted[start : start + _AT_ONCE]
             answers = await asyncio.gather(*(self._examine(uri, look) for uri in some))
             read = [(uri, *answer) for uri, answer in zip(some, answers, strict=True)]
-            good = [(uri, version, facts) for uri, version, facts in read if isinstance(facts, ReferenceFacts)]
-            await self.cache.keep_facts([(uri, version, facts) for uri, version, facts in good if version is not None])
-            await self.cache.keep_signed({(shown(uri), facts.sha256): uri for uri, _, facts in good if is_signed(uri)})
-            found |= {uri: facts for uri, _, facts in read}
-        return found
+            readable = [(uri, version, facts) for uri, version, facts in read if isinstance(facts, ReferenceFacts)]
+            await self.cache.keep_facts(
+                [(uri, version, facts) for uri, version, facts in readable if version is not None]
+            )
+            await self.cache.keep_signed(
+                {(shown(uri), facts.sha256): uri for uri, _, facts in readable if is_signed(uri)}
+            )
+            results |= {uri: facts for uri, _, facts in read}
+        return results
 
     async def read(self, uri: str, sha256: str | None) -> bytes:
-        """The bytes of a reference; those with this SHA-256, where one is given. Raises ReferenceReadError."""
+        """The bytes of a reference. Raises ReferenceReadError, also if `sha256` is given and they differ from it."""
         if is_web(uri):
             source = (await self.cache.signed(uri, sha256) if sha256 else None) or uri
-            async with self._fetched(source, None) as found:
-                data = found.data or b""
+            async with self._fetched(source, None) as fetched:
+                data = fetched.data or b""
         else:
             async with self._gate:
                 data = await self._run(lambda: self._read_file(*self._open(uri)))
@@ -113,7 +118,7 @@ class ReferenceReader:
         return data
 
     async def unchanged(self, uri: str, sha256: str) -> bool:
-        """Whether a file still has these bytes; read again only where its version is a new one."""
+        """Whether a file still has these bytes; it is read again only if its version is new."""
         async with self._gate:
             _, facts = await self._examine_file(uri, look=False)
         if isinstance(facts, str):
@@ -121,16 +126,16 @@ class ReferenceReader:
         return facts.sha256 == sha256
 
     async def facts(self, data: bytes) -> ReferenceFacts:
-        """The facts of some bytes."""
+        """The facts of some bytes (SHA-256 and size; the picture is not decoded)."""
         return await self._facts(data, look=False)
 
     async def decoding(self, function: Callable[[bytes], T], data: bytes) -> T:
-        """Work on a picture in a thread, as many at a time as there are processors."""
+        """Call a function on a picture's bytes in a thread, as many at a time as there are processors."""
         async with self._decoders:
             return await self._run(lambda: function(data))
 
     async def presign(self, uri: str) -> str | None:
-        """A URL that opens a file of a bucket to whoever has it, for six hours; None where the store makes none."""
+        """A presigned URL of a file in a bucket, valid for six hours; None if its store cannot make one."""
 
         def sign() -> str | None:
             system, path = self._open(uri)
@@ -143,7 +148,7 @@ class ReferenceReader:
         return await self._run(sign)
 
     async def _examine(self, uri: str, look: bool) -> tuple[str | None, ReferenceFacts | str]:
-        """The version to remember, if there is something new to be, and the facts."""
+        """The facts of a reference, or why it cannot be read; and the version to cache them by, None if nothing new."""
         try:
             if is_web(uri):
                 return await self._examine_web(uri, look)
@@ -161,11 +166,11 @@ class ReferenceReader:
         version, known = await self._known(uri, look)
         judgement, _, mark = (version or "").partition(" ")
         try:
-            async with self._fetched(uri, mark if known and judgement == self._judgement else None) as found:
-                if found.data is None and known is not None:
+            async with self._fetched(uri, mark if known and judgement == self._judgement else None) as fetched:
+                if fetched.data is None and known is not None:
                     return None, known
-                facts = await self._facts(found.data or b"", look)
-                return (f"{self._judgement} {found.version}" if found.version else None), facts
+                facts = await self._facts(fetched.data or b"", look)
+                return (f"{self._judgement} {fetched.version}" if fetched.version else None), facts
         except ReferenceReadError as error:
             if not error.is_busy or known is None:
                 raise
@@ -184,7 +189,7 @@ class ReferenceReader:
         return version, await self._facts(data, look)
 
     async def _known(self, uri: str, look: bool) -> tuple[str | None, ReferenceFacts | None]:
-        """The version of a reference that something is known of, and what: where it was looked at, if it has to be."""
+        """The cached version and facts of a reference; with `look`, no facts unless the picture was decoded."""
         version, known = await self.cache.known(uri)
         if known is None or not look:
             return version, known and ReferenceFacts(known.sha256, known.size)
@@ -198,13 +203,13 @@ class ReferenceReader:
     @asynccontextmanager
     async def _fetched(self, url: str, version: str | None) -> AsyncIterator[Fetched]:
         try:
-            async with self._fetcher.fetched(url, version) as found:
-                yield found
+            async with self._fetcher.fetched(url, version) as fetched:
+                yield fetched
         except FetchError as error:
             raise ReferenceReadError(str(error), is_busy=error.kind == "reference_busy") from error
 
     def _open(self, uri: str) -> tuple[Any, str]:
-        """The file system of a URI, and the path in it."""
+        """The file system of a URI, and the path in it. Raises ReferenceReadError."""
         scheme = family(uri)
         if scheme not in self._systems:
             options = dict(self._options.storage_options.get(scheme, {}))
@@ -251,7 +256,7 @@ class ReferenceReader:
 def _info(system: Any, path: str) -> Mapping[str, Any]:
     try:
         info: Mapping[str, Any] = system.info(path)
-    except Exception as error:  # every file system has its own exceptions; all are told in one way
+    except Exception as error:  # every file system has its own exceptions
         raise _not_read(error) from error
     if info.get("type") != "file":
         raise ReferenceReadError("it is no file")

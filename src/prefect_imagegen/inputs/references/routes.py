@@ -1,6 +1,6 @@
 """How references reach the API: public ones by their own URL, others presigned, uploaded, or inside the call.
 
-What is signed, and where uploads lie, goes into the body of the call and into this machine's cache, nowhere else.
+Presigned URLs and the addresses of uploads go into the body of the call and into this machine's cache, nowhere else.
 """
 
 import asyncio
@@ -32,16 +32,17 @@ from prefect_imagegen.net.guard import reach_of_host
 from prefect_imagegen.ports import ObjectStore, Provider
 
 _UPLOADS = 4
-"""Uploads at the same time: each holds a picture, and its text form, in memory."""
+"""Uploads at the same time; each holds a picture and its base64 form in memory."""
 _REMEMBERED = 10_000
 _logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class RouteOptions:
-    """What the user chose, who the account is, and whether the provider runs on this machine.
+    """The chosen transport, the account whose uploads are used, and whether the provider runs on this machine.
 
-    `bytes_only`: whoever draws gets no addresses, not even public ones. `check`: which references have to be looked at.
+    `bytes_only`: the provider gets bytes, never URLs, not even public ones. `check`: which references must be decoded
+    before they are sent.
     """
 
     transport: ReferenceTransport
@@ -52,41 +53,44 @@ class RouteOptions:
 
 
 class ReferenceRoutes:
-    """A `ports.References`. `keep` is the store that keeps what is sent, if one is to."""
+    """A `ports.References`. `store`: where the references that are sent are stored too, if they are to be."""
 
     def __init__(
-        self, reader: ReferenceReader, provider: Provider, options: RouteOptions, keep: ObjectStore | None
+        self, reader: ReferenceReader, provider: Provider, options: RouteOptions, store: ObjectStore | None
     ) -> None:
         self.inline = options.transport == "data-url"
         self._reader = reader
         self._provider = provider
         self._options = options
-        self._keep = keep
+        self._reference_store = store
         self._gate = asyncio.Semaphore(_UPLOADS)
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._uploaded: set[str] = set()
-        """Made in this run."""
-        self._seen: set[str] = set()
-        """From an earlier run, and still there in this one."""
-        self._kept: set[str] = set()
+        """Uploads made in this run."""
+        self._found_uploads: set[str] = set()
+        """Uploads of earlier runs that were found to still exist."""
+        self._stored: set[str] = set()
         self._open_hosts: dict[str, bool] = {}
 
-    async def addresses(self, request: GenerationRequest, *, fresh: bool) -> Sequence[str]:
-        """What to send for each reference, in order."""
-        return [await self._address(reference, fresh) for reference in request.references]
+    async def addresses(self, request: GenerationRequest, *, force_upload: bool) -> Sequence[str]:
+        """The address to send for each reference, in order: a URL, or a data URL.
 
-    async def _address(self, reference: Reference, fresh: bool) -> str:
+        `force_upload`: upload the reference in this run, because the provider could not fetch its address.
+        """
+        return [await self._address(reference, force_upload) for reference in request.references]
+
+    async def _address(self, reference: Reference, force_upload: bool) -> str:
         try:
-            reference = await self._looked_at(reference)
-            if self._keep is not None:
-                await self._store(reference, self._keep)
-            linked = not (fresh or reference.changes or self._options.bytes_only)
+            reference = await self._examined(reference)
+            if self._reference_store is not None:
+                await self._store(reference, self._reference_store)
+            linked = not (force_upload or reference.changes or self._options.bytes_only)
             url = await self._link(reference) if linked else None
             if url is not None:
                 return url
             if self.inline:
                 return _data_url(await self._to_send(reference))
-            return await self._upload(reference, fresh)
+            return await self._upload(reference, force_upload)
         except ReferenceReadError as error:
             kind = "reference_busy" if error.is_busy else "reference_unreadable"
             raise ProviderError(kind, f"{redact(reference.uri)}: {error}") from error
@@ -94,13 +98,13 @@ class ReferenceRoutes:
             raise ProviderError("reference_unreadable", str(error)) from error
         except (ProviderError, StoreError):
             raise
-        except Exception as error:  # whatever it is, it is the trouble of this row
+        except Exception as error:  # whatever it is, it concerns this row only
             _logger.warning("A reference met an unexpected error: %s\n%s", redact(reference.uri), traceback_of(error))
             text = redact(f"{type(error).__name__} {error}")
             raise ProviderError("reference_unreadable", f"{redact(reference.uri)}: {text}") from error
 
-    async def _looked_at(self, reference: Reference) -> Reference:
-        """The reference with its facts: one that the plan could not look at must not go out unprepared."""
+    async def _examined(self, reference: Reference) -> Reference:
+        """The reference with its facts; examined now if the plan could not do it. Raises ReferenceReadError."""
         if reference.facts is not None or not is_looked_at(reference.uri, self._options.check):
             return reference
         facts = (await self._reader.examine([reference.uri], look=True))[reference.uri]
@@ -110,7 +114,7 @@ class ReferenceRoutes:
         return replace(reference, facts=facts)
 
     async def _link(self, reference: Reference) -> str | None:
-        """The URL by which the API can fetch the reference itself; None where there is none, or none is wanted."""
+        """The URL by which the API can fetch the reference; None if there is none, or if it is to be sent as bytes."""
         uri, sha256, presign = reference.uri, reference.sha256, self._options.transport == "presign"
         if is_web(uri):
             signed = await self._reader.cache.signed(uri, sha256) if reference.kind == "sha256" and sha256 else None
@@ -129,7 +133,7 @@ class ReferenceRoutes:
         return url if url is not None and await self._is_open(url) else None
 
     async def _is_open(self, url: str) -> bool:
-        """Whether the API can reach the host: it is public, or both are on this machine."""
+        """Whether the API can reach the URL's host: it is public, or both are on this machine."""
         host = urlsplit(url).hostname or ""
         if host not in self._open_hosts:
             try:
@@ -139,13 +143,15 @@ class ReferenceRoutes:
             self._open_hosts[host] = reach == "public" or (reach == "loopback" and self._options.provider_is_local)
         return self._open_hosts[host]
 
-    async def _upload(self, reference: Reference, fresh: bool) -> str:
-        """The address of an upload: of this run, or of an earlier one that is still there."""
+    async def _upload(self, reference: Reference, force_upload: bool) -> str:
+        """The URL of an upload: made in this run, or by an earlier one if it still exists."""
         name = " ".join(filter(None, (reference.sha256, *reference.changes))) or reference.uri
         lock = self._locks.setdefault(name, asyncio.Lock())
         async with lock, self._gate:
             known = await self._reader.cache.upload(self._options.account, name)
-            if known is not None and (name in self._uploaded or (not fresh and await self._is_there(name, known))):
+            if known is not None and (
+                name in self._uploaded or (not force_upload and await self._is_there(name, known))
+            ):
                 return known
             data = await self._to_send(reference)
             try:
@@ -159,14 +165,14 @@ class ReferenceRoutes:
             return url
 
     async def _is_there(self, name: str, url: str) -> bool:
-        """Whether an upload of an earlier run can still be fetched; asked once a run."""
-        if name not in self._seen and not await self._provider.has_upload(url):
+        """Whether an upload of an earlier run still exists; the provider is asked once in a run."""
+        if name not in self._found_uploads and not await self._provider.has_upload(url):
             return False
-        _note(self._seen, name)
+        _note(self._found_uploads, name)
         return True
 
     async def _to_send(self, reference: Reference) -> bytes:
-        """The bytes of a reference, made fit; what nobody has looked at must at least begin like a picture."""
+        """The bytes to send, normalised if they need changes; an unexamined file must at least decode its header."""
         data = await self._reader.read(reference.uri, reference.sha256)
         try:
             if reference.changes:
@@ -178,15 +184,15 @@ class ReferenceRoutes:
         return data
 
     async def _store(self, reference: Reference, store: ObjectStore) -> None:
-        """Keep the reference as it is found, once for the same bytes."""
-        if (known := reference.sha256) is not None and known in self._kept:
+        """Store the original bytes of the reference, once for the same bytes."""
+        if (known := reference.sha256) is not None and known in self._stored:
             return
         data = await self._reader.read(reference.uri, known)
         facts = reference.facts or await self._reader.facts(data)
         kind = facts.format or media_type(data).partition("/")[2]
         path = layout.reference(facts.sha256, kind if kind.isalnum() else "bin")
         await store.create(path, data, media_type(data))
-        _note(self._kept, facts.sha256)
+        _note(self._stored, facts.sha256)
 
 
 def _data_url(data: bytes) -> str:
@@ -194,7 +200,7 @@ def _data_url(data: bytes) -> str:
 
 
 def _note(names: set[str], name: str) -> None:
-    """Remember a name; what is forgotten for want of room is only done again."""
+    """Add a name to a bounded set; a name that is forgotten only means that its work is done again."""
     if len(names) >= _REMEMBERED:
         names.clear()
     names.add(name)
