@@ -13,7 +13,7 @@ from prefect.artifacts import (
     aupdate_progress_artifact,
 )
 
-from prefect_imagegen.app.running.finish import report_markdown
+from prefect_imagegen.app.running.report import report_markdown
 from prefect_imagegen.app.running.result import RunResult
 from prefect_imagegen.app.running.session import Session
 from prefect_imagegen.core import layout
@@ -72,8 +72,8 @@ async def _follow(session: Session, artifact: UUID | None) -> None:
 async def _begun(session: Session) -> UUID | None:
     making = acreate_progress_artifact(
         progress=0.0,
-        key=artifact_key("progress", session.prepared.job.store.url),
-        description=f"Images of run {session.prepared.run_id}",
+        key=artifact_key("progress", session.planned_run.spec.store.url),
+        description=f"Images of run {session.planned_run.run_id}",
     )
     artifact: UUID | None = await _quietly(making)
     return artifact

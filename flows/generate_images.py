@@ -130,15 +130,15 @@ async def _generate(
     started = time.monotonic()
     try:
         limit = await _slots_of(concurrency_limit) if concurrency_limit else None
-        prepared = registry.prepared.pop(run_id, None) if run_id else None
-        if prepared is None:
+        planned_run = registry.planned_runs.pop(run_id, None) if run_id else None
+        if planned_run is None:
             # Also the flow run that is retried in the UI: its run_id belongs to a process that is gone.
-            prepared = await _plan(manifest, store, backend, options, run_id)
+            planned_run = await _plan(manifest, store, backend, options, run_id)
         try:
-            result = await _execute(prepared, started, concurrency_limit, limit)
+            result = await _execute(planned_run, started, concurrency_limit, limit)
         except AlreadyStartedError:
-            prepared = await _plan(manifest, store, backend, options, prepared.run_id)
-            result = await _execute(prepared, started, concurrency_limit, limit)
+            planned_run = await _plan(manifest, store, backend, options, planned_run.run_id)
+            result = await _execute(planned_run, started, concurrency_limit, limit)
     except RefusedError as error:
         return await states.ended(states.refused(error), RunResult(None, store))
     except Exception as error:  # noqa: BLE001 - raised again, without what it may tell
@@ -157,37 +157,37 @@ async def _plan(
     refuse_secrets(manifest, store, options)
     place = await resolve_store(store)
     refuse_fleeting(place)
-    registry.jobs[ticket] = RunSpec(manifest, place, await resolve_provider(backend), options)
+    registry.run_specs[ticket] = RunSpec(manifest, place, await resolve_provider(backend), options)
     state: State[Any] = await plan_run(ticket, parent_run_id, return_state=True)  # type: ignore[misc]
     if isinstance(state.data, RefusedError):
         raise state.data
     run_id: str = await state.aresult()
-    return registry.prepared.pop(run_id)
+    return registry.planned_runs.pop(run_id)
 
 
-async def _execute(prepared: PlannedRun, started: float, limit_name: str | None, limit: int | None) -> RunResult:
+async def _execute(planned_run: PlannedRun, started: float, limit_name: str | None, limit: int | None) -> RunResult:
     logger = get_run_logger()
-    summary = prepared.summary
+    summary = planned_run.summary
     counts = ", ".join(f"{count} {state}" for state, count in summary.counts.items() if count)
-    logger.info("Run %s of %s rows: %s", prepared.run_id, summary.rows, counts)
-    logger.info("Store: %s", redact(absolute(prepared.job.store.url)))
-    await states.tag_run(TAG, f"{TAG}-run:{prepared.run_id}")
+    logger.info("Run %s of %s rows: %s", planned_run.run_id, summary.rows, counts)
+    logger.info("Store: %s", redact(absolute(planned_run.spec.store.url)))
+    await states.tag_run(TAG, f"{TAG}-run:{planned_run.run_id}")
     for warning, rows in summary.warnings.items():
         logger.warning("%s (%s rows)", warning, rows)
-    async with open_session(prepared, states.order_id()) as session:
-        registry.sessions[prepared.run_id] = session
+    async with open_session(planned_run, states.order_id()) as session:
+        registry.sessions[planned_run.run_id] = session
         try:
             with session.stopping_on_signals():
                 async with showing_progress(session):
                     slots = _share(session, limit) if limit else None
-                    shard = partial(generate_shard, prepared.run_id, limit_name=limit_name, slots=slots)
+                    shard = partial(generate_shard, planned_run.run_id, limit_name=limit_name, slots=slots)
                     await session.for_each_shard(shard)
-                result = await finish_run(prepared.run_id, time.monotonic() - started)
+                result = await finish_run(planned_run.run_id, time.monotonic() - started)
             await publish_summary(result)
-            registry.results[prepared.run_id] = result
+            registry.results[planned_run.run_id] = result
             return result
         finally:
-            del registry.sessions[prepared.run_id]
+            del registry.sessions[planned_run.run_id]
 
 
 def _share(session: Session, limit: int) -> int:

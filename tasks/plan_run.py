@@ -20,9 +20,9 @@ async def plan_run(ticket: str, parent_run_id: str | None = None) -> str | State
     A refusal is returned as a state, since Prefect logs a traceback of what is raised: its data is the RefusedError.
     """
     try:
-        prepared = await prepare(registry.jobs.pop(ticket), parent_run_id)
+        planned_run = await prepare(registry.run_specs.pop(ticket), parent_run_id)
     except RefusedError as error:
         refusal = refusal_in_parameters(error)
         return Failed(message=f"refused ({refusal.kind}): {refusal}", data=refusal)
-    registry.prepared[prepared.run_id] = prepared
-    return prepared.run_id
+    registry.planned_runs[planned_run.run_id] = planned_run
+    return planned_run.run_id

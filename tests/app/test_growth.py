@@ -15,7 +15,7 @@ import pytest
 import prefect_imagegen
 from prefect_imagegen.app.config.settings import ProviderSettings, StoreSettings
 from prefect_imagegen.app.planning.plan import Planner
-from prefect_imagegen.app.planning.stored_plan import WrittenPlan
+from prefect_imagegen.app.planning.stored_plan import StoredPlan
 from prefect_imagegen.core import layout
 from prefect_imagegen.core.ledger import deliveries
 from prefect_imagegen.core.ledger import fold as ledger
@@ -120,13 +120,13 @@ def run_with_nothing_to_do(folder: Path, rows: int, touched: Touched) -> int:
 
 
 def keys_in(store: Path, run_id: str) -> list[str]:
-    found: list[str] = pq.read_table(store / "runs" / run_id / "metadata")["request_key"].to_pylist()
-    return found
+    keys: list[str] = pq.read_table(store / "runs" / run_id / "metadata")["request_key"].to_pylist()
+    return keys
 
 
 def image_paths(store: Path, run_id: str) -> list[str]:
-    found: list[str] = pq.read_table(store / "runs" / run_id / "metadata")["image_path"].to_pylist()
-    return found
+    paths: list[str] = pq.read_table(store / "runs" / run_id / "metadata")["image_path"].to_pylist()
+    return paths
 
 
 def test_a_run_touches_in_proportion_to_its_rows(tmp_path: Path, touched: Touched) -> None:
@@ -140,13 +140,13 @@ def test_keys_seen_are_looked_up_in_proportion(touched: Touched) -> None:
     """Finding identical rows touches eight times as many keys in a manifest of eight times the windows."""
 
     def plan(windows: int, size: int = 16) -> int:
-        seen, before = KeySeen(), touched.rows
+        key_numbers, before = KeySeen(), touched.rows
         for start in range(0, windows * size, size):
             keys = pa.array([spread(number) for number in range(start, start + size)], pa.binary(16))
-            assert seen.numbers(keys) == [None] * size
-            seen.add(keys, pa.array(range(size), pa.int32()))
+            assert key_numbers.numbers(keys) == [None] * size
+            key_numbers.add(keys, pa.array(range(size), pa.int32()))
         last = pa.array([spread(0), None, spread(windows * size)], pa.binary(16))
-        assert seen.numbers(last) == [0, None, None]
+        assert key_numbers.numbers(last) == [0, None, None]
         return touched.rows - before
 
     assert plan(TIMES * 256) < MOST * plan(256)
@@ -263,7 +263,7 @@ def test_a_shard_finds_its_part_in_few_looks(tmp_path: Path) -> None:
                 CountedPart(path=path, first_shard=number, shards=1),
                 CountedPart(path="none", first_shard=number + 1, shards=0),
             ]
-        written = WrittenPlan(
+        written = StoredPlan(
             store, {"parts": parts, "shards": count, "rows": 2 * count, "unsettled_shards": [], "carried": {}}
         )
         before = CountedPart.looks

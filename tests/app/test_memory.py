@@ -13,10 +13,10 @@ SCRIPT = Path(__file__).parents[2] / "benchmarks" / "memory.py"
 
 
 def measured(rows: int) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(
+    figures: dict[str, Any] = json.loads(
         subprocess.run([sys.executable, SCRIPT, "--one", str(rows)], check=True, capture_output=True).stdout
     )
-    return found
+    return figures
 
 
 @pytest.mark.timeout(600)

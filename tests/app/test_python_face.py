@@ -35,6 +35,6 @@ def test_json_lines_of_all_sorts_reach_the_metadata(tmp_path) -> None:
 
 async def test_a_running_loop_gets_its_remedy(tmp_path) -> None:
     """In a running event loop, as in a notebook, the blocking function refuses and names the other one."""
-    with pytest.raises(RefusedError) as found:
+    with pytest.raises(RefusedError) as raised:
         prefect_imagegen.generate(tmp_path / "m.csv", tmp_path / "store", backend="sandbox")
-    assert (found.value.kind, "await prefect_imagegen.agenerate" in found.value.remedy) == ("running_loop", True)
+    assert (raised.value.kind, "await prefect_imagegen.agenerate" in raised.value.remedy) == ("running_loop", True)

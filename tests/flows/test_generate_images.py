@@ -256,7 +256,7 @@ def test_a_run_is_executed_once(tmp_path: Path) -> None:
     prepared = asyncio.run(prepare(job))
     figures = []
     for _ in range(2):
-        registry.prepared[prepared.run_id] = prepared
+        registry.planned_runs[prepared.run_id] = prepared
         figures.append(generate_images(path, str(store), "sandbox", run_id=prepared.run_id))
     figures.append(generate_images(path, str(store), "sandbox", run_id="of-another-process"))
     assert figures[0]["run_id"] == prepared.run_id

@@ -47,15 +47,15 @@ def windows(url, *, limit=None, wanted=("prompt",), needed=None, **options) -> I
 
 def read(url, **options) -> pa.Table:
     """All rows, as the metadata would carry them."""
-    found = list(windows(url, **options))
-    names = found[0].schema.names
-    return pa.concat_tables(pa.table({name: window.column(name) for name in names}) for window in found)
+    chunks = list(windows(url, **options))
+    names = chunks[0].schema.names
+    return pa.concat_tables(pa.table({name: window.column(name) for name in names}) for window in chunks)
 
 
 def refusal(url, **options) -> RefusedError:
-    with pytest.raises(RefusedError) as found:
+    with pytest.raises(RefusedError) as raised:
         read(url, **options)
-    error = found.value
+    error = raised.value
     assert error.remedy
     assert "Traceback" not in str(error)
     return error
@@ -136,12 +136,12 @@ def test_windows_are_bounded(tmp_path, row_group) -> None:
     """However a file is grouped, no window holds more rows than the limit, and every row comes once."""
     rows = 2 * manifests.WINDOW_ROWS + 17
     path = parquet(tmp_path / "m.parquet", pa.table({"prompt": map(str, range(rows))}), row_group_size=row_group)
-    sizes, seen = [], []
+    sizes, prompts = [], []
     for window in windows(path):
         sizes.append(len(window))
-        seen += window.column("prompt").to_pylist()
+        prompts += window.column("prompt").to_pylist()
     assert max(sizes) <= manifests.WINDOW_ROWS
-    assert seen == list(map(str, range(rows)))
+    assert prompts == list(map(str, range(rows)))
 
 
 @pytest.mark.parametrize(("limit", "rows"), [(1, [0]), (4, [0, 1, 2, 3]), (6, list(range(6))), (99, list(range(6)))])
@@ -178,10 +178,10 @@ def test_csv_tells_empty_from_absent(tmp_path) -> None:
     """An empty cell of a CSV is not given; a quoted empty one is empty text; the words null and NA are text."""
     path = tmp_path / "m.csv"
     path.write_text('prompt,negative_prompt,x\na,,\nb,"","y,"",z"\nc,text,""\n"null","NA",NaN\n')
-    found = read(path).to_pydict()
-    assert found["negative_prompt"] == [None, "", "text", "NA"]
-    assert found["prompt"] == ["a", "b", "c", "null"]
-    assert found["x"] == [None, 'y,",z', "", "NaN"]
+    columns = read(path).to_pydict()
+    assert columns["negative_prompt"] == [None, "", "text", "NA"]
+    assert columns["prompt"] == ["a", "b", "c", "null"]
+    assert columns["x"] == [None, 'y,",z', "", "NaN"]
 
 
 def test_words_for_a_missing_value_feed_nothing(tmp_path) -> None:
@@ -222,10 +222,10 @@ def test_many_text_rows_are_windowed(tmp_path) -> None:
     path = tmp_path / "m.csv"
     rows = manifests.WINDOW_ROWS + 5
     path.write_text("prompt\n" + "".join(f"{n}\n" for n in range(rows)))
-    found = list(windows(path))
-    assert max(map(len, found)) <= manifests.WINDOW_ROWS
-    assert [text for window in found for text in window.column("prompt").to_pylist()] == list(map(str, range(rows)))
-    assert found[-1].place(4) == f"m.csv, line {rows + 1}"
+    chunks = list(windows(path))
+    assert max(map(len, chunks)) <= manifests.WINDOW_ROWS
+    assert [text for window in chunks for text in window.column("prompt").to_pylist()] == list(map(str, range(rows)))
+    assert chunks[-1].place(4) == f"m.csv, line {rows + 1}"
 
 
 # Object storage
@@ -533,10 +533,10 @@ def test_windows_are_bounded_by_bytes(tmp_path, monkeypatch) -> None:
     (tmp_path / "m.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (tmp_path / "m.csv").write_text("prompt,n\n" + "".join(f"{row['prompt']},{row['n']}\n" for row in rows))
     for name in ("m.parquet", "m.jsonl", "m.csv"):
-        found = list(windows(tmp_path / name))
-        assert max(window.column("prompt").nbytes for window in found) <= 110_000
-        assert [int(n) for window in found for n in window.column("n").to_pylist()] == list(range(60))
-        assert [window.first for window in found[:2]] == [0, len(found[0])]
+        chunks = list(windows(tmp_path / name))
+        assert max(window.column("prompt").nbytes for window in chunks) <= 110_000
+        assert [int(n) for window in chunks for n in window.column("n").to_pylist()] == list(range(60))
+        assert [window.first for window in chunks[:2]] == [0, len(chunks[0])]
 
 
 def test_columns_that_are_not_needed_are_not_read(tmp_path) -> None:
@@ -897,8 +897,8 @@ def test_any_json_lines_come_back(tmp_path_factory, rows, ascii_only) -> None:
     assert list(window.cells(names)) == [{name: row.get(name) for name in names} for row in rows]
     for name in names:
         kind = window.schema.field(name).type
-        found = window.column(name).to_pylist()
-        for value, row in zip(found, rows, strict=True):
+        values = window.column(name).to_pylist()
+        for value, row in zip(values, rows, strict=True):
             written = row.get(name)
             if pa.types.is_string(kind) and written is not None and not isinstance(written, str):
                 assert json.loads(value) == written

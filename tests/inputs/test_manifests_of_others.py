@@ -50,10 +50,10 @@ def asked(rows) -> list[tuple]:
 
 
 def refusal(path, **options) -> RefusedError:
-    with pytest.raises(RefusedError) as found:
+    with pytest.raises(RefusedError) as raised:
         plan(path, **options)
-    assert found.value.remedy
-    return found.value
+    assert raised.value.remedy
+    return raised.value
 
 
 ASKED = [(ROWS[0]["prompt"], 4.5, True), (ROWS[1]["prompt"], 5, False), (ROWS[2]["prompt"], 5, True)]
@@ -62,9 +62,9 @@ ASKED = [(ROWS[0]["prompt"], 4.5, True), (ROWS[1]["prompt"], 5, False), (ROWS[2]
 def by_duckdb(query: str) -> list[dict]:
     """The rows that DuckDB finds."""
     with duckdb.connect() as connection:
-        found = connection.execute(query)
-        names = [column[0] for column in found.description]
-        return [dict(zip(names, row, strict=True)) for row in found.fetchall()]
+        cursor = connection.execute(query)
+        names = [column[0] for column in cursor.description]
+        return [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
 
 
 def write_pandas(folder: Path, form: str) -> Path:
@@ -143,10 +143,10 @@ def test_peers_read_the_same_json_lines(tmp_path) -> None:
     rows = [{"prompt": f"p{n}", "x": n if n < 50 else f"{n}", "y": {"n": n} if n % 2 else {}} for n in range(60)]
     path = tmp_path / "m.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    found, _ = plan(path)
-    assert [row["carried"]["x"] for row in found] == [str(n) for n in range(60)]
+    planned, _ = plan(path)
+    assert [row["carried"]["x"] for row in planned] == [str(n) for n in range(60)]
     peers = by_duckdb(f"SELECT x, y FROM read_json('{path}', columns = {{x: 'VARCHAR', y: 'JSON'}})")
-    assert [(row["carried"]["x"], json.loads(row["carried"]["y"])) for row in found] == [
+    assert [(row["carried"]["x"], json.loads(row["carried"]["y"])) for row in planned] == [
         (row["x"], json.loads(row["y"])) for row in peers
     ]
 

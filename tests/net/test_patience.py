@@ -227,11 +227,11 @@ async def test_no_more_than_so_many_at_once(fake_time: FakeTime) -> None:
         return answer
 
     async with (
-        raw_server(serve("first")) as one,
+        raw_server(serve("first")) as first_port,
         raw_server(serve("second")) as two,
         ReferenceFetcher(LOCAL, fake_time.records()) as fetcher,
     ):
-        first = asyncio.gather(*(fetcher.fetch(f"http://127.0.0.1:{one}/{n}.png") for n in range(30)))
+        first = asyncio.gather(*(fetcher.fetch(f"http://127.0.0.1:{first_port}/{n}.png") for n in range(30)))
         await asyncio.gather(*(fetcher.fetch(f"http://localhost:{two}/{n}.png") for n in range(30)))
         others.set()
         await first

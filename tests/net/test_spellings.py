@@ -96,11 +96,11 @@ def spelled(chance: random.Random) -> str:
 
 def is_inside(address: str) -> bool:
     """Whether a connection to an address would be one to the inside."""
-    found = ipaddress.ip_address(address.split("%", maxsplit=1)[0])
-    if isinstance(found, ipaddress.IPv6Address) and any(found in network for network in EMBEDDING):
-        inner = int(found) >> 80 if found in EMBEDDING[2] else int(found)
+    ip = ipaddress.ip_address(address.split("%", maxsplit=1)[0])
+    if isinstance(ip, ipaddress.IPv6Address) and any(ip in network for network in EMBEDDING):
+        inner = int(ip) >> 80 if ip in EMBEDDING[2] else int(ip)
         return is_inside(str(ipaddress.IPv4Address(inner & 0xFFFFFFFF)))
-    return any(found.version == network.version and found in network for network in NETWORKS)
+    return any(ip.version == network.version and ip in network for network in NETWORKS)
 
 
 @pytest.fixture
@@ -121,10 +121,10 @@ def connections(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             )
         else:
             addresses = [address]
-        kinds = [(socket.AF_INET6 if ":" in one else socket.AF_INET, one) for one in addresses]
+        kinds = [(socket.AF_INET6 if ":" in address else socket.AF_INET, address) for address in addresses]
         return [
-            (kind, socket.SOCK_STREAM, 6, "", (one, port, 0, 0) if kind == socket.AF_INET6 else (one, port))
-            for kind, one in kinds
+            (kind, socket.SOCK_STREAM, 6, "", (address, port, 0, 0) if kind == socket.AF_INET6 else (address, port))
+            for kind, address in kinds
         ]
 
     connect = asyncio.SelectorEventLoop.sock_connect

@@ -78,10 +78,10 @@ def test_a_fingerprint_is_fixed() -> None:
 @given(st.text(min_size=1, max_size=40))
 def test_a_fingerprint_gives_nothing_away(key: str) -> None:
     """Sixteen hex digits, whatever the key; not the key, nor a part of it."""
-    found = fingerprint_of(key, URL)
-    assert len(found) == 16
-    assert int(found, 16) >= 0
-    assert len(key) < 6 or key not in found
+    fingerprint = fingerprint_of(key, URL)
+    assert len(fingerprint) == 16
+    assert int(fingerprint, 16) >= 0
+    assert len(key) < 6 or key not in fingerprint
 
 
 @pytest.mark.parametrize("other", ["http://api.segmind.com", "https://api.segmind.com:8443", "https://gateway.example"])
@@ -174,7 +174,9 @@ async def test_in_between_nothing_is_determined(timed_store, events, failing) ->
     # What it sends itself is its own, undetermined or not.
     assert await accounts.ownership(attempt(PRINT[B], fingerprint=PRINT[B])) == "same"
     settled = view_of(paid("r9", PRINT[A]), *events)
-    assert (await opened(timed_store, B, settled, History("r9", *[one.request_id for one in events]))).name == PRINT[A]
+    assert (
+        await opened(timed_store, B, settled, History("r9", *[event.request_id for event in events]))
+    ).name == PRINT[A]
 
 
 async def test_an_account_that_has_paid_for_nothing_hinders_nobody(timed_store) -> None:

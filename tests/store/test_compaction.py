@@ -64,7 +64,7 @@ async def write(store, name: str, *events: Event) -> None:
 async def fill(store, segments: int, start: int = 0) -> None:
     """Segments with keys from all over the range, each in another state."""
     for n in range(start, start + segments):
-        keys = [key_of(163 * (10 * n + one)) for one in range(10)]
+        keys = [key_of(163 * (10 * n + offset)) for offset in range(10)]
         steps = [event(kind, key) for key in keys for kind in TYPES[: 1 + key[1] % len(TYPES)]]
         await write(store, f"s{n:04d}", *steps)
 
@@ -252,10 +252,10 @@ async def test_what_is_really_missing_is_named(timed_store, lost) -> None:
 
     timed_store.get = blind
     for look in (load_ledger(timed_store), compact(timed_store, CLOCK, more_than=0)):
-        with pytest.raises(StoreError, match=path) as found:
+        with pytest.raises(StoreError, match=path) as raised:
             await look
-        assert found.value.kind == "store_damaged"
-        assert found.value.remedy
+        assert raised.value.kind == "store_damaged"
+        assert raised.value.remedy
 
 
 # Crashes
@@ -583,17 +583,17 @@ async def test_compaction_changes_nothing_of_what_is_said(timed_store, monkeypat
     """States, failures, courses, accounts and request ids are the same before and after, in files of any size."""
     monkeypatch.setattr(compaction, "_FILE_ROWS", rows)
     monkeypatch.setattr(compaction, "_RUN_ROWS", rows)
-    one, two = key_of(1), key_of(2)
-    told = {"account": "acc", "endpoint": "https://api"}
+    first_key, second_key = key_of(1), key_of(2)
+    call = {"account": "acc", "endpoint": "https://api"}
     steps = [
-        event("claimed", one, 1, account="acc"),
-        event("submitted", one, 1, request_id="id-1", **told),
-        event("failed", one, 1, error_kind="content_policy", request_id="id-1", **told),
-        event("failed", one, 1, error_kind=RETRY_ASKED),
-        event("submitted", one, 2, request_id="id-2"),
-        event("failed", two, 10, error_kind="unsent"),
-        event("failed", two, 9, error_kind="server_error", request_id="id-9"),
-        event("submitted", two, 9, request_id="id-3", **told),
+        event("claimed", first_key, 1, account="acc"),
+        event("submitted", first_key, 1, request_id="id-1", **call),
+        event("failed", first_key, 1, error_kind="content_policy", request_id="id-1", **call),
+        event("failed", first_key, 1, error_kind=RETRY_ASKED),
+        event("submitted", first_key, 2, request_id="id-2"),
+        event("failed", second_key, 10, error_kind="unsent"),
+        event("failed", second_key, 9, error_kind="server_error", request_id="id-9"),
+        event("submitted", second_key, 9, request_id="id-3", **call),
     ]
     for n, step in enumerate(steps):
         await write(timed_store, f"{n}", step)

@@ -58,9 +58,9 @@ def test_a_full_temporary_folder_is_named(monkeypatch) -> None:
     """Where the temporary folder is full, the error says so and what to do."""
     full = Path("/dev/full").open("wb", buffering=0)  # noqa: SIM115 - EventFile closes it
     monkeypatch.setattr(tempfile, "TemporaryFile", lambda prefix: full)
-    with pytest.raises(StoreError, match="TMPDIR") as found, EventFile() as file:
+    with pytest.raises(StoreError, match="TMPDIR") as raised, EventFile() as file:
         file.write(events("a"))
-    assert found.value.kind == "temporary_folder"
+    assert raised.value.kind == "temporary_folder"
 
 
 def test_a_missing_temporary_folder_is_named(tmp_path, monkeypatch) -> None:

@@ -103,8 +103,8 @@ async def test_the_heartbeat_names_its_process(store) -> None:
     """The sign of life holds nonce, boot id, pid and the start of the process, and its machine's time."""
     me = Process.this("n1")
     await beat(store, "run-1", me)
-    found = json.loads(await store.get("runs/run-1/heartbeat.json"))
-    assert found == dataclasses.asdict(me) | {"at": "1999-01-01T00:00:00+00:00"}
+    content = json.loads(await store.get("runs/run-1/heartbeat.json"))
+    assert content == dataclasses.asdict(me) | {"at": "1999-01-01T00:00:00+00:00"}
     assert me.pid == os.getpid()
     assert me.started
     assert me.boot_id
@@ -433,6 +433,6 @@ async def test_containers_of_one_machine(tmp_path) -> None:
     await Heartbeat(store, "run2", there, clock).beat()
     await Heartbeat(store, "run3", dataclasses.replace(there, boot_id=us.boot_id), clock).beat()
     run_liveness = StoreRunLiveness(store, heartbeat, us, clock)
-    found = [await run_liveness.life(layout.heartbeat(name)) for name in ("run2", "run3")]
-    assert found == ["alive", "dead"]
+    states = [await run_liveness.life(layout.heartbeat(name)) for name in ("run2", "run3")]
+    assert states == ["alive", "dead"]
     store.close()

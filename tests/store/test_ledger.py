@@ -112,8 +112,8 @@ async def test_a_claim_is_won_once(store) -> None:
     assert await ledger(store, "n2").claim(KEY, 1, claim("n2", "a2")) is False
     assert await ledger(store).claim(KEY, 1, claim("n1", "a3")) is False
     assert await ledger(store, "n2").claim(KEY, 1, claim("n2", "a1")) is False
-    (found,) = await ledger(store).claims(KEY)
-    assert (found.claim.nonce, found.claim.attempt_id) == ("n1", "a1")
+    (record,) = await ledger(store).claims(KEY)
+    assert (record.claim.nonce, record.claim.attempt_id) == ("n1", "a1")
 
 
 async def test_an_own_claim_sent_twice_is_won(store) -> None:
@@ -125,7 +125,9 @@ async def test_an_own_claim_sent_twice_is_won(store) -> None:
 async def test_twelve_processes_claim_one_key(store) -> None:
     """Of twelve processes that claim one key at once, one wins."""
     ledgers = [ledger(store, f"n{n}") for n in range(12)]
-    results = await asyncio.gather(*(one.claim(KEY, 1, claim(f"n{n}", f"a{n}")) for n, one in enumerate(ledgers)))
+    results = await asyncio.gather(
+        *(process_ledger.claim(KEY, 1, claim(f"n{n}", f"a{n}")) for n, process_ledger in enumerate(ledgers))
+    )
     assert sum(results) == 1
 
 
@@ -136,9 +138,9 @@ async def test_claims_come_back_as_made(store) -> None:
         await book.claim(KEY, n, claim(attempt=f"a{n}"))
     await book.record_request_id(KEY, 2, "id-2")
     await book.claim(OTHER, 1, claim(attempt="other"))
-    found = await book.claims(KEY)
-    assert [(one.n, one.request_id) for one in found] == [(1, None), (2, "id-2"), (10, None)]
-    assert found[0].claim == claim()
+    records = await book.claims(KEY)
+    assert [(record.n, record.request_id) for record in records] == [(1, None), (2, "id-2"), (10, None)]
+    assert records[0].claim == claim()
     assert await book.claims(bytes(16)) == []
 
 
@@ -147,7 +149,7 @@ async def test_claims_lie_where_the_layout_says(store) -> None:
     await ledger(store).claim(KEY, 1, claim())
     await ledger(store).record_request_id(KEY, 1, "id-1")
     base = f"ledger/claims/00/{KEY.hex()}"
-    assert [one.path for one in await store.list("ledger/claims")] == [f"{base}/1.id.json", f"{base}/1.json"]
+    assert [info.path for info in await store.list("ledger/claims")] == [f"{base}/1.id.json", f"{base}/1.json"]
     assert json.loads(await store.get(f"{base}/1.id.json")) == {"request_id": "id-1"}
     body = json.loads(await store.get(f"{base}/1.json"))
     assert (body["nonce"], body["attempt_id"], body["body"]["prompt"]) == ("n1", "a1", "Käse 🧀")
@@ -161,10 +163,10 @@ async def test_a_claim_keeps_all_that_it_says(store) -> None:
         api_time=NOW + timedelta(hours=5, microseconds=3),
     )
     await ledger(store).claim(KEY, 1, made)
-    (found,) = await ledger(store).claims(KEY)
-    assert found.claim == made
+    (record,) = await ledger(store).claims(KEY)
+    assert record.claim == made
     (info,) = await store.list("ledger/claims")
-    assert found.stored == info.modified
+    assert record.stored == info.modified
 
 
 async def test_a_claim_of_an_older_store_is_read(store) -> None:
@@ -208,7 +210,10 @@ async def test_claim_id_and_events_are_one(store) -> None:
     await book.record(event("submitted", OTHER, named(1, OTHER), request_id="id-9"))
 
     def told(known):
-        return [(one.n, one.rank, one.request_id, one.error_kind, one.record is not None) for one in known]
+        return [
+            (attempt.n, attempt.rank, attempt.request_id, attempt.error_kind, attempt.record is not None)
+            for attempt in known
+        ]
 
     expected = [(1, 1, "id-1", None, True), (2, 2, "id-2", "unsent", False), (3, -1, "id-3", None, True)]
     before = await book.known(KEY)
@@ -220,7 +225,7 @@ async def test_claim_id_and_events_are_one(store) -> None:
         assert known == before
     later = await ledger(store, "n3", await load_ledger(store)).known(KEY)
     assert later == before
-    assert [(one.account, one.endpoint, one.is_closed) for one in later] == [
+    assert [(attempt.account, attempt.endpoint, attempt.is_closed) for attempt in later] == [
         ("acc", "https://api", False),
         (None, None, True),
         (None, None, False),
@@ -259,10 +264,10 @@ async def test_a_listing_that_lags_hides_no_claim(store, lost) -> None:
     await ledger(store).claim(KEY, 2, claim(attempt=named(2)))
     book = ledger(LaggingStore(store, 0))
     assert await book.known(KEY) == await book.claims(KEY) == []
-    assert [one.request_id for one in await book.known(KEY, lost=lost)] == ["id-1", None][:lost]
-    assert [one.n for one in await book.claims(KEY, lost=lost)] == [1, 2][:lost]
+    assert [record.request_id for record in await book.known(KEY, lost=lost)] == ["id-1", None][:lost]
+    assert [record.n for record in await book.claims(KEY, lost=lost)] == [1, 2][:lost]
     await book.record(event(attempt=named(1)))
-    assert [one.record is not None for one in await book.known(KEY)] == [True]
+    assert [record.record is not None for record in await book.known(KEY)] == [True]
 
 
 async def test_a_lost_claim_that_is_not_there_is_none(store) -> None:
@@ -300,10 +305,10 @@ async def test_a_request_id_is_told_once(store) -> None:
     await book.record_request_id(KEY, 1, "id-1")
     await book.record_request_id(KEY, 1, "id-1")
     await ledger(DoublingStore(store, 0)).record_request_id(KEY, 2, "id-2")
-    with pytest.raises(StoreError) as found:
+    with pytest.raises(StoreError) as raised:
         await ledger(store, "n2").record_request_id(KEY, 1, "id-9")
-    assert found.value.kind == "store_conflict"
-    assert layout.claim_id(KEY.hex(), 1) in found.value.message
+    assert raised.value.kind == "store_conflict"
+    assert layout.claim_id(KEY.hex(), 1) in raised.value.message
     assert (await book.claims(KEY))[0].request_id == "id-1"
 
 
@@ -314,11 +319,11 @@ async def test_a_damaged_claim_is_named(store, data) -> None:
     await store.put(path, data)
     book = ledger(store)
     for look in (lambda: book.claims(KEY), lambda: book.claim(KEY, 1, claim())):
-        with pytest.raises(StoreError) as found:
+        with pytest.raises(StoreError) as raised:
             await look()
-        assert found.value.kind == "store_damaged"
-        assert path in found.value.message
-        assert found.value.remedy
+        assert raised.value.kind == "store_damaged"
+        assert path in raised.value.message
+        assert raised.value.remedy
 
 
 @pytest.mark.parametrize("data", [b"", b"{}", b"[]"])
@@ -326,9 +331,9 @@ async def test_a_damaged_request_id_is_named(store, data) -> None:
     """A request_id that cannot be read is an error that names its file: the call was made and must not be lost."""
     await ledger(store).claim(KEY, 1, claim())
     await store.put(layout.claim_id(KEY.hex(), 1), data)
-    with pytest.raises(StoreError) as found:
+    with pytest.raises(StoreError) as raised:
         await ledger(store).claims(KEY)
-    assert layout.claim_id(KEY.hex(), 1) in found.value.message
+    assert layout.claim_id(KEY.hex(), 1) in raised.value.message
 
 
 # Segments
@@ -365,7 +370,7 @@ async def test_segments_have_names_of_their_own(store) -> None:
         for book in books:
             await book.record(event(attempt=f"{n}"))
             await book.flush()
-    paths = [one.path for one in await store.list("ledger/segments")]
+    paths = [info.path for info in await store.list("ledger/segments")]
     assert len(set(paths)) == 6
     assert all(path.startswith("ledger/segments/20260801T120000") and path.endswith(".parquet") for path in paths)
 
@@ -455,11 +460,11 @@ async def test_a_damaged_segment_is_named(store, damage) -> None:
     data = {"empty": b"", "truncated": whole[: len(whole) // 2], "text": b"hello", "other table": sink.getvalue()}
     await store.put("ledger/segments/good.parquet", whole)
     await store.put("ledger/segments/bad.parquet", data[damage])
-    with pytest.raises(StoreError) as found:
+    with pytest.raises(StoreError) as raised:
         await load_ledger(store)
-    assert found.value.kind == "store_damaged"
-    assert "ledger/segments/bad.parquet" in found.value.message
-    assert "Restore" in found.value.remedy
+    assert raised.value.kind == "store_damaged"
+    assert "ledger/segments/bad.parquet" in raised.value.message
+    assert "Restore" in raised.value.remedy
 
 
 async def test_a_segment_of_an_older_version_is_read(store) -> None:
@@ -507,19 +512,19 @@ async def test_a_missing_generation_file_is_named(store) -> None:
     await generation(store, 1, {"a.parquet": segment_of(event())})
     manifest = {"files": ["ledger/generations/1/lost.parquet"], "absorbed": []}
     await store.put("ledger/generations/1.json", json.dumps(manifest).encode())
-    with pytest.raises(StoreError) as found:
+    with pytest.raises(StoreError) as raised:
         await load_ledger(store)
-    assert "ledger/generations/1/lost.parquet" in found.value.message
+    assert "ledger/generations/1/lost.parquet" in raised.value.message
 
 
 @pytest.mark.parametrize("data", [b"", b"{", b"[]", b"{}", b'{"files": 5, "absorbed": []}'])
 async def test_a_damaged_generation_is_named(store, data) -> None:
     """A generation manifest that cannot be read is an error that names it."""
     await store.put("ledger/generations/3.json", data)
-    with pytest.raises(StoreError) as found:
+    with pytest.raises(StoreError) as raised:
         await load_ledger(store)
-    assert found.value.kind == "store_damaged"
-    assert "ledger/generations/3.json" in found.value.message
+    assert raised.value.kind == "store_damaged"
+    assert "ledger/generations/3.json" in raised.value.message
 
 
 async def test_many_segments_are_read(store) -> None:

@@ -122,7 +122,7 @@ class LedgerModel(RuleBasedStateMachine):
         """The way to a claim: never for a delivered key, always with a number of its own, also after compactions."""
         ledger = run.ledger
         known = ledger.view.states(pa.array([key], KEY_TYPE)).to_pylist()
-        if known == ["delivered"] or any(one == key for one, _ in run.open):
+        if known == ["delivered"] or any(open_key == key for open_key, _ in run.open):
             return
         n = run.next.get(key) or ledger.next_attempt(key)
         while not self.wait(ledger.claim(key, n, Claim("run", ledger._nonce, f"{key.hex()}-{n}", TIME, {}))):
@@ -162,7 +162,7 @@ class LedgerModel(RuleBasedStateMachine):
     @rule(run=runs, key=st.sampled_from(KEYS))
     def known(self, run: Run, key: bytes) -> None:
         """What is known of an attempt holds all that was durable when the run began, and all that it recorded."""
-        known = {one.n: one for one in self.wait(run.ledger.known(key))}
+        known = {attempt.n: attempt for attempt in self.wait(run.ledger.known(key))}
         for kind, its_key, attempt in [*run.durable, *run.recorded]:
             n = attempt.split("-")[1]
             if its_key == key and n.isdigit():
@@ -311,8 +311,8 @@ class LedgerModel(RuleBasedStateMachine):
     @invariant()
     def every_durable_event_is_there_once(self) -> None:
         tables = self.wait(collect(event_tables(self.store)))
-        found = Counter(step for table in tables for step in rows_of(table))
-        assert found == Counter(self.durable)
+        counts = Counter(step for table in tables for step in rows_of(table))
+        assert counts == Counter(self.durable)
 
     @invariant()
     def the_fold_is_the_model(self) -> None:

@@ -39,10 +39,10 @@ class Disk:
     def _patch(self, patch: pytest.MonkeyPatch, name: str, note: Callable[..., object]) -> None:
         real = getattr(os, name)
 
-        def recorded(*given, **more):
-            found = real(*given, **more)
-            note(*given, **more)
-            return found
+        def recorded(*arguments, **more):
+            returned = real(*arguments, **more)
+            note(*arguments, **more)
+            return returned
 
         patch.setattr(os, name, recorded)
 
@@ -50,7 +50,7 @@ class Disk:
         path = Path(f"/proc/self/fd/{handle}").readlink()
         if path.is_dir():
             self.steps.append(("folder", path))
-            self.durable[path] = {one.name for one in path.iterdir()}
+            self.durable[path] = {entry.name for entry in path.iterdir()}
         else:
             self.steps.append(("bytes", path))
             self.sizes.append(os.fstat(handle).st_size)
@@ -58,7 +58,7 @@ class Disk:
     def holds(self, path: Path, above: Path) -> bool:
         """Whether a path would be found after a power cut, as far as the folders below `above` are concerned."""
         below = [path, *path.parents]
-        return all(one.name in self.durable.get(one.parent, set()) for one in below[: below.index(above)])
+        return all(level.name in self.durable.get(level.parent, set()) for level in below[: below.index(above)])
 
 
 @pytest.fixture

@@ -89,8 +89,8 @@ async def test_hiccups_pass(shaky, clock, operation) -> None:
             await shaky.put(path, b"old!")
     expected = await call_of(shaky, operation, "a/1")()
     shaky.failures["b/1"] = 6
-    found = await call_of(patient(shaky, clock), operation, "b/1")()
-    assert str(found).replace("b/1", "a/1")[:60] == str(expected)[:60]
+    answer = await call_of(patient(shaky, clock), operation, "b/1")()
+    assert str(answer).replace("b/1", "a/1")[:60] == str(expected)[:60]
     assert shaky.failures["b/1"] == 0
     assert clock.sleeps == [1.0, 2.0, 4.0, 8.0, 15.0, 15.0]
     assert await shaky.get("b/1") == await shaky.get("a/1")
@@ -114,10 +114,10 @@ async def test_answers_come_through(shaky, clock) -> None:
 async def test_it_gives_up_after_the_deadline(shaky, clock, operation) -> None:
     """What fails for `deadline` seconds since its first failure raises the last error; the last try is at the end."""
     shaky.failures["a/1"] = 1_000
-    with pytest.raises(StoreError) as found:
+    with pytest.raises(StoreError) as raised:
         await call_of(patient(shaky, clock, deadline=40.0), operation, "a/1")()
     assert clock.time == 40.0
-    assert found.value.message == f"a/1: failure {shaky.failures['a/1']}."
+    assert raised.value.message == f"a/1: failure {shaky.failures['a/1']}."
     assert shaky.calls["a/1"] == 1 + len(clock.sleeps)
 
 
@@ -159,9 +159,9 @@ async def test_what_turns_out_not_to_pass_is_raised_then(shaky, clock) -> None:
     """A try that fails for good ends the patience with earlier failures."""
     shaky.failures["a"] = 5
     clock.then = lambda: setattr(shaky, "kind", "store_damaged")
-    with pytest.raises(StoreError) as found:
+    with pytest.raises(StoreError) as raised:
         await patient(shaky, clock).create("a", b"1")
-    assert (found.value.kind, shaky.calls["a"]) == ("store_damaged", 2)
+    assert (raised.value.kind, shaky.calls["a"]) == ("store_damaged", 2)
 
 
 async def test_other_errors_are_no_hiccups(shaky, clock) -> None:
@@ -181,8 +181,8 @@ async def test_writes_whose_answer_was_lost(shaky, clock, operation) -> None:
     """A write that was done although it raised leaves what was written; a create then says that it exists."""
     await shaky.put("b", b"old") if operation == "put" else None
     shaky.failures["b"], shaky.late = 2, True
-    found = await call_of(patient(shaky, clock), operation, "b")()
-    assert found is (False if operation == "create" else None)
+    answer = await call_of(patient(shaky, clock), operation, "b")()
+    assert answer is (False if operation == "create" else None)
     assert await shaky.get("b") == (None if operation == "delete" else b"data")
 
 

@@ -1,1 +1,1 @@
-"""What the product does, without Prefect: plan, run shards, finish, status."""
+"""The use cases, without Prefect: configure, plan, run, and maintain a store."""

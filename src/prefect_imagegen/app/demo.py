@@ -1,4 +1,4 @@
-"""The demo's manifest, and a contact sheet of what came of it."""
+"""The demo's manifest, and a contact sheet of its images."""
 
 import io
 from collections.abc import Sequence
@@ -30,7 +30,7 @@ _GAP = 8
 
 
 def write_manifest(path: Path) -> None:
-    """Write the sample manifest: prompts, aspect ratios, and a column of its own that comes through."""
+    """Write the sample manifest: prompts, aspect ratios, and a `subject` column that is carried to the metadata."""
     prompts, ratios, subjects = zip(*_PROMPTS, strict=True)
     table = pa.table({"prompt": prompts, "aspect_ratio": ratios, "subject": subjects})
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -38,7 +38,7 @@ def write_manifest(path: Path) -> None:
 
 
 def contact_sheet(images: Sequence[bytes]) -> bytes:
-    """All images on one sheet, as JPEG: four in a row, each fitted into 320 pixels."""
+    """All images on one sheet, as JPEG: four in a row, each fitted into 320 x 320 pixels."""
     rows = -(-len(images) // _COLUMNS)
     size = (_COLUMNS * (_TILE + _GAP) + _GAP, rows * (_TILE + _GAP) + _GAP)
     sheet = Image.new("RGB", size, (24, 24, 27))

@@ -1,4 +1,4 @@
-"""Texts of others on a terminal."""
+"""Show text that comes from elsewhere on a terminal."""
 
 from rich.markup import escape
 
@@ -6,5 +6,5 @@ from prefect_imagegen.core.redact import printable
 
 
 def shown(text: str) -> str:
-    """A text of anybody's for a console that obeys markup: it stays text, and commands no terminal."""
+    """Escape untrusted text for a rich console: no markup, and no terminal control characters."""
     return escape(printable(text))

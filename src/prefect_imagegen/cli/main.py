@@ -188,16 +188,16 @@ def _run_flow(console: Console, prepared: PlannedRun, store: str, backend: str) 
     quiet_prefect()
     from prefect_imagegen.flows.generate_images import generate_images  # noqa: PLC0415 - loads Prefect, late
 
-    registry.prepared[prepared.run_id] = prepared
+    registry.planned_runs[prepared.run_id] = prepared
     with showing_progress(console, prepared.run_id, prepared.summary.to_make):
         _reach_prefect()
         # What holds a secret stays in the registry, for Prefect's server keeps parameters.
-        manifest = prepared.job.manifest
+        manifest = prepared.spec.manifest
         state: Any = generate_images(
             redact(manifest) if holds_secret(manifest) else manifest,
             redact(store) if holds_secret(store) else store,
             backend,
-            prepared.job.options.model_copy(update={name: {} for name in SECRET_OPTIONS}),
+            prepared.spec.options.model_copy(update={name: {} for name in SECRET_OPTIONS}),
             run_id=prepared.run_id,
             return_state=True,
         )

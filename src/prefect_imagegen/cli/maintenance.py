@@ -16,10 +16,10 @@ from prefect_imagegen.app.maintenance.reconcile import MEANINGS as DIFFERENCES
 from prefect_imagegen.app.maintenance.reconcile import ReconcileReport
 from prefect_imagegen.app.maintenance.reconcile import reconcile as reconcile_store
 from prefect_imagegen.app.maintenance.repair import REPAIRS
-from prefect_imagegen.app.maintenance.resend import retry as retry_run
-from prefect_imagegen.app.maintenance.verify import MEANINGS as PROBLEMS
-from prefect_imagegen.app.maintenance.verify import VerifyReport
+from prefect_imagegen.app.maintenance.resend import resend as resend_run
 from prefect_imagegen.app.maintenance.verify import verify as verify_store
+from prefect_imagegen.app.maintenance.verify_report import MEANINGS as PROBLEMS
+from prefect_imagegen.app.maintenance.verify_report import VerifyReport
 from prefect_imagegen.app.terminal import shown
 from prefect_imagegen.cli.exit import CommandExit, command_boundary
 from prefect_imagegen.cli.options import backend_of, backend_options, json_option, store_of, store_options
@@ -43,7 +43,7 @@ def resend(run: str, kinds: tuple[str, ...], as_json: bool, **given: Any) -> Non
     """
     console = Console(stderr=as_json)
     with command_boundary(given["store"], as_json=as_json, blank={}):
-        found = asyncio.run(retry_run(store_of(given), run, kinds))
+        found = asyncio.run(resend_run(store_of(given), run, kinds))
         for kind, count in found.kinds.most_common():
             console.print(f"{count:,} {kind}", highlight=False)
         console.print(f"[bold]{found.rows:,} rows[/] are free: the next run asks for them again")

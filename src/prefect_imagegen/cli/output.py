@@ -13,7 +13,7 @@ from rich.table import Table
 
 from prefect_imagegen.app.maintenance.status import RunStatus
 from prefect_imagegen.app.running import registry
-from prefect_imagegen.app.running.finish import money_text
+from prefect_imagegen.app.running.report import money_text
 from prefect_imagegen.app.running.result import STATES, STOP_REASONS, RunResult
 from prefect_imagegen.app.running.session import Session
 from prefect_imagegen.app.terminal import shown

@@ -21,8 +21,9 @@ from prefect_imagegen.app.config.options import GenerateOptions
 from prefect_imagegen.app.config.settings import ProviderSettings, StoreSettings
 from prefect_imagegen.app.maintenance.doctor import Check, examine
 from prefect_imagegen.app.maintenance.reconcile import ReconcileReport, reconcile
-from prefect_imagegen.app.maintenance.resend import retry
-from prefect_imagegen.app.maintenance.verify import VerifyReport, verify
+from prefect_imagegen.app.maintenance.resend import resend
+from prefect_imagegen.app.maintenance.verify import verify
+from prefect_imagegen.app.maintenance.verify_report import VerifyReport
 from prefect_imagegen.app.running.result import RunResult
 from prefect_imagegen.core import layout
 from prefect_imagegen.core.errors import RefusedError, StoreError
@@ -73,8 +74,8 @@ class Place:
         return sorted(path for path in (self.folder / "store" / "images").rglob("*") if path.is_file())
 
     def files(self) -> dict[str, bytes]:
-        found = (path for path in self.folder.rglob("*") if path.is_file() and path.match("ledger/time") is False)
-        return {str(path): path.read_bytes() for path in found}
+        paths = (path for path in self.folder.rglob("*") if path.is_file() and path.match("ledger/time") is False)
+        return {str(path): path.read_bytes() for path in paths}
 
     def forget_the_ledger(self) -> None:
         """As if the process had died before its first segment."""
@@ -89,16 +90,16 @@ def place(tmp_path: Path) -> Iterator[Place]:
         yield Place(tmp_path, gateway)
 
 
-def kinds(found: VerifyReport) -> list[tuple[str, str | None]]:
-    return [(problem.kind, problem.repair) for problem in found.problems]
+def kinds(report: VerifyReport) -> list[tuple[str, str | None]]:
+    return [(problem.kind, problem.repair) for problem in report.problems]
 
 
 def test_a_whole_store_is_sound(place: Place) -> None:
     """Every image is read; nothing is wrong, nothing is written."""
     place.generate()
     before = place.files()
-    found = place.verify()
-    assert (found.images, found.problems, found.sound) == (ROWS, [], True)
+    report = place.verify()
+    assert (report.images, report.problems, report.sound) == (ROWS, [], True)
     assert place.files() == before
 
 
@@ -111,11 +112,11 @@ def test_every_damage_has_its_name(place: Place) -> None:
     (changed.parent / ("0" * 32 + ".png")).write_bytes(b"no image")
     (changed.parent / "holiday.jpg").write_bytes(whole.read_bytes())
     before = place.files()
-    found = place.verify()
-    assert found.kinds == {"missing_image": 1, "wrong_bytes": 1, "unrecorded_image": 2}
-    assert {problem.repair for problem in found.problems} == {None}
-    assert not found.sound
-    missing = next(problem for problem in found.problems if problem.kind == "missing_image")
+    report = place.verify()
+    assert report.kinds == {"missing_image": 1, "wrong_bytes": 1, "unrecorded_image": 2}
+    assert {problem.repair for problem in report.problems} == {None}
+    assert not report.sound
+    missing = next(problem for problem in report.problems if problem.kind == "missing_image")
     assert missing.path.endswith(lost.name)
     assert place.files() == before
 
@@ -147,9 +148,9 @@ def test_lost_images_are_fetched_again(place: Place) -> None:
     lost, changed, *_ = place.images()
     lost.unlink()
     changed.write_bytes(b"bit rot")
-    found = place.verify(repair=True)
-    assert kinds(found) == [("missing_image", "fetched_again"), ("wrong_bytes", "fetched_again")]
-    assert found.sound
+    report = place.verify(repair=True)
+    assert kinds(report) == [("missing_image", "fetched_again"), ("wrong_bytes", "fetched_again")]
+    assert report.sound
     assert {name: data for name, data in place.files().items() if "quarantine" not in name} == before
     assert place.verify().problems == []
     assert place.generate().calls == 0
@@ -163,11 +164,11 @@ def test_what_cannot_be_fetched_is_kept_and_given_free(place: Place) -> None:
     lost, changed, *_ = place.images()
     lost.unlink()
     changed.write_bytes(b"bit rot")
-    found = place.verify(repair=True, account=ProviderSettings())
-    assert kinds(found) == [("missing_image", "quarantined"), ("wrong_bytes", "quarantined")]
-    assert not found.sound
-    kept = [path for path in (place.folder / "store" / "quarantine").rglob("*") if path.is_file()]
-    assert [path.read_bytes() for path in kept] == [b"bit rot"]
+    report = place.verify(repair=True, account=ProviderSettings())
+    assert kinds(report) == [("missing_image", "quarantined"), ("wrong_bytes", "quarantined")]
+    assert not report.sound
+    quarantined = [path for path in (place.folder / "store" / "quarantine").rglob("*") if path.is_file()]
+    assert [path.read_bytes() for path in quarantined] == [b"bit rot"]
     assert changed not in place.images()
     assert place.verify().problems == []
     again = place.generate()
@@ -180,9 +181,9 @@ def test_unrecorded_images_are_adopted(place: Place) -> None:
     place.generate()
     place.forget_the_ledger()
     assert place.verify().kinds == {"unrecorded_image": ROWS}
-    found = place.verify(repair=True)
-    assert kinds(found) == [("unrecorded_image", "adopted")] * ROWS
-    assert found.sound
+    report = place.verify(repair=True)
+    assert kinds(report) == [("unrecorded_image", "adopted")] * ROWS
+    assert report.sound
     again = place.generate()
     assert (again.reused, again.calls) == (ROWS, 0)
     assert place.reconcile().differences == []
@@ -252,8 +253,8 @@ def test_a_living_run_is_left_alone(place: Place) -> None:
         store.close()
 
     asyncio.run(revive())
-    found = place.verify(repair=True)
-    assert (found.in_progress, found.problems) == (ROWS, [])
+    report = place.verify(repair=True)
+    assert (report.in_progress, report.problems) == (ROWS, [])
 
 
 def write_events(place: Place, *events: Event, name: str = "s") -> None:
@@ -298,18 +299,18 @@ def test_paid_images_that_never_came_are_fetched(kind: str, place: Place) -> Non
     """Billed calls without an image are told; with a key, repair fetches, stores and records them, and pays nothing."""
     fail_after_paying(place, kind)
     before = place.files()
-    found = place.verify()
-    assert kinds(found) == [("paid_not_stored", None)] * ROWS
-    assert not found.sound
-    for problem in found.problems:
+    report = place.verify()
+    assert kinds(report) == [("paid_not_stored", None)] * ROWS
+    assert not report.sound
+    for problem in report.problems:
         key = bytes.fromhex(Path(problem.path).stem)
         assert calls_of(place)[key] in problem.detail
         assert kind in problem.detail
     assert place.files() == before
     assert kinds(place.verify(repair=True, account=ProviderSettings())) == [("paid_not_stored", None)] * ROWS
-    found = place.verify(repair=True)
-    assert kinds(found) == [("paid_not_stored", "fetched_again")] * ROWS
-    assert found.sound
+    report = place.verify(repair=True)
+    assert kinds(report) == [("paid_not_stored", "fetched_again")] * ROWS
+    assert report.sound
     assert place.verify().problems == []
     again = place.generate()
     assert (again.reused, again.calls, len(place.gateway.books.billed)) == (ROWS, 0, ROWS)
@@ -366,8 +367,8 @@ def test_a_living_run_fetches_its_own_payments(place: Place) -> None:
         store.close()
 
     asyncio.run(revive())
-    found = place.verify(repair=True)
-    assert (found.in_progress, found.problems, place.images()) == (ROWS, [], [])
+    report = place.verify(repair=True)
+    assert (report.in_progress, report.problems, place.images()) == (ROWS, [], [])
 
 
 @pytest.mark.parametrize("fault", [{"fault": "html"}, {"fault": "black_image"}])
@@ -398,8 +399,8 @@ def test_without_a_key_nothing_is_given_free(place: Place) -> None:
     """A lost image that the API may still have waits for the key: its key is not given free, and not bought again."""
     place.generate()
     place.images()[0].unlink()
-    found = place.verify(repair=True, account=ProviderSettings())
-    assert (kinds(found), found.sound) == ([("missing_image", None)], False)
+    report = place.verify(repair=True, account=ProviderSettings())
+    assert (kinds(report), report.sound) == ([("missing_image", None)], False)
     assert place.generate().calls == 0
     assert kinds(place.verify(repair=True)) == [("missing_image", "fetched_again")]
     assert len(place.gateway.books.billed) == ROWS
@@ -430,8 +431,8 @@ def test_further_images_of_an_answer_are_known(place: Place) -> None:
     first, second = several_images(place, "more_images")
     tenth = second.with_name(f"{first.stem}-10.png")
     tenth.write_bytes(picture())
-    found = place.verify(repair=True)
-    assert (found.images, found.problems, found.sound) == (3, [], True)
+    report = place.verify(repair=True)
+    assert (report.images, report.problems, report.sound) == (3, [], True)
     second.write_bytes(second.read_bytes()[:-20])
     assert kinds(place.verify()) == [("undecodable", None)]
     assert kinds(place.verify(repair=True)) == [("undecodable", "quarantined")]
@@ -454,8 +455,8 @@ def test_further_images_of_an_answer_half_stored(place: Place) -> None:
     first, second = several_images(place)
     first.unlink()
     place.forget_the_ledger()
-    found = place.verify(repair=True)
-    assert (found.in_progress, found.problems, place.images()) == (1, [], [second])
+    report = place.verify(repair=True)
+    assert (report.in_progress, report.problems, place.images()) == (1, [], [second])
     for path in (place.folder / "store" / "ledger" / "claims").rglob("*.json"):
         path.unlink()
     assert kinds(place.verify(repair=True)) == [("unrecorded_image", "quarantined")]
@@ -473,9 +474,9 @@ def test_no_store_is_refused(place: Place) -> None:
 def test_books_that_agree(place: Place) -> None:
     """After an undisturbed run, ledger and history agree to the cent."""
     place.generate()
-    found = place.reconcile()
-    assert (found.history_calls, found.ledger_calls, found.differences) == (ROWS, ROWS, [])
-    assert found.history_usd == found.ledger_usd == pytest.approx(ROWS * PRICE)
+    report = place.reconcile()
+    assert (report.history_calls, report.ledger_calls, report.differences) == (ROWS, ROWS, [])
+    assert report.history_usd == report.ledger_usd == pytest.approx(ROWS * PRICE)
 
 
 def test_every_difference_is_named(place: Place) -> None:
@@ -495,21 +496,21 @@ def test_every_difference_is_named(place: Place) -> None:
         store.close()
 
     asyncio.run(write())
-    found = place.reconcile()
-    assert {(one.kind, one.request_id, one.usd) for one in found.differences} == {
+    report = place.reconcile()
+    assert {(difference.kind, difference.request_id, difference.usd) for difference in report.differences} == {
         ("not_in_ledger", foreign.headers["x-request-id"], PRICE),
         ("paid_twice", twice.headers["x-request-id"], PRICE),
         ("not_in_history", "gone", -0.5),
     }
-    assert found.history_usd == pytest.approx((ROWS + 2) * PRICE)
+    assert report.history_usd == pytest.approx((ROWS + 2) * PRICE)
 
 
 def test_calls_that_only_a_claim_knows(place: Place) -> None:
     """A call whose process died right after it got its id is ours: it waits to be fetched."""
     place.generate()
     place.forget_the_ledger()
-    found = place.reconcile()
-    assert [one.kind for one in found.differences] == ["not_fetched"] * ROWS
+    report = place.reconcile()
+    assert [difference.kind for difference in report.differences] == ["not_fetched"] * ROWS
     place.generate()
     assert place.reconcile().differences == []
 
@@ -529,17 +530,19 @@ def test_held_rows_are_given_free(tmp_path: Path) -> None:
         place = Place(tmp_path, gateway)
         first = place.generate(on_unknown="hold")
         assert (first.generated, first.held) == (ROWS - 2, 2)
-        assert [(one.kind, one.usd) for one in place.reconcile().differences] == [("not_fetched", PRICE)] * 2
+        assert [(difference.kind, difference.usd) for difference in place.reconcile().differences] == [
+            ("not_fetched", PRICE)
+        ] * 2
         again = place.generate(on_unknown="hold")
         assert (again.held, again.calls) == (2, 0)
-        freed = asyncio.run(retry(place.store, str(again.run_id)))
+        freed = asyncio.run(resend(place.store, str(again.run_id)))
         assert (freed.rows, dict(freed.kinds)) == (2, {"unknown": 2})
         assert freed.risk_usd > 0
         third = place.generate(on_unknown="hold")
         assert (third.generated, third.reused, third.calls) == (2, ROWS - 2, 2)
         assert gateway.books.statistics()["billed_twice"] == 2
-        found = [one.kind for one in place.reconcile().differences]
-        assert found == ["paid_twice"] * 2
+        kinds_now = [difference.kind for difference in place.reconcile().differences]
+        assert kinds_now == ["paid_twice"] * 2
 
 
 @pytest.mark.parametrize("alive", [False, True])
@@ -567,7 +570,7 @@ def test_a_newer_call_is_left_alone(alive: bool, tmp_path: Path) -> None:
             store.close()
 
         asyncio.run(write())
-        freed = asyncio.run(retry(place.store, str(first.run_id)))
+        freed = asyncio.run(resend(place.store, str(first.run_id)))
         assert (freed.rows, freed.still_alive, freed.on_their_way) == (0, int(alive), int(not alive))
         if not alive:
             again = place.generate(1)
@@ -580,12 +583,12 @@ def test_retry_by_kind(tmp_path: Path) -> None:
     with EmbeddedGateway(GatewaySettings(faults=script)) as gateway:
         place = Place(tmp_path, gateway)
         run_id = str(place.generate(on_unknown="hold").run_id)
-        assert asyncio.run(retry(place.store, run_id, ["content_policy"])).rows == 0
+        assert asyncio.run(resend(place.store, run_id, ["content_policy"])).rows == 0
         with pytest.raises(RefusedError, match="--kind nonsense"):
-            asyncio.run(retry(place.store, run_id, ["nonsense"]))
+            asyncio.run(resend(place.store, run_id, ["nonsense"]))
         with pytest.raises(RefusedError, match="no finished run 'other'"):
-            asyncio.run(retry(place.store, "other"))
-        assert asyncio.run(retry(place.store, run_id, ["unknown"])).rows == 1
+            asyncio.run(resend(place.store, "other"))
+        assert asyncio.run(resend(place.store, run_id, ["unknown"])).rows == 1
 
 
 def look(place: Place, **changes: object) -> dict[str, Check]:
@@ -598,9 +601,9 @@ def look(place: Place, **changes: object) -> dict[str, Check]:
 
 def test_a_healthy_place(place: Place) -> None:
     """Everything is ok, the balance is named, nothing is billed and no probe stays behind."""
-    found = look(place)
-    assert {check.state for check in found.values()} == {"ok"}, found
-    assert set(found) >= {"store", "create-only", "clock", "ledger", "endpoint", "kind", "key", "balance", "history"}
+    checks = look(place)
+    assert {check.state for check in checks.values()} == {"ok"}, checks
+    assert set(checks) >= {"store", "create-only", "clock", "ledger", "endpoint", "kind", "key", "balance", "history"}
     assert not place.gateway.books.billed
     assert [path for path in place.folder.rglob("*") if path.is_file()] == []
 
@@ -628,10 +631,10 @@ def test_a_sandbox_where_a_real_store_is(place: Place) -> None:
 def test_a_store_that_cannot_be_written(tmp_path: Path, place: Place) -> None:
     """A store that refuses writes is told with the remedy; the rest is still looked at."""
     (tmp_path / "store").write_text("a file, no folder")
-    found = look(place)
-    assert found["store"].state == "fail"
-    assert found["store"].remedy
-    assert found["key"].state == "ok"
+    checks = look(place)
+    assert checks["store"].state == "fail"
+    assert checks["store"].remedy
+    assert checks["key"].state == "ok"
 
 
 def test_a_store_whose_objects_stay(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:

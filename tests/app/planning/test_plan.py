@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prefect_imagegen.app.planning.plan import PlanDraft, Planner
-from prefect_imagegen.app.planning.stored_plan import WrittenPlan, request_from_json, request_to_json
+from prefect_imagegen.app.planning.stored_plan import StoredPlan, request_from_json, request_to_json
 from prefect_imagegen.core.errors import RefusedError, StoreError
 from prefect_imagegen.core.ledger.events import Event
 from prefect_imagegen.core.ledger.fold import LedgerView, events_table, fold
@@ -108,9 +108,9 @@ def test_the_plan_does_not_depend_on_row_order(tmp_path) -> None:
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
     prompts = [f"prompt {n}" for n in range(20)]
-    one, _ = plan(write(tmp_path / "a", {"prompt": prompts}))
+    rows, _ = plan(write(tmp_path / "a", {"prompt": prompts}))
     other, _ = plan(write(tmp_path / "b", {"prompt": prompts[:7]}, {"prompt": prompts[:6:-1]}))
-    assert {row["prompt"]: row["request_key"] for row in one} == {row["prompt"]: row["request_key"] for row in other}
+    assert {row["prompt"]: row["request_key"] for row in rows} == {row["prompt"]: row["request_key"] for row in other}
 
 
 def test_the_summary_counts_what_it_will_cost(tmp_path) -> None:
@@ -278,10 +278,10 @@ def test_nothing_to_do_has_no_shards(tmp_path) -> None:
 )
 def test_a_manifest_that_cannot_be_planned(tmp_path, table, options, kind, words) -> None:
     """A missing column, an unknown field or an empty manifest is refused with the culprit and the remedy."""
-    with pytest.raises(RefusedError) as found:
+    with pytest.raises(RefusedError) as raised:
         plan(write(tmp_path, table), **options)
-    assert found.value.kind == kind
-    assert words in str(found.value)
+    assert raised.value.kind == kind
+    assert words in str(raised.value)
 
 
 def test_a_field_of_a_passed_through_model_is_allowed(tmp_path) -> None:
@@ -289,7 +289,7 @@ def test_a_field_of_a_passed_through_model_is_allowed(tmp_path) -> None:
     table = {"prompt": ["a", "b"], "model": [MODEL, "qwen-image"], "x": [1.5, 2.5]}
     rows, _ = plan(write(tmp_path, table), columns={"guidance": ["x"]})
     params = [dict(request_from_json(row["request"]).params) for row in rows]
-    assert ["guidance" in one for one in params] == [False, True]
+    assert ["guidance" in fields for fields in params] == [False, True]
 
 
 def test_csv_and_json_lines_give_the_same_plan(tmp_path) -> None:
@@ -318,39 +318,39 @@ def test_csv_text_fields_are_text(tmp_path) -> None:
 # In the store
 
 
-async def written(store, chosen) -> WrittenPlan:
+async def written(store, chosen) -> StoredPlan:
     draft = PlanDraft(chosen)
     try:
         draft.make(keep=True)
         await draft.upload(store, "run-1")
     finally:
         draft.close()
-    return await WrittenPlan.load(store, "run-1")
+    return await StoredPlan.load(store, "run-1")
 
 
 async def test_a_written_plan_comes_back(tmp_path, store) -> None:
     """What was planned comes back from the store: rows, shards, parts and the requests of each shard in order."""
     manifest = write(tmp_path, {"prompt": ["a", "b", "c", "a"]}, {"prompt": ["c"]}, {"prompt": [None, "d", "e", "f"]})
     direct, summary = plan(manifest)
-    found = await written(store, planner(manifest))
-    assert (found.rows, found.shards) == (9, summary.shards)
-    rows = [row async for _, table in found.parts() for row in table.to_pylist()]
+    stored = await written(store, planner(manifest))
+    assert (stored.rows, stored.shards) == (9, summary.shards)
+    rows = [row async for _, table in stored.parts() for row in table.to_pylist()]
     assert rows == direct
-    shards = [await found.shard(index) for index in range(found.shards)]
-    assert [[one.request.prompt for one in shard] for shard in shards] == [["a", "b"], ["c"], ["d", "e"], ["f"]]
-    assert [[one.row_index for one in shard] for shard in shards] == [[0, 1], [2], [6, 7], [8]]
-    assert all(one.key == one.request.key for shard in shards for one in shard)
+    shards = [await stored.shard(index) for index in range(stored.shards)]
+    assert [[part.request.prompt for part in shard] for shard in shards] == [["a", "b"], ["c"], ["d", "e"], ["f"]]
+    assert [[part.row_index for part in shard] for shard in shards] == [[0, 1], [2], [6, 7], [8]]
+    assert all(part.key == part.request.key for shard in shards for part in shard)
     # In any order, too: a retried shard goes back.
-    assert [one.row_index for one in await found.shard(0)] == [0, 1]
+    assert [part.row_index for part in await stored.shard(0)] == [0, 1]
 
 
 async def test_the_plan_lies_where_the_layout_says(tmp_path, store) -> None:
     """A plan's parts lie under its run, with plan.json beside them, whose summary is that of the plan."""
-    found = await written(store, planner(write(tmp_path, {"prompt": ["a"]}, {"prompt": ["b"]})))
+    stored = await written(store, planner(write(tmp_path, {"prompt": ["a"]}, {"prompt": ["b"]})))
     assert [info.path for info in await store.list("")] == [
         *("runs/run-1/plan/part-00000.parquet", "runs/run-1/plan/part-00001.parquet", "runs/run-1/plan/plan.json")
     ]
-    assert found.content["counts"]["new"] == 2
+    assert stored.content["counts"]["new"] == 2
 
 
 async def test_a_draft_writes_nothing_before_it_is_uploaded(tmp_path, store) -> None:
@@ -381,9 +381,9 @@ async def test_a_draft_writes_nothing_before_it_is_uploaded(tmp_path, store) -> 
 async def test_carried_columns_keep_type_and_value(tmp_path, store, array) -> None:
     """A further column of any type comes through the plan unchanged, for invalid rows too."""
     table = pa.table({"prompt": ["a", None], "Ü 1": array, "status": array})
-    found = await written(store, planner(write(tmp_path, table), carry=["Ü 1", "status"]))
-    assert found.carried == {"Ü 1": "Ü 1", "status": "manifest_status"}
-    ((_, part),) = [one async for one in found.parts()]
+    stored = await written(store, planner(write(tmp_path, table), carry=["Ü 1", "status"]))
+    assert stored.carried == {"Ü 1": "Ü 1", "status": "manifest_status"}
+    ((_, part),) = [numbered_part async for numbered_part in stored.parts()]
     for name in ("c_0", "c_1"):
         assert part[name].type == array.type
         assert part[name].to_pylist() == array.to_pylist()
@@ -391,10 +391,10 @@ async def test_carried_columns_keep_type_and_value(tmp_path, store, array) -> No
 
 async def test_a_run_without_plan_is_said(store) -> None:
     """A run that has no whole plan is an error that names where it was looked for."""
-    with pytest.raises(StoreError) as found:
-        await WrittenPlan.load(store, "run-9")
-    assert found.value.kind == "run_not_found"
-    assert "runs/run-9/plan/plan.json" in found.value.message
+    with pytest.raises(StoreError) as raised:
+        await StoredPlan.load(store, "run-9")
+    assert raised.value.kind == "run_not_found"
+    assert "runs/run-9/plan/plan.json" in raised.value.message
 
 
 def test_a_request_survives_its_text_form() -> None:
@@ -402,9 +402,9 @@ def test_a_request_survives_its_text_form() -> None:
     references = (Reference("url", "https://a/b", "https://a/b"), Reference("sha256", "ab" * 32, "s3://x/y"))
     params = {"prompt": "Käse 🧀\n", "seed": 2**63 - 1, "cfg": 5.5, "go_fast": False, "x": None}
     request = GenerationRequest(MODEL, params, references, "fast", "w1")
-    found = request_from_json(request_to_json(request))
-    assert found == request
-    assert found.key == request.key
+    restored = request_from_json(request_to_json(request))
+    assert restored == request
+    assert restored.key == request.key
 
 
 CELLS = {

@@ -26,7 +26,7 @@ import prefect_imagegen
 from prefect_imagegen.app.config.options import GenerateOptions
 from prefect_imagegen.app.config.settings import ProviderSettings, StoreSettings
 from prefect_imagegen.app.planning.prepare import RowsRefusedError, RunSpec, plan_only
-from prefect_imagegen.app.planning.stored_plan import WrittenPlan
+from prefect_imagegen.app.planning.stored_plan import StoredPlan
 from prefect_imagegen.app.running.result import RunResult
 from prefect_imagegen.core.plan import PlanSummary
 from prefect_imagegen.gateway.server import EmbeddedGateway
@@ -98,9 +98,9 @@ def _pump(source: socket.socket, sink: socket.socket, note: Callable[[bytes], by
             sink.sendall(data)
     except OSError:
         pass
-    for one in (source, sink):
+    for connection in (source, sink):
         with contextlib.suppress(OSError):
-            one.shutdown(socket.SHUT_RDWR if note else socket.SHUT_WR)
+            connection.shutdown(socket.SHUT_RDWR if note else socket.SHUT_WR)
 
 
 class PhotoServer:
@@ -146,14 +146,14 @@ def photographs() -> dict[str, bytes]:
     assert spec is not None
     assert spec.submodule_search_locations is not None
     folder = Path(spec.submodule_search_locations[0], "data")
-    found = {name: (folder / name).read_bytes() for name in _NAMES}
+    pictures = {name: (folder / name).read_bytes() for name in _NAMES}
     for name in _NAMES:
-        with Image.open(io.BytesIO(found[name])) as image:
+        with Image.open(io.BytesIO(pictures[name])) as image:
             half, sink = image.convert("RGB").crop((0, 0, image.width // 2, image.height)), io.BytesIO()
             half.save(sink, "JPEG", quality=90)
-        found[f"half_{Path(name).stem}.jpg"] = sink.getvalue()
-    assert len({hashlib.sha256(data).digest() for data in found.values()}) == PHOTOS
-    return found
+        pictures[f"half_{Path(name).stem}.jpg"] = sink.getvalue()
+    assert len({hashlib.sha256(data).digest() for data in pictures.values()}) == PHOTOS
+    return pictures
 
 
 @dataclass
@@ -201,13 +201,13 @@ def world(tmp_path: Path, s3: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[
             f"photos/{name}" if number % 2 else f"file://{tmp_path}/m/photos/{name}",
             f"{server.url}/{name}",
         )[number % 3]
-    found = World(tmp_path, photos, places, server, fs, bucket)
+    made_world = World(tmp_path, photos, places, server, fs, bucket)
     for name, data in photos.items():
-        found.rewrite(name, data)
+        made_world.rewrite(name, data)
     names = list(photos)
-    found.rows = [[places[names[(7 * row + 11 * n) % PHOTOS]] for n in range(row % 5)] for row in range(ROWS)]
-    write(found, found.rows)
-    yield found
+    made_world.rows = [[places[names[(7 * row + 11 * n) % PHOTOS]] for n in range(row % 5)] for row in range(ROWS)]
+    write(made_world, made_world.rows)
+    yield made_world
     close_connections(fs)
     server.close()
 
@@ -238,13 +238,13 @@ def metadata(world: World, result: RunResult, store: str = "store") -> list[dict
 
 def everything(folder: Path) -> bytes:
     """All that a store holds, Parquet files as text."""
-    found = []
+    texts = []
     for path in sorted(folder.rglob("*")):
         if path.suffix == ".parquet":
-            found.append(json.dumps(pq.read_table(path).to_pylist(), default=str).encode())
+            texts.append(json.dumps(pq.read_table(path).to_pylist(), default=str).encode())
         elif path.is_file() and "images" not in path.relative_to(folder).parts[0]:
-            found.append(path.read_bytes())
-    return b"\n".join(found)
+            texts.append(path.read_bytes())
+    return b"\n".join(texts)
 
 
 def sandbox(**settings: Any) -> EmbeddedGateway:
@@ -297,11 +297,13 @@ def test_photographs_from_everywhere(transport: str, world: World, s3: Any, capf
     # The metadata knows what was used, and the store has it.
     by_place = {place: world.photos[name] for name, place in world.places.items()}
     for row, places in zip(metadata(world, result), rows, strict=True):
-        assert [one["sha256"] for one in row["references"]] == [hashlib.sha256(by_place[p]).hexdigest() for p in places]
-        assert [one["uri"] for one in row["references"]] == [
+        assert [reference["sha256"] for reference in row["references"]] == [
+            hashlib.sha256(by_place[p]).hexdigest() for p in places
+        ]
+        assert [reference["uri"] for reference in row["references"]] == [
             place if "://" in place else f"file://{world.folder}/m/{place}" for place in places
         ]
-        assert all(one["width"] >= 64 and one["height"] >= 64 for one in row["references"])
+        assert all(reference["width"] >= 64 and reference["height"] >= 64 for reference in row["references"])
     kept = {path.stem: path.read_bytes() for path in (world.folder / "store" / "references").iterdir()}
     assert kept == {hashlib.sha256(by_place[place]).hexdigest(): by_place[place] for place in at.values()}
     # The wire, the store and what was printed.
@@ -404,9 +406,9 @@ def test_bad_references_are_named_before_any_call(world: World, s3: Any) -> None
 def test_a_sample_is_looked_at(world: World) -> None:
     """With `sample` about a tenth of the web references is asked for, the same ones each time."""
     write(world, [[f"{world.server.url}/missing-{n}.png"] for n in range(200)])
-    found = [plan(world, {}, check_references="sample") for _ in range(2)]
-    assert 5 <= found[0].counts["invalid"] == len(world.server.asked) // 2 <= 40
-    assert [str(error) for error in found[0].errors] == [str(error) for error in found[1].errors]
+    summaries = [plan(world, {}, check_references="sample") for _ in range(2)]
+    assert 5 <= summaries[0].counts["invalid"] == len(world.server.asked) // 2 <= 40
+    assert [str(error) for error in summaries[0].errors] == [str(error) for error in summaries[1].errors]
 
 
 def test_each_reference_is_read_once(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -504,7 +506,7 @@ def test_signed_references_by_content(world: World) -> None:
         write(world, [[f"{url}again"] for url in signed])  # signed anew: the same pictures
         assert generate(world, gateway.url, {}, reference_identity="content").reused == 3
     assert b"SECRETPART" not in everything(world.folder / "store")
-    assert [one["uri"] for row in metadata(world, result) for one in row["references"]] == [
+    assert [reference["uri"] for row in metadata(world, result) for reference in row["references"]] == [
         url.partition("?")[0] for url in signed
     ]
 
@@ -513,7 +515,7 @@ def test_a_reference_that_changes_after_the_plan(world: World, monkeypatch: pyte
     """Other bytes than were planned are never sent under the planned key: the row fails, and the next run makes it."""
     write(world, [["photos/" + name] for name, place in world.places.items() if place.startswith("photos/")])
     name = next(name for name, place in world.places.items() if place.startswith("photos/"))
-    before = WrittenPlan.load
+    before = StoredPlan.load
 
     async def load(*args: Any) -> Any:
         world.rewrite(name, world.photos[list(world.photos)[5]])
@@ -521,7 +523,7 @@ def test_a_reference_that_changes_after_the_plan(world: World, monkeypatch: pyte
 
     with sandbox(engine="static") as gateway:
         with monkeypatch.context() as patch:
-            patch.setattr(WrittenPlan, "load", load)
+            patch.setattr(StoredPlan, "load", load)
             result = generate(world, gateway.url, {})
         assert result.failures == {"reference_unreadable": 1}
         again = generate(world, gateway.url, {})

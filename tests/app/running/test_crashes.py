@@ -175,8 +175,8 @@ def assert_whole(gateway: EmbeddedGateway, place: StoreSettings, result: RunResu
     backend = ProviderSettings(base_url=gateway.url, api_key=SecretStr("k"))
 
     async def check() -> None:
-        found = await verify(place, backend, GenerateOptions())
-        assert (found.images, found.problems) == (ROWS, [])
+        verified = await verify(place, backend, GenerateOptions())
+        assert (verified.images, verified.problems) == (ROWS, [])
         store = open_object_store(place.url, place.storage_options)
         try:
             assert await store.list(layout.run(str(result.run_id), "metadata"))

@@ -55,7 +55,7 @@ def crash(point: str, gateway: EmbeddedGateway, folder: Path, version: str, in_f
     child = subprocess.Popen([sys.executable, "-c", CHILD, *arguments], env=settings)
     try:
         end = time.monotonic() + 60
-        while point == "answer" and not any(one.fault and one.fault.fault == "hang" for one in gateway.books.billed):
+        while point == "answer" and not any(call.fault and call.fault.fault == "hang" for call in gateway.books.billed):
             assert time.monotonic() < end
             assert child.poll() is None
             time.sleep(0.01)
@@ -78,8 +78,8 @@ def assert_whole(gateway: EmbeddedGateway, folder: Path, images: int) -> None:
     assert gateway.books.statistics()["billed_twice"] == 0
     assert len(gateway.books.billed) == images
     backend = ProviderSettings(base_url=gateway.url, api_key=SecretStr("k1"))
-    found = asyncio.run(verify(StoreSettings(str(folder / "store")), backend, GenerateOptions()))
-    assert (found.images, found.problems) == (images, [])
+    verified = asyncio.run(verify(StoreSettings(str(folder / "store")), backend, GenerateOptions()))
+    assert (verified.images, verified.problems) == (images, [])
 
 
 def claims(folder: Path, name: str) -> int:
@@ -139,7 +139,7 @@ def test_another_account_after_a_kill(point: str, version: str, tmp_path: Path) 
         # It adopts images that lie there, makes what nobody has claimed, and leaves alone all that may be paid.
         assert other.calls == ROWS - claimed
         assert (other.generated + other.held, other.failures) == (ROWS, {"other_account": other.held})
-        assert Counter(one.account for one in gateway.books.billed)["two"] == ROWS - claimed
+        assert Counter(call.account for call in gateway.books.billed)["two"] == ROWS - claimed
         result = again(gateway, tmp_path, version)
         assert (result.generated + result.reused, result.maybe_paid, result.failures) == (ROWS, 0, {})
         assert result.calls <= claimed - billed

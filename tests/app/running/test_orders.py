@@ -140,12 +140,12 @@ def test_executions_are_numbered_in_the_store(tmp_path: Path) -> None:
 
     async def all_at_once() -> list[orders.Execution]:
         store = open_object_store(str(tmp_path), {})
-        found = await asyncio.gather(*(orders.enter(store, "order", f"run-{n}") for n in range(8)))
+        executions = await asyncio.gather(*(orders.enter(store, "order", f"run-{n}") for n in range(8)))
         again = await orders.enter(store, "order", "run-3")
-        assert again == found[3]
+        assert again == executions[3]
         store.close()
-        return found
+        return executions
 
-    found = asyncio.run(all_at_once())
-    assert sorted(one.n for one in found) == list(range(1, 9))
-    assert all(len(set(one.earlier)) == one.n - 1 for one in found)
+    executions = asyncio.run(all_at_once())
+    assert sorted(execution.number for execution in executions) == list(range(1, 9))
+    assert all(len(set(execution.earlier)) == execution.number - 1 for execution in executions)

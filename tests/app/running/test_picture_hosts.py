@@ -225,7 +225,10 @@ def test_signed_references_that_differ_in_their_query_only(host: PictureHost, tm
     with gateway() as running:
         result = generate(running, tmp_path, reference_identity="content")
         assert result.generated == 4
-    sizes = [[(one["width"], one["height"]) for one in row["references"]] for row in metadata(tmp_path, result)]
+    sizes = [
+        [(reference["width"], reference["height"]) for reference in row["references"]]
+        for row in metadata(tmp_path, result)
+    ]
     assert sizes == [[(160, 100), (128, 96), (200, 300)], [(200, 300)], [(128, 96)], [(160, 100)]]
     changed = [json.loads(row["applied"]).get("references") for row in metadata(tmp_path, result)]
     upright = ["turned upright"]

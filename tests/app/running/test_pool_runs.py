@@ -88,8 +88,8 @@ def test_no_reference_ends_the_run(check: str, images_engine: Engine, tmp_path: 
     assert check == "all" or "page.png" in states[1]["error_message"]
     assert states[1]["error_kind"] == ("invalid_row" if check == "all" else "reference_unreadable")
     changes = json.loads(states[0]["applied"]).get("references")
-    told = ["converted from TIFF", "reduced from 16 to 8 bits"]
-    assert changes == ([{"position": 1, "changes": told}] if check == "all" else None)
+    remarks = ["converted from TIFF", "reduced from 16 to 8 bits"]
+    assert changes == ([{"position": 1, "changes": remarks}] if check == "all" else None)
 
 
 def test_an_image_in_another_format(images_engine: Engine, tmp_path: Path) -> None:
@@ -147,13 +147,13 @@ def test_each_worker_has_its_own_limit_and_key(
     """What stands behind an endpoint is that worker's own; the others go by what is set for all."""
     monkeypatch.setenv("PREFECT_IMAGEGEN_POOL_API_KEY", "for-all")
     monkeypatch.setenv("GPU_1_KEY", "for-one")
-    one, other = images_engine("sglang", seconds=0.02), images_engine("vllm_omni", seconds=0.02)
-    endpoints = [f"{one.endpoint}#limit=5&key=env:GPU_1_KEY", other.endpoint]
+    worker, other = images_engine("sglang", seconds=0.02), images_engine("vllm_omni", seconds=0.02)
+    endpoints = [f"{worker.endpoint}#limit=5&key=env:GPU_1_KEY", other.endpoint]
     store = tmp_path / "store"
     result = generate(manifest(tmp_path, 60), str(store), backend="pool", endpoints=endpoints, endpoint_limit=1)
     assert result.generated == 60
-    assert (one.most_in_flight, other.most_in_flight) == (5, 1)
-    assert (set(one.keys), set(other.keys)) == ({"Bearer for-one"}, {"Bearer for-all"})
+    assert (worker.most_in_flight, other.most_in_flight) == (5, 1)
+    assert (set(worker.keys), set(other.keys)) == ({"Bearer for-one"}, {"Bearer for-all"})
     written = b"".join(path.read_bytes() for path in store.rglob("*") if path.is_file())
     assert b"for-one" not in written
     assert b"for-all" not in written
@@ -358,8 +358,8 @@ def test_free_images_say_nothing_of_money(tmp_path: Path) -> None:
         paid = generate(source, store, backend=account, max_cost_usd=0.045)
         assert (paid.stop_reason, paid.overshoot_usd) == ("budget", 0.0)
         assert 1 <= len(api.books.billed) <= 4
-        found = asyncio.run(reconcile(store, account, GenerateOptions()))
-        assert (found.differences, found.ledger_calls) == ([], paid.generated)
+        reconciled = asyncio.run(reconcile(store, account, GenerateOptions()))
+        assert (reconciled.differences, reconciled.ledger_calls) == ([], paid.generated)
 
 
 def test_every_backend_gives_the_same_table(images_engine: Engine, tmp_path: Path) -> None:

@@ -61,9 +61,9 @@ def test_a_history_in_another_shape(shape: str, version: str, tmp_path: Path) ->
         held = generate(gateway, tmp_path, 3, api_version=version)
         assert (held.held, held.failures, held.calls, held.cost_usd) == (3, {"unknown": 3}, 0, 0.0)
         if shape in ENVELOPES:
-            told = report(tmp_path, held)["not_understood"]
-            assert sum(told.values()) >= 1
-            assert all("history" in what for what in told)
+            counts = report(tmp_path, held)["not_understood"]
+            assert sum(counts.values()) >= 1
+            assert all("history" in answer for answer in counts)
         else:
             # The listing is one; it is its rows that cannot be told from the call.
             assert all("request history cannot be told" in row["error_message"] for row in metadata(tmp_path, held))
@@ -102,8 +102,8 @@ def test_doctor_knows_a_history_that_it_cannot_read(shape: str | None, tmp_path:
     async def history(gateway: EmbeddedGateway) -> str:
         backend = ProviderSettings(base_url=gateway.url, api_key=SecretStr("k"))
         checks = examine(StoreSettings(str(tmp_path / "store")), backend, GenerateOptions())
-        (found,) = [check async for check in checks if check.name == "history"]
-        return found.state
+        (check,) = [check async for check in checks if check.name == "history"]
+        return check.state
 
     with api(*faults) as gateway:
         assert asyncio.run(history(gateway)) == ("fail" if shape else "ok")

@@ -18,7 +18,7 @@ from pydantic import SecretStr
 
 from prefect_imagegen.app.config.options import GenerateOptions
 from prefect_imagegen.app.config.settings import ProviderSettings, StoreSettings
-from prefect_imagegen.app.maintenance.resend import retry
+from prefect_imagegen.app.maintenance.resend import resend
 from prefect_imagegen.app.maintenance.status import accounts
 from prefect_imagegen.app.maintenance.verify import verify
 from prefect_imagegen.core.errors import StoreError
@@ -79,7 +79,7 @@ def test_jobs_of_another_account_can_be_given_free(tmp_path: Path) -> None:
         assert generate(gateway, tmp_path, 3, "k1", deadline=2.0).held == 3
         mend(gateway)
         other = generate(gateway, tmp_path, 3, "k2")
-        freed = asyncio.run(retry(StoreSettings(str(tmp_path / "store")), str(other.run_id)))
+        freed = asyncio.run(resend(StoreSettings(str(tmp_path / "store")), str(other.run_id)))
         assert (freed.rows, freed.on_their_way, dict(freed.kinds)) == (3, 0, {"other_account": 3})
         assert freed.risk_usd > 0
         assert generate(gateway, tmp_path, 3, "k2").generated == 3
@@ -99,8 +99,11 @@ def test_a_key_that_was_rotated(version: str, tmp_path: Path) -> None:
         assert (result.generated, result.reused, result.calls) == (4, 2, 0)
         assert_paid_once(gateway, 6)
         old, new = (fingerprint_of(key, gateway.url) for key in ("k1", "k2"))
-        found = {one.fingerprint: one.account for one in asyncio.run(accounts(StoreSettings(str(tmp_path / "store"))))}
-        assert found == {old: old, new: old}
+        account_of = {
+            record.fingerprint: record.account
+            for record in asyncio.run(accounts(StoreSettings(str(tmp_path / "store"))))
+        }
+        assert account_of == {old: old, new: old}
 
 
 @pytest.mark.parametrize("key", ["k1", "k2"])
@@ -242,7 +245,7 @@ def test_a_signal_while_answers_are_out(version: str, tmp_path: Path) -> None:
         assert stopped["generated"] + stopped["held"] == 4
         ids = sorted((tmp_path / "store" / "ledger" / "claims").rglob("*.id.json"))
         answered = [record for record in gateway.books.billed if "number 1." not in record.body["prompt"]]
-        assert {json.loads(path.read_text())["request_id"] for path in ids} == {one.request_id for one in answered}
+        assert {json.loads(path.read_text())["request_id"] for path in ids} == {call.request_id for call in answered}
         mend(gateway)
         result = generate(gateway, tmp_path, 4, api_version=version)
         assert (result.generated, result.generated + result.reused, result.calls) == (stopped["held"], 4, 0)

@@ -83,14 +83,14 @@ def test_two_processes_with_the_same_manifest(ahead: float, tmp_path: Path) -> N
     """Two processes that begin together share the work; a clock one hour off in one of them changes nothing."""
     path, store = manifest(tmp_path / "a.parquet", range(60)), tmp_path / "store"
     with EmbeddedGateway(GatewaySettings(latency_s=0.3)) as gateway:
-        with running(path, store, gateway) as one, running(path, store, gateway, ahead) as other:
-            found = [figures(one), figures(other)]
+        with running(path, store, gateway) as first_run, running(path, store, gateway, ahead) as other:
+            both = [figures(first_run), figures(other)]
         assert len(gateway.books.billed) == 60
         assert gateway.books.statistics()["billed_twice"] == 0
-    for generated, reused, held, _ in found:
+    for generated, reused, held, _ in both:
         assert (generated + reused, held) == (60, 0)
-    assert sum(calls for *_, calls in found) == 60
-    assert sum(generated for generated, *_ in found) == 60
+    assert sum(calls for *_, calls in both) == 60
+    assert sum(generated for generated, *_ in both) == 60
 
 
 def test_two_processes_with_overlapping_manifests(tmp_path: Path) -> None:
@@ -98,10 +98,10 @@ def test_two_processes_with_overlapping_manifests(tmp_path: Path) -> None:
     store = tmp_path / "store"
     first, second = manifest(tmp_path / "a.parquet", range(40)), manifest(tmp_path / "b.parquet", range(20, 60))
     with EmbeddedGateway(GatewaySettings(latency_s=0.3)) as gateway:
-        with running(first, store, gateway) as one, running(second, store, gateway) as other:
-            found = [figures(one), figures(other)]
+        with running(first, store, gateway) as first_run, running(second, store, gateway) as other:
+            both = [figures(first_run), figures(other)]
         assert (len(gateway.books.billed), gateway.books.statistics()["billed_twice"]) == (60, 0)
-    assert [generated + reused for generated, reused, *_ in found] == [40, 40]
+    assert [generated + reused for generated, reused, *_ in both] == [40, 40]
 
 
 def test_a_process_that_sleeps_and_wakes(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
-from prefect_imagegen.app.running.finish import report_markdown
+from prefect_imagegen.app.running.report import report_markdown
 from prefect_imagegen.app.running.result import RunResult
 
 HOSTILE = (
@@ -37,8 +37,8 @@ def elements(report: str) -> list[str]:
     """The names of all elements that the report is rendered to, and `html` for what is passed through."""
     tokens = MarkdownIt("commonmark").enable("table").parse(report)
     flat = [inner for token in tokens for inner in (token, *(token.children or ()))]
-    opened = [one for one in flat if one.nesting != -1]
-    return [name for one in opened if (name := "html" if one.type.startswith("html") else one.tag)]
+    opened = [token for token in flat if token.nesting != -1]
+    return [name for token in opened if (name := "html" if token.type.startswith("html") else token.tag)]
 
 
 @pytest.mark.parametrize("text", HOSTILE)
@@ -50,6 +50,6 @@ def test_a_text_of_anybody_is_only_text(text: str) -> None:
 @given(st.lists(st.sampled_from([*"[]()!<>|`\\ #-:\n&;x\x1b", "http://a.example"]), max_size=14).map("".join))
 def test_no_text_loads_anything(text: str) -> None:
     """Whatever signs come together, nothing of it is a picture, a link or HTML, and no table gets another shape."""
-    found, plain = elements(report_of(text)), elements(report_of("plain"))
-    assert set(found) <= ALLOWED
-    assert found.count("td") == plain.count("td")
+    tags, plain = elements(report_of(text)), elements(report_of("plain"))
+    assert set(tags) <= ALLOWED
+    assert tags.count("td") == plain.count("td")

@@ -181,14 +181,14 @@ def test_the_budget_is_a_hard_cap(tmp_path: Path) -> None:
 @VERSIONS
 def test_an_api_that_names_no_cost(version: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A capped run against an API that names no cost stays within the cap, is not slow for ever, and says so."""
-    sent, told = generation.answer_body, generation.json_answer
+    sent, json_answer = generation.answer_body, generation.json_answer
 
     def costless(data: bytes, kind: str, fault: Fault | None, headers: dict[str, str]) -> Any:
         return sent(data, kind, fault, {name: text for name, text in headers.items() if name != "x-cost"})
 
     def costless_json(content: dict[str, Any], fault: Fault | None, status: int = 200) -> Any:
         content.get("metrics", {}).pop("cost", None)
-        return told(content, fault, status)
+        return json_answer(content, fault, status)
 
     monkeypatch.setattr(generation, "answer_body", costless)
     monkeypatch.setattr(generation, "json_answer", costless_json)

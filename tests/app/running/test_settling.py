@@ -41,8 +41,8 @@ def job(running: EmbeddedGateway, folder: Path, rows: int, **options: Any) -> Ru
 
 
 def generate(running: EmbeddedGateway, folder: Path, rows: int, **options: Any) -> RunResult:
-    one = job(running, folder, rows)
-    return prefect_imagegen.generate(one.manifest, one.store, backend=one.backend, **options)
+    spec = job(running, folder, rows)
+    return prefect_imagegen.generate(spec.manifest, spec.store, backend=spec.backend, **options)
 
 
 @pytest.mark.parametrize("slow", [False, True])
@@ -55,17 +55,17 @@ def test_a_run_that_ended_meanwhile_has_paid(tmp_path: Path, monkeypatch: pytest
     asked: list[bytes] = []
 
     async def late(self: StoreLedger, key: bytes, *, lost: int = 0) -> Sequence[KnownAttempt]:
-        found = await known(self, key, lost=lost)
+        attempts = await known(self, key, lost=lost)
         asked.append(key)
         if len(asked) in (2, 3):
             await asyncio.sleep(0.5)
-        return found
+        return attempts
 
     async def both(running: EmbeddedGateway) -> tuple[RunResult, float]:
         second = await prepare(job(running, tmp_path, 5, max_cost_usd=1.0))
         async with open_session(second) as session:
-            one = job(running, tmp_path, 5)
-            first = await prefect_imagegen.agenerate(one.manifest, one.store, backend=one.backend)
+            spec = job(running, tmp_path, 5)
+            first = await prefect_imagegen.agenerate(spec.manifest, spec.store, backend=spec.backend)
             assert (first.generated, first.failed) == (4, 1)
             if slow:
                 monkeypatch.setattr(StoreLedger, "known", late)
@@ -86,8 +86,8 @@ def test_a_run_that_ended_between_plan_and_start_has_paid(tmp_path: Path) -> Non
 
     async def both(running: EmbeddedGateway) -> tuple[RunResult, float]:
         prepared = await prepare(job(running, tmp_path, 5, max_cost_usd=1.0))
-        one = job(running, tmp_path, 4)
-        first = await prefect_imagegen.agenerate(one.manifest, one.store, backend=one.backend)
+        spec = job(running, tmp_path, 4)
+        first = await prefect_imagegen.agenerate(spec.manifest, spec.store, backend=spec.backend)
         assert (first.generated, first.failed) == (3, 1)
         async with open_session(prepared) as session:
             await session.for_each_shard(session.run_shard)
@@ -107,18 +107,18 @@ def test_what_is_written_while_the_ledger_is_read(tmp_path: Path, monkeypatch: p
     listing, aside = FsspecObjectStore.list, tmp_path / "segment"
 
     async def late(self: FsspecObjectStore, prefix: str) -> Sequence[ObjectInfo]:
-        found = await listing(self, prefix)
+        infos = await listing(self, prefix)
         if prefix == layout.SEGMENTS and aside.exists():
             aside.rename(segment)
-        return found
+        return infos
 
     async def known(running: EmbeddedGateway) -> list[str | None]:
         prepared = await prepare(job(running, tmp_path, 1))
         monkeypatch.setattr(FsspecObjectStore, "list", late)
         async with open_session(prepared) as session:
             await session.ledger.refresh(at_once=True)
-            (one,) = (await session.plan.shard(0))[:1]
-            return [attempt.error_kind for attempt in await session.ledger.known(one.key)]
+            (planned_request,) = (await session.plan.shard(0))[:1]
+            return [attempt.error_kind for attempt in await session.ledger.known(planned_request.key)]
 
     with api({"fault": "status", "status": 400}) as running:
         assert generate(running, tmp_path, 1).failures == {"invalid_request": 1}
@@ -163,10 +163,10 @@ def test_an_image_that_is_quarantined_after_the_plan(tmp_path: Path, monkeypatch
         prepared = await prepare(job(running, tmp_path, 5))
         next((tmp_path / "store" / "images").rglob("*.png")).unlink()
         # While the API may still have the image, and nobody can ask it, the key is not given free.
-        (young,) = (await verify(prepared.job.store, ProviderSettings(), GenerateOptions(), repair=True)).problems
+        (young,) = (await verify(prepared.spec.store, ProviderSettings(), GenerateOptions(), repair=True)).problems
         assert (young.kind, young.repair) == ("missing_image", None)
         monkeypatch.setattr("prefect_imagegen.app.maintenance.repair.OUTPUTS_LIVE", timedelta(0))
-        (old,) = (await verify(prepared.job.store, ProviderSettings(), GenerateOptions(), repair=True)).problems
+        (old,) = (await verify(prepared.spec.store, ProviderSettings(), GenerateOptions(), repair=True)).problems
         assert (old.kind, old.repair) == ("missing_image", "quarantined")
         async with open_session(prepared) as session:
             await session.for_each_shard(session.run_shard)

@@ -1,1 +1,1 @@
-"""Options and settings, and what they resolve to."""
+"""Options and settings of a run, and how they are resolved to adapters."""

@@ -185,7 +185,7 @@ class GenerateOptions(BaseModel):
     def manifest_options(
         self, model: str | None = None, profile: str | None = None, weights: str | None = None
     ) -> ManifestOptions:
-        """The part that is about the manifest; the arguments are the backend's own."""
+        """The options about the manifest; `model`, `profile` and `weights` are the provider's own."""
         return ManifestOptions(
             self.columns,
             self.values,

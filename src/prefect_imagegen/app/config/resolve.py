@@ -1,4 +1,4 @@
-"""From plain settings to the adapters behind the ports."""
+"""Resolve settings and options, and make the providers from them."""
 
 import os
 import re
@@ -26,17 +26,17 @@ from prefect_imagegen.store.store_kind import StoreKind
 
 DEFAULT_IN_FLIGHT = 16
 SEGMIND_REQUESTS_PER_MINUTE = 50.0
-"""Segmind publishes 5 to 1000 a minute, depending on page and plan; 50 is safe for paid ones."""
+"""The default rate at Segmind, which publishes 5 to 1000 a minute, depending on page and plan; 50 suits paid plans."""
 PROVIDERS = ("segmind", "sandbox", "pool")
 _ENDPOINT = re.compile(r"^(?P<dialect>[a-z]+)\+(?P<url>https?://[^\s#]+)(?:#(?P<own>\S*))?$")
 _BEARING = re.compile(r"[?@]")
-"""A query or user information in a URL: a place where secrets stand."""
+"""Marks of a query or of user information in a URL, where secrets may be."""
 
 
 def resolve_provider(settings: ProviderSettings, options: GenerateOptions) -> ProviderSettings:
-    """The settings with options, environment and defaults filled in, in this order.
+    """The settings with everything filled in: options first, then the settings, the environment and the defaults.
 
-    Raises RefusedError: `backend_unknown`, `bad_url`.
+    Raises RefusedError: `backend_unknown`, `bad_url`, `bad_option`; for a pool also `no_endpoints`, `bad_endpoint`.
     """
     if settings.provider not in PROVIDERS:
         raise RefusedError(
@@ -81,7 +81,7 @@ def resolve_provider(settings: ProviderSettings, options: GenerateOptions) -> Pr
 
 
 def _resolve_pool(settings: ProviderSettings, options: GenerateOptions) -> ProviderSettings:
-    """The same for a pool. Raises RefusedError: `no_endpoints`, `bad_endpoint`, `bad_option`."""
+    """Resolve the settings of a pool. Raises RefusedError: `no_endpoints`, `bad_endpoint`, `bad_option`."""
     endpoints = tuple(options.endpoints) or settings.endpoints
     if not endpoints:
         raise RefusedError(
@@ -112,20 +112,20 @@ def _resolve_pool(settings: ProviderSettings, options: GenerateOptions) -> Provi
 
 
 def make_pool(settings: ProviderSettings, deadline: float) -> Pool:
-    """The backend of resolved settings: the workers of a pool, or the API as a pool of one."""
+    """The provider of resolved settings as a pool: GPU workers, or the API as a pool of one."""
     clock = SystemClock()
     if settings.provider != "pool":
         api = make_provider(settings, deadline)
         return Pool([api], PoolPolicy(free=False, deadline=deadline), clock, api)
     workers = [_worker(endpoint) for endpoint in settings.endpoints]
-    dialects = [DIALECTS[one.dialect](one.url, one.key or settings.api_key, deadline) for one in workers]
+    dialects = [DIALECTS[worker.dialect](worker.url, worker.key or settings.api_key, deadline) for worker in workers]
     policy = PoolPolicy(True, deadline, settings.endpoint_limit, PROFILES[settings.profile or DEFAULT_PROFILE])
-    return Pool(dialects, policy, clock, limits=[one.limit for one in workers])
+    return Pool(dialects, policy, clock, limits=[worker.limit for worker in workers])
 
 
 @dataclass(frozen=True, slots=True)
 class _Worker:
-    """What an endpoint string says: `DIALECT+URL[#limit=N&key=env:NAME]`."""
+    """A parsed endpoint string, `DIALECT+URL[#limit=N&key=env:NAME]`."""
 
     dialect: str
     url: str
@@ -134,7 +134,7 @@ class _Worker:
 
 
 def _worker(endpoint: str) -> _Worker:
-    """Read an endpoint string. Raises RefusedError (`bad_endpoint`), without repeating what may be a secret."""
+    """Parse an endpoint string. Raises RefusedError (`bad_endpoint`), without repeating what may be a secret."""
     match = _ENDPOINT.match(endpoint)
     own = dict(parse_qsl(match["own"] or "", keep_blank_values=True)) if match else {}
     known = match is not None and match["dialect"] in DIALECTS and _is_web_address(match["url"])
@@ -143,7 +143,7 @@ def _worker(endpoint: str) -> _Worker:
         forms = " or ".join(f"{name}+http://HOST:PORT" for name in DIALECTS)
         raise RefusedError(
             "bad_endpoint",
-            # All before an @ may be a key, a / in it included: the path of a worker has none.
+            # All before an @ may be a key, even with a / in it: a worker's path has no @.
             f"{redact(re.sub('://.*@', '://', endpoint))} is no endpoint.",
             remedy=f"Write {forms}, with #limit=N or #key=env:NAME behind it for a worker's own limit or key.",
         )
@@ -163,7 +163,7 @@ def _worker(endpoint: str) -> _Worker:
 
 
 def _is_web_address(url: str) -> bool:
-    """Whether it names a host, and no port that there cannot be."""
+    """Whether a URL is http(s), with a host and a valid port."""
     try:
         parts = urlsplit(url)
         return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
@@ -172,7 +172,7 @@ def _is_web_address(url: str) -> bool:
 
 
 def _segmind_worker(url: str, key: SecretStr | None, deadline: float) -> Dialect:
-    # A gateway asks for some key always.
+    # A gateway always asks for a key, whichever.
     key = key or SecretStr("pool")
     return SegmindProvider(Endpoints.of(url, None), key, api_version="v1", deadline=deadline, tells=False)
 
@@ -185,11 +185,11 @@ DIALECTS: Mapping[str, Callable[[str, SecretStr | None, float], Dialect]] = {
     "openai": _openai_worker,
     "segmind": _segmind_worker,
 }
-"""What a worker may speak, as `DIALECT+URL` names it."""
+"""The protocols of GPU workers, by the name in `DIALECT+URL`."""
 
 
 def make_provider(settings: ProviderSettings, deadline: float) -> SegmindProvider:
-    """The API of resolved settings."""
+    """The client of the API (Segmind, or a gateway) for resolved settings."""
     return SegmindProvider(
         Endpoints.of(settings.base_url, settings.history_url, settings.assets_url),
         settings.api_key,
@@ -200,12 +200,15 @@ def make_provider(settings: ProviderSettings, deadline: float) -> SegmindProvide
 
 
 def store_kind(settings: ProviderSettings, engine: str | None, sandbox_engines: frozenset[str]) -> StoreKind:
-    """The kind of store that a backend fills: by the engine that the endpoint names."""
+    """The kind of store that a provider fills: `sandbox` for the sandbox provider and sandbox engines, else `real`.
+
+    `engine`: the engine that the endpoint names, if any.
+    """
     return "sandbox" if settings.provider == "sandbox" or engine in sandbox_engines else "real"
 
 
 def account_client(settings: ProviderSettings) -> httpx.AsyncClient:
-    """An HTTP client that sends the account's key with every call; for the API's own host only."""
+    """An HTTP client that sends the account's key with every call; use it for the API's own host only."""
     resolved = resolve_provider(settings, GenerateOptions())
     client = make_client(max_connections=resolved.max_in_flight or DEFAULT_IN_FLIGHT)
     client.base_url = httpx.URL(resolved.base_url or SEGMIND_URL)

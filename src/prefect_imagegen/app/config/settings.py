@@ -1,4 +1,4 @@
-"""Plain settings that blocks, the command line and Python callers all turn into; secrets are SecretStr."""
+"""Plain settings of provider and store, made by blocks, the command line and Python callers; secrets are SecretStr."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -9,7 +9,10 @@ from pydantic import SecretStr
 
 @dataclass(frozen=True, slots=True)
 class ProviderSettings:
-    """Where images come from. `provider` is a key of `app.config.resolve.PROVIDERS`; None means: take the default."""
+    """Who makes the images, and how to reach it. `provider` is one of `app.config.resolve.PROVIDERS`.
+
+    None in any field means the default.
+    """
 
     provider: str = "segmind"
     base_url: str | None = None
@@ -21,7 +24,7 @@ class ProviderSettings:
     requests_per_minute: float | None = None
     max_in_flight: int | None = None
     endpoints: tuple[str, ...] = ()
-    """Of a pool, as what follows: `DIALECT+URL` each."""
+    """The workers of a pool, as `DIALECT+URL` each. This field and those after it are for pools only."""
     endpoint_limit: int | None = None
     profile: str | None = None
     weights: str | None = None

@@ -1,1 +1,1 @@
-"""Looking after a store."""
+"""Commands that look after a store: doctor, verify, resend, reconcile, status."""

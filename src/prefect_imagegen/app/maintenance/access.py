@@ -1,4 +1,4 @@
-"""An existing store, and the account behind a backend, opened for commands that look after them."""
+"""Open an existing store, or a provider's account, for maintenance commands."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -14,7 +14,10 @@ from prefect_imagegen.store.object_store import FsspecObjectStore, open_object_s
 
 @asynccontextmanager
 async def existing_store(settings: StoreSettings) -> AsyncIterator[FsspecObjectStore]:
-    """Within: a store that was written before. Raises RefusedError; trouble with the store within becomes one too."""
+    """Open a store that has been used before, as a context.
+
+    Raises RefusedError, also in place of a StoreError that is raised within.
+    """
     store = open_object_store(settings.url, settings.storage_options)
     try:
         if await store.get(layout.STORE_FILE) is None:
@@ -28,7 +31,7 @@ async def existing_store(settings: StoreSettings) -> AsyncIterator[FsspecObjectS
 
 @asynccontextmanager
 async def account(settings: ProviderSettings, options: GenerateOptions) -> AsyncIterator[SegmindProvider]:
-    """Within: the backend, to read with; nothing is submitted. Raises RefusedError (`no_key`)."""
+    """Open the provider's account for reading, as a context. Raises RefusedError: `no_account`, `no_key`."""
     resolved = resolve_provider(settings, options)
     if resolved.provider == "pool":
         raise RefusedError("no_account", "GPU workers keep no request history.", remedy="Name the API's --backend.")

@@ -1,4 +1,4 @@
-"""Everything that a run needs, looked at before one: store, clock, endpoint, key, balance, history, limits."""
+"""`doctor`: check everything that a run needs: store, clock, endpoint, key, balance, history, limits."""
 
 import asyncio
 import logging
@@ -44,16 +44,16 @@ _SKEW_S = 60.0
 _LOW_BALANCE_USD = 1.0
 _LOW_DISK_BYTES = 1 << 30
 _FILES_PER_CALL = 3
-"""A connection, a file of the store, and one to spare."""
+"""Open files per call: a connection, a file of the store, and one to spare."""
 _FILES_BESIDE = 200
 _logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One thing that was looked at.
+    """One check and its result.
 
-    `warn` is no hindrance, but worth knowing; `fail` hinders a run; `unknown`: it could not be found out.
+    `state`: `ok`; `warn` (worth knowing, but a run works); `fail` (a run does not work); `unknown` (not determined).
     """
 
     name: str
@@ -69,10 +69,10 @@ class Check:
 async def examine(
     settings: StoreSettings, provider: ProviderSettings, options: GenerateOptions, *, deep: bool = False
 ) -> AsyncIterator[Check]:
-    """Look at everything, in the order of a run; nothing is submitted, and a probe object is written and removed.
+    """Check everything, in the order of a run. Nothing is submitted; a probe object is written and removed.
 
-    `deep`: try all that a store has to hold, with some 1,200 small objects, which are removed again.
-    Raises RefusedError for options that mean nothing.
+    `deep`: also run the checks of the store contract, with some 1,200 small objects, which are removed again.
+    Raises RefusedError for invalid options.
     """
     resolved = resolve_provider(provider, options)
     store = open_object_store(settings.url, settings.storage_options)
@@ -131,7 +131,7 @@ async def _store(store: FsspecObjectStore, url: str) -> AsyncIterator[Check]:
 
 
 async def _contract(store: FsspecObjectStore, settings: StoreSettings) -> AsyncIterator[Check]:
-    """All checks of the store contract, in a folder of their own that is removed, also where they are interrupted."""
+    """Run all checks of the store contract in a folder of their own, which is removed even if they are interrupted."""
     folder = layout.probe(secrets.token_hex(8))
     twin = open_object_store(settings.url, settings.storage_options)
     try:
@@ -213,7 +213,7 @@ async def _endpoint(
 async def _workers(
     store: FsspecObjectStore, provider: ProviderSettings, options: GenerateOptions
 ) -> AsyncIterator[Check]:
-    """Each worker of a pool."""
+    """One check for each worker of a pool."""
     pool = make_pool(provider, options.deadline)
     try:
         for endpoint, why in await pool.examine():
@@ -228,10 +228,10 @@ async def _workers(
 
 async def _kind(store: FsspecObjectStore, kind: StoreKind) -> Check:
     try:
-        found = await read_kind(store, kind)
+        existing = await read_kind(store, kind)
     except (RefusedError, StoreError) as error:
         return Check("kind", "fail", error.message, error.remedy)
-    return Check("kind", "ok", f"a {kind} store" if found else f"no store yet: the first run makes a {kind} store")
+    return Check("kind", "ok", f"a {kind} store" if existing else f"no store yet: the first run makes a {kind} store")
 
 
 async def _account(client: SegmindProvider, provider: ProviderSettings) -> AsyncIterator[Check]:
@@ -257,7 +257,7 @@ async def _account(client: SegmindProvider, provider: ProviderSettings) -> Async
 
 
 async def _paid_before(store: FsspecObjectStore, api_key: str, base_url: str) -> Check:
-    """Whether the key belongs to an account that has paid in the store."""
+    """Check whether the key belongs to an account that has paid in this store."""
     try:
         keys = await known_keys(store)
     except StoreError as error:
@@ -282,7 +282,7 @@ async def _history(client: SegmindProvider) -> Check:
         await client.find(DEFAULT_MODEL, {}, Window(now - timedelta(minutes=1), now))
     except ProviderError as error:
         text = f"the request history cannot be read ({error.message}): calls without an answer would stay held"
-        # An answer that is not understood is worse than none: the API has changed.
+        # An answer that is not understood is worse than no answer: the API has changed.
         state: Literal["warn", "fail"] = "fail" if client.not_understood else "warn"
         remedy = "Check the history URL of the block, and the key's rights; upgrade prefect-imagegen."
         return Check("history", state, text, remedy)

@@ -1,4 +1,4 @@
-"""Compare the ledger with the account's request history: every difference by name, in dollars."""
+"""`reconcile`: compare the ledger with the account's request history, call by call, in US dollars."""
 
 import json
 from collections.abc import Iterable
@@ -41,7 +41,7 @@ MEANINGS: dict[DifferenceKind, str] = {
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """One difference: `usd` is what it amounts to, positive where the account paid more than the ledger says."""
+    """A difference about one call. `usd`: its amount, positive if the account paid more than the ledger says."""
 
     kind: DifferenceKind
     request_id: str
@@ -52,7 +52,7 @@ class Difference:
 
 @dataclass(slots=True)
 class ReconcileReport:
-    """The comparison of a window of days (inclusive). Money in US dollars."""
+    """The result of a comparison over a window of days (`start` and `end` included). Money in US dollars."""
 
     store: str
     start: str
@@ -70,7 +70,7 @@ class ReconcileReport:
 
 @dataclass(slots=True)
 class _Entry:
-    """What the ledger says of one call."""
+    """What the ledger says of one call: the highest rank of its events, its cost in US dollars, its first time."""
 
     rank: int = -1
     cost: float | None = None
@@ -85,7 +85,7 @@ async def reconcile(
     start: date | None = None,
     end: date | None = None,
 ) -> ReconcileReport:
-    """Compare all calls of some days (default: the last seven). Raises RefusedError."""
+    """Compare all calls of the days `start` to `end` (default: the last seven days). Raises RefusedError."""
     end = end or datetime.now(UTC).date()
     start = start or end - timedelta(days=7)
     if not 0 <= (end - start).days <= MAX_DAYS:
@@ -94,18 +94,18 @@ async def reconcile(
             f"{start} to {end} is no window of up to {MAX_DAYS} days.",
             remedy="Ask for a shorter one; the request history answers no longer ones.",
         )
-    async with existing_store(store) as opened:
+    async with existing_store(store) as image_store:
         attempts = Attempts()
-        ledger = await _ledger_calls(opened, attempts)
-        found = ReconcileReport(opened.url, start.isoformat(), end.isoformat())
+        ledger = await _ledger_calls(image_store, attempts)
+        report = ReconcileReport(image_store.url, start.isoformat(), end.isoformat())
         history = await _history(provider, options, start, end)
         open_bodies: dict[str, list[dict[str, Any]]] = {}
         if any(record.request_id not in ledger for record in history):
-            # The ledger learns of a call with the next segment; its id is in the store before that.
-            claimed, open_bodies = await _claims(opened, attempts)
+            # A call is in the ledger only with the next segment; its claim and id are stored before that.
+            claimed, open_bodies = await _claims(image_store, attempts)
             ledger = claimed | ledger
-    _compare(found, ledger, open_bodies, history, start, end)
-    return found
+    _compare(report, ledger, open_bodies, history, start, end)
+    return report
 
 
 async def _history(settings: ProviderSettings, options: GenerateOptions, start: date, end: date) -> list[HistoryRecord]:
@@ -121,29 +121,32 @@ async def _history(settings: ProviderSettings, options: GenerateOptions, start: 
 
 
 async def _ledger_calls(store: FsspecObjectStore, attempts: Attempts) -> dict[str, _Entry]:
-    """What the ledger says of every call that has a request_id; all its events go through `attempts`."""
-    found: dict[str, _Entry] = {}
+    """The ledger's entry of every call with a request_id; all events are added to `attempts` as well."""
+    entries: dict[str, _Entry] = {}
     async for table in event_tables(store):
         attempts.add(table)
         known = table.filter(pc.is_valid(table["request_id"]))
         columns = ("type", "request_id", "cost_usd", "time")
         for kind, request_id, cost, time in zip(*(known[name].to_pylist() for name in columns), strict=True):
-            entry = found.setdefault(request_id, _Entry())
+            entry = entries.setdefault(request_id, _Entry())
             entry.rank = max(entry.rank, RANK[kind])
             entry.cost = cost if cost is not None else entry.cost
             entry.time = min(time, entry.time) if entry.time else time
-    return found
+    return entries
 
 
 async def _claims(
     store: FsspecObjectStore, attempts: Attempts
 ) -> tuple[dict[str, _Entry], dict[str, list[dict[str, Any]]]]:
-    """What only claims know of requests without an image: calls by request_id, and bodies (by prompt) without one."""
+    """Calls of requests without an image, from their claims.
+
+    Returns entries by request_id, and the bodies, by prompt, of claims that have no request_id.
+    """
     delivered = set(attempts.delivered_keys.to_pylist())
     calls: dict[str, _Entry] = {}
     bodies: dict[str, list[dict[str, Any]]] = {}
-    found = {info.path: info.modified for info in await store.list(layout.CLAIMS)}
-    for path, modified in found.items():
+    modified_times = {info.path: info.modified for info in await store.list(layout.CLAIMS)}
+    for path, modified in modified_times.items():
         folder, name = path.rsplit("/", 1)
         stem, kind = name.split(".", 1)
         if bytes.fromhex(folder[-2 * KEY_BYTES :]) in delivered:
@@ -151,14 +154,14 @@ async def _claims(
         content: dict[str, Any] = json_object(path, await store.get(path))
         if kind == "id.json":
             calls[str(content.get("request_id"))] = _Entry(RANK["submitted"], None, modified)
-        elif f"{folder}/{stem}.id.json" not in found:
+        elif f"{folder}/{stem}.id.json" not in modified_times:
             body = content.get("body") or {}
             bodies.setdefault(str(body.get("prompt")), []).append(body)
     return calls, bodies
 
 
 def _compare(
-    found: ReconcileReport,
+    report: ReconcileReport,
     ledger: dict[str, _Entry],
     open_bodies: dict[str, list[dict[str, Any]]],
     history: Iterable[HistoryRecord],
@@ -173,27 +176,27 @@ def _compare(
             bodies.setdefault(_body(record), request_id)
     for record in records.values():
         paid = record.cost_usd or 0.0 if record.status == "COMPLETED" else 0.0
-        found.history_calls += 1
-        found.history_usd += paid
+        report.history_calls += 1
+        report.history_usd += paid
         entry = ledger.get(record.request_id)
         if entry is None and _is_claimed(record, open_bodies):
             entry = _Entry(RANK["claimed"])
-        _compare_one(found, record, paid, entry, bodies)
+        _compare_call(report, record, paid, entry, bodies)
     for request_id, entry in ledger.items():
         if entry.time is None or not start <= entry.time.date() <= end:
             continue
-        found.ledger_calls += 1
-        found.ledger_usd += entry.cost or 0.0
+        report.ledger_calls += 1
+        report.ledger_usd += entry.cost or 0.0
         if request_id not in records:
             cost = entry.cost
-            found.differences.append(Difference("not_in_history", request_id, -(cost or 0.0), cost, None))
-    found.differences.sort(key=lambda one: (one.kind, -abs(one.usd)))
+            report.differences.append(Difference("not_in_history", request_id, -(cost or 0.0), cost, None))
+    report.differences.sort(key=lambda difference: (difference.kind, -abs(difference.usd)))
 
 
-def _compare_one(
-    found: ReconcileReport, record: HistoryRecord, paid: float, entry: _Entry | None, bodies: dict[bytes, str]
+def _compare_call(
+    report: ReconcileReport, record: HistoryRecord, paid: float, entry: _Entry | None, bodies: dict[bytes, str]
 ) -> None:
-    add, name, theirs = found.differences.append, record.request_id, record.cost_usd
+    add, name, theirs = report.differences.append, record.request_id, record.cost_usd
     if entry is None:
         if paid:
             twice = record.body is not None and _body(record) in bodies
@@ -215,6 +218,6 @@ def _body(record: HistoryRecord) -> bytes:
 
 
 def _is_claimed(record: HistoryRecord, open_bodies: dict[str, list[dict[str, Any]]]) -> bool:
-    """Whether a call is one that was sent under a claim and got no answer: its row is held here."""
+    """Whether a call matches a claim without a request_id: it was sent and got no answer, so its row is held."""
     body = record.body or {}
     return any(same_call(body, claimed) for claimed in open_bodies.get(str(body.get("prompt")), ()))

@@ -1,4 +1,4 @@
-"""Putting right what `verify` finds wrong in a store."""
+"""Repair the problems that `verify` finds in a store."""
 
 import asyncio
 import hashlib
@@ -18,7 +18,7 @@ from prefect_imagegen.store.ledger.ledger import StoreLedger
 
 _LOST = frozenset({"output_lost", "bad_output", "generation_failed", "generation_error", "content_policy"})
 _OF_THE_CALL = ("model", "cost_class", "seed", "backend", "endpoint", "account")
-"""What a delivery shares with the failure of the same call."""
+"""The columns that a delivered event shares with the failed event of the same call."""
 Repair = Literal["fetched_again", "adopted", "quarantined"]
 REPAIRS: dict[Repair, str] = {
     "fetched_again": "the API still had the paid image: it is in its place",
@@ -28,7 +28,10 @@ REPAIRS: dict[Repair, str] = {
 
 
 class Repairer:
-    """Puts right what is wrong, and tells the ledger."""
+    """Repairs problems of a store, and records the repairs in the ledger.
+
+    `source`: the API to fetch lost images from; None if there is no key.
+    """
 
     def __init__(
         self, store: ObjectStore, ledger: StoreLedger, source: SegmindProvider | None, run_id: str, clock: Clock
@@ -40,10 +43,10 @@ class Repairer:
         self._clock = clock
 
     async def restore(self, event: dict[str, Any], facts: ImageFacts, data: bytes | None) -> Repair | None:
-        """Bring back a recorded image from the API, or give its key free.
+        """Fetch a recorded image that is missing or damaged again, or quarantine it so that the next run makes it anew.
 
-        None if the API could not be asked, or if it may still have the image: what it says while outputs live, junk
-        for an image included, is no proof that a paid image is gone.
+        `data`: the damaged bytes, if there are any. None (no repair) if the API could not be asked, or may still have
+        the image: while it keeps outputs, neither an error nor wrong bytes prove that a paid image is lost.
         """
         fetched: bytes | None = None
         is_old = self._clock.now() - event["time"] > OUTPUTS_LIVE
@@ -70,9 +73,9 @@ class Repairer:
         return "quarantined"
 
     async def fetch_late(self, events: Sequence[dict[str, Any]], path: str) -> Repair | None:
-        """Store the image of a key whose billed calls ended without one, by whichever call has it.
+        """Store the image of a key whose billed calls all ended without one, from the first call that has it now.
 
-        None if it is not to be had, or not yet.
+        `events`: the calls' failed events. None (no repair) if no call has the image, or not yet.
         """
         if self._source is None:
             return None
@@ -85,17 +88,17 @@ class Repairer:
         return None
 
     async def _deliver(self, event: dict[str, Any], path: str, delivery: Delivery) -> None:
-        """Store what a closed call has delivered after all, and record it. Raises BadImageError."""
+        """Store and record the image that an ended call has delivered after all. Raises BadImageError."""
         data = delivery.data
         decoded = await asyncio.to_thread(decode, data)
         if not await self._store.create(path, data, decoded.content_type):
-            data = await self._store.get(path) or b""  # what is there counts, whoever has put it there
+            data = await self._store.get(path) or b""  # the object that is there counts, whoever wrote it
             decoded = await asyncio.to_thread(decode, data)
         facts = facts_of(path, decoded, len(data))
         stem, _, extension = path.rpartition(".")
-        for number, one in enumerate(delivery.more, 2):
-            media = (await asyncio.to_thread(decode, one)).content_type
-            await self._store.create(f"{stem}-{number}.{extension}", one, media)
+        for number, image in enumerate(delivery.more, 2):
+            media = (await asyncio.to_thread(decode, image)).content_type
+            await self._store.create(f"{stem}-{number}.{extension}", image, media)
         flags = (*facts.flags, *((MORE_IMAGES,) if delivery.more else ()), LATE)
         cost = await self._cost(event["request_id"]) if delivery.cost_usd is None else delivery.cost_usd
         await self._record(
@@ -111,19 +114,19 @@ class Repairer:
         )
 
     async def adopt(self, key: bytes, facts: ImageFacts, claim: ClaimRecord | None) -> Repair:
-        """Enter a whole image into the ledger, under its open attempt, else under one of its own."""
+        """Record a whole image in the ledger, under the claim's attempt if that is open, else under a new attempt."""
         request_id = claim.request_id if claim else None
         attempt_id = f"{key.hex()}-{self._ledger.next_attempt(key)}"
         if claim is not None and not self._ledger.is_closed(claim.claim.attempt_id):
             attempt_id = claim.claim.attempt_id
         cost = await self._cost(request_id)
-        made = claim.claim if claim is not None else None
-        origin = {"endpoint": made.endpoint, "account": made.account} if made is not None else {}
+        call = claim.claim if claim is not None else None
+        origin = {"endpoint": call.endpoint, "account": call.account} if call is not None else {}
         await self._record("delivered", key, attempt_id, request_id, image=facts, cost_usd=cost, **origin)
         return "adopted"
 
     async def move_away(self, path: str, data: bytes) -> Repair:
-        """Take bytes out of their place, and keep them."""
+        """Move an object to quarantine/."""
         await self._store.create(layout.quarantined(path, hashlib.sha256(data).hexdigest()), data)
         await self._store.delete(path)
         return "quarantined"

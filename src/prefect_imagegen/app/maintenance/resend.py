@@ -1,4 +1,4 @@
-"""The user's decision to have rows of a run asked for again, whatever that may cost."""
+"""`resend`: let the next run send held and failed rows again, at the user's risk of paying twice."""
 
 import secrets
 from collections import Counter
@@ -24,30 +24,33 @@ from prefect_imagegen.store.ledger.ledger import StoreLedger, load_ledger
 from prefect_imagegen.store.object_store import FsspecObjectStore
 
 CERTAIN = frozenset({"submitted", "other_run"})
-"""Kinds whose image is on its way: they are given free only if named."""
+"""Kinds whose image is on its way: they are resent only if named."""
 
 
 @dataclass(slots=True)
 class ResendReport:
-    """What `retry` gave free. `risk_usd`: what may be paid a second time, at published prices."""
+    """The rows that will be sent again, and those left alone.
+
+    `kinds`: rows by error kind. `risk_usd`: US dollars that may be paid a second time, at published prices.
+    """
 
     rows: int = 0
     kinds: Counter[str] = field(default_factory=Counter)
     risk_usd: float = 0.0
     still_alive: int = 0
-    """Rows left alone, since a living run works on them."""
+    """Rows left alone because a living run works on them."""
     on_their_way: int = 0
-    """Rows left alone, since a later call of theirs was accepted: the next run fetches it."""
+    """Rows left alone because a later call of theirs was accepted: the next run fetches its image."""
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
-        return {one.name: getattr(self, one.name) for one in fields(self)}
+        return {report_field.name: getattr(self, report_field.name) for report_field in fields(self)}
 
 
-async def retry(settings: StoreSettings, run_id: str, kinds: Sequence[str] = ()) -> ResendReport:
-    """Let the next run ask again for the held and failed rows of a run, of some kinds or of all but `CERTAIN`.
+async def resend(settings: StoreSettings, run_id: str, kinds: Sequence[str] = ()) -> ResendReport:
+    """Let the next run send the held and failed rows of a run again: those of some kinds, or all but `CERTAIN`.
 
-    Attempts without an end are ended in the ledger, so that the next run sends attempt n+1. Nothing is called.
+    Open attempts are ended in the ledger, so that the next run sends attempt n+1. This function itself calls nothing.
     Raises RefusedError: `run_not_found`, `bad_option`.
     """
     unknown = sorted(set(kinds) - set(OUTCOMES))
@@ -55,10 +58,10 @@ async def retry(settings: StoreSettings, run_id: str, kinds: Sequence[str] = ())
         known = ", ".join(sorted(OUTCOMES))
         raise RefusedError("bad_option", f"--kind {unknown[0]}: there is no such kind.", remedy=f"Known are: {known}.")
     async with existing_store(settings) as store:
-        return await _retry(store, run_id, frozenset(kinds))
+        return await _resend(store, run_id, frozenset(kinds))
 
 
-async def _retry(store: FsspecObjectStore, run_id: str, kinds: frozenset[str]) -> ResendReport:
+async def _resend(store: FsspecObjectStore, run_id: str, kinds: frozenset[str]) -> ResendReport:
     if await store.get(layout.run(run_id, "report.json")) is None:
         raise RefusedError(
             "run_not_found",
@@ -71,7 +74,7 @@ async def _retry(store: FsspecObjectStore, run_id: str, kinds: frozenset[str]) -
     heartbeat = Heartbeat(store, run_id, process, clock)
     await heartbeat.ask_time()
     run_liveness = StoreRunLiveness(store, heartbeat, process, clock)
-    found = ResendReport()
+    report = ResendReport()
     for part in await store.list(layout.run(run_id, "failures")):
         table = _failures(part.path, await store.get(part.path) or b"")
         wanted = kinds or frozenset(set(OUTCOMES) - CERTAIN)
@@ -82,17 +85,17 @@ async def _retry(store: FsspecObjectStore, run_id: str, kinds: frozenset[str]) -
         for row in table.select(["request_key", "error_kind", "error_message", "model"]).to_pylist():
             key, kind, model = bytes.fromhex(row["request_key"]), row["error_kind"], row["model"]
             if states.pop(key, "delivered") == "delivered":
-                continue  # made meanwhile, or given free with an identical row
+                continue  # made meanwhile, or handled with an identical row
             known = await ledger.known(key)
             last = known[-1] if known else None
             owner = last.record.claim.owner if last is not None and last.record is not None else None
             if last is not None and await run_liveness.life(owner or layout.heartbeat(str(last.run_id))) == "alive":
-                found.still_alive += 1
+                report.still_alive += 1
                 continue
             on_its_way = last is not None and last.request_id and not last.is_closed
-            # With the key of another account it is on nobody's way.
+            # A call of another account cannot be fetched with our key, so it is not on its way for us.
             if on_its_way and kind != "other_account" and kinds.isdisjoint({"submitted", kind}):
-                found.on_their_way += 1
+                report.on_their_way += 1
                 continue
             await ledger.record(
                 Event(
@@ -107,16 +110,16 @@ async def _retry(store: FsspecObjectStore, run_id: str, kinds: frozenset[str]) -
                     model=model,
                 )
             )
-            found.rows += 1
-            found.kinds[kind] += 1
+            report.rows += 1
+            report.kinds[kind] += 1
             if kind in HELD_KINDS or OUTCOMES[kind].billed != "no":
-                found.risk_usd += PUBLISHED_PRICES_USD.get(model, DEFAULT_PRICE_USD)
+                report.risk_usd += PUBLISHED_PRICES_USD.get(model, DEFAULT_PRICE_USD)
     await ledger.flush()
-    return found
+    return report
 
 
 def _failures(path: str, data: bytes) -> pa.Table:
-    """The failures of a run, as written. Raises StoreError that names a damaged file."""
+    """Read a part of a run's `failures/`. Raises StoreError that names a damaged file."""
     try:
         return pq.read_table(pa.BufferReader(data))
     except (pa.ArrowException, OSError) as error:

@@ -1,4 +1,4 @@
-"""What a store says of its runs."""
+"""`status`: the runs of a store, and its accounts."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +16,11 @@ from prefect_imagegen.store.object_store import FsspecObjectStore
 
 @dataclass(frozen=True, slots=True)
 class RunStatus:
-    """One run: `state` is finished, stopped, running, planned, abandoned or damaged; `report` comes with its end."""
+    """The state of one run.
+
+    `state`: finished, stopped, running, planned, abandoned or damaged. `report` (`report.json`) and `report_text`
+    (`report.md`) are empty until the run has ended.
+    """
 
     run_id: str
     state: str
@@ -26,26 +30,26 @@ class RunStatus:
 
 
 async def statuses(settings: StoreSettings, run_id: str | None = None) -> list[RunStatus]:
-    """All runs of a store, oldest first, or the one named. Raises RefusedError."""
+    """All runs of a store, oldest first, or only `run_id`. Raises RefusedError."""
     async with existing_store(settings) as store:
         if run_id is None:
             files = [info.path.split("/") for info in await store.list(layout.RUNS)]
             names = sorted({parts[1] for parts in files if parts[-1] == "run.json"})
         else:
             names = [run_id]
-        found = []
+        runs = []
         for name in names:
             try:
-                found.append(await _status(store, name))
+                runs.append(await _status(store, name))
             except StoreError:
                 if run_id is not None:
                     raise
-                found.append(RunStatus(name, "damaged", "", {}))  # the others are told all the same
-        return found
+                runs.append(RunStatus(name, "damaged", "", {}))  # the other runs are still shown
+        return runs
 
 
 async def accounts(settings: StoreSettings) -> list[KeyRecord]:
-    """The keys that have paid in a store, and their accounts. Raises RefusedError."""
+    """The API keys that have paid in a store, with their accounts. Raises RefusedError."""
     async with existing_store(settings) as store:
         return await known_keys(store)
 

@@ -1,4 +1,4 @@
-"""Calls that were billed and whose image never came: what the ledger knows of them."""
+"""Find the calls in the ledger that were billed and whose image was never stored."""
 
 import asyncio
 from collections.abc import Mapping, Sequence
@@ -12,18 +12,18 @@ from prefect_imagegen.ports import ObjectStore
 from prefect_imagegen.store.ledger.ledger import event_tables, load_ledger
 
 PAID_KINDS = frozenset({"bad_output", "output_lost"})
-"""Why an attempt may end that was billed, and whose image may come later all the same."""
+"""Error kinds of attempts that were billed, and whose image may still be fetched later."""
 
 
 async def paid_not_stored(store: ObjectStore) -> Mapping[bytes, Sequence[dict[str, Any]]]:
-    """The failed events, as rows of `EVENT_SCHEMA`, of calls that were billed, by request key, oldest first.
+    """The failed events (rows of `EVENT_SCHEMA`) of billed calls without an image, by request key, oldest first.
 
-    Only calls with a request_id, whose image was never stored, of keys without an image. Reads the ledger once, and
-    once more if there are any.
+    Only calls with a request_id whose image was never stored, of keys that have no image. Reads the ledger once, and
+    a second time if there are any. Raises StoreError.
     """
-    found = [EVENT_SCHEMA.empty_table()]
-    found.extend([await asyncio.to_thread(_of_use, table) async for table in event_tables(store)])
-    events = pa.concat_tables(found)
+    tables = [EVENT_SCHEMA.empty_table()]
+    tables.extend([await asyncio.to_thread(_of_use, table) async for table in event_tables(store)])
+    events = pa.concat_tables(tables)
     is_quarantined = pc.equal(events["type"], "quarantined")
     once_stored, events = events.filter(is_quarantined), events.filter(pc.invert(is_quarantined))
     if not len(events):
@@ -38,7 +38,7 @@ async def paid_not_stored(store: ObjectStore) -> Mapping[bytes, Sequence[dict[st
 
 
 def _of_use(events: pa.Table) -> pa.Table:
-    """The events that end a billed call without an image, and those that gave an image up."""
+    """The failed events of billed calls, and the quarantined events."""
     is_paid = pc.and_(pc.equal(events["type"], "failed"), pc.is_in(events["error_kind"], pa.array(sorted(PAID_KINDS))))
     is_known = pc.and_(pc.is_valid(events["key"]), pc.is_valid(events["request_id"]))
     return events.filter(pc.or_(pc.and_(is_paid, is_known), pc.equal(events["type"], "quarantined")))

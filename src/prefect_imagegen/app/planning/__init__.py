@@ -1,1 +1,1 @@
-"""Everything before the first call."""
+"""Planning a run: everything that happens before the first call."""

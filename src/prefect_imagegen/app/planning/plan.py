@@ -1,4 +1,4 @@
-"""Plan a manifest: stream its rows into requests, compare them with the ledger, and write down what is to be done."""
+"""Plan a manifest: turn its rows into requests, compare them with the ledger, and record what is to be done."""
 
 import json
 import shlex
@@ -35,7 +35,7 @@ PlannedRow = ValidRow | list[RowError]
 
 
 class Planner:
-    """Plans one manifest. `windows` does the work; `summary` is complete when it has ended."""
+    """Plans one manifest. Iterating `windows` does the work; `summary` is complete once that has ended."""
 
     def __init__(
         self,
@@ -54,11 +54,11 @@ class Planner:
         self.ledger = ledger
         self._limit = limit
         self._sharder = Sharder(shard_size)
-        self._seen = KeySeen()
+        self._keys = KeySeen()
         self._ids = KeySeen(pa.int64())
 
     def windows(self) -> Iterator[pa.Table]:
-        """The plan's parts, one for each window of the manifest. Raises RefusedError."""
+        """The plan's parts, one table of `PLAN_SCHEMA` and carried columns per window. Raises RefusedError."""
         schemas = self._manifest.schemas(names_to_look_for(self._options), self._limit)
         columns, schema = columns_of(schemas, self._options)
         validator = RowValidator(self._options, columns)
@@ -90,7 +90,7 @@ class Planner:
         self._manifest.close()
 
     def _warn(self, window: Window, columns: ColumnPlan) -> None:
-        """Count the rows that hold a value in a column whose name is nearly that of a field."""
+        """Add warnings about a window: columns named almost like a field, and words that are read as null."""
         for column, name in columns.near.items():
             array = window.column(column)
             count = len(array) - array.null_count
@@ -106,22 +106,22 @@ class Planner:
     def _window(self, window: Window, validator: RowValidator) -> pa.Table:
         start = self.summary.rows
         rows = self._validated(window, validator, start)
-        self._refuse_doubled_ids(rows, start)
+        self._refuse_duplicate_ids(rows, start)
         valid = [row for row in rows if isinstance(row, ValidRow)]
         keys = pa.array([key_of(row.request.canonical()) for row in valid], KEY_TYPE)
         states = self.ledger.states(keys).to_pylist()
-        known = iter(zip(keys.to_pylist(), states, self._seen.numbers(keys), strict=True))
-        judged = self._judged(rows, states, validator, start)
-        here: dict[bytes, int] = {}
+        known = iter(zip(keys.to_pylist(), states, self._keys.numbers(keys), strict=True))
+        judged = self._with_references(rows, states, validator, start)
+        shards_here: dict[bytes, int] = {}
         columns: dict[str, list[Any]] = {name: [] for name in PLAN_SCHEMA.names}
         for offset, (before, row) in enumerate(zip(rows, judged, strict=True)):
             cells: dict[str, Any] = {"row_index": start + offset}
             key, in_ledger, shard_before = next(known) if isinstance(before, ValidRow) else (b"", None, None)
             if isinstance(row, ValidRow):
-                first_shard = here.get(key, shard_before)
-                cells |= self._settle(key, in_ledger, first_shard)
+                first_shard = shards_here.get(key, shard_before)
+                cells |= self._state_and_shard(key, in_ledger, first_shard)
                 if cells["state"] in WORKED:
-                    here[key] = cells["shard"]
+                    shards_here[key] = cells["shard"]
                     if cells["state"] == "unsettled" and cells["shard"] not in self.summary.unsettled_shards[-1:]:
                         self.summary.unsettled_shards.append(cells["shard"])
                     self.summary.to_make_by_class[row.request.cost_class] += 1
@@ -139,14 +139,14 @@ class Planner:
         self.summary.rows += len(rows)
         self._sharder.close_shard()
         self.summary.shards = self._sharder.shards
-        self._seen.add(pa.array(list(here), KEY_TYPE), pa.array(list(here.values()), pa.int32()))
+        self._keys.add(pa.array(list(shards_here), KEY_TYPE), pa.array(list(shards_here.values()), pa.int32()))
         table = pa.table(columns, schema=PLAN_SCHEMA)
         for position, name in enumerate(validator.plan.carried):
             table = table.append_column(f"c_{position}", window.column(name))
         return table
 
     def _validated(self, window: Window, validator: RowValidator, start: int) -> list[PlannedRow]:
-        """The window's rows, those references read whose content is their identity."""
+        """The window's rows as requests or errors; references that are identified by content are read first."""
         if not validator.is_fed("image_urls"):
             return [validator.validate(start + offset, row) for offset, row in enumerate(_rows(window, validator))]
         rows = list(_rows(window, validator))
@@ -155,43 +155,51 @@ class Planner:
             validator.contents = self._references.contents(needed)
         return [validator.validate(start + offset, row) for offset, row in enumerate(rows)]
 
-    def _judged(
+    def _with_references(
         self, rows: list[PlannedRow], states: list[str | None], validator: RowValidator, start: int
     ) -> list[PlannedRow]:
-        """The rows, with what is known of the references of those to be made; a bad one makes its row invalid.
+        """The rows with the facts of their references; a bad reference makes its row invalid.
 
-        What is done needs its references no more. What an earlier run left open may have to be sent again, so its
-        references are looked at too; it stays to be settled even if they are not to be had any more.
+        Only references of rows without an image are examined. A row that an earlier run left open stays in the plan
+        even if its references are bad: its call may still be fetched.
         """
         if self._references is None or not validator.is_fed("image_urls"):
             return rows
         state = iter(states)
-        wanted = [next(state) if isinstance(row, ValidRow) else "delivered" for row in rows]
+        row_states = [next(state) if isinstance(row, ValidRow) else "delivered" for row in rows]
         chosen = [
-            row for row, state in zip(rows, wanted, strict=True) if state != "delivered" and isinstance(row, ValidRow)
+            row
+            for row, state in zip(rows, row_states, strict=True)
+            if state != "delivered" and isinstance(row, ValidRow)
         ]
-        facts = iter(self._references.judge(one for row in chosen for one in row.request.references))
+        facts = iter(self._references.judge(reference for row in chosen for reference in row.request.references))
         column = ", ".join(validator.plan.sources.get("image_urls", ("image_urls",)))
-        found: list[PlannedRow] = []
-        for offset, (row, in_ledger) in enumerate(zip(rows, wanted, strict=True)):
+        judged: list[PlannedRow] = []
+        for offset, (row, in_ledger) in enumerate(zip(rows, row_states, strict=True)):
             if in_ledger == "delivered" or not isinstance(row, ValidRow) or not row.request.references:
-                found.append(row)
+                judged.append(row)
                 continue
-            known = [(one, next(facts)) for one in row.request.references]
+            with_reasons = [(reference, next(facts)) for reference in row.request.references]
             bad = [
-                RowError(start + offset, column, redact(one.uri), reason, is_busy=isinstance(reason, BusyReason))
-                for one, reason in known
+                RowError(start + offset, column, redact(reference.uri), reason, is_busy=isinstance(reason, BusyReason))
+                for reference, reason in with_reasons
                 if isinstance(reason, str) and in_ledger != "open"
             ]
-            for _, one_facts in known:
-                for change in one_facts.changes if isinstance(one_facts, ReferenceFacts) and not bad else ():
+            for _, result in with_reasons:
+                for change in result.changes if isinstance(result, ReferenceFacts) and not bad else ():
                     self.summary.warnings[f"a reference has to be {change} before it is sent"] += 1
-            with_facts = tuple(replace(one, facts=f if isinstance(f, ReferenceFacts) else None) for one, f in known)
-            found.append(bad or replace(row, request=replace(row.request, references=with_facts)))
-        return found
+            with_facts = tuple(
+                replace(reference, facts=result if isinstance(result, ReferenceFacts) else None)
+                for reference, result in with_reasons
+            )
+            judged.append(bad or replace(row, request=replace(row.request, references=with_facts)))
+        return judged
 
-    def _settle(self, key: bytes, in_ledger: str | None, first_shard: int | None) -> dict[str, Any]:
-        """State and shard of a valid row."""
+    def _state_and_shard(self, key: bytes, in_ledger: str | None, first_shard: int | None) -> dict[str, Any]:
+        """The plan's columns `state` and `shard` (and the error) of a valid row.
+
+        `in_ledger`: the ledger's state of its key. `first_shard`: the shard of an earlier row with the same key.
+        """
         if in_ledger == "delivered":
             return {"state": "done"}
         if in_ledger == "failed":
@@ -202,30 +210,33 @@ class Planner:
             return {"state": "identical", "shard": first_shard}
         return {"state": "unsettled" if in_ledger == "open" else "new", "shard": self._sharder.next()}
 
-    def _refuse_doubled_ids(self, rows: list[PlannedRow], start: int) -> None:
-        """Turn rows whose id came before into errors, in a named id column only."""
+    def _refuse_duplicate_ids(self, rows: list[PlannedRow], start: int) -> None:
+        """With an id column: turn rows whose id an earlier row has into errors, in place."""
         column = self._options.id_column
         if column is None:
             return
         ids = [row.row_id if isinstance(row, ValidRow) else None for row in rows]
-        digests = pa.array([None if one is None else key_of(one.encode()) for one in ids], KEY_TYPE)
+        digests = pa.array([None if row_id is None else key_of(row_id.encode()) for row_id in ids], KEY_TYPE)
         before = self._ids.numbers(digests)
         first: dict[str, int] = {}
-        for offset, (one, earlier) in enumerate(zip(ids, before, strict=True)):
-            if one is None:
+        for offset, (row_id, earlier) in enumerate(zip(ids, before, strict=True)):
+            if row_id is None:
                 continue
-            found = earlier if earlier is not None else first.get(one)
-            if found is None:
-                first[one] = start + offset
+            first_row = earlier if earlier is not None else first.get(row_id)
+            if first_row is None:
+                first[row_id] = start + offset
             else:
-                rows[offset] = [RowError(start + offset, column, repr(one), f"the id is that of row {found} already")]
+                rows[offset] = [
+                    RowError(start + offset, column, repr(row_id), f"the id is that of row {first_row} already")
+                ]
         self._ids.add(
-            pa.array([key_of(one.encode()) for one in first], KEY_TYPE), pa.array(list(first.values()), pa.int64())
+            pa.array([key_of(row_id.encode()) for row_id in first], KEY_TYPE),
+            pa.array(list(first.values()), pa.int64()),
         )
 
 
 class PlanDraft:
-    """A plan that is not in the store yet: its parts wait in a temporary folder until the run is accepted."""
+    """A plan that is not stored yet: its parts are in a temporary folder until the run is accepted."""
 
     def __init__(self, planner: Planner) -> None:
         self.summary = planner.summary
@@ -234,7 +245,7 @@ class PlanDraft:
         self._parts: list[dict[str, Any]] = []
 
     def make(self, *, keep: bool) -> PlanSummary:
-        """Stream the manifest through the planner; `keep` the parts for `upload`. Raises RefusedError."""
+        """Run the planner; `keep`: write the parts to the folder, for `upload`. Raises RefusedError."""
         for index, table in enumerate(self._planner.windows()):
             if keep:
                 shards = _shards_in(table)
@@ -244,11 +255,11 @@ class PlanDraft:
         return self.summary
 
     def costs(self) -> Mapping[str, CostStats]:
-        """What earlier runs on the store measured, by cost class."""
+        """The costs that earlier runs on the store measured, by cost class."""
         return self._planner.ledger.costs()
 
     async def upload(self, store: ObjectStore, run_id: str) -> None:
-        """Write `runs/<run_id>/plan/`, `plan.json` last."""
+        """Write `runs/<run_id>/plan/`, with `plan.json` last. Raises StoreError."""
         for index, part in enumerate(self._parts):
             part["path"] = layout.part(run_id, "plan", index)
             await store.put(part["path"], self._path(index).read_bytes())
@@ -278,12 +289,12 @@ def _describe(row: ValidRow, key: bytes) -> dict[str, Any]:
 
 
 def _rows(window: Window, validator: RowValidator) -> Iterator[dict[str, Any]]:
-    """The rows' cells, of the columns that requests are made of."""
+    """The rows' cells, of the columns that feed request fields."""
     return window.cells(sorted(validator.plan.fed), _words_mean_null(validator.plan))
 
 
 def _words_mean_null(columns: ColumnPlan) -> frozenset[str]:
-    """The columns in which a CSV's unquoted NA or NULL is no value; an id may be any word."""
+    """The columns in which an unquoted NA or NULL of a CSV means null: all that feed fields, but for the id column."""
     return columns.fed - {columns.id_column}
 
 

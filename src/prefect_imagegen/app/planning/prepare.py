@@ -1,4 +1,4 @@
-"""Everything that comes before the first call: open, check, plan; and refuse while refusing is free."""
+"""Prepare a run: open the store, check endpoint, key and balance, plan, and store the plan. Nothing is paid yet."""
 
 import asyncio
 import json
@@ -37,7 +37,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class RunSpec:
-    """What a user asks for: a manifest, a store, a backend and options. Secrets stay in the settings."""
+    """What a user asks for: a manifest, a store, a provider and options. Secrets stay in the settings."""
 
     manifest: str
     store: StoreSettings
@@ -47,39 +47,39 @@ class RunSpec:
 
 @dataclass(frozen=True, slots=True)
 class PlannedRun:
-    """An accepted, planned run that waits to be executed."""
+    """A run that is accepted, planned and stored, and waits to be executed."""
 
     run_id: str
-    job: RunSpec
+    spec: RunSpec
     kind: StoreKind
     summary: PlanSummary
 
 
-async def plan_only(job: RunSpec) -> PlanSummary:
-    """What a run would do; writes nothing and needs no key. Raises RefusedError."""
-    store = open_object_store(job.store.url, job.store.storage_options)
+async def plan_only(spec: RunSpec) -> PlanSummary:
+    """Plan a run without preparing it: writes nothing, and needs no key. Raises RefusedError."""
+    store = open_object_store(spec.store.url, spec.store.storage_options)
     try:
         try:
-            kind: StoreKind | None = await _kind_of(job.provider, job.options, patience=0.0)
-        except ProviderError:  # planning needs no endpoint; one out of reach just says nothing of the store's kind
+            kind: StoreKind | None = await _kind_of(spec.provider, spec.options, patience=0.0)
+        except ProviderError:  # planning works without the endpoint; only the store's kind stays unchecked
             kind = None
-        draft = await _draft(store, kind, job)
+        draft = await _draft(store, kind, spec)
         try:
-            return _with_forecast(await asyncio.to_thread(draft.make, keep=False), draft, job)
+            return _with_forecast(await asyncio.to_thread(draft.make, keep=False), draft, spec)
         finally:
             draft.close()
     finally:
         store.close()
 
 
-async def prepare(job: RunSpec, parent_run_id: str | None = None) -> PlannedRun:
-    """Check manifest, store, endpoint, key and balance, and write the plan. Raises RefusedError.
+async def prepare(spec: RunSpec, parent_run_id: str | None = None) -> PlannedRun:
+    """Check manifest, store, endpoint, key and balance, then store the plan. Raises RefusedError.
 
-    `RowsRefusedError` where rows are invalid, or their references cannot be looked at, and `on_invalid` is `fail`.
-    Nothing is written before all of that holds.
+    Raises `RowsRefusedError` if rows are invalid, or have references that cannot be examined, and `on_invalid` is
+    `fail`. Nothing is written unless all checks pass.
     """
-    store = open_object_store(job.store.url, job.store.storage_options)
-    provider = resolve_provider(job.provider, job.options)
+    store = open_object_store(spec.store.url, spec.store.storage_options)
+    provider = resolve_provider(spec.provider, spec.options)
     try:
         if provider.provider == "segmind" and provider.api_key is None:
             raise RefusedError(
@@ -88,24 +88,24 @@ async def prepare(job: RunSpec, parent_run_id: str | None = None) -> PlannedRun:
                 remedy="Set SEGMIND_API_KEY, or use a Segmind block, or --backend sandbox to try without one.",
             )
         try:
-            kind = await _kind_of(job.provider, job.options, patience=job.options.deadline)
+            kind = await _kind_of(spec.provider, spec.options, patience=spec.options.deadline)
         except ProviderError as error:
             raise _unreachable(error) from error
-        draft = await _draft(store, kind, job)
+        draft = await _draft(store, kind, spec)
         try:
-            summary = _with_forecast(await asyncio.to_thread(draft.make, keep=True), draft, job)
-            if (summary.counts["invalid"] or summary.counts["busy"]) and job.options.on_invalid == "fail":
+            summary = _with_forecast(await asyncio.to_thread(draft.make, keep=True), draft, spec)
+            if (summary.counts["invalid"] or summary.counts["busy"]) and spec.options.on_invalid == "fail":
                 raise RowsRefusedError(summary)
             if provider.provider == "segmind":
-                await _check_credentials(provider, job.options, summary)
+                await _check_credentials(provider, spec.options, summary)
             await _refusing(claim_kind(store, kind))
             run_id = new_run_id()
             content = {
                 "run_id": run_id,
                 "parent_run_id": parent_run_id,
-                "manifest": redact(job.manifest),
+                "manifest": redact(spec.manifest),
                 "kind": kind,
-                "options": job.options.model_dump(exclude=SECRET_OPTIONS),
+                "options": spec.options.model_dump(exclude=SECRET_OPTIONS),
                 "created_at": datetime.now(UTC).isoformat(),
                 "version": version("prefect-imagegen"),
             }
@@ -117,13 +117,14 @@ async def prepare(job: RunSpec, parent_run_id: str | None = None) -> PlannedRun:
             draft.close()
     finally:
         store.close()
-    return PlannedRun(run_id, job, kind, summary)
+    return PlannedRun(run_id, spec, kind, summary)
 
 
 class RowsRefusedError(RefusedError):
-    """The manifest has invalid rows, or some whose references are out of reach, and they are not to be skipped.
+    """The manifest has invalid rows, or rows whose references are out of reach, and the user did not say to skip them.
 
-    `summary` has them. Its kind is `references_busy` where nothing is known to be wrong.
+    Kind `invalid_rows`, or `references_busy` if the only trouble is that hosts of references are busy. `summary` is the
+    plan's, with the errors.
     """
 
     def __init__(self, summary: PlanSummary) -> None:
@@ -133,46 +134,46 @@ class RowsRefusedError(RefusedError):
         busy = summary.counts["busy"]
         waiting = f"{busy} of {summary.rows} rows have references whose host is busy or out of reach for now"
         if count:
-            said = f"{count} of {summary.rows} rows are invalid{f', and {waiting}' if busy else ''}"
+            problem = f"{count} of {summary.rows} rows are invalid{f', and {waiting}' if busy else ''}"
             kind, remedy = "invalid_rows", "Correct the rows, or run with --on-invalid skip."
         else:
-            said, kind = waiting, "references_busy"
+            problem, kind = waiting, "references_busy"
             remedy = "Run the same command again later, or make the others now with --on-invalid skip."
-        super().__init__(kind, f"{said}; nothing was called.\n{shown}{tail}\n", remedy=remedy)
+        super().__init__(kind, f"{problem}; nothing was called.\n{shown}{tail}\n", remedy=remedy)
         self.summary = summary
 
 
 def new_run_id() -> str:
-    """A time-sortable, unique name."""
+    """A new run_id: unique, and sortable by time."""
     return f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(4)}"
 
 
-async def _draft(store: FsspecObjectStore, kind: StoreKind | None, job: RunSpec) -> PlanDraft:
+async def _draft(store: FsspecObjectStore, kind: StoreKind | None, spec: RunSpec) -> PlanDraft:
     if kind is not None:
         await _refusing(read_kind(store, kind))
     ledger = await _refusing(load_ledger(store))
-    provider = resolve_provider(job.provider, job.options)
-    manifest = await asyncio.to_thread(Manifest, job.manifest, job.options.manifest_storage_options)
+    provider = resolve_provider(spec.provider, spec.options)
+    manifest = await asyncio.to_thread(Manifest, spec.manifest, spec.options.manifest_storage_options)
     planner = Planner(
         manifest,
-        job.options.manifest_options(provider.model, provider.profile, provider.weights),
+        spec.options.manifest_options(provider.model, provider.profile, provider.weights),
         ledger,
-        shard_size=job.options.shard_size,
-        limit=job.options.limit,
+        shard_size=spec.options.shard_size,
+        limit=spec.options.limit,
         references=ReferenceChecks(
-            reading_options(job.options, provider, job.manifest, job.store),
-            job.options.check_references,
-            transport_of(provider, job.options),
+            reading_options(spec.options, provider, spec.manifest, spec.store),
+            spec.options.check_references,
+            transport_of(provider, spec.options),
         ),
     )
     return PlanDraft(planner)
 
 
-def _with_forecast(summary: PlanSummary, draft: PlanDraft, job: RunSpec) -> PlanSummary:
-    provider = resolve_provider(job.provider, job.options)
+def _with_forecast(summary: PlanSummary, draft: PlanDraft, spec: RunSpec) -> PlanSummary:
+    provider = resolve_provider(spec.provider, spec.options)
     summary.forecast = forecast(
         summary.to_make_by_class,
-        # What is drawn for nothing says nothing of the real thing.
+        # Free images carry no price information.
         {name: stats for name, stats in draft.costs().items() if stats.high},
         in_flight=provider.max_in_flight or DEFAULT_IN_FLIGHT,
         per_minute=provider.requests_per_minute,
@@ -182,9 +183,9 @@ def _with_forecast(summary: PlanSummary, draft: PlanDraft, job: RunSpec) -> Plan
 
 
 async def _kind_of(settings: ProviderSettings, options: GenerateOptions, patience: float) -> StoreKind:
-    """Real or sandbox, by the engine that the endpoint names. Raises ProviderError if it is out of reach.
+    """The kind of store the provider fills, by the engine that its endpoint names.
 
-    The first healthy worker of a pool is waited for, for so many seconds.
+    `patience`: seconds to wait for the first healthy worker of a pool. Raises ProviderError if it is out of reach.
     """
     provider = resolve_provider(settings, options)
     if provider.provider == "pool":
@@ -217,7 +218,7 @@ async def _check_credentials(provider: ProviderSettings, options: GenerateOption
         raise _unreachable(error) from error
     finally:
         await client.aclose()
-    # What was paid for and not fetched yet is fetched without money; the rest stops the run then.
+    # Unfetched images of earlier calls can be fetched without credits, so such a run may begin.
     only_new = summary.counts["new"] and not summary.counts["unsettled"]
     if balance.credits_usd is not None and balance.credits_usd <= 0 and only_new:
         raise RefusedError("credits", "The balance is 0 USD.", remedy="Top up, then run the same command again.")
@@ -234,7 +235,7 @@ def _unreachable(error: ProviderError) -> RefusedError:
 
 
 async def _refusing(call: Awaitable[T]) -> T:
-    """Before the first call, trouble with the store is a refusal."""
+    """Await a store operation; turn its StoreError into a RefusedError, since nothing was called yet."""
     try:
         return await call
     except StoreError as error:

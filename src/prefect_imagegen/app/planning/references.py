@@ -1,4 +1,4 @@
-"""References in the plan: those that are identified by content are read, and those of new rows looked at."""
+"""Examine references while planning: read those that are identified by content, and check those of new rows."""
 
 import asyncio
 from collections import Counter
@@ -23,18 +23,18 @@ _LOCAL = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
 def is_local(provider: ProviderSettings) -> bool:
-    """Whether the backend runs on this machine, and can fetch from its loopback addresses."""
-    urls = [one.partition("+")[2] for one in provider.endpoints] or [provider.base_url or ""]
+    """Whether the provider runs on this machine, and so can fetch from its loopback addresses."""
+    urls = [endpoint.partition("+")[2] for endpoint in provider.endpoints] or [provider.base_url or ""]
     return provider.provider == "sandbox" or all((urlsplit(url).hostname or "") in _LOCAL for url in urls)
 
 
 def transport_of(provider: ProviderSettings, options: GenerateOptions) -> ReferenceTransport:
-    """How references travel: to workers always inside the call, so that they need no way to where the pictures lie."""
+    """How references are sent. To GPU workers always inside the call, so that they need no access to the pictures."""
     return "data-url" if provider.provider == "pool" else options.reference_transport
 
 
 def account_of(provider: ProviderSettings) -> str:
-    """Whose uploads they are: of one key at one host."""
+    """The name under which uploads are cached: one for each API key and host."""
     key = provider.api_key.get_secret_value() if provider.api_key else ""
     return f"{provider.assets_url or provider.base_url or ''} {key}"
 
@@ -42,15 +42,15 @@ def account_of(provider: ProviderSettings) -> str:
 def reading_options(
     options: GenerateOptions, provider: ProviderSettings, manifest: str, store: StoreSettings
 ) -> ReadingOptions:
-    """How a job's references are read.
+    """How the references of a run are read.
 
-    A bucket is opened with --reference-storage-option; without any, with the options of the manifest if that lies in
-    the same kind of bucket, else with those of the store if it does.
+    Buckets are opened with --reference-storage-option; without any, with the options of the manifest if it is in the
+    same kind of bucket, else with those of the store if that is.
     """
     by_scheme: dict[str, Mapping[str, Any]] = {}
-    for url, given in ((store.url, store.storage_options), (manifest, options.manifest_storage_options)):
-        if given:
-            by_scheme[family(url)] = given
+    for url, storage_options in ((store.url, store.storage_options), (manifest, options.manifest_storage_options)):
+        if storage_options:
+            by_scheme[family(url)] = storage_options
     if options.reference_storage_options:
         by_scheme = dict.fromkeys(("s3", "gs", "az"), options.reference_storage_options)
     policy = FetchPolicy(allow_loopback=is_local(provider), allow_private=options.allow_private_references)
@@ -59,49 +59,51 @@ def reading_options(
 
 @dataclass(frozen=True, slots=True)
 class ReferenceChecks:
-    """Reads and judges the references of a plan. Blocking: it runs in the planner's thread, with a loop of its own."""
+    """Reads and checks the references of a plan. Blocking: runs in the planner's thread, with its own event loop."""
 
     reading: ReadingOptions
     check: CheckReferences = "all"
     transport: ReferenceTransport = "auto"
-    _seen: dict[tuple[str, bool], ReferenceFacts | str] = field(default_factory=dict)
-    """What this plan has found out: each reference is read once, whatever its server says of its version."""
+    _facts: dict[tuple[str, bool], ReferenceFacts | str] = field(default_factory=dict)
+    """The results so far, by URI and `look`: a plan reads each reference once."""
     hosts: HostRecords = field(default_factory=HostRecords)
     remembered: Counter[str] = field(default_factory=Counter)
-    """References taken for what they were at an earlier look, since their host is busy now, by why."""
+    """Warnings about references whose host is busy, so that the facts of an earlier look are used, with counts."""
 
     def contents(self, uris: Iterable[str]) -> dict[str, ReferenceFacts | str]:
-        """Facts of references that are identified by content, or why one cannot be read."""
+        """The facts of references that are identified by content, by URI, or the reason why one cannot be read."""
         return self._examine(uris, look=self.check != "none")
 
     def judge(self, references: Iterable[Reference]) -> list[ReferenceFacts | str | None]:
-        """The facts of each reference of rows that are to be made, or what is wrong with it, in order.
+        """For each reference, in order: its facts, or what is wrong with it.
 
-        None for those that nobody looks at (--check-references).
+        None for references that are not examined (--check-references).
         """
         wanted = list(references)
-        chosen = {one.uri for one in wanted if one.facts is None and is_looked_at(one.uri, self.check)}
-        looked = self._examine(chosen, look=True)
+        chosen = {
+            reference.uri for reference in wanted if reference.facts is None and is_looked_at(reference.uri, self.check)
+        }
+        examined = self._examine(chosen, look=True)
         judged: list[ReferenceFacts | str | None] = []
-        for one in wanted:
-            facts = one.facts or looked.get(one.uri)
-            judged.append(facts if isinstance(facts, str) else unfit(one.uri, facts, self.transport) or facts)
+        for reference in wanted:
+            facts = reference.facts or examined.get(reference.uri)
+            judged.append(facts if isinstance(facts, str) else unfit(reference.uri, facts, self.transport) or facts)
         return judged
 
     def _examine(self, uris: Iterable[str], *, look: bool) -> dict[str, ReferenceFacts | str]:
         wanted = set(uris)
-        found = {uri: self._seen[uri, look] for uri in wanted if (uri, look) in self._seen}
-        if rest := wanted - found.keys():
-            read = asyncio.run(self._read(rest, look))
-            if len(self._seen) + len(read) > _REMEMBERED:
-                self._seen.clear()
-            self._seen.update({(uri, look): facts for uri, facts in read.items()})
-            found |= read
-        return found
+        results = {uri: self._facts[uri, look] for uri in wanted if (uri, look) in self._facts}
+        if rest := wanted - results.keys():
+            newly_read = asyncio.run(self._read(rest, look))
+            if len(self._facts) + len(newly_read) > _REMEMBERED:
+                self._facts.clear()
+            self._facts.update({(uri, look): facts for uri, facts in newly_read.items()})
+            results |= newly_read
+        return results
 
     async def _read(self, uris: set[str], look: bool) -> dict[str, ReferenceFacts | str]:
         async with ReferenceCache() as cache, ReferenceReader(self.reading, cache, self.hosts) as reader:
-            found = await reader.examine(uris, look=look)
+            facts = await reader.examine(uris, look=look)
             if reader.remembered:
                 self.remembered[_REMEMBERED_WARNING] += reader.remembered
-            return found
+            return facts

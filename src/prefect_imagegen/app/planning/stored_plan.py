@@ -1,4 +1,4 @@
-"""A plan as a store holds it: read part by part, or shard by shard."""
+"""Read the plan of a run from its store, by part or by shard."""
 
 import asyncio
 import json
@@ -29,8 +29,8 @@ class PlannedRequest:
     request: GenerationRequest
 
 
-class WrittenPlan:
-    """A plan as found in a store: its parts, and the requests of a shard."""
+class StoredPlan:
+    """The plan of a run, read from its store: its parts, and the requests of each shard."""
 
     def __init__(self, store: ObjectStore, content: dict[str, Any]) -> None:
         self.content = content
@@ -43,7 +43,7 @@ class WrittenPlan:
         self._cached: tuple[str, pa.Table] = ("", pa.table({}))
 
     @classmethod
-    async def load(cls, store: ObjectStore, run_id: str) -> "WrittenPlan":
+    async def load(cls, store: ObjectStore, run_id: str) -> "StoredPlan":
         """Read `plan.json`. Raises StoreError if the run has no whole plan."""
         path = layout.run(run_id, "plan", "plan.json")
         data = await store.get(path)
@@ -52,14 +52,14 @@ class WrittenPlan:
         return cls(store, json.loads(data))
 
     async def parts(self, columns: list[str] | None = None) -> AsyncIterator[tuple[int, pa.Table]]:
-        """Every part, or some columns of it, with its number."""
+        """Every part with its number, in order; `columns`: only some of its columns."""
         for index, part in enumerate(self.content["parts"]):
             yield index, await self._read(part["path"], columns)
 
     async def shard(self, index: int) -> list[PlannedRequest]:
         """The requests of one shard, in manifest order."""
         part = self._with_shards[bisect_right(self._with_shards, index, key=itemgetter("first_shard")) - 1]
-        # Shards come in order, so the part of the last one serves nearly always.
+        # Shards are asked for in order, so the cached part is nearly always the right one.
         path, table = self._cached
         if path != part["path"]:
             table = await self._read(part["path"], ["row_index", "state", "shard", "request_key", "request"])
@@ -78,12 +78,13 @@ class WrittenPlan:
 
 
 def request_to_json(request: GenerationRequest) -> str:
-    """The request in a form that `request_from_json` reads back."""
+    """A request as JSON, for `request_from_json`."""
     content = {
         "model": request.model,
         "params": dict(request.params),
         "references": [
-            [one.kind, one.value, one.uri, asdict(one.facts) if one.facts else None] for one in request.references
+            [reference.kind, reference.value, reference.uri, asdict(reference.facts) if reference.facts else None]
+            for reference in request.references
         ],
         "profile": request.profile,
         "weights": request.weights,

@@ -1,1 +1,1 @@
-"""Executing a prepared run."""
+"""Executing a planned run: session, shards, and the metadata and reports at its end."""

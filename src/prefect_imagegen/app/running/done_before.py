@@ -1,4 +1,4 @@
-"""The images that a run found done, for its metadata: the ledger is read once for all of them."""
+"""The ledger's facts of images that were done before a run, for the run's metadata."""
 
 import asyncio
 
@@ -12,7 +12,7 @@ from prefect_imagegen.store.ledger.event_file import EventFile
 
 
 class DoneBefore:
-    """The delivered events of the rows that were done before the run, part by part of its plan."""
+    """The delivered events of the rows that were done before the run, by part of its plan."""
 
     def __init__(self, session: Session, deliveries: Deliveries) -> None:
         self._parts = len(session.plan.content["parts"])
@@ -20,7 +20,7 @@ class DoneBefore:
         self._group: tuple[int, pa.Table] = (-1, EVENT_SCHEMA.empty_table())
 
     def of(self, index: int, part: pa.Table) -> pa.Table:
-        """The events of one part's keys, sorted by time. Parts come in order: a group serves all of its own."""
+        """The events of one part's keys, sorted by time. Ask for parts in order: they are loaded in groups."""
         group = group_of(index, self._parts)
         if self._group[0] != group:
             self._group = (group, self._deliveries.of(group))
@@ -29,10 +29,10 @@ class DoneBefore:
 
 
 async def done_before_run(session: Session) -> DoneBefore:
-    """What the ledger says of all rows that were done before: it is read once, and waits in a temporary file."""
+    """Read the ledger once for all rows that were done before; their events are held in a temporary file."""
     with EventFile() as spool:
         deliveries = Deliveries(spool)
-        if session.prepared.summary.counts["done"]:
+        if session.planned_run.summary.counts["done"]:
             async for index, part in session.plan.parts(["state", "request_key"]):
                 deliveries.ask(group_of(index, len(session.plan.content["parts"])), _done_keys(part))
             await asyncio.to_thread(deliveries.bring, session.view.all_delivered())

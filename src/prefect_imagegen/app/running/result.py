@@ -1,4 +1,4 @@
-"""What a run came to: the figures that the report, the last line of JSON and the exit code are made of."""
+"""The figures of a run, from which the report, the last line of `--json` and the exit code are made."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -6,6 +6,8 @@ from typing import Any
 from prefect_imagegen.core.money import exact, figure, usd
 
 STATES = ("generated", "reused", "invalid", "failed", "held", "not_run")
+HELD_COLUMNS = ("row_index", "id", "error_kind", "request_id", "attempts")
+"""The metadata columns of `RunResult.held_rows`."""
 EXIT_CODES: dict[int, str] = {
     0: "every row has its image",
     1: "finished, but some rows are invalid, failed or held",
@@ -30,9 +32,9 @@ STOP_REASONS: dict[str, str] = {
 
 @dataclass(frozen=True, slots=True)
 class Earlier:
-    """What the earlier executions of the same flow run (its retries) came to, in US dollars.
+    """The number and cost, in US dollars, of the earlier executions of the same flow run (which this one retries).
 
-    `open_usd` is reserved for their calls whose cost is not known.
+    `open_usd`: reserved for their calls whose cost is not known.
     """
 
     executions: int
@@ -42,7 +44,7 @@ class Earlier:
 
 @dataclass(slots=True)
 class RunResult:
-    """One run in figures. The six states sum to `rows`; `calls` are submits sent; `seconds` is wall time."""
+    """The figures of one run. The six states sum to `rows`; `calls`: POSTs sent; `seconds`: wall time."""
 
     run_id: str | None
     store: str
@@ -62,19 +64,19 @@ class RunResult:
     failures: dict[str, int] = field(default_factory=dict)
     """Rows without an image, by error kind."""
     examples: dict[str, str] = field(default_factory=dict)
-    """One message for each error kind."""
+    """The first message of each error kind."""
     held_rows: list[dict[str, Any]] = field(default_factory=list)
-    """The first held rows, with what is known of them."""
+    """The first held rows, with the columns `HELD_COLUMNS`."""
     stop_message: str | None = None
     paid: int = 0
-    """Images billed in this run, those of earlier calls that it settled included."""
+    """Images billed in this run, including those of earlier calls whose image it fetched."""
     overshoot_usd: float = 0.0
     assumed_price: bool = False
     """Whether the cap was held against an assumed price, since answers named no cost."""
     not_understood: dict[str, int] = field(default_factory=dict)
-    """Answers of the API that were not understood, and so proved nothing, by what was wrong with them."""
+    """Answers of the API that were not understood, and so proved nothing: counts by what was wrong."""
     unhonoured: dict[str, int] = field(default_factory=dict)
-    """Images made in this run with another value of a parameter than was asked for, by parameter."""
+    """Images made with another value of a parameter than requested: counts by parameter."""
     weights_license: str | None = None
     """Licence of the GPU workers' weights."""
     left_out: dict[str, str] = field(default_factory=dict)
@@ -91,7 +93,7 @@ class RunResult:
 
     @property
     def order(self) -> dict[str, Any] | None:
-        """The flow run over all its executions; None where this is the only one."""
+        """Executions and money of the flow run as a whole; None if this is its only execution."""
         if self.earlier is None:
             return None
         return {
@@ -102,7 +104,7 @@ class RunResult:
 
     @property
     def order_text(self) -> str:
-        """The money of the flow run over all its executions; empty where this is the only one."""
+        """The money of the flow run as a whole, as a clause; empty if this is its only execution."""
         if (order := self.order) is None:
             return ""
         text = f"; {usd(order['cost_usd'])} over the {order['executions']} executions of this flow run"
@@ -124,5 +126,5 @@ class RunResult:
             "seconds",
             "stop_reason",
         )
-        found = {name: getattr(self, name) for name in names}
-        return found | {"cost_usd": exact(self.cost_usd), "seconds": round(self.seconds, 3)}
+        fields = {name: getattr(self, name) for name in names}
+        return fields | {"cost_usd": exact(self.cost_usd), "seconds": round(self.seconds, 3)}

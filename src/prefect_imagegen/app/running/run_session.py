@@ -1,4 +1,4 @@
-"""Opening everything that the execution of one prepared run needs, and winding it up at its end."""
+"""Open everything that the execution of a planned run needs, and close it at the end."""
 
 import asyncio
 import json
@@ -19,7 +19,7 @@ from prefect_imagegen.app.config.resolve import make_pool, resolve_provider
 from prefect_imagegen.app.config.settings import ProviderSettings
 from prefect_imagegen.app.planning.prepare import PlannedRun, RunSpec
 from prefect_imagegen.app.planning.references import account_of, is_local, reading_options, transport_of
-from prefect_imagegen.app.planning.stored_plan import WrittenPlan
+from prefect_imagegen.app.planning.stored_plan import StoredPlan
 from prefect_imagegen.app.running import orders
 from prefect_imagegen.app.running.session import Session
 from prefect_imagegen.core import layout
@@ -51,23 +51,23 @@ _ASK_WITHIN_S = 30.0
 
 
 class AlreadyStartedError(ImagegenError):
-    """Another execution of this run has begun: plan anew, with this run as the parent."""
+    """Another execution of this run has begun before; plan a new run, with this one as its parent."""
 
 
 @asynccontextmanager
-async def open_session(prepared: PlannedRun, order_id: str | None = None) -> AsyncIterator[Session]:
-    """Open everything that executing a run needs; at the end the ledger is flushed, if it can be, and all is closed.
+async def open_session(planned_run: PlannedRun, order_id: str | None = None) -> AsyncIterator[Session]:
+    """Open everything that executing a run needs; at the end flush the ledger, if possible, and close everything.
 
-    `order_id`: the order that this run is an execution of. Its cap holds over all of them.
+    `order_id`: the order that this run executes, whose budget cap holds over all its executions.
     Raises AlreadyStartedError if this run was begun before, StoreError or ProviderError if something is out of reach.
     """
-    options, run_id = prepared.job.options, prepared.run_id
+    options, run_id = planned_run.spec.options, planned_run.run_id
     clock = SystemClock()
     control = RunControl(clock, deadline=options.deadline, max_failure_rate=options.max_failure_rate)
     async with AsyncExitStack() as stack:
-        opened = open_object_store(prepared.job.store.url, prepared.job.store.storage_options)
-        stack.callback(opened.close)
-        store = PatientStore(opened, clock, deadline=options.deadline, time_left=control.time_left)
+        object_store = open_object_store(planned_run.spec.store.url, planned_run.spec.store.storage_options)
+        stack.callback(object_store.close)
+        store = PatientStore(object_store, clock, deadline=options.deadline, time_left=control.time_left)
         control.store_trouble = lambda: store.trouble
         process = Process.this(secrets.token_hex(8))
         stack.callback(process.close)
@@ -75,29 +75,29 @@ async def open_session(prepared: PlannedRun, order_id: str | None = None) -> Asy
         if not await _create_own(store, layout.run(run_id, "started.json"), started):
             raise AlreadyStartedError("already_started", f"Run {run_id} was begun before.", remedy="Plan it anew.")
         execution = await orders.enter(store, order_id, run_id) if order_id else orders.Execution(1)
-        plan = await WrittenPlan.load(store, run_id)
-        heartbeat = Heartbeat(opened, run_id, process, clock, deadline=options.deadline)
+        plan = await StoredPlan.load(store, run_id)
+        heartbeat = Heartbeat(object_store, run_id, process, clock, deadline=options.deadline)
         await heartbeat.beat(store=store)
         read_segments = await segments(store)
         view = await load_ledger(store)
         ledger = StoreLedger(store, view, run_id=run_id, nonce=process.nonce, clock=clock, read_segments=read_segments)
-        settings = await _with_gateway(resolve_provider(prepared.job.provider, options), stack)
+        settings = await _with_gateway(resolve_provider(planned_run.spec.provider, options), stack)
         gate = RateGate(settings.requests_per_minute, clock.monotonic, control.sleep)
-        provider = await _open_provider(prepared, settings, control, stack)
+        provider = await _open_provider(planned_run, settings, control, stack)
         budget, before = Budget.of(options.max_cost_usd, view.costs()), Spending()
         if not provider.free:
             before = await orders.spent_before(store, execution, queues=provider.queues)
             orders.carry(budget, before)
         most = settings.max_in_flight or provider.capacity
         context = ExecutorContext(
-            references=await _open_references(prepared.job, settings, provider, store, stack),
+            references=await _open_references(planned_run.spec, settings, provider, store, stack),
             provider=provider,
             store=store,
             ledger=ledger,
             limiter=gate,
             control=control,
             policy=_policy(options, run_id, process.nonce),
-            accounts=await _accounts_behind(settings, prepared, provider, store, view),
+            accounts=await _accounts_behind(settings, planned_run, provider, store, view),
             clock=clock,
             run_liveness=StoreRunLiveness(store, heartbeat, process, clock),
             jitter=random.random,
@@ -107,8 +107,8 @@ async def open_session(prepared: PlannedRun, order_id: str | None = None) -> Asy
         )
         if settings.max_in_flight is None:
             provider.on_capacity = context.concurrency.raise_to
-        session = Session(prepared, plan, Executor(context), context, view)
-        session.endpoint, session.backend_name = provider.endpoint, provider.name
+        session = Session(planned_run, plan, Executor(context), context, view)
+        session.endpoint, session.provider_name = provider.endpoint, provider.name
         session.left_out = provider.left_out
         session.max_in_flight, session.settings, session.before = most, settings, before
         background = [asyncio.create_task(work) for work in (heartbeat.keep_beating(), ledger.keep_flushing())]
@@ -120,11 +120,11 @@ async def open_session(prepared: PlannedRun, order_id: str | None = None) -> Asy
             for task in background:
                 task.cancel()
             await asyncio.gather(*background, return_exceptions=True)
-            await _wind_up(session, store, heartbeat)
+            await _close(session, store, heartbeat)
 
 
 async def _with_gateway(settings: ProviderSettings, stack: AsyncExitStack) -> ProviderSettings:
-    """The settings; the sandbox provider gets a gateway of its own for the time of the session."""
+    """The settings; for the sandbox provider without a URL, those of a gateway that runs while the session is open."""
     if settings.provider != "sandbox" or settings.base_url:
         return settings
     gateway = EmbeddedGateway(GatewaySettings(allow_loopback=True, price_usd=0.0))
@@ -132,7 +132,7 @@ async def _with_gateway(settings: ProviderSettings, stack: AsyncExitStack) -> Pr
     try:
         await asyncio.shield(starting)
     except asyncio.CancelledError:
-        await starting  # a thread cannot be cancelled: it would serve for ever
+        await starting  # the thread cannot be cancelled, and would serve for ever
         await asyncio.to_thread(gateway.stop)
         raise
     stack.push_async_callback(asyncio.to_thread, gateway.stop)
@@ -140,11 +140,11 @@ async def _with_gateway(settings: ProviderSettings, stack: AsyncExitStack) -> Pr
 
 
 async def _open_provider(
-    prepared: PlannedRun, settings: ProviderSettings, control: RunControl, stack: AsyncExitStack
+    planned_run: PlannedRun, settings: ProviderSettings, control: RunControl, stack: AsyncExitStack
 ) -> Pool:
-    """The provider, once its first worker is healthy; the run stops where none becomes so."""
-    provider = make_pool(settings, prepared.job.options.deadline)
-    provider.expect(sandbox=prepared.kind == "sandbox")
+    """The provider, once its first worker is healthy; if none becomes healthy, the run is stopped."""
+    provider = make_pool(settings, planned_run.spec.options.deadline)
+    provider.expect(sandbox=planned_run.kind == "sandbox")
     stack.push_async_callback(provider.aclose)
     try:
         await provider.open()
@@ -154,32 +154,36 @@ async def _open_provider(
 
 
 async def _open_references(
-    job: RunSpec, settings: ProviderSettings, provider: Provider, store: ObjectStore, stack: AsyncExitStack
+    spec: RunSpec, settings: ProviderSettings, provider: Provider, store: ObjectStore, stack: AsyncExitStack
 ) -> ReferenceRoutes:
-    """How the job's references reach the provider, for the time of the session."""
+    """The routes by which the run's references reach the provider; closed with the session."""
     cache = await stack.enter_async_context(ReferenceCache())
-    reading = reading_options(job.options, settings, job.manifest, job.store)
+    reading = reading_options(spec.options, settings, spec.manifest, spec.store)
     reader = await stack.enter_async_context(ReferenceReader(reading, cache))
     routes = RouteOptions(
-        transport_of(settings, job.options),
+        transport_of(settings, spec.options),
         account_of(settings),
         is_local(settings),
         bytes_only=provider.free,
-        check=job.options.check_references,
+        check=spec.options.check_references,
     )
-    return ReferenceRoutes(reader, provider, routes, store if job.options.keep_references else None)
+    return ReferenceRoutes(reader, provider, routes, store if spec.options.keep_references else None)
 
 
 async def _accounts_behind(
-    settings: ProviderSettings, prepared: PlannedRun, provider: Provider, store: ObjectStore, view: LedgerView
+    settings: ProviderSettings, planned_run: PlannedRun, provider: Provider, store: ObjectStore, view: LedgerView
 ) -> Accounts:
-    """Whose calls the store holds, seen from the key in use. Raises StoreError.
+    """The accounts of the store, for the API key in use. Raises StoreError.
 
-    GPU workers have no accounts, and the sandbox of a session knows nothing of earlier ones.
+    GPU workers have no accounts, and a session's own sandbox knows nothing of earlier sessions.
     """
     if settings.provider == "pool" or settings.api_key is None:
         return NoAccounts()
-    if settings.provider == "sandbox" and not prepared.job.provider.base_url and not prepared.job.options.base_url:
+    if (
+        settings.provider == "sandbox"
+        and not planned_run.spec.provider.base_url
+        and not planned_run.spec.options.base_url
+    ):
         return NoAccounts(forgets=True)
     with suppress(ProviderError, TimeoutError):
         await asyncio.wait_for(
@@ -192,19 +196,19 @@ async def _accounts_behind(
         base_url=settings.base_url or SEGMIND_URL,
         provider=settings.provider,
         look_up=provider.record,
-        history_complete_until=datetime.now(UTC) - timedelta(seconds=prepared.job.options.history_lag),
+        history_complete_until=datetime.now(UTC) - timedelta(seconds=planned_run.spec.options.history_lag),
     )
 
 
-async def _wind_up(session: Session, store: ObjectStore, heartbeat: Heartbeat) -> None:
-    """Make durable what is not yet, and say that the run has ended."""
+async def _close(session: Session, store: ObjectStore, heartbeat: Heartbeat) -> None:
+    """Flush the ledger, compact it unless the run was stopped, and write the last heartbeat."""
     try:
         await session.ledger.flush()
         if not session.control.stopped:
             await compact(store, SystemClock())
         await heartbeat.beat(ended=True, store=store)
     except StoreError as error:
-        # Claims, ids and images are in the store already: the next run finds out what the ledger lacks.
+        # Claims, ids and images are stored already: the next run finds what the ledger lacks.
         session.control.stop("store", str(error))
 
 
@@ -221,7 +225,7 @@ def _policy(options: GenerateOptions, run_id: str, nonce: str) -> Policy:
 
 
 def _decoder(stack: AsyncExitStack) -> Callable[..., Coroutine[Any, Any, Decoded]]:
-    """What decodes images in threads of its own, for the time of a session."""
+    """A function that decodes images in its own threads; they are shut down with the session."""
     threads = ThreadPoolExecutor(cpu_count() or 1, thread_name_prefix="decode")
     stack.callback(threads.shutdown, wait=False)
 
@@ -232,7 +236,7 @@ def _decoder(stack: AsyncExitStack) -> Callable[..., Coroutine[Any, Any, Decoded
 
 
 async def _create_own(store: ObjectStore, path: str, data: bytes) -> bool:
-    """Create-only put of what nobody else would write so; also true if an earlier try of our own had succeeded."""
+    """Create-only put of unique content: True if it is ours, also if an earlier try of this put had made it."""
     return await store.create(path, data, "application/json") or await store.get(path) == data
 
 

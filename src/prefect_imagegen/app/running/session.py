@@ -1,4 +1,4 @@
-"""The execution of one prepared run in one process: what all its shards share, and its shards."""
+"""The execution of one planned run in one process: its shards, and what they share."""
 
 import asyncio
 import io
@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from prefect_imagegen.app.planning.prepare import PlannedRun
-from prefect_imagegen.app.planning.stored_plan import WrittenPlan
+from prefect_imagegen.app.planning.stored_plan import StoredPlan
 from prefect_imagegen.app.running.result import Earlier
 from prefect_imagegen.core import layout
 from prefect_imagegen.core.errors import StoreError
@@ -24,12 +24,12 @@ from prefect_imagegen.executor import Executor, ExecutorContext
 
 _IDLE_LOOK_S = 0.1
 _MOST_SHARDS = 8
-"""So many times the usual number of shards may be open while their rows wait to be tried again."""
+"""The most shards that may be open while their rows wait for a retry, as a multiple of the usual number."""
 
 
 @dataclass(slots=True)
 class Stats:
-    """Live figures of a run, for whoever shows progress."""
+    """Live figures of a run, for progress displays."""
 
     total: int = 0
     done: int = 0
@@ -45,7 +45,7 @@ class Stats:
         self._count(result, 1)
 
     def replace(self, before: RequestResult, result: RequestResult) -> None:
-        """A request that was held for the time being has come to its end."""
+        """Replace the counts of a request that was held for the time being (`before`) by its final result."""
         self._count(before, -1)
         self._count(result, 1)
 
@@ -61,64 +61,64 @@ class Stats:
 
 
 class Session:
-    """One prepared run, open for execution. Get one from `open_session`."""
+    """A planned run that is open for execution. Get one from `open_session`."""
 
     def __init__(
         self,
-        prepared: PlannedRun,
-        plan: WrittenPlan,
+        planned_run: PlannedRun,
+        plan: StoredPlan,
         executor: Executor,
         context: ExecutorContext,
         view: LedgerView,
     ) -> None:
-        self.prepared = prepared
+        self.planned_run = planned_run
         self.plan = plan
         self.executor = executor
         self.control = context.control
         self.ledger = context.ledger
         self.budget = context.budget
         self.view = view
-        self.stats = Stats(total=prepared.summary.to_make)
+        self.stats = Stats(total=planned_run.summary.to_make)
         self.endpoint = ""
-        self.backend_name = "segmind"
+        self.provider_name = "segmind"
         self.left_out: Mapping[str, str] = {}
-        """GPU workers that were left out so far, by address, with the reason."""
+        """GPU workers that are left out, by address, with the reason."""
         self.max_in_flight = 1
-        self.settings = prepared.job.provider
+        self.settings = planned_run.spec.provider
         self._provider = context.provider
         self._held: dict[bytes, RequestResult] = {}
         self._opening = 0
         self.before = Spending()
-        """What the earlier executions of the same order have spent."""
+        """What earlier executions of the same order have spent."""
         self.unwritten: dict[str, list[RequestResult]] = {}
-        """Results that the store did not take; the run has stopped for that, and ends with them all the same."""
+        """Results that could not be stored, by path. The run has stopped for that; its figures still include them."""
 
     @property
     def earlier(self) -> Earlier | None:
-        """The earlier executions of the same order, in figures; None where this is the first one."""
+        """The figures of the earlier executions of the same order; None if this is the first one."""
         if not self.before.executions:
             return None
-        # What this run has settled of them is among its own costs, and no longer reserved.
+        # Calls of theirs that this run has fetched count as its own costs, and are no longer reserved.
         return Earlier(self.before.executions, self.before.cost_usd, sum(self.budget.carried.values()))
 
     @property
     def not_understood(self) -> dict[str, int]:
-        """Answers that were not understood, by what they were."""
+        """Answers of the provider that were not understood: counts by what they were."""
         return dict(self._provider.not_understood)
 
     @property
     def blocked_by(self) -> int:
-        """Answers that are awaited beside the slots, where they are so many that nothing is sent; else 0."""
+        """The number of answers awaited outside the slots, if they are so many that nothing more is sent; else 0."""
         awaited = self.executor.awaited
         return awaited if awaited >= self.max_in_flight else 0
 
     @property
     def open_shards(self) -> int:
-        """Shards to keep open at least, so that the tail of one does not drain the pipe."""
-        return -(-self.max_in_flight // self.prepared.job.options.shard_size) + 1
+        """The least number of shards to keep open, so that the last rows of one do not leave slots idle."""
+        return -(-self.max_in_flight // self.planned_run.spec.options.shard_size) + 1
 
     async def run_shard(self, index: int, width: int | None = None) -> Counter[str]:
-        """Make the requests of one shard, at most `width` at once, and write their results; the statuses' counts."""
+        """Make the requests of a shard, at most `width` at once, and store the results; returns counts by status."""
         try:
             planned = await self.plan.shard(index)
         except StoreError as error:
@@ -129,9 +129,9 @@ class Session:
         gate = asyncio.Semaphore(width or len(planned) or 1)
 
         async def make(position: int) -> RequestResult:
-            one = planned[position]
+            planned_request = planned[position]
             async with gate:
-                result = await self.executor.make(one.request, one.key)
+                result = await self.executor.make(planned_request.request, planned_request.key)
             self.stats.take(result)
             if result.status == "held":
                 self._held[result.key] = result
@@ -140,16 +140,16 @@ class Session:
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(make(position)) for position in range(len(planned))]
         results = [task.result() for task in tasks]
-        await self._write_results(layout.part(self.prepared.run_id, "results", index), results)
+        await self._write_results(layout.part(self.planned_run.run_id, "results", index), results)
         return Counter(result.status for result in results)
 
-    async def _settle(self) -> None:
-        """Wait for what the shards left parked, and write down what became of it."""
+    async def _finish_deferred(self) -> None:
+        """Wait for the requests that the shards deferred, and store their final results."""
         results = await self.executor.settle()
         for result in results:
             self.stats.replace(self._held[result.key], result)
         if results:
-            await self._write_results(layout.late_results(self.prepared.run_id), results)
+            await self._write_results(layout.late_results(self.planned_run.run_id), results)
 
     async def _write_results(self, path: str, results: list[RequestResult]) -> None:
         sink = io.BytesIO()
@@ -161,24 +161,24 @@ class Session:
             self.control.stop("store", str(error))
 
     async def read_results(self, path: str) -> dict[bytes, RequestResult]:
-        """The results that were written to a path, or could not be; empty if there are none. Raises StoreError."""
+        """The results at a path, by key, also those that could not be stored; empty if none. Raises StoreError."""
         if path in self.unwritten:
             return {result.key: result for result in self.unwritten[path]}
         data = await self.plan.store.get(path)
         return {} if data is None else results_of(pq.read_table(pa.BufferReader(data)))
 
     async def for_each_shard(self, run_one: Callable[[int], Awaitable[object]]) -> None:
-        """Run all shards, so many at once as keep the pipe full, then wait for parked rows. Raises what a shard raises.
+        """Run all shards, as many at once as keep the slots busy, then wait for deferred requests.
 
-        Shards with rows that an earlier run left unsettled come first.
+        Shards with requests that an earlier run left open come first. Raises what a shard raises.
         """
         self.control.moved()
         watching = asyncio.create_task(self.control.watch())
         try:
             await self._run_shards(run_one)
-            await self._settle()
+            await self._finish_deferred()
         except BaseException:
-            # Cancelled by its caller, or a bug: whose event loop this is gets it back without tasks of ours.
+            # Cancelled by the caller, or a bug: leave no tasks of ours in the caller's event loop.
             await self.executor.abandon()
             raise
         finally:
@@ -202,13 +202,13 @@ class Session:
                 task.add_done_callback(running.discard)
 
     def _stop_if_cap_is_used(self) -> None:
-        """Where earlier executions have used the cap, nothing is begun."""
-        to_make = self.prepared.summary.to_make_by_class
+        """Stop the run before its first call if earlier executions have used up the cap."""
+        to_make = self.planned_run.summary.to_make_by_class
         if self.before.executions and to_make and cap_is_used(self.budget, to_make):
             self.control.stop("budget", CAP_USED)
 
     async def _room_for_a_shard(self, running: "set[asyncio.Future[object]]") -> None:
-        """Wait until another shard is wanted: too few are open, or the open ones sleep and leave slots idle."""
+        """Wait until another shard may start: too few are open, or all open ones wait and leave slots idle."""
         while len(running) >= self.open_shards and not self.control.stopped:
             await asyncio.wait(running, timeout=_IDLE_LOOK_S, return_when=asyncio.FIRST_COMPLETED)
             if self.executor.idle and not self._opening and len(running) < _MOST_SHARDS * self.open_shards:
@@ -216,9 +216,9 @@ class Session:
 
     @contextmanager
     def stopping_on_signals(self) -> Iterator[None]:
-        """Within: SIGTERM and SIGINT stop the run in an orderly way; a second one acts as usual.
+        """A context in which SIGTERM or SIGINT stops the run in an orderly way; a second signal acts as usual.
 
-        Only in the main thread can a process listen to signals; elsewhere nothing changes.
+        Outside the main thread this does nothing, since only the main thread can handle signals.
         """
         if threading.current_thread() is not threading.main_thread():
             yield
