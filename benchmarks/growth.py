@@ -32,7 +32,7 @@ from plan_million import fill, write_manifest
 
 from prefect_imagegen.app.config.settings import ProviderSettings, StoreSettings
 from prefect_imagegen.app.planning import prepare
-from prefect_imagegen.app.running import run_session as open_session
+from prefect_imagegen.app.running import run_session
 from prefect_imagegen.app.running.finish import finish
 from prefect_imagegen.core.ledger.deliveries import Deliveries, group_of
 from prefect_imagegen.core.ledger.fold import EVENT_SCHEMA, KEY_TYPE, LedgerFold, LedgerView
@@ -158,10 +158,10 @@ def whole(rows: int) -> dict[str, float]:
     async def run() -> dict[str, float]:
         started = time.process_time()
         store = StoreSettings(f"{folder}/store")
-        job = prepare.RunSpec(f"{folder}/manifest.parquet", store, ProviderSettings("sandbox"))
-        prepared = await prepare.prepare(job)
+        spec = prepare.RunSpec(f"{folder}/manifest.parquet", store, ProviderSettings("sandbox"))
+        planned_run = await prepare.prepare(spec)
         planned = time.process_time()
-        async with open_session.open_session(prepared) as session:
+        async with run_session.open_session(planned_run) as session:
             opened = time.process_time()
             result = await finish(session, 0.0)
             assert result.reused == rows

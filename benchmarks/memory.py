@@ -138,15 +138,15 @@ def resident_mb() -> float:
 def plan(folder: str, rows: int) -> tuple[prepare.PlannedRun, float]:
     """Plan a manifest of so many rows; the planned run, and the peak in MB."""
     write_manifest(Path(folder) / "manifest.parquet", rows)
-    job = prepare.RunSpec(
+    spec = prepare.RunSpec(
         f"{folder}/manifest.parquet",
         StoreSettings(f"{folder}/store"),
         ProviderSettings(base_url="http://instant", api_key=SecretStr("k"), max_in_flight=IN_FLIGHT),
         GenerateOptions(),
     )
     with instant():
-        prepared = asyncio.run(prepare.prepare(job))
-    return prepared, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+        planned_run = asyncio.run(prepare.prepare(spec))
+    return planned_run, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
 
 
 def measure(rows: int) -> dict[str, Any]:
@@ -162,20 +162,20 @@ def measure(rows: int) -> dict[str, Any]:
             samples.append((round(time.monotonic() - started, 1), resident_mb()))
             by_phase[now[0]].append(samples[-1][1])
 
-    async def run(prepared: prepare.PlannedRun) -> int:
-        async with run_session.open_session(prepared) as opened:
+    async def run(planned_run: prepare.PlannedRun) -> int:
+        async with run_session.open_session(planned_run) as opened:
             await opened.for_each_shard(opened.run_shard)
             now[0] = "metadata"
             return (await finish(opened, 0.0)).generated
 
     with tempfile.TemporaryDirectory() as folder, instant():
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as other:
-            prepared, peak = other.submit(plan, folder, rows).result()
+            planned_run, peak = other.submit(plan, folder, rows).result()
             by_phase["plan"].append(peak)
         thread = threading.Thread(target=sample)
         thread.start()
         try:
-            made = asyncio.run(run(prepared))
+            made = asyncio.run(run(planned_run))
         finally:
             ended.set()
             thread.join()

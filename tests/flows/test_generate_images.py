@@ -252,19 +252,19 @@ def test_parameters_hold_no_secret(tmp_path: Path, s3) -> None:
 def test_a_run_is_executed_once(tmp_path: Path) -> None:
     """A flow run that finds its run begun, or planned by a process that is gone, plans anew and names its parent."""
     path, store = manifest(tmp_path, ["a", "b"]), tmp_path / "store"
-    job = RunSpec(path, StoreSettings(str(store)), ProviderSettings("sandbox"))
-    prepared = asyncio.run(prepare(job))
+    spec = RunSpec(path, StoreSettings(str(store)), ProviderSettings("sandbox"))
+    planned_run = asyncio.run(prepare(spec))
     figures = []
     for _ in range(2):
-        registry.planned_runs[prepared.run_id] = prepared
-        figures.append(generate_images(path, str(store), "sandbox", run_id=prepared.run_id))
+        registry.planned_runs[planned_run.run_id] = planned_run
+        figures.append(generate_images(path, str(store), "sandbox", run_id=planned_run.run_id))
     figures.append(generate_images(path, str(store), "sandbox", run_id="of-another-process"))
-    assert figures[0]["run_id"] == prepared.run_id
+    assert figures[0]["run_id"] == planned_run.run_id
     assert [one["calls"] for one in figures] == [2, 0, 0]
     parents = [
         json.loads((store / "runs" / one["run_id"] / "run.json").read_text())["parent_run_id"] for one in figures
     ]
-    assert parents == [None, prepared.run_id, "of-another-process"]
+    assert parents == [None, planned_run.run_id, "of-another-process"]
 
 
 @flow

@@ -347,13 +347,13 @@ def test_a_changed_photograph(world: World, s3: Any) -> None:
 
 
 def plan(world: World, s3_options: dict[str, Any], **options: Any) -> PlanSummary:
-    job = RunSpec(
+    spec = RunSpec(
         world.manifest,
         StoreSettings(str(world.folder / "store")),
         ProviderSettings(base_url="http://127.0.0.1:1", api_key=SecretStr(KEY)),
         GenerateOptions(reference_storage_options=s3_options, **options),
     )
-    return asyncio.run(plan_only(job))
+    return asyncio.run(plan_only(spec))
 
 
 @pytest.mark.s3

@@ -32,10 +32,10 @@ def execute(running: EmbeddedGateway, folder: Path, rows: int, order: str | None
     path = folder / "prompts.parquet"
     pq.write_table(pa.table({"prompt": [f"scene number {n}" for n in range(rows)]}), path)
     backend = ProviderSettings(base_url=running.url, api_key=SecretStr("k"))
-    job = RunSpec(str(path), StoreSettings(str(folder / "store")), backend, GenerateOptions(**options))
+    spec = RunSpec(str(path), StoreSettings(str(folder / "store")), backend, GenerateOptions(**options))
 
     async def run() -> RunResult:
-        async with open_session(await prepare(job), order) as session:
+        async with open_session(await prepare(spec), order) as session:
             await session.for_each_shard(session.run_shard)
             return await finish(session, 0.0)
 

@@ -117,13 +117,13 @@ def generate(running: EmbeddedGateway, folder: Path, **options: Any) -> RunResul
 
 
 def plan(folder: Path, **options: Any) -> PlanSummary:
-    job = RunSpec(
+    spec = RunSpec(
         str(folder / "prompts.jsonl"),
         StoreSettings(str(folder / "store")),
         ProviderSettings(base_url="http://127.0.0.1:1", api_key=SecretStr("k")),
         GenerateOptions(**options),
     )
-    return asyncio.run(plan_only(job))
+    return asyncio.run(plan_only(spec))
 
 
 def metadata(folder: Path, result: RunResult) -> list[dict[str, Any]]:

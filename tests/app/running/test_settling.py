@@ -33,7 +33,7 @@ from prefect_imagegen.store.object_store import FsspecObjectStore
 from tests.support.gateway_runs import PRICE, api, report_text
 
 
-def job(running: EmbeddedGateway, folder: Path, rows: int, **options: Any) -> RunSpec:
+def spec_of(running: EmbeddedGateway, folder: Path, rows: int, **options: Any) -> RunSpec:
     path = folder / "prompts.parquet"
     pq.write_table(pa.table({"prompt": [f"scene number {n}" for n in range(rows)]}), path)
     backend = ProviderSettings(base_url=running.url, api_key=SecretStr("k"))
@@ -41,7 +41,7 @@ def job(running: EmbeddedGateway, folder: Path, rows: int, **options: Any) -> Ru
 
 
 def generate(running: EmbeddedGateway, folder: Path, rows: int, **options: Any) -> RunResult:
-    spec = job(running, folder, rows)
+    spec = spec_of(running, folder, rows)
     return prefect_imagegen.generate(spec.manifest, spec.store, backend=spec.backend, **options)
 
 
@@ -62,9 +62,9 @@ def test_a_run_that_ended_meanwhile_has_paid(tmp_path: Path, monkeypatch: pytest
         return attempts
 
     async def both(running: EmbeddedGateway) -> tuple[RunResult, float]:
-        second = await prepare(job(running, tmp_path, 5, max_cost_usd=1.0))
+        second = await prepare(spec_of(running, tmp_path, 5, max_cost_usd=1.0))
         async with open_session(second) as session:
-            spec = job(running, tmp_path, 5)
+            spec = spec_of(running, tmp_path, 5)
             first = await prefect_imagegen.agenerate(spec.manifest, spec.store, backend=spec.backend)
             assert (first.generated, first.failed) == (4, 1)
             if slow:
@@ -85,11 +85,11 @@ def test_a_run_that_ended_between_plan_and_start_has_paid(tmp_path: Path) -> Non
     """
 
     async def both(running: EmbeddedGateway) -> tuple[RunResult, float]:
-        prepared = await prepare(job(running, tmp_path, 5, max_cost_usd=1.0))
-        spec = job(running, tmp_path, 4)
+        planned_run = await prepare(spec_of(running, tmp_path, 5, max_cost_usd=1.0))
+        spec = spec_of(running, tmp_path, 4)
         first = await prefect_imagegen.agenerate(spec.manifest, spec.store, backend=spec.backend)
         assert (first.generated, first.failed) == (3, 1)
-        async with open_session(prepared) as session:
+        async with open_session(planned_run) as session:
             await session.for_each_shard(session.run_shard)
             return await finish(session, 0.0), session.budget.spent
 
@@ -113,9 +113,9 @@ def test_what_is_written_while_the_ledger_is_read(tmp_path: Path, monkeypatch: p
         return infos
 
     async def known(running: EmbeddedGateway) -> list[str | None]:
-        prepared = await prepare(job(running, tmp_path, 1))
+        planned_run = await prepare(spec_of(running, tmp_path, 1))
         monkeypatch.setattr(FsspecObjectStore, "list", late)
-        async with open_session(prepared) as session:
+        async with open_session(planned_run) as session:
             await session.ledger.refresh(at_once=True)
             (planned_request,) = (await session.plan.shard(0))[:1]
             return [attempt.error_kind for attempt in await session.ledger.known(planned_request.key)]
@@ -160,15 +160,15 @@ def test_an_image_that_is_quarantined_after_the_plan(tmp_path: Path, monkeypatch
     """An image that was there for the plan and is quarantined before the run ends its row as failed, not the run."""
 
     async def meanwhile(running: EmbeddedGateway) -> RunResult:
-        prepared = await prepare(job(running, tmp_path, 5))
+        planned_run = await prepare(spec_of(running, tmp_path, 5))
         next((tmp_path / "store" / "images").rglob("*.png")).unlink()
         # While the API may still have the image, and nobody can ask it, the key is not given free.
-        (young,) = (await verify(prepared.spec.store, ProviderSettings(), GenerateOptions(), repair=True)).problems
+        (young,) = (await verify(planned_run.spec.store, ProviderSettings(), GenerateOptions(), repair=True)).problems
         assert (young.kind, young.repair) == ("missing_image", None)
         monkeypatch.setattr("prefect_imagegen.app.maintenance.repair.OUTPUTS_LIVE", timedelta(0))
-        (old,) = (await verify(prepared.spec.store, ProviderSettings(), GenerateOptions(), repair=True)).problems
+        (old,) = (await verify(planned_run.spec.store, ProviderSettings(), GenerateOptions(), repair=True)).problems
         assert (old.kind, old.repair) == ("missing_image", "quarantined")
-        async with open_session(prepared) as session:
+        async with open_session(planned_run) as session:
             await session.for_each_shard(session.run_shard)
             return await finish(session, 0.0)
 
@@ -190,7 +190,7 @@ def test_what_was_billed_and_failed_is_not_free(kind: str, paid: int, named: flo
     """A row that failed and was billed carries its cost, or null where nobody named one; one that was not, 0."""
 
     async def run(running: EmbeddedGateway) -> RunResult:
-        async with open_session(await prepare(job(running, tmp_path, 2))) as session:
+        async with open_session(await prepare(spec_of(running, tmp_path, 2))) as session:
 
             async def make(request: GenerationRequest, key: bytes) -> RequestResult:
                 if "0" in request.params["prompt"]:
@@ -211,7 +211,7 @@ def test_what_was_not_understood_is_reported(tmp_path: Path) -> None:
     """Answers that were not understood are counted in the result, in report.json, and in words in report.md."""
 
     async def run(running: EmbeddedGateway) -> RunResult:
-        async with open_session(await prepare(job(running, tmp_path, 1))) as session:
+        async with open_session(await prepare(spec_of(running, tmp_path, 1))) as session:
             session._backend.not_understood.update({"history: no list": 3, "poll: status 503": 1})
             return await finish(session, 0.0)
 
