@@ -336,12 +336,12 @@ def test_a_broken_file_is_named(tmp_path, name, data) -> None:
     assert "Parquet (.parquet), CSV (.csv) or JSON lines (.jsonl)" in error.remedy
 
 
-@pytest.mark.parametrize("kept", [0.1, 0.5, 0.95])
-def test_a_truncated_parquet_file_is_named(tmp_path, kept) -> None:
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.95])
+def test_a_truncated_parquet_file_is_named(tmp_path, share) -> None:
     """A Parquet file that ends early is said by its name, among whole ones too."""
     parquet(tmp_path / "a.parquet")
     path = parquet(tmp_path / "b.parquet", pa.table({"prompt": [f"{n}" * 9 for n in range(1000)]}))
-    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * kept)])
+    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
     for url in (path, tmp_path):
         error = refusal(url)
         assert error.kind == "manifest_unreadable"
@@ -449,14 +449,14 @@ def test_partition_folders_are_columns(tmp_path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("log", "what"),
+    ("log", "kind_of_table"),
     [
         ("_delta_log/00000000000000000000.json", "a Delta table"),
         ("metadata/00000-5f.metadata.json", "an Iceberg table"),
         (".hoodie/hoodie.properties", "a Hudi table"),
     ],
 )
-def test_a_table_with_a_log_is_refused(tmp_path, log, what) -> None:
+def test_a_table_with_a_log_is_refused(tmp_path, log, kind_of_table) -> None:
     """The files of a table with a log hold deleted rows too: table, subfolder, file and glob are refused."""
     table = tmp_path / "lake" / "t"
     parquet(table / "data" / "day=1" / "part-0.parquet")
@@ -466,7 +466,7 @@ def test_a_table_with_a_log_is_refused(tmp_path, log, what) -> None:
     for url in (table, tmp_path, table / "data", part.parent, part, table / "data" / "*" / "*.parquet"):
         error = refusal(url)
         assert error.kind == "manifest_table"
-        assert (str(table) in error.message, what in error.message) == (True, True)
+        assert (str(table) in error.message, kind_of_table in error.message) == (True, True)
         assert "snapshot" in error.remedy
 
 
@@ -489,7 +489,7 @@ def test_what_spark_leaves_beside_its_parts_is_no_part(tmp_path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "data", "what"),
+    ("name", "data", "format_name"),
     [
         ("m.xlsx", b"PK\x03\x04" + bytes(30), "a spreadsheet"),
         ("m.ods", b"PK\x03\x04" + bytes(30), "a spreadsheet"),
@@ -500,12 +500,12 @@ def test_what_spark_leaves_beside_its_parts_is_no_part(tmp_path) -> None:
         ("m", b"SQLite format 3\0" + bytes(30), "an SQLite"),
     ],
 )
-def test_files_of_other_programs_are_named(tmp_path, name, data, what) -> None:
+def test_files_of_other_programs_are_named(tmp_path, name, data, format_name) -> None:
     """A spreadsheet, an archive or a file of another format is called by its name, with what to do."""
     (tmp_path / name).write_bytes(data)
     error = refusal(tmp_path / name)
     assert error.kind == "manifest_unreadable"
-    assert what in error.message
+    assert format_name in error.message
     assert str(tmp_path / name) in error.message
 
 

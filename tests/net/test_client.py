@@ -129,11 +129,11 @@ async def test_idle_connections_are_probed(monkeypatch: pytest.MonkeyPatch) -> N
     made: list[socket.socket] = []
     factory = client_module._probed_socket
 
-    def kept(address: Any) -> socket.socket:
+    def noted_socket(address: Any) -> socket.socket:
         made.append(factory(address))
         return made[-1]
 
-    monkeypatch.setattr(client_module, "_probed_socket", kept)
+    monkeypatch.setattr(client_module, "_probed_socket", noted_socket)
 
     async def answer(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n")

@@ -468,7 +468,7 @@ class Model:
 
     def __init__(self, store) -> None:
         self.store = store
-        self.kept: set[str] = set()
+        self.remaining: set[str] = set()
         self.made: list[tuple[datetime, set[str]]] = []
         """When each generation was made, and the segments that it absorbed."""
         self.events: list[dict] = []
@@ -476,7 +476,7 @@ class Model:
 
     async def write(self) -> None:
         await fill(self.store, 1, start=self.segments)
-        self.kept.add(layout.segment(f"s{self.segments:04d}"))
+        self.remaining.add(layout.segment(f"s{self.segments:04d}"))
         self.segments += 1
         self.events = await all_events(self.store)
 
@@ -492,22 +492,22 @@ class Model:
             # Nothing was open, so that nobody died, and what is old is gone.
             self._forget()
         files = paths(self.store, layout.GENERATIONS)
-        self.kept |= {path for path in files if layout.generation_of(path) > len(self.made)}
+        self.remaining |= {path for path in files if layout.generation_of(path) > len(self.made)}
 
     async def compact(self) -> None:
-        is_new = bool(segments_of(self.kept) - set().union(*(segments for _, segments in self.made)))
+        is_new = bool(segments_of(self.remaining) - set().union(*(segments for _, segments in self.made)))
         assert await compact(self.store, CLOCK, more_than=0) is is_new
         if is_new:
-            self.made.append((self.store.now, segments_of(self.kept)))
+            self.made.append((self.store.now, segments_of(self.remaining)))
             manifest = layout.generation(len(self.made))
-            self.kept |= {manifest, *json.loads(self.store.objects[manifest][0])["files"]}
+            self.remaining |= {manifest, *json.loads(self.store.objects[manifest][0])["files"]}
         self._forget()
 
     def _forget(self) -> None:
         moment = self.store.now - timedelta(hours=24)
         newest = max((n for n, (at, _) in enumerate(self.made, 1) if at < moment), default=0)
         absorbed = self.made[newest - 1][1] if newest else set()
-        self.kept = {path for path in self.kept if path not in absorbed and not 0 < number_of(path) < newest}
+        self.remaining = {path for path in self.remaining if path not in absorbed and not 0 < number_of(path) < newest}
 
 
 def test_exactly_what_was_replaced_goes(timed_store) -> None:
@@ -521,7 +521,7 @@ def test_exactly_what_was_replaced_goes(timed_store) -> None:
                 store.later(hours)
             else:
                 await getattr(model, step)()
-            assert {*paths(store, layout.SEGMENTS), *paths(store, layout.GENERATIONS)} == model.kept
+            assert {*paths(store, layout.SEGMENTS), *paths(store, layout.GENERATIONS)} == model.remaining
             assert await all_events(store) == model.events
 
     steps = st.tuples(st.sampled_from(["write", "compact", "wait", "crash"]), st.sampled_from([1.0, 12.5, 25.0]))
@@ -564,14 +564,14 @@ def whole(view: LedgerView) -> dict:
     keys = [key_of(1), key_of(2)]
     ids = [f"id-{n}" for n in range(1, 9)]
 
-    def told(row: dict) -> list[str]:
+    def course_of(row: dict) -> list[str]:
         return [str(row[name]) for name in ("attempt_id", "type", "request_id", "error_kind", "account", "endpoint")]
 
     return {
         "states": view.states(pa.array(keys, KEY_TYPE)).to_pylist(),
         "failures": [view.failure(key) for key in keys],
         "ranks": [dict(view.ranks(key)) for key in keys],
-        "courses": [sorted(map(told, view.course(key))) for key in keys],
+        "courses": [sorted(map(course_of, view.course(key))) for key in keys],
         "calls": view.newest_calls(account="acc", most=99),
         "known": view.known_ids(ids),
         "among": view.calls_among(ids, run_id="run-1"),

@@ -209,7 +209,7 @@ async def test_claim_id_and_events_are_one(store) -> None:
     await book.record(event("failed", attempt=named(2), request_id="id-2", error_kind="unsent", error_message="dns"))
     await book.record(event("submitted", OTHER, named(1, OTHER), request_id="id-9"))
 
-    def told(known):
+    def facts_of(known):
         return [
             (attempt.n, attempt.rank, attempt.request_id, attempt.error_kind, attempt.record is not None)
             for attempt in known
@@ -217,7 +217,7 @@ async def test_claim_id_and_events_are_one(store) -> None:
 
     expected = [(1, 1, "id-1", None, True), (2, 2, "id-2", "unsent", False), (3, -1, "id-3", None, True)]
     before = await book.known(KEY)
-    assert told(before) == expected
+    assert facts_of(before) == expected
     await book.flush()
     other = ledger(store, "n2")
     await other.refresh(at_once=True)
@@ -379,11 +379,11 @@ async def test_flushes_at_once_lose_and_double_nothing(store) -> None:
     """Several flushes at once, with events coming in between, write every event once."""
     book = ledger(store)
 
-    async def one(n: int) -> None:
+    async def record_one(n: int) -> None:
         await book.record(event(attempt=f"{n}"))
         await book.flush()
 
-    await asyncio.gather(*map(one, range(20)))
+    await asyncio.gather(*map(record_one, range(20)))
     await book.flush()
     tables = [pq.read_table(pa.BufferReader(await store.get(info.path))) for info in await store.list("ledger")]
     attempts = [name for table in tables for name in table["attempt_id"].to_pylist()]

@@ -77,7 +77,7 @@ class Reader:
 
     tables: AsyncIterator[pa.Table]
     durable: set[Step]
-    seen: set[Step]
+    steps: set[Step]
 
 
 class LedgerModel(RuleBasedStateMachine):
@@ -277,12 +277,12 @@ class LedgerModel(RuleBasedStateMachine):
         """A reader sees every event that was durable when it began, whatever was compacted and deleted meanwhile."""
         while self.read_on(reader):
             pass
-        assert reader.durable <= reader.seen <= set(self.durable)
+        assert reader.durable <= reader.steps <= set(self.durable)
 
     def read_on(self, reader: Reader) -> bool:
         table = self.wait(anext(reader.tables, None))
         if table is not None:
-            reader.seen |= steps_of(table)
+            reader.steps |= steps_of(table)
         return table is not None
 
     # What always holds

@@ -27,7 +27,7 @@ _INSIDE_OF_CLOUDS = tuple(
     for network in (
         *("168.63.129.16/32", "192.0.0.0/24", "fd00:ec2::/32"),  # Azure, Oracle, AWS
         *("fd20:ce::/32", "fd00:c1::/32", "fd00:42::/32"),  # Google, Oracle, Scaleway
-        *("fec0::/10", "64:ff9b:1::/48"),  # site-local; NAT64 of a network's own, which stands for any IPv4 address
+        *("fec0::/10", "64:ff9b:1::/48"),  # site-local; a network's own NAT64, which can mean any IPv4 address
     )
 )
 """Addresses where clouds serve credentials, beside link-local ones, and that the standard library takes for public."""
@@ -150,7 +150,7 @@ def asked_url(url: str, shown: str) -> URL:
             query_string=_on_wire(parts.query),
             encoded=True,
         )
-    except ValueError as error:  # of ports, brackets, and names that cannot be
+    except ValueError as error:  # impossible ports, brackets and names
         raise FetchError(
             "reference_forbidden", f"{shown} is no valid URL ({error}).", remedy="Correct the address."
         ) from error

@@ -60,7 +60,7 @@ class OutwardResolver(AbstractResolver):
                 try:
                     reaches.append(await reach_of_host(host))
                 except (OSError, UnicodeError):
-                    return "public"  # it may be known the next time
+                    return "public"  # not cached: the name may resolve the next time
             deepest = max(reaches, key=REACHES.index)
             self._deepest = deepest
             return deepest

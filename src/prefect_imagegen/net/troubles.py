@@ -44,7 +44,7 @@ def trouble_of(error: BaseException) -> Trouble:
         return _dns_trouble(error)
     if isinstance(error, aiohttp.ClientSSLError | aiohttp.ClientConnectorCertificateError):
         return _tls_trouble(error)
-    if isinstance(error, TimeoutError):  # aiohttp's own are of this kind too
+    if isinstance(error, TimeoutError):  # aiohttp's time-outs are TimeoutErrors too
         return Trouble("did not answer in time", _FEW_TRIES)
     if isinstance(error, aiohttp.ClientConnectorError):
         reason = error.os_error.strerror or type(error.os_error).__name__

@@ -4,10 +4,10 @@ from prefect_imagegen.core.secrets import holds_secret
 
 _MOVE = "A store that lies there already has to be moved first: at another address nothing is known of it."
 BUCKETS = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss"})
-"""Protocols whose addresses begin with a bucket (a container)."""
+"""Protocols whose URLs begin with a bucket (on Azure: a container)."""
 
 _WITHOUT_USERS = frozenset({"s3", "s3a", "gs", "gcs"})
-"""Protocols that take no credentials from the address, and repeat it in their errors."""
+"""Protocols that ignore credentials in the URL, and repeat the URL in their errors."""
 
 
 def unfit(url: str) -> tuple[str, str] | None:

@@ -109,7 +109,7 @@ def _location_error(url: str, where: str, error: Exception, refusal: Refusal) ->
             f"The bucket or folder of {where} does not exist.",
             remedy="Create it, or correct --store.",
         )
-    # botocore goes in circles where a redirect names no region.
+    # botocore recurses for ever if a redirect names no region.
     if refusal.code in _ELSEWHERE or refusal.status in (301, 302, 307, 308) or isinstance(error, RecursionError):
         answer = str(refusal) or "its redirects name no region"
         return StoreError(

@@ -263,7 +263,7 @@ def _machine() -> str:
 
 
 def _start_of(pid: int) -> int | None:
-    """The start of a process in clock ticks since boot; None if it is gone, or where /proc is not."""
+    """The start of a process in clock ticks since boot; None if it has ended, or without /proc."""
     stat = _stat(pid)
     return None if stat is None else int(stat[_START])
 

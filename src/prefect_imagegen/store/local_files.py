@@ -13,7 +13,7 @@ from prefect_imagegen.failpoints import hit
 _NO_LINKS = frozenset({errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.EMLINK})
 """The errors of file systems without hard links: exFAT, many network drives, folders shared into containers."""
 _AT_FDCWD, _NOREPLACE, _EXCLUSIVE = -100, 1, 4
-"""linux/fcntl.h and linux/fs.h; sys/stdio.h of macOS."""
+"""Constants of renameat2 (linux/fcntl.h, linux/fs.h) and renamex_np (sys/stdio.h of macOS)."""
 
 
 def create_file(target: Path, data: bytes, crash_point: str = "") -> bool:
@@ -92,7 +92,7 @@ def _write_temporary(target: Path, data: bytes) -> Path:
             os.fsync(file.fileno())
         _make_readable(temporary)
     except BaseException:
-        temporary.unlink(missing_ok=True)  # a full disk is not made fuller
+        temporary.unlink(missing_ok=True)  # on a full disk, do not leave the partial file
         raise
     return temporary
 
@@ -123,7 +123,7 @@ def _sync_folder(folder: Path) -> None:
     try:
         os.fsync(handle)
     except OSError as error:
-        if error.errno not in _NO_LINKS:  # network drives that do not sync folders make names durable themselves
+        if error.errno not in _NO_LINKS:  # network drives without folder sync make names durable themselves
             raise
     finally:
         os.close(handle)

@@ -79,7 +79,7 @@ def open_object_store(url: str, storage_options: Mapping[str, Any] | None = None
 
 
 class FsspecObjectStore:
-    """A `ports.ObjectStore` over one fsspec file system; calls run in an own thread pool, on any event loop."""
+    """A `ports.ObjectStore` over one fsspec file system; calls run in its own thread pool, from any event loop."""
 
     def __init__(self, fs: Any, root: str, url: str) -> None:
         self.url = url
@@ -116,7 +116,7 @@ class FsspecObjectStore:
         return await self._run(prefix, lambda fs: self._find(fs, prefix))
 
     async def prune(self, prefix: str) -> None:
-        """Remove a folder and those below it as far as they are empty; only local files have such folders."""
+        """Remove a folder and the folders below it, as far as they are empty; only needed for local files."""
         if self._local:
             await self._run(prefix, lambda _: _prune(Path(self._full(prefix))), writing=True)
 

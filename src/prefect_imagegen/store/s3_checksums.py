@@ -33,7 +33,7 @@ class ChecksumFallback:
         self.fs = without_checksums(fs) if self._kinds_to_try and self._store in _refusing else fs
         """The file system in use: the original, or one without checksums once that has helped."""
         self.opened = [self.fs]
-        """All file systems whose connections are to be closed in the end."""
+        """All file systems whose connections must be closed at the end."""
 
     def call(self, call: Callable[[Any], T], *, writing: bool) -> T:
         """The result of `call(file system)`.
@@ -48,7 +48,7 @@ class ChecksumFallback:
             if isinstance(error, StoreError) or not refusal_of(error).is_unfit:
                 raise
             with self._lock:
-                if self.fs is not fs:  # another thread has found out meanwhile
+                if self.fs is not fs:  # another thread has already switched
                     return call(self.fs)
                 if writing not in self._kinds_to_try:
                     raise
@@ -62,7 +62,7 @@ class ChecksumFallback:
         except Exception as error:
             self._kinds_to_try.discard(writing)
             if isinstance(error, TypeError):
-                raise refused from None  # a client too old to know the settings, and to send checksums
+                raise refused from None  # the client is too old to know these settings, so it sends no checksums
             raise
         self.fs = plain
         if self._store not in _refusing:

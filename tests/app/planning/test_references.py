@@ -304,8 +304,8 @@ def test_photographs_from_everywhere(transport: str, world: World, s3: Any, capf
             place if "://" in place else f"file://{world.folder}/m/{place}" for place in places
         ]
         assert all(reference["width"] >= 64 and reference["height"] >= 64 for reference in row["references"])
-    kept = {path.stem: path.read_bytes() for path in (world.folder / "store" / "references").iterdir()}
-    assert kept == {hashlib.sha256(by_place[place]).hexdigest(): by_place[place] for place in at.values()}
+    stored = {path.stem: path.read_bytes() for path in (world.folder / "store" / "references").iterdir()}
+    assert stored == {hashlib.sha256(by_place[place]).hexdigest(): by_place[place] for place in at.values()}
     # The wire, the store and what was printed.
     assert KEY.encode() in api.log
     assert KEY.encode() not in bucket.log

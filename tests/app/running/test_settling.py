@@ -42,7 +42,7 @@ def spec_of(running: EmbeddedGateway, folder: Path, rows: int, **options: Any) -
 
 def generate(running: EmbeddedGateway, folder: Path, rows: int, **options: Any) -> RunResult:
     spec = spec_of(running, folder, rows)
-    return prefect_imagegen.generate(spec.manifest, spec.store, backend=spec.backend, **options)
+    return prefect_imagegen.generate(spec.manifest, spec.store, backend=spec.provider, **options)
 
 
 @pytest.mark.parametrize("slow", [False, True])
@@ -65,7 +65,7 @@ def test_a_run_that_ended_meanwhile_has_paid(tmp_path: Path, monkeypatch: pytest
         second = await prepare(spec_of(running, tmp_path, 5, max_cost_usd=1.0))
         async with open_session(second) as session:
             spec = spec_of(running, tmp_path, 5)
-            first = await prefect_imagegen.agenerate(spec.manifest, spec.store, backend=spec.backend)
+            first = await prefect_imagegen.agenerate(spec.manifest, spec.store, backend=spec.provider)
             assert (first.generated, first.failed) == (4, 1)
             if slow:
                 monkeypatch.setattr(StoreLedger, "known", late)
@@ -87,7 +87,7 @@ def test_a_run_that_ended_between_plan_and_start_has_paid(tmp_path: Path) -> Non
     async def both(running: EmbeddedGateway) -> tuple[RunResult, float]:
         planned_run = await prepare(spec_of(running, tmp_path, 5, max_cost_usd=1.0))
         spec = spec_of(running, tmp_path, 4)
-        first = await prefect_imagegen.agenerate(spec.manifest, spec.store, backend=spec.backend)
+        first = await prefect_imagegen.agenerate(spec.manifest, spec.store, backend=spec.provider)
         assert (first.generated, first.failed) == (3, 1)
         async with open_session(planned_run) as session:
             await session.for_each_shard(session.run_shard)
@@ -212,7 +212,7 @@ def test_what_was_not_understood_is_reported(tmp_path: Path) -> None:
 
     async def run(running: EmbeddedGateway) -> RunResult:
         async with open_session(await prepare(spec_of(running, tmp_path, 1))) as session:
-            session._backend.not_understood.update({"history: no list": 3, "poll: status 503": 1})
+            session._provider.not_understood.update({"history: no list": 3, "poll: status 503": 1})
             return await finish(session, 0.0)
 
     with api() as running:

@@ -64,7 +64,7 @@ class ReconcileReport:
     differences: list[Difference] = field(default_factory=list)
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """The fields as a dict, for JSON."""
         return asdict(self)
 
 

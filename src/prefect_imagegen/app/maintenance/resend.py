@@ -43,7 +43,7 @@ class ResendReport:
     """Rows left alone because a later call of theirs was accepted: the next run fetches its image."""
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """The fields as a dict, for JSON."""
         return {report_field.name: getattr(self, report_field.name) for report_field in fields(self)}
 
 

@@ -46,5 +46,5 @@ class VerifyReport:
         return Counter(problem.kind for problem in self.problems)
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """The fields as a dict, for JSON."""
         return asdict(self)

@@ -22,7 +22,7 @@ from prefect_imagegen.ports import ObjectStore
 
 @dataclass(frozen=True, slots=True)
 class PlannedRequest:
-    """One request that a shard has to make, and the first manifest row that asks for it."""
+    """A request that a shard has to make, its key, and the number of the first manifest row that asks for it."""
 
     row_index: int
     key: bytes

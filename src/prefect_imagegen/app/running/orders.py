@@ -36,7 +36,7 @@ async def enter(store: ObjectStore, order_id: str, run_id: str) -> Execution:
         if await store.create(path, data, "application/json"):
             return Execution(number, tuple(earlier))
         other = json_object(path, await store.get(path)).get("run_id")
-        if other == run_id:  # our own put, sent again by a client library
+        if other == run_id:  # our own put: a client library sent it twice
             return Execution(number, tuple(earlier))
         if not isinstance(other, str):
             raise damaged(path)

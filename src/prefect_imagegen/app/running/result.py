@@ -72,7 +72,7 @@ class RunResult:
     """Images billed in this run, including those of earlier calls whose image it fetched."""
     overshoot_usd: float = 0.0
     assumed_price: bool = False
-    """Whether the cap was held against an assumed price, since answers named no cost."""
+    """Whether the cap was checked against an assumed price, because answers named no cost."""
     not_understood: dict[str, int] = field(default_factory=dict)
     """Answers of the API that were not understood, and so proved nothing: counts by what was wrong."""
     unhonoured: dict[str, int] = field(default_factory=dict)
@@ -82,7 +82,7 @@ class RunResult:
     left_out: dict[str, str] = field(default_factory=dict)
     """GPU workers that were left out, by address, with the reason."""
     earlier: Earlier | None = None
-    """Set where this run is not the first execution of its flow run."""
+    """The earlier executions of this run's flow run; None if this is the first."""
 
     @property
     def exit_code(self) -> int:

@@ -47,7 +47,7 @@ from prefect_imagegen.store.ledger.ledger import StoreLedger, load_ledger, segme
 from prefect_imagegen.store.object_store import open_object_store
 from prefect_imagegen.store.patient_store import PatientStore
 
-_ASK_WITHIN_S = 30.0
+_CHECK_TIMEOUT_S = 30.0
 
 
 class AlreadyStartedError(ImagegenError):
@@ -186,9 +186,8 @@ async def _accounts_behind(
     ):
         return NoAccounts(forgets=True)
     with suppress(ProviderError, TimeoutError):
-        await asyncio.wait_for(
-            provider.check(), _ASK_WITHIN_S
-        )  # for the API's time, which the first claims are to know
+        # The answer carries the API's time, which the first claims record.
+        await asyncio.wait_for(provider.check(), _CHECK_TIMEOUT_S)
     return await open_accounts(
         store,
         view,

@@ -57,7 +57,7 @@ class _CsvFile:
                 self._separator = csv_text.separator_of(header, wanted, usual)
             except csv_text.BadCsvError as error:
                 raise BadTextError(self._lines.first, str(error), "Save it with commas.") from None
-        cells = self._record(iter([header]))  # as one line: what may not be a part of the header is refused
+        cells = self._record(iter([header]))  # passed as one line, so that csv.reader checks that it is one record
         self.header = csv_text.header_of([cell.removeprefix("\ufeff") for cell in cells or []])
 
     def pieces(self, needed: Collection[str], bounds: Bounds) -> Iterator[Piece]:
@@ -116,7 +116,7 @@ class _CsvFile:
         return self._record(reader)
 
     def _record(self, reader: Any) -> list[str] | None:
-        """The next record, None at the end."""
+        """The next record; None at the end. Raises BadTextError."""
         if not hasattr(reader, "line_num"):
             reader = csv.reader(reader, **csv_text.dialect_of(self._separator))
         try:
@@ -159,7 +159,7 @@ class _CsvFile:
                 size += len(line)
                 quoted += '"' in line
                 if size > _LONGEST_HEADER or quoted > _MOST_QUOTED_LINES:
-                    break  # what is still open then is never closed
+                    break  # a quote that is still open here counts as never closed
                 # Only a quote can end the name.
                 if '"' in line and not csv_text.goes_on("".join(self._lines.record), separators):
                     break

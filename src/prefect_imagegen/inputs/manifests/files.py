@@ -1,4 +1,4 @@
-"""Find the files of a manifest: a file, a folder or a glob on any fsspec URL, and what each file is."""
+"""Find the files of a manifest (a file, a folder or a glob on any fsspec URL), and their formats."""
 
 import glob
 from collections.abc import Iterable, Mapping
@@ -110,7 +110,7 @@ class ManifestFiles:
             self._refuse_logs(names, path)
             names = [name for name in names if not _is_hidden(name[len(path) :])]
             paths = [name for name in names if self._is_parquet(name)]
-            # A .json beside Parquet files is a description of them, as a rule.
+            # A .json file beside Parquet files usually describes them.
             tables = [name for name in names if _SUFFIXES.get(_suffix(name)) in {"csv", "jsonl"}]
             tables = [name for name in tables if _suffix(name) != ".json"]
             self.passed_over = tuple(redact(PurePosixPath(name).name) for name in sorted(tables))

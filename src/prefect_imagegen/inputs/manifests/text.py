@@ -16,7 +16,7 @@ MAX_RECORD = 32 * 2**20
 """The most characters of one row; it also limits how far an unclosed quote is read."""
 _BUFFER = 2**20
 _XZ_MEMORY = 256 * 2**20
-"""`xz -9` needs 65 MiB."""
+"""The limit of memory for xz; files of `xz -9` need 65 MiB."""
 
 
 class _Xz:
@@ -31,7 +31,7 @@ class _Xz:
         while not data:
             packed = b""
             if self._unpacker.eof:
-                # Streams may follow one another, with zeros between them.
+                # A file may have several streams, with padding of zeros between them.
                 packed = self._unpacker.unused_data.lstrip(b"\0")
                 while not packed and (more := self._source.read(_BUFFER)):
                     packed = more.lstrip(b"\0")

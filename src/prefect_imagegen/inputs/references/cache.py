@@ -49,7 +49,7 @@ def _folder(named: str | None) -> Path:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             return folder
-    except (OSError, RuntimeError):  # of a user without a home
+    except (OSError, RuntimeError):  # RuntimeError: the user has no home folder
         return _own_folder()
 
 
@@ -89,7 +89,7 @@ class ReferenceCache:
         try:
             content = json.loads(row[1])
             return row[0], ReferenceFacts(**content | {"changes": tuple(content["changes"])})
-        except (ValueError, TypeError, KeyError):  # of another version of this program, or damaged
+        except (ValueError, TypeError, KeyError):  # written by another version, or damaged
             return None, None
 
     async def keep_facts(self, entries: Sequence[tuple[str, str, ReferenceFacts]]) -> None:

@@ -215,7 +215,7 @@ class ReferenceReader:
             options = dict(self._options.storage_options.get(scheme, {}))
             if scheme == "s3":
                 options = s3_options(options)
-                # Left to itself, the client signs URLs in the old way, which newer regions and encrypted keys refuse.
+                # By default the client signs URLs with version 2, which newer regions and KMS-encrypted objects refuse.
                 options["config_kwargs"].setdefault("signature_version", "s3v4")
             try:
                 self._systems[scheme] = fsspec.filesystem(scheme, **options)

@@ -139,7 +139,7 @@ class ReferenceRoutes:
             try:
                 reach = await reach_of_host(host)
             except (OSError, UnicodeError):
-                reach = "public"  # a name that means nothing here may mean something there
+                reach = "public"  # a name that does not resolve here may resolve for the API
             self._open_hosts[host] = reach == "public" or (reach == "loopback" and self._options.provider_is_local)
         return self._open_hosts[host]
 
@@ -179,7 +179,7 @@ class ReferenceRoutes:
                 return await self._reader.decoding(normalised, data)
             if reference.facts is None or reference.facts.width is None:
                 await self._reader.decoding(upright_size, data)
-        except Exception as error:  # Pillow raises many types: whatever it is, it is about this picture
+        except Exception as error:  # Pillow raises many types, and all concern this picture only
             raise ReferenceReadError(f"it cannot be made fit to send: {error}") from error
         return data
 

@@ -64,7 +64,7 @@ class StoreContract:
             try:
                 state, observed = await check.look(self._bench.of(check.name))
             except StoreError as error:
-                if error.kind == "store_full":  # none of what a check looks for
+                if error.kind == "store_full":  # says nothing about what the check tests
                     yield Finding(check.name, "unknown", error.message, _UNTRIED, error.remedy)
                     yield Finding("contract", "fail", "the other checks were not tried", _FULL, error.remedy)
                     return

@@ -141,7 +141,7 @@ async def open_accounts(
         record = KeyRecord(fingerprint, place.account, provider, origin_of(base_url), place.proof)
         path = layout.account(fingerprint)
         if not await store.create(path, json.dumps(asdict(record)).encode(), "application/json"):
-            record = _key_record(path, await store.get(path))  # a listing that lags had not shown it
+            record = _key_record(path, await store.get(path))  # the listing lagged and did not show it
         keys[fingerprint] = record
     return StoreAccounts(view, fingerprint, keys[fingerprint].account, list(keys.values()), look_up)
 
@@ -182,7 +182,7 @@ async def _place(
     """The account of a key that is not on record; None if that is not certain."""
     is_certain = True
     for account in sorted(accounts):
-        # Calls that are too young for the history prove nothing by their absence.
+        # That a recent call is not in the history proves nothing: the history lags.
         settled, newest = (
             view.newest_calls(account=account, before=history_complete_until),
             view.newest_calls(account=account),

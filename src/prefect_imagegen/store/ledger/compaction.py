@@ -222,7 +222,7 @@ async def _tidy(store: ObjectStore, files: LedgerFiles, before: datetime) -> Non
         return
     generation = parse_generation(layout.generation(newest_old), data)
     await _delete(store, [info.path for info in files.segments if name_of(info.path) in generation.absorbed])
-    # A generation names files of its own number alone.
+    # A generation names only files of its own number.
     await _delete(store, [info.path for info in files.parts if 0 < layout.generation_of(info.path) < newest_old])
     # Manifests go last, so that a crash in between leaves no file without one.
     await _delete(store, [files.manifests[number].path for number in files.manifests if number < newest_old])

@@ -143,7 +143,7 @@ def to_parquet(table: pa.Table) -> bytes:
 def from_parquet(path: str, data: bytes) -> pa.Table:
     """The events in a ledger file, as `EVENT_SCHEMA`; columns it lacks are null. Raises StoreError if it is damaged."""
     try:
-        # One thread: files are read side by side, and small ones cost more to hand around than to read.
+        # One thread: files are read in parallel already, and for small ones Arrow's threads cost more than they save.
         table = pq.ParquetFile(pa.BufferReader(data)).read(use_threads=False)
         missing = [name for name in EVENT_SCHEMA.names if name not in table.column_names]
         for name in missing:
