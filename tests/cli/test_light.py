@@ -4,7 +4,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +49,7 @@ print(json.dumps(answers))
 
 
 class Ended:
-    """A command that has ended: exit code, output, and the top-level modules that it had loaded."""
+    """A command that has ended: exit code, output, and the top-level modules that it loaded."""
 
     def __init__(self, folder: Path, *words: object, **environment: str) -> None:
         own = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "SEGMIND_"))}
@@ -92,19 +92,26 @@ HELP = [("--help",), ("--version",), *((name, "--help") for name in cli.commands
 USAGE_ERRORS = dict(usage_errors())
 
 
-@pytest.fixture(scope="module")
-def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, ...], dict[str, Any]]:
+def answers_to(
+    lines: Sequence[tuple[str, ...]], folder: Path, **environment: str
+) -> dict[tuple[str, ...], dict[str, Any]]:
     """What one process says to each command line in turn, and the heavy libraries that it has then and not before."""
-    script = _EACH.format(lines=[*HELP, *USAGE_ERRORS], heavy=HEAVY)
     process = subprocess.run(
-        [sys.executable, "-c", script],
-        cwd=tmp_path_factory.mktemp("light"),
+        [sys.executable, "-c", _EACH.format(lines=lines, heavy=HEAVY)],
+        cwd=folder,
+        env=os.environ | environment,
         capture_output=True,
         text=True,
         check=True,
         timeout=120,
     )
     return {tuple(answer["words"]): answer for answer in json.loads(process.stdout)}
+
+
+@pytest.fixture(scope="module")
+def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, ...], dict[str, Any]]:
+    """The answers to all that is to be answered at once."""
+    return answers_to([*HELP, *USAGE_ERRORS], tmp_path_factory.mktemp("light"))
 
 
 @pytest.mark.parametrize("words", HELP, ids=" ".join)
@@ -121,6 +128,26 @@ def test_usage_errors_are_light(words: tuple[str, ...], answers: dict[tuple[str,
     answer = answers[words]
     assert (answer["code"], answer["loaded"]) == (2, [])
     assert USAGE_ERRORS[words] in answer["stderr"]
+
+
+@pytest.mark.parametrize(
+    ("trouble", "code", "message"),
+    [("KeyboardInterrupt", 3, "interrupted before the first call"), ("ImportError('torn')", 4, "ImportError: torn")],
+)
+def test_loading_is_within_the_boundary(trouble: str, code: int, message: str, tmp_path: Path) -> None:
+    """Ctrl-C, or a broken library, while a command loads what it needs ends it as at any other time."""
+    (tmp_path / "pydantic.py").write_text(f"raise {trouble}\n")
+    lines = []
+    for name, command in cli.commands.items():
+        required = [parameter for parameter in command.params if parameter.required]
+        arguments = ["x" for parameter in required if isinstance(parameter, click.Argument)]
+        valued = [f"{parameter.opts[0]}=x" for parameter in required if isinstance(parameter, click.Option)]
+        lines.append((name, *arguments, *valued))
+    paths = os.pathsep.join([str(tmp_path), *filter(None, sys.path)])
+    answers = answers_to(lines, tmp_path, PYTHONPATH=paths)
+    assert {name: answer["code"] for (name, *_), answer in answers.items()} == dict.fromkeys(cli.commands, code)
+    assert [answer["words"] for answer in answers.values() if message not in answer["stderr"]] == []
+    assert [path.name for path in tmp_path.iterdir()] == ["pydantic.py"]
 
 
 def test_the_guard_sees_a_heavy_library(tmp_path: Path) -> None:

@@ -20,9 +20,9 @@ SOURCES = [
 
 
 def run(code: str) -> str:
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=120)
-    assert found.returncode == 0, found.stderr
-    return found.stdout
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=120)
+    assert process.returncode == 0, process.stderr
+    return process.stdout
 
 
 def test_imports_are_absolute() -> None:
@@ -138,7 +138,7 @@ def test_the_ephemeral_server_starts(tmp_path: Path) -> None:
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "DO_NOT_TRACK": "1",
     }
-    found = subprocess.run(
+    process = subprocess.run(
         [sys.executable, str(script)], env=environment, capture_output=True, text=True, check=False, timeout=240
     )
-    assert "answer 42" in found.stdout, found.stderr
+    assert "answer 42" in process.stdout, process.stderr
