@@ -33,8 +33,34 @@ def test_json_lines_of_all_sorts_reach_the_metadata(tmp_path) -> None:
     assert [metadata[name].to_pylist() for name in "xyz"] == [["1", "one"], ["{}", None], [None, '{"a": [{}]}']]
 
 
-async def test_a_running_loop_gets_its_remedy(tmp_path) -> None:
+@pytest.mark.parametrize("name", ["generate", "plan"])
+async def test_a_running_loop_gets_its_remedy(name: str, tmp_path) -> None:
     """In a running event loop, as in a notebook, the blocking function refuses and names the other one."""
-    with pytest.raises(RefusedError) as raised:
-        prefect_imagegen.generate(tmp_path / "m.csv", tmp_path / "store", backend="sandbox")
-    assert (raised.value.kind, "await prefect_imagegen.agenerate" in raised.value.remedy) == ("running_loop", True)
+    with pytest.raises(RefusedError) as refusal:
+        getattr(prefect_imagegen, name)(tmp_path / "m.csv", tmp_path / "store", backend="sandbox")
+    assert refusal.value.kind == "running_loop"
+    assert f"await prefect_imagegen.a{name}(" in refusal.value.remedy
+
+
+def test_a_plan_counts_and_writes_nothing(tmp_path) -> None:
+    """`plan` says what `generate` would do, row errors included, without a key and without writing."""
+    manifest = tmp_path / "m.csv"
+    manifest.write_text("prompt,seed\na cup,5\na chair,many\na cup,5\n")
+    store = tmp_path / "store"
+    summary = prefect_imagegen.plan(manifest, store)
+    assert isinstance(summary, prefect_imagegen.PlanSummary)
+    assert (summary.rows, summary.to_make, summary.counts["identical"], summary.counts["invalid"]) == (3, 1, 1, 1)
+    assert "many" in str(summary.errors[0])
+    assert not store.exists()
+
+
+async def test_a_plan_within_a_running_loop(tmp_path) -> None:
+    """`aplan` sees what is done already, and refuses what cannot be read."""
+    manifest = tmp_path / "m.csv"
+    manifest.write_text("prompt\na cup\n")
+    result = await prefect_imagegen.agenerate(manifest, tmp_path / "store", backend="sandbox", shard_size=1)
+    assert result.generated == 1
+    summary = await prefect_imagegen.aplan(manifest, tmp_path / "store", backend="sandbox")
+    assert (summary.counts["done"], summary.to_make) == (1, 0)
+    with pytest.raises(prefect_imagegen.RefusedError):
+        await prefect_imagegen.aplan(tmp_path / "none.csv", tmp_path / "store", backend="sandbox")

@@ -31,8 +31,8 @@ class BlindS3:
             self.objects.pop(key, None)
             return web.Response(status=204)
         if key:
-            found = self.objects.get(key)
-            return web.Response(status=404) if found is None else web.Response(body=found, headers={"ETag": '"0"'})
+            data = self.objects.get(key)
+            return web.Response(status=404) if data is None else web.Response(body=data, headers={"ETag": '"0"'})
         prefix = request.query.get("prefix", "")
         names = sorted(name for name in self.objects if name.startswith(prefix))
         items = "".join(_ITEM.format(key=escape(name), size=len(self.objects[name])) for name in names)

@@ -30,19 +30,19 @@ STATES = ("generated", "reused", "invalid", "failed", "held", "not_run")
 
 def call(*words: object, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run the command in a folder, with an empty Prefect home there and no settings of the user."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "SEGMIND_"))}
-    kept |= {"PREFECT_HOME": str(folder / "prefect-home"), "DO_NOT_TRACK": "1", "COLUMNS": "200"}
+    own = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "SEGMIND_"))}
+    own |= {"PREFECT_HOME": str(folder / "prefect-home"), "DO_NOT_TRACK": "1", "COLUMNS": "200"}
     command = [sys.executable, "-m", "prefect_imagegen.cli.main", *map(str, words)]
-    found = subprocess.run(
-        command, cwd=folder, env=kept | environment, capture_output=True, text=True, timeout=300, check=False
+    process = subprocess.run(
+        command, cwd=folder, env=own | environment, capture_output=True, text=True, timeout=300, check=False
     )
-    assert "Traceback" not in found.stderr + found.stdout, found.stderr
-    return found
+    assert "Traceback" not in process.stderr + process.stdout, process.stderr
+    return process
 
 
-def last_line(found: subprocess.CompletedProcess[str]) -> dict[str, object]:
+def last_line(process: subprocess.CompletedProcess[str]) -> dict[str, object]:
     """The JSON object of the last line, with its promised fields and sum."""
-    figures = json.loads(found.stdout.splitlines()[-1])
+    figures = json.loads(process.stdout.splitlines()[-1])
     assert tuple(figures) == FIELDS
     assert sum(figures[state] for state in STATES) == figures["rows"]
     return figures
@@ -101,9 +101,9 @@ def test_failed_rows_exit_1(tmp_path: Path) -> None:
 
     with EmbeddedGateway(GatewaySettings(faults=load_faults(str(script)))) as gateway:
         words = ("generate", path, "--store", "out", "--base-url", gateway.url, "--json", "--on-invalid", "skip")
-        found = call(*words, folder=tmp_path, SEGMIND_API_KEY="k")
-    assert found.returncode == 1, found.stderr
-    figures = last_line(found)
+        process = call(*words, folder=tmp_path, SEGMIND_API_KEY="k")
+    assert process.returncode == 1, process.stderr
+    figures = last_line(process)
     assert (figures["generated"], figures["invalid"], figures["failed"]) == (1, 1, 1)
     failures = pq.read_table(tmp_path / "out" / "runs" / str(figures["run_id"]) / "failures")
     assert failures["error_kind"].to_pylist() == ["invalid_row", "generation_failed"]
@@ -207,10 +207,10 @@ def test_bad_input_is_refused(case: str, inputs: Path, tmp_path: Path) -> None:
     """Bad input exits 2 before any call, names culprit and remedy, and leaves no store behind."""
     (name, *words), said = REFUSED[case]
     backend = () if "--backend" in words else ("--backend", "sandbox")
-    found = call("generate", inputs / name, "--store", "out", "--json", *backend, *words, folder=tmp_path)
-    assert found.returncode == 2, found.stderr
-    assert said in " ".join(found.stderr.split())
-    figures = last_line(found)
+    process = call("generate", inputs / name, "--store", "out", "--json", *backend, *words, folder=tmp_path)
+    assert process.returncode == 2, process.stderr
+    assert said in " ".join(process.stderr.split())
+    figures = last_line(process)
     assert (figures["run_id"], figures["calls"]) == (None, 0)
     assert not (tmp_path / "out").exists()
     assert not (tmp_path / "prefect-home").exists(), "a refusal must not start Prefect"
@@ -221,10 +221,10 @@ def test_endpoint_and_key_are_checked_first(inputs: Path, tmp_path: Path) -> Non
     good = inputs / "good.parquet"
 
     def refused(*words: str, **environment: str) -> str:
-        found = call("generate", good, "--store", "out", "--json", *words, folder=tmp_path, **environment)
-        assert found.returncode == 2, found.stderr
-        last_line(found)
-        return " ".join(found.stderr.split())
+        process = call("generate", good, "--store", "out", "--json", *words, folder=tmp_path, **environment)
+        assert process.returncode == 2, process.stderr
+        last_line(process)
+        return " ".join(process.stderr.split())
 
     assert "SEGMIND_API_KEY" in refused()
     assert "127.0.0.1:9" in refused("--base-url", "http://127.0.0.1:9", SEGMIND_API_KEY="k")
@@ -258,11 +258,11 @@ def test_stores_are_checked_first(inputs: Path, tmp_path: Path, s3) -> None:
     }
     for (store, *words), said in cases.items():
         command = ("generate", good, "--backend", "sandbox", "--json", "--store", store, *words)
-        found = call(*command, folder=tmp_path, **secrets)
-        assert found.returncode == 2, (store, found.stderr)
-        assert said in " ".join(found.stderr.split()), store
-        assert "reader-secret" not in found.stderr
-        last_line(found)
+        process = call(*command, folder=tmp_path, **secrets)
+        assert process.returncode == 2, (store, process.stderr)
+        assert said in " ".join(process.stderr.split()), store
+        assert "reader-secret" not in process.stderr
+        last_line(process)
 
 
 def test_a_store_without_create_only_puts_is_refused(tmp_path: Path, blind_s3) -> None:
@@ -271,23 +271,23 @@ def test_a_store_without_create_only_puts_is_refused(tmp_path: Path, blind_s3) -
         store = ("--store", "s3://images/a", "--storage-option", f"endpoint_url={blind_s3.url}")
         secrets = ("--storage-option", "key=env:S3", "--storage-option", "secret=env:S3")
         command = ("generate", manifest(tmp_path), "--base-url", gateway.url, "--json", *store, *secrets)
-        found = call(*command, folder=tmp_path, S3="x", SEGMIND_API_KEY="k")
-        assert found.returncode == 2, found.stderr
-        said = " ".join(found.stderr.split())
+        process = call(*command, folder=tmp_path, S3="x", SEGMIND_API_KEY="k")
+        assert process.returncode == 2, process.stderr
+        said = " ".join(process.stderr.split())
         assert "s3://images/a overwrites objects that were to be created only once" in said
         assert "conditional puts" in said
-        assert last_line(found)["calls"] == 0
+        assert last_line(process)["calls"] == 0
         assert gateway.books.calls["submit"] == 0
         assert set(blind_s3.objects) == {"a/store.json"}
 
 
 def test_plan_writes_nothing_and_needs_no_key(inputs: Path, tmp_path: Path) -> None:
     """`plan` counts what is to do, without key, store or Prefect; invalid rows make it exit 2."""
-    found = call("plan", manifest(tmp_path), "--store", "out", "--json", folder=tmp_path)
-    assert found.returncode == 0, found.stderr
-    figures = last_line(found)
+    process = call("plan", manifest(tmp_path), "--store", "out", "--json", folder=tmp_path)
+    assert process.returncode == 0, process.stderr
+    figures = last_line(process)
     assert (figures["rows"], figures["not_run"], figures["run_id"]) == (3, 3, None)
-    assert "2 images: 0.04 to 0.16 USD" in found.stderr
+    assert "2 images: 0.04 to 0.16 USD" in process.stderr
     assert call("plan", inputs / "null.parquet", "--store", "out", folder=tmp_path).returncode == 2
     assert not (tmp_path / "out").exists()
     assert not (tmp_path / "prefect-home").exists()
@@ -295,22 +295,22 @@ def test_plan_writes_nothing_and_needs_no_key(inputs: Path, tmp_path: Path) -> N
 
 def test_usage_errors_end_with_json_too(tmp_path: Path) -> None:
     """A command line that cannot be parsed exits 2, with its line of JSON if that was asked for."""
-    found = call("generate", "--json", folder=tmp_path)
-    assert found.returncode == 2
-    assert last_line(found)["rows"] == 0
-    assert "MANIFEST" in found.stderr
+    process = call("generate", "--json", folder=tmp_path)
+    assert process.returncode == 2
+    assert last_line(process)["rows"] == 0
+    assert "MANIFEST" in process.stderr
 
 
 def test_an_open_gateway_is_refused(tmp_path: Path) -> None:
     """`serve` on any address but loopback needs a key."""
-    found = call("serve", "--host", "0.0.0.0", folder=tmp_path)
-    assert found.returncode == 2
-    assert "PREFECT_IMAGEGEN_API_KEY" in found.stderr
+    process = call("serve", "--host", "0.0.0.0", folder=tmp_path)
+    assert process.returncode == 2
+    assert "PREFECT_IMAGEGEN_API_KEY" in process.stderr
     script = tmp_path / "faults.json"
     script.write_text('{"faults": [{"fault": "earthquake"}]}')
-    found = call("serve", "--faults", script, folder=tmp_path)
-    assert found.returncode == 2
-    assert "faults.json" in found.stderr
+    process = call("serve", "--faults", script, folder=tmp_path)
+    assert process.returncode == 2
+    assert "faults.json" in process.stderr
 
 
 def test_accounts_of_a_gateway_that_cannot_be(tmp_path: Path) -> None:
@@ -323,11 +323,11 @@ def test_accounts_of_a_gateway_that_cannot_be(tmp_path: Path) -> None:
         ("bob=env:ALICE_KEY", "the same key"),
     ):
         words = ("serve", "--port", "0", "--account", "alice=env:ALICE_KEY", "--account", text)
-        found = call(*words, folder=tmp_path, ALICE_KEY="a-secret")
-        assert found.returncode == 2
-        assert said in found.stderr
-        assert "hunter2" not in found.stderr
-        assert "a-secret" not in found.stderr
+        process = call(*words, folder=tmp_path, ALICE_KEY="a-secret")
+        assert process.returncode == 2
+        assert said in process.stderr
+        assert "hunter2" not in process.stderr
+        assert "a-secret" not in process.stderr
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -360,18 +360,18 @@ def test_serve_ends_well(number: signal.Signals, tmp_path: Path) -> None:
 
 def test_status_of_nothing(tmp_path: Path) -> None:
     """`status` of a folder that is no store says so."""
-    found = call("status", "--store", "nothing", folder=tmp_path)
-    assert found.returncode == 2
-    assert "no image store" in found.stderr
+    process = call("status", "--store", "nothing", folder=tmp_path)
+    assert process.returncode == 2
+    assert "no image store" in process.stderr
 
 
 def test_an_internal_error_exits_4(tmp_path: Path) -> None:
     """What nobody expects, such as a Prefect that does not start, exits 4, in words and in JSON."""
     words = ("generate", manifest(tmp_path), "--store", "out", "--backend", "sandbox", "--json", "--prefect", "on")
-    found = call(*words, folder=tmp_path, PREFECT_API_REQUEST_TIMEOUT="soon")
-    assert found.returncode == 4, found.stderr
-    assert "internal error" in found.stderr
-    assert last_line(found)["calls"] == 0
+    process = call(*words, folder=tmp_path, PREFECT_API_REQUEST_TIMEOUT="soon")
+    assert process.returncode == 4, process.stderr
+    assert "internal error" in process.stderr
+    assert last_line(process)["calls"] == 0
 
 
 @pytest.mark.prefect
@@ -382,13 +382,13 @@ def test_generate_with_a_pool(images_engine: Any, tmp_path: Path) -> None:
     pool = ("--store", "out", "--backend", "pool", "--endpoint", worker.endpoint)
     path = manifest(tmp_path, prompt=["a", "b", "c"], cfg=[3.0, None, 3.0])
     secret = {"PREFECT_IMAGEGEN_POOL_API_KEY": "pool-00112233"}
-    found = call("generate", path, *pool, "--endpoint", "openai+http://127.0.0.1:9", folder=tmp_path, **secret)
-    assert found.returncode == 0, found.stderr
-    assert "on your own workers: nothing to pay" in found.stdout
-    assert "replaced by what the workers can do: cfg in" in found.stdout
-    assert "licence of the weights: FLUX Non-Commercial License" in found.stdout
-    assert "Worker http://127.0.0.1:9 is left out until it is healthy" in found.stderr
-    assert "pool-00112233" not in found.stdout + found.stderr
+    process = call("generate", path, *pool, "--endpoint", "openai+http://127.0.0.1:9", folder=tmp_path, **secret)
+    assert process.returncode == 0, process.stderr
+    assert "on your own workers: nothing to pay" in process.stdout
+    assert "replaced by what the workers can do: cfg in" in process.stdout
+    assert "licence of the weights: FLUX Non-Commercial License" in process.stdout
+    assert "Worker http://127.0.0.1:9 is left out until it is healthy" in process.stderr
+    assert "pool-00112233" not in process.stdout + process.stderr
     assert set(worker.keys) == {"Bearer pool-00112233"}
     strict = call("plan", path, *pool, "--strict-parameters", folder=tmp_path)
     assert strict.returncode == 2
@@ -414,15 +414,15 @@ def test_a_signed_manifest_leaves_no_trace(tmp_path: Path) -> None:
         Thread(target=server.serve_forever, daemon=True).start()
         address = f"http://127.0.0.1:{server.server_port}/prompts.parquet?X-Amz-Signature=hunter2"
         words = ("--store", "out", "--backend", "sandbox", "--prefect", "on")
-        found = call("generate", address, *words, folder=tmp_path)
+        process = call("generate", address, *words, folder=tmp_path)
         server.shutdown()
-    assert found.returncode == 0, found.stderr
+    assert process.returncode == 0, process.stderr
     assert len(list((tmp_path / "out" / "images").rglob("*.png"))) == 2
     files = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     # The database and its write-ahead log: where the parameters of the run are.
     assert any(b"/prompts.parquet" in data for path, data in files.items() if path.name.startswith("prefect.db"))
-    kept = [path for path, data in files.items() if b"hunter2" in data]
-    assert (kept, "hunter2" in found.stdout + found.stderr) == ([], False)
+    traces = [path for path, data in files.items() if b"hunter2" in data]
+    assert (traces, "hunter2" in process.stdout + process.stderr) == ([], False)
 
 
 @pytest.mark.parametrize("text", ["[/]", "[/red]", "[link=https://example.com]see[/link]", "\\[bold]"])

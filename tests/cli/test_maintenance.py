@@ -36,7 +36,7 @@ class User:
         self.environment["PREFECT_HOME"] = str(folder / "prefect-home")
 
     def run(self, command: str, *words: str) -> subprocess.CompletedProcess[str]:
-        found = subprocess.run(
+        process = subprocess.run(
             [sys.executable, "-m", "prefect_imagegen.cli.main", command, "--store", "images", *words],
             cwd=self.folder,
             env=self.environment,
@@ -45,9 +45,9 @@ class User:
             timeout=120,
             check=False,
         )
-        assert "Traceback" not in found.stderr + found.stdout, found.stderr
-        assert "SG_00112233" not in found.stderr + found.stdout
-        return found
+        assert "Traceback" not in process.stderr + process.stdout, process.stderr
+        assert "SG_00112233" not in process.stderr + process.stdout
+        return process
 
     def make(self, **options: object) -> RunResult:
         path = self.folder / "prompts.parquet"
@@ -64,8 +64,8 @@ def user(tmp_path: Path) -> Iterator[User]:
         yield User(tmp_path, gateway)
 
 
-def figures(found: subprocess.CompletedProcess[str]) -> dict[str, object]:
-    answer: dict[str, object] = json.loads(found.stdout)
+def figures(process: subprocess.CompletedProcess[str]) -> dict[str, object]:
+    answer: dict[str, object] = json.loads(process.stdout)
     return answer
 
 
@@ -78,10 +78,10 @@ def test_json_is_all_of_stdout(command: str, user: User) -> None:
         assert (refused.returncode, figures(refused)) == (2, {"store": "images"})
         assert "images is no image store yet" in refused.stderr
     run_id = str(user.make(on_unknown="hold").run_id)
-    found = user.run(command, *([run_id] if words else []), "--json")
-    assert len(found.stdout.splitlines()) == 1
-    assert figures(found)
-    assert found.stderr
+    process = user.run(command, *([run_id] if words else []), "--json")
+    assert len(process.stdout.splitlines()) == 1
+    assert figures(process)
+    assert process.stderr
 
 
 def test_verify_and_repair(user: User) -> None:
@@ -110,18 +110,18 @@ def test_retry_then_reconcile(user: User) -> None:
     assert "1 rows are free" in freed.stdout
     assert "may be paid a second time" in freed.stdout
     assert user.make(on_unknown="hold").generated == 1
-    found = user.run("reconcile")
-    assert found.returncode == 1
-    assert "the history has 3 calls for 0.0300 USD, the ledger 2 for 0.0200 USD" in found.stdout
-    assert "paid_twice 1 calls, +0.0100 USD" in found.stdout
+    process = user.run("reconcile")
+    assert process.returncode == 1
+    assert "the history has 3 calls for 0.0300 USD, the ledger 2 for 0.0200 USD" in process.stdout
+    assert "paid_twice 1 calls, +0.0100 USD" in process.stdout
     assert user.run("reconcile", "--from", "2026-01-01", "--to", "2026-11-01").returncode == 2
 
 
 def test_reconcile_agrees(user: User) -> None:
     """`reconcile` exits 0 where ledger and history agree."""
     user.make(history_lag=0.0)
-    found = user.run("reconcile")
-    assert (found.returncode, found.stdout.splitlines()[-1]) == (0, "they agree")
+    process = user.run("reconcile")
+    assert (process.returncode, process.stdout.splitlines()[-1]) == (0, "they agree")
 
 
 def test_doctor(user: User) -> None:
@@ -152,10 +152,10 @@ def test_doctor_meets_something_else_than_prefect(user: User) -> None:
     with ThreadingHTTPServer(("127.0.0.1", 0), Page) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         user.environment["PREFECT_API_URL"] = f"http://127.0.0.1:{server.server_address[1]}"
-        found = user.run("doctor", "--backend", "sandbox")
+        process = user.run("doctor", "--backend", "sandbox")
         server.shutdown()
-    assert found.returncode == 1
-    assert "it ends in /api" in found.stdout
+    assert process.returncode == 1
+    assert "it ends in /api" in process.stdout
 
 
 def test_doctor_deep(user: User) -> None:
@@ -178,11 +178,11 @@ def test_doctor_deep_on_a_store_that_overwrites(user: User, blind_s3) -> None:
     user.environment |= {"AWS_SECRET_ACCESS_KEY": "any-value", "AWS_ACCESS_KEY_ID": "any", "HALF": "any"}
     half = user.run("doctor", "--deep", *options, "--storage-option", "key=env:HALF", "--store", "s3://images/prefix")
     assert "does not accept the credentials" in half.stdout
-    found = user.run("doctor", "--deep", *options, "--store", "s3://images/prefix")
-    assert found.returncode == 1
-    assert "fail racing-creators" in found.stdout
-    assert "no run may use this store" in found.stdout
-    assert "docs/stores.md" in found.stdout
+    process = user.run("doctor", "--deep", *options, "--store", "s3://images/prefix")
+    assert process.returncode == 1
+    assert "fail racing-creators" in process.stdout
+    assert "no run may use this store" in process.stdout
+    assert "docs/stores.md" in process.stdout
     assert blind_s3.objects == {}
     assert user.gateway.books.billed == []
 
@@ -190,7 +190,7 @@ def test_doctor_deep_on_a_store_that_overwrites(user: User, blind_s3) -> None:
 def test_doctor_deep_on_a_store_out_of_reach(user: User) -> None:
     """Where the store cannot be used at all, that is said once, and the rest is unknown."""
     (user.folder / "images").write_bytes(b"a file")
-    found = user.run("doctor", "--deep")
-    assert found.returncode == 1
-    assert "fail store" in found.stdout
-    assert "unknown contract" in found.stdout
+    process = user.run("doctor", "--deep")
+    assert process.returncode == 1
+    assert "fail store" in process.stdout
+    assert "unknown contract" in process.stdout

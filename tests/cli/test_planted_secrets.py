@@ -46,9 +46,9 @@ class World:
 
     @property
     def environment(self) -> dict[str, str]:
-        kept = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "SEGMIND_"))}
+        own = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "SEGMIND_"))}
         return (
-            kept
+            own
             | planted.ENVIRONMENT
             | {
                 "PREFECT_HOME": str(self.folder / "home"),

@@ -91,9 +91,9 @@ def _without_prefect(folder: Path) -> dict[str, str]:
 def test_without_an_api_prefect_is_not_loaded(words: tuple[str, ...], tmp_path: Path) -> None:
     """Where no API is configured, a run needs no Prefect, and says so unless it was asked for."""
     place = ("generate", manifest(tmp_path), "--store", "out", "--backend", "sandbox")
-    found = call(*place, *words, folder=tmp_path, **_without_prefect(tmp_path))
-    assert found.returncode == 0, found.stderr
-    assert ("No Prefect API is configured" in found.stdout) == (not words)
+    process = call(*place, *words, folder=tmp_path, **_without_prefect(tmp_path))
+    assert process.returncode == 0, process.stderr
+    assert ("No Prefect API is configured" in process.stdout) == (not words)
     assert len(list((tmp_path / "out" / "images").rglob("*.png"))) == 2
     assert not (tmp_path / "prefect-home").exists()
 
@@ -108,9 +108,9 @@ def test_off_asks_no_api(tmp_path: Path) -> None:
 def test_an_api_out_of_reach_is_refused(words: tuple[str, ...], tmp_path: Path) -> None:
     """A configured API that is away ends the command before any call, with the way out; never a silent fall-back."""
     place = ("generate", manifest(tmp_path), "--store", "out", "--backend", "sandbox")
-    found = call(*place, *words, folder=tmp_path, PREFECT_API_URL="http://127.0.0.1:9/api")
-    assert found.returncode == 2
-    said = " ".join(found.stderr.split())
+    process = call(*place, *words, folder=tmp_path, PREFECT_API_URL="http://127.0.0.1:9/api")
+    assert process.returncode == 2
+    said = " ".join(process.stderr.split())
     assert "http://127.0.0.1:9/api cannot be reached" in said
     assert "--prefect off" in said
     assert not list((tmp_path / "out").rglob("*.png"))
@@ -119,9 +119,9 @@ def test_an_api_out_of_reach_is_refused(words: tuple[str, ...], tmp_path: Path) 
 @pytest.mark.parametrize("block", [("--store", "image-store/mine"), ("--store", "out", "--backend", "segmind/mine")])
 def test_blocks_need_prefect(block: tuple[str, ...], tmp_path: Path) -> None:
     """A block's name with `--prefect off` is refused by name."""
-    found = call("generate", manifest(tmp_path), *block, "--prefect", "off", folder=tmp_path)
-    assert found.returncode == 2
-    assert f"{block[-1]} is a block of Prefect" in " ".join(found.stderr.split())
+    process = call("generate", manifest(tmp_path), *block, "--prefect", "off", folder=tmp_path)
+    assert process.returncode == 2
+    assert f"{block[-1]} is a block of Prefect" in " ".join(process.stderr.split())
 
 
 @pytest.mark.prefect
@@ -129,8 +129,8 @@ def test_blocks_need_prefect(block: tuple[str, ...], tmp_path: Path) -> None:
 def test_the_flow_sees_a_configured_api(tmp_path: Path) -> None:
     """Where an API is configured, the run is a flow run there."""
     words = ("generate", manifest(tmp_path), "--store", tmp_path / "out", "--backend", "sandbox")
-    found = call(*words, folder=tmp_path, PREFECT_API_URL=PREFECT_API_URL.value())
-    assert found.returncode == 0, found.stderr
-    assert "No Prefect API" not in found.stdout
+    process = call(*words, folder=tmp_path, PREFECT_API_URL=PREFECT_API_URL.value())
+    assert process.returncode == 0, process.stderr
+    assert "No Prefect API" not in process.stdout
     with get_client(sync_client=True) as client:
         assert str(tmp_path / "out") in {run.parameters.get("store") for run in client.read_flow_runs()}

@@ -12,29 +12,29 @@ ROOMS = {"src/prefect_imagegen": "prefect_imagegen"} | {
 
 def expected() -> set[str]:
     """The files that the wheel must hold, by their names in it."""
-    found = set()
+    files = set()
     for folder, name in ROOMS.items():
         base = ROOT / folder
         for path in base.rglob("*"):
             inside = path.relative_to(base)
             linked = folder == "src/prefect_imagegen" and inside.parts[0] in ROOMS
             if not linked and (path.suffix == ".py" or path.name == "py.typed"):
-                found.add(f"{name}/{inside.as_posix()}")
-    return found
+                files.add(f"{name}/{inside.as_posix()}")
+    return files
 
 
-def problems(wheel: Path) -> list[str]:
-    """Everything that is wrong with a wheel, in words."""
+def differences(wheel: Path) -> list[str]:
+    """The files that a wheel lacks or has too much, one text each."""
     names = {name for name in zipfile.ZipFile(wheel).namelist() if not name.endswith("/")}
     meta = {name for name in names if ".dist-info/" in name}
-    found = [f"missing: {name}" for name in sorted(expected() - names)]
-    found += [f"too much: {name}" for name in sorted(names - meta - expected())]
+    texts = [f"missing: {name}" for name in sorted(expected() - names)]
+    texts += [f"too much: {name}" for name in sorted(names - meta - expected())]
     if not any(name.endswith("/LICENSE") for name in meta):
-        found.append("missing: LICENSE")
-    return found
+        texts.append("missing: LICENSE")
+    return texts
 
 
 if __name__ == "__main__":
-    wrong = problems(Path(sys.argv[1]))
-    print("\n".join(wrong) or "the wheel holds every file of the tree, and no other")  # noqa: T201 - a script
-    sys.exit(bool(wrong))
+    texts = differences(Path(sys.argv[1]))
+    print("\n".join(texts) or "the wheel holds every file of the tree, and no other")  # noqa: T201 - a script
+    sys.exit(bool(texts))

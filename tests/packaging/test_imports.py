@@ -4,9 +4,15 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_type_hints
 
 import pytest
 
+import prefect_imagegen
+from prefect_imagegen.app.api import OptionArguments
+from prefect_imagegen.app.config.options import GenerateOptions
+
+HEAVY = {"PIL", "aiohttp", "fastapi", "fsspec", "httpx", "numpy", "prefect", "pyarrow", "pydantic"}
 ROOT = Path(__file__).parents[2]
 SOURCES = [
     path for room in ("src/prefect_imagegen", "blocks", "tasks", "flows") for path in (ROOT / room).rglob("*.py")
@@ -14,9 +20,9 @@ SOURCES = [
 
 
 def run(code: str) -> str:
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=120)
-    assert found.returncode == 0, found.stderr
-    return found.stdout
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=120)
+    assert process.returncode == 0, process.stderr
+    return process.stdout
 
 
 def test_imports_are_absolute() -> None:
@@ -44,6 +50,53 @@ def test_below_blocks_nothing_needs_prefect(module: str) -> None:
         "print(prefect_imagegen.generate.__name__, prefect_imagegen.RunResult.__name__, 'prefect' in sys.modules)\n"
     )
     assert printed.split() == ["generate", "RunResult", "False"]
+
+
+def test_importing_the_package_is_light() -> None:
+    """`import prefect_imagegen`, and a look at its names, load nothing but the standard library."""
+    code = (
+        "import sys, prefect_imagegen\n"
+        "dir(prefect_imagegen)\n"
+        "ours = {name.partition('.')[0] for name in sys.modules} - set(sys.stdlib_module_names)\n"
+        f"print(sorted(ours & {HEAVY | {'click', 'rich'}}), 'prefect_imagegen.app' in sys.modules)"
+    )
+    assert run(code).split() == ["[]", "False"]
+
+
+@pytest.mark.parametrize("name", prefect_imagegen.__all__)
+def test_every_public_name_is_there(name: str) -> None:
+    """Every name of `__all__` is one that `dir` shows and that type checkers see."""
+    assert getattr(prefect_imagegen, name) is not None
+    assert name in dir(prefect_imagegen)
+    text = Path(prefect_imagegen.__file__).read_text(encoding="utf-8")
+    typed = text.partition("if TYPE_CHECKING:")[2].partition("__all__")[0]
+    assert re.search(rf"\b{name}\b", typed)
+
+
+def test_only_the_blocks_load_prefect() -> None:
+    """Every public name but a block is to be had without Prefect."""
+    code = (
+        "import sys, prefect_imagegen\n"
+        "blocks = {'Segmind', 'GpuWorkerPool', 'ImageStore'}\n"
+        "for name in set(prefect_imagegen.__all__) - blocks:\n"
+        "    getattr(prefect_imagegen, name)\n"
+        "print('prefect' in sys.modules)\n"
+        "print(prefect_imagegen.Segmind.__name__, 'prefect' in sys.modules)"
+    )
+    assert run(code).split() == ["False", "Segmind", "True"]
+
+
+def test_no_other_name_is_there() -> None:
+    """A name that the package has not is an AttributeError, as of any module."""
+    with pytest.raises(AttributeError, match="'prefect_imagegen' has no attribute 'nonsense'"):
+        prefect_imagegen.nonsense  # noqa: B018 - looked up for its error
+
+
+def test_option_arguments_are_the_options() -> None:
+    """`generate` and `plan` take, as typed keyword arguments, exactly the fields of the options and their types."""
+    fields = {name: field.annotation for name, field in GenerateOptions.model_fields.items()}
+    assert get_type_hints(OptionArguments) == fields
+    assert OptionArguments.__required_keys__ == frozenset()
 
 
 def test_the_blocks_are_light() -> None:
@@ -85,7 +138,7 @@ def test_the_ephemeral_server_starts(tmp_path: Path) -> None:
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "DO_NOT_TRACK": "1",
     }
-    found = subprocess.run(
+    process = subprocess.run(
         [sys.executable, str(script)], env=environment, capture_output=True, text=True, check=False, timeout=240
     )
-    assert "answer 42" in found.stdout, found.stderr
+    assert "answer 42" in process.stdout, process.stderr

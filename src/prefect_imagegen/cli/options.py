@@ -1,25 +1,33 @@
-"""The options of the commands, and how their texts become settings. Secrets come from the environment only."""
+"""The options that several commands share, with what a shell completes for them. `settings` reads their values."""
 
-import asyncio
-import json
-import os
 import re
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable
+from typing import TypeVar
 
 import click
-from pydantic import ValidationError
+from click.shell_completion import CompletionItem
 
-from prefect_imagegen.app.config.options import GenerateOptions
-from prefect_imagegen.app.config.settings import ProviderSettings, StoreSettings
-from prefect_imagegen.cli.output import quiet_prefect
-from prefect_imagegen.core.errors import RefusedError
-from prefect_imagegen.core.request.manifest import parse_value
 from prefect_imagegen.core.request.profiles import DEFAULT_PROFILE, PROFILES
-from prefect_imagegen.core.secrets import FROM_ENVIRONMENT, secret_option
 
 T = TypeVar("T")
+BACKENDS = ("segmind", "sandbox", "pool")
+"""The providers of `app.config.resolve`, named here too since help and completion do not load it."""
 _BLOCK = re.compile(r"^(segmind|gpu-worker-pool|image-store)/[A-Za-z0-9-]+$")
+
+
+def complete_file(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:  # noqa: ARG001 - click's signature
+    """Let the shell complete the path of a file."""
+    return [CompletionItem(incomplete, type="file")]
+
+
+def complete_folder(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:  # noqa: ARG001 - click's signature
+    """Let the shell complete the path of a folder."""
+    return [CompletionItem(incomplete, type="dir")]
+
+
+def complete_backend(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:  # noqa: ARG001 - click's signature
+    """The backends that begin so. Blocks are not offered: naming them takes Prefect's API."""
+    return [name for name in BACKENDS if name.startswith(incomplete)]
 
 
 def store_options(function: Callable[..., T]) -> Callable[..., T]:
@@ -27,9 +35,13 @@ def store_options(function: Callable[..., T]) -> Callable[..., T]:
     function = click.option(
         "--storage-option", "storage_options", multiple=True, metavar="K=V", help="Option of the store's file system."
     )(function)
-    return click.option("--store", required=True, metavar="URL", help="URL or path of the store, or image-store/NAME.")(
-        function
-    )
+    return click.option(
+        "--store",
+        required=True,
+        metavar="URL",
+        help="URL or path of the store, or image-store/NAME.",
+        shell_complete=complete_folder,
+    )(function)
 
 
 def backend_options(function: Callable[..., T]) -> Callable[..., T]:
@@ -47,6 +59,7 @@ def backend_options(function: Callable[..., T]) -> Callable[..., T]:
         default="segmind",
         show_default=True,
         help="segmind, sandbox, pool, or a block: segmind/NAME, gpu-worker-pool/NAME.",
+        shell_complete=complete_backend,
     )(function)
 
 
@@ -58,7 +71,7 @@ def json_option(function: Callable[..., T]) -> Callable[..., T]:
 def generate_options(function: Callable[..., T]) -> Callable[..., T]:
     """Add everything that `generate` and `plan` take."""
     options = (
-        click.argument("manifest"),
+        click.argument("manifest", shell_complete=complete_file),
         click.option(
             "--manifest-storage-option",
             "manifest_storage_options",
@@ -135,106 +148,3 @@ def generate_options(function: Callable[..., T]) -> Callable[..., T]:
 def is_block(text: str) -> bool:
     """Whether a store or backend is named by a block of Prefect."""
     return _BLOCK.match(text) is not None
-
-
-def store_of(given: Mapping[str, Any]) -> StoreSettings:
-    """The store that --store and --storage-option name. Only a block loads Prefect. Raises RefusedError."""
-    store, options = given["store"], parse_storage_options(given["storage_options"])
-    if not is_block(store):
-        return StoreSettings(store, options)
-    quiet_prefect()
-    from prefect_imagegen.blocks.resolve import resolve_store  # noqa: PLC0415 - loads Prefect, for blocks alone
-
-    return asyncio.run(resolve_store(store, options))
-
-
-def backend_of(given: Mapping[str, Any]) -> ProviderSettings:
-    """The backend that --backend names. Only a block loads Prefect. Raises RefusedError."""
-    if not is_block(given["backend"]):
-        return ProviderSettings(given["backend"])
-    quiet_prefect()
-    from prefect_imagegen.blocks.resolve import resolve_provider  # noqa: PLC0415 - loads Prefect, for blocks alone
-
-    return asyncio.run(resolve_provider(given["backend"]))
-
-
-def parse_storage_options(pairs: Sequence[str], option: str = "--storage-option") -> dict[str, Any]:
-    """The options of `K=V` pairs: JSON or text; `env:NAME` is taken from the environment, also within JSON.
-
-    Raises RefusedError for a secret in clear, or a variable that is not set.
-    """
-    found: dict[str, Any] = {}
-    for name, text in _pairs(pairs, option).items():
-        try:
-            value = json.loads(text)
-        except ValueError:
-            value = text
-        secret = secret_option({name: value})
-        if secret is not None:
-            raise RefusedError(
-                "secret_in_clear",
-                f"{option} {secret} looks like a secret, which every user of this machine could read.",
-                remedy="Put it into the environment and write "
-                + (f"{name}=env:NAME." if secret == name else "env:NAME in its place."),
-            )
-        found[name] = _from_environment(value, f"{option} {name}")
-    return found
-
-
-def _from_environment(value: Any, option: str) -> Any:
-    """A value with what the environment holds for each `env:NAME` in it."""
-    if isinstance(value, dict):
-        return {name: _from_environment(inner, option) for name, inner in value.items()}
-    if isinstance(value, list):
-        return [_from_environment(inner, option) for inner in value]
-    if not isinstance(value, str) or not value.startswith(FROM_ENVIRONMENT):
-        return value
-    variable = value.removeprefix(FROM_ENVIRONMENT)
-    if variable not in os.environ:
-        raise RefusedError("bad_option", f"{option}: {variable} is not set.", remedy="Export it.")
-    return os.environ[variable]
-
-
-def _pairs(pairs: Sequence[str], option: str) -> dict[str, str]:
-    found = {}
-    for pair in pairs:
-        name, sign, value = pair.partition("=")
-        if not sign or not name:
-            raise RefusedError("bad_option", f"{option} {name}: not of the form NAME=VALUE.", remedy="Correct it.")
-        found[name] = value
-    return found
-
-
-def options_of(given: Mapping[str, Any]) -> GenerateOptions:
-    """The options of a parsed command line. Raises RefusedError that names the option."""
-    columns: dict[str, list[str]] = {}
-    for pair in given["columns"]:
-        for name, column in _pairs([pair], "--column").items():
-            columns.setdefault(name, []).append(column)
-    plain = (
-        *("base_url", "api_version", "model", "id_column", "max_in_flight", "requests_per_minute", "shard_size"),
-        *("limit", "max_attempts", "deadline", "max_failure_rate", "on_invalid"),
-        *("max_cost_usd", "on_unknown", "history_lag", "drain_seconds"),
-        *("reference_identity", "reference_transport", "check_references", "max_reference_megapixels"),
-        *("allow_private_references", "allow_local_references", "keep_references"),
-        *("endpoint_limit", "profile", "strict_parameters", "weights", "weights_license"),
-    )
-    values = {name: parse_value(name, text) for name, text in _pairs(given["values"], "--set").items()}
-    try:
-        return GenerateOptions(
-            columns=columns,
-            values=values,
-            endpoints=list(given["endpoints"]),
-            carry=list(given["carry"]),
-            manifest_storage_options=parse_storage_options(
-                given["manifest_storage_options"], "--manifest-storage-option"
-            ),
-            reference_storage_options=parse_storage_options(
-                given["reference_storage_options"], "--reference-storage-option"
-            ),
-            **{name: given[name] for name in plain if given[name] is not None},
-        )
-    except ValidationError as error:
-        first = error.errors()[0]
-        name = str(first["loc"][0]).replace("_", "-")
-        raise RefusedError("bad_option", f"--{name}: {first['msg']}.", remedy="Correct it.") from error

@@ -1,7 +1,5 @@
 """What the command line shows: plans, progress and results, for people on a terminal and for log files."""
 
-import logging
-import os
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -11,7 +9,13 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from prefect_imagegen.app.maintenance.doctor import Check
+from prefect_imagegen.app.maintenance.reconcile import MEANINGS as DIFFERENCES
+from prefect_imagegen.app.maintenance.reconcile import ReconcileReport
+from prefect_imagegen.app.maintenance.repair import REPAIRS
 from prefect_imagegen.app.maintenance.status import RunStatus
+from prefect_imagegen.app.maintenance.verify_report import MEANINGS as PROBLEMS
+from prefect_imagegen.app.maintenance.verify_report import VerifyReport
 from prefect_imagegen.app.running import registry
 from prefect_imagegen.app.running.report import money_text
 from prefect_imagegen.app.running.result import STATES, STOP_REASONS, RunResult
@@ -23,6 +27,8 @@ from prefect_imagegen.core.policy.forecast import Forecast
 from prefect_imagegen.core.policy.outcomes import OUTCOMES
 from prefect_imagegen.store.ledger.accounts import KeyRecord
 
+_SHOWN = 20
+_STYLES = {"ok": "green", "warn": "yellow", "fail": "red", "unknown": "yellow"}
 _TICK_S = 0.25
 _LINE_S = 10.0
 _WORDS = {
@@ -34,24 +40,6 @@ _WORDS = {
     "failed": "failed for good before",
     "unsettled": "to settle from an earlier run",
 }
-
-_PREFECT_DEFAULTS = {
-    # The terminal has the progress bar; the server gets all logs.
-    "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "ERROR",
-    "PREFECT_SERVER_LOGGING_LEVEL": "CRITICAL",
-    # The ephemeral server migrates its database at its first start, which outlasts the default of 20 s.
-    "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
-    # Its telemetry fights the migration for SQLite's lock, and loses with a traceback.
-    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-}
-
-
-def quiet_prefect() -> None:
-    """Before Prefect is imported: keep its logs off the terminal, unless the environment says otherwise."""
-    # At the end it warns of the last event that is just being sent.
-    logging.getLogger("EventsWorker").setLevel(logging.ERROR)
-    for name, value in _PREFECT_DEFAULTS.items():
-        os.environ.setdefault(name, value)
 
 
 def show_plan(console: Console, summary: PlanSummary) -> None:
@@ -79,16 +67,16 @@ def show_plan(console: Console, summary: PlanSummary) -> None:
         console.print(forecast_text(summary.forecast), highlight=False)
 
 
-def forecast_text(one: Forecast) -> str:
+def forecast_text(forecast: Forecast) -> str:
     """What the images will cost, how long they will take, and how that is known."""
-    if one.free:
-        return f"{counted(one.images, 'image')} on your own workers: nothing to pay"
-    source = "as measured in this store" if one.measured else "by Segmind's published averages, halved and doubled"
-    if 0 < one.measured < one.images:
-        source = f"as measured in this store for {one.measured:,}, else by Segmind's published averages"
-    money = f"[bold]{figure(one.low_usd, places=2)} to {usd(one.high_usd, places=2)}[/]"
-    times = " to ".join(dict.fromkeys(_duration(seconds) for seconds in (one.low_seconds, one.high_seconds)))
-    return f"{counted(one.images, 'image')}: {money} and {times} at Segmind, {source}"
+    if forecast.free:
+        return f"{counted(forecast.images, 'image')} on your own workers: nothing to pay"
+    source = "as measured in this store" if forecast.measured else "by Segmind's published averages, halved and doubled"
+    if 0 < forecast.measured < forecast.images:
+        source = f"as measured in this store for {forecast.measured:,}, else by Segmind's published averages"
+    money = f"[bold]{figure(forecast.low_usd, places=2)} to {usd(forecast.high_usd, places=2)}[/]"
+    times = " to ".join(dict.fromkeys(_duration(seconds) for seconds in (forecast.low_seconds, forecast.high_seconds)))
+    return f"{counted(forecast.images, 'image')}: {money} and {times} at Segmind, {source}"
 
 
 def _duration(seconds: float) -> str:
@@ -121,22 +109,22 @@ def show_result(console: Console, result: RunResult) -> None:
         remedy = OUTCOMES[kind].remedy if kind in OUTCOMES else ""
         console.print(f"[red]{kind}[/] {counted(count, 'row')}: {example} [dim]{shown(remedy)}[/]")
     if result.stop_reason:
-        why = STOP_REASONS.get(result.stop_reason, result.stop_reason)
-        console.print(f"[red bold]stopped:[/] {why} ({shown(result.stop_message or '')})")
+        reason = STOP_REASONS.get(result.stop_reason, result.stop_reason)
+        console.print(f"[red bold]stopped:[/] {reason} ({shown(result.stop_message or '')})")
         console.print("The same command goes on where this run ended.")
 
 
-def show_statuses(console: Console, found: Sequence[RunStatus]) -> None:
+def show_statuses(console: Console, statuses: Sequence[RunStatus]) -> None:
     """One line a run; `other` is every state but generated and reused, told apart in the run's report."""
     table = Table("run", "state", "rows", "made", "reused", "other", "calls", "USD", box=None, header_style="bold")
-    for one in found:
-        report = one.report
+    for status in statuses:
+        report = status.report
         if not report:
-            table.add_row(one.run_id, one.state)
+            table.add_row(status.run_id, status.state)
             continue
         other = report["rows"] - report["generated"] - report["reused"]
         counts = (report["rows"], report["generated"], report["reused"], other, report["calls"])
-        table.add_row(one.run_id, one.state, *map(str, counts), figure(report["cost_usd"]))
+        table.add_row(status.run_id, status.state, *map(str, counts), figure(report["cost_usd"]))
     for column in table.columns:
         column.no_wrap = True
         column.min_width = max(len(str(cell)) for cell in (column.header, *column.cells))
@@ -146,10 +134,80 @@ def show_statuses(console: Console, found: Sequence[RunStatus]) -> None:
 def show_accounts(console: Console, keys: Sequence[KeyRecord]) -> None:
     """The accounts whose keys were used in a store, each with where it was used and how many keys it had."""
     for account in dict.fromkeys(key.account for key in keys):
-        own = [key for key in keys if key.account == account]
-        where = ", ".join(dict.fromkeys(f"{key.provider} at {key.origin}" for key in own))
-        count = "one key" if len(own) == 1 else f"{len(own)} keys"
-        console.print(f"[dim]used with account {shown(account)}: {shown(where)}, {count}[/]", highlight=False)
+        account_keys = [key for key in keys if key.account == account]
+        places = ", ".join(dict.fromkeys(f"{key.provider} at {key.origin}" for key in account_keys))
+        count = "one key" if len(account_keys) == 1 else f"{len(account_keys)} keys"
+        console.print(f"[dim]used with account {shown(account)}: {shown(places)}, {count}[/]", highlight=False)
+
+
+def show_differences(console: Console, report: ReconcileReport) -> None:
+    """What the account's history and the ledger sum to, and the first 20 differences of each kind."""
+    console.print(
+        f"{report.start} to {report.end}: the history has {report.history_calls:,} calls for {usd(report.history_usd)},"
+        f" the ledger {report.ledger_calls:,} for {usd(report.ledger_usd)}",
+        highlight=False,
+    )
+    if not report.differences:
+        console.print("[green]they agree[/]")
+        return
+    for kind, meaning in DIFFERENCES.items():
+        differences = [difference for difference in report.differences if difference.kind == kind]
+        if not differences:
+            continue
+        total = usd(sum(difference.usd for difference in differences), signed=True)
+        console.print(f"[red]{kind}[/] {len(differences):,} calls, {total}: {meaning}")
+        table = Table("request_id", "ledger USD", "history USD", box=None, header_style="dim")
+        for difference in differences[:_SHOWN]:
+            amounts = (_usd(difference.ledger_usd), _usd(difference.history_usd))
+            table.add_row(shown(difference.request_id), *amounts)
+        console.print(table)
+        _show_rest(console, len(differences))
+
+
+def show_problems(console: Console, report: VerifyReport, *, repair: bool) -> None:
+    """How many images were read, the first 20 problems of each kind, and what was or can be mended."""
+    console.print(f"{report.images:,} images read")
+    if report.in_progress:
+        console.print(f"{report.in_progress:,} are being recorded by a living run")
+    if not report.problems:
+        console.print("[green]the store is sound[/]")
+        return
+    for kind, meaning in PROBLEMS.items():
+        problems = [problem for problem in report.problems if problem.kind == kind]
+        if not problems:
+            continue
+        console.print(f"[red]{kind}[/] {len(problems):,}: {meaning}")
+        for problem in problems[:_SHOWN]:
+            console.print(f"  {shown(problem.path)}: {shown(problem.detail)}", soft_wrap=True, highlight=False)
+        _show_rest(console, len(problems))
+    for name, meaning in REPAIRS.items():
+        count = sum(problem.repair == name for problem in report.problems)
+        if count:
+            console.print(f"[bold]{name}[/] {count:,}: {meaning}")
+    if any(problem.repair is None for problem in report.problems):
+        console.print(
+            "What was lost and is left so needs the account's API: set its key and run it again."
+            if repair
+            else "Run it with --repair: it fetches lost images again, adopts whole ones, quarantines the rest."
+        )
+
+
+def show_check(console: Console, check: Check) -> None:
+    """One check of `doctor` on a line, with its remedy below."""
+    style = _STYLES[check.state]
+    line = f"[{style}]{check.state:>4}[/] [bold]{check.name:<12}[/] {shown(check.text)}"
+    console.print(line, highlight=False, soft_wrap=True)
+    if check.remedy:
+        console.print(f"{'':17} {shown(check.remedy)}", style="dim", highlight=False, soft_wrap=True)
+
+
+def _usd(value: float | None) -> str:
+    return "-" if value is None else figure(value)
+
+
+def _show_rest(console: Console, count: int) -> None:
+    if count > _SHOWN:
+        console.print(f"  … and {count - _SHOWN:,} more (--json has them all)")
 
 
 @contextmanager

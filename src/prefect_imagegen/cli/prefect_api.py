@@ -1,16 +1,20 @@
-"""Whether a Prefect API is configured: found where Prefect looks, without importing Prefect, which takes seconds.
+"""Prefect's settings, log and server, before and around a flow that the command line runs.
 
-Places and their order are those of `prefect.settings.sources` in Prefect 3.8 and 3.9: the environment, `.env`,
+Whether an API is configured is found where Prefect looks, without importing Prefect, which takes seconds. The places
+and their order are those of `prefect.settings.sources` in Prefect 3.8 and 3.9: the environment, `.env`,
 `prefect.toml`, `[tool.prefect]` in `pyproject.toml`, and the active profile.
 """
 
+import logging
 import os
+import signal
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from prefect_imagegen.core.errors import RefusedError
+from prefect_imagegen.core.redact import redact
 
 _NAME = "PREFECT_API_URL"
 _TEST_MODES = (
@@ -18,6 +22,15 @@ _TEST_MODES = (
     *("PREFECT_TESTING_UNIT_TEST_MODE", "PREFECT_TESTING_TEST_MODE"),
 )
 _SETTINGS_FILES = {"prefect.toml": (), "pyproject.toml": ("tool", "prefect")}
+_PREFECT_DEFAULTS = {
+    # The terminal has the progress bar; the server gets all logs.
+    "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "ERROR",
+    "PREFECT_SERVER_LOGGING_LEVEL": "CRITICAL",
+    # The ephemeral server migrates its database at its first start, which outlasts the default of 20 s.
+    "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
+    # Its telemetry fights the migration for SQLite's lock, and loses with a traceback.
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+}
 
 
 def configured_api() -> str | None:
@@ -34,6 +47,44 @@ def configured_api() -> str | None:
     return str(url) if url else None
 
 
+def quiet_prefect() -> None:
+    """Before Prefect is imported: keep its logs off the terminal, unless the environment says otherwise."""
+    # At the end it warns of the last event that is just being sent.
+    logging.getLogger("EventsWorker").setLevel(logging.ERROR)
+    for name, value in _PREFECT_DEFAULTS.items():
+        os.environ.setdefault(name, value)
+
+
+def reach_prefect() -> None:
+    """Reach Prefect's API; where it needs an ephemeral server, that is started deaf to Ctrl-C. Raises RefusedError.
+
+    A terminal sends SIGINT to the whole group of processes: the server would die first, and the flow that is being
+    stopped in good order would wait for it for ever. A child inherits the signals that its parent blocks.
+    """
+    from prefect import get_client
+
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        with get_client(sync_client=True) as client:
+            failure = client.api_healthcheck()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    if failure is not None:
+        api = redact(configured_api() or "of its own server")
+        raise RefusedError(
+            "prefect_unreachable",
+            f"Prefect's API {api} cannot be reached: {failure}.",
+            remedy="Start its server or correct PREFECT_API_URL, or run without Prefect: --prefect off.",
+        )
+
+
+def use_own_prefect(home: str) -> None:
+    """Give this process an ephemeral Prefect server of its own in a folder, whatever the user's profile says."""
+    for name in [name for name in os.environ if name.startswith("PREFECT_")]:
+        del os.environ[name]
+    os.environ |= {"PREFECT_HOME": home, "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "true", "DO_NOT_TRACK": "1"}
+
+
 def _named(variables: Mapping[str, str | None]) -> str | None:
     """The API among some variables; their names count in any case."""
     return next((value for name, value in variables.items() if name.upper() == _NAME and value is not None), None)
@@ -42,7 +93,7 @@ def _named(variables: Mapping[str, str | None]) -> str | None:
 def _dotenv() -> Mapping[str, str | None]:
     if not Path(".env").is_file():
         return {}
-    from dotenv import dotenv_values  # noqa: PLC0415 - a GPU worker, which asks no Prefect, goes without it
+    from dotenv import dotenv_values
 
     return dotenv_values(".env")
 

@@ -1,25 +1,30 @@
 """The command that serves the API: a sandbox for tests and development, or the front of a GPU."""
 
+from __future__ import annotations
+
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
-from pydantic import SecretStr
 from rich.console import Console
 
 from prefect_imagegen.cli.exit import command_boundary
+from prefect_imagegen.cli.options import complete_file, complete_folder
 from prefect_imagegen.core.errors import RefusedError
 from prefect_imagegen.core.request.profiles import licence_of
-from prefect_imagegen.gateway.engines import ENGINES
-from prefect_imagegen.gateway.engines.diffusers import DTYPES
-from prefect_imagegen.gateway.faults import FaultScript, load_faults
 from prefect_imagegen.gateway.limits import Limits
-from prefect_imagegen.gateway.server import run_server
-from prefect_imagegen.gateway.settings import GatewaySettings
 
+if TYPE_CHECKING:
+    from pydantic import SecretStr
+
+    from prefect_imagegen.gateway.settings import GatewaySettings
+
+ENGINES = ("diffusers", "sandbox", "static")
+"""The names of `gateway.engines.ENGINES`, and here the number formats of its `diffusers.DTYPES`: help loads neither."""
+DTYPES = ("bfloat16", "float16", "float32")
 _QUEUE_PER_BATCH = 4
 """So many batches are at hand, fetched and grouped, while others wait in the queue."""
 
@@ -29,8 +34,8 @@ _WORKER_KEEPS = {"keep_hours": 24.0, "keep_gb": 2.0, "keep_requests": 10_000}
 """A worker's answers hold the image already, and it stands for months."""
 
 
-def _kept(what: str, usual: int, worker: int) -> str:
-    return f"What is kept at most: {what} [default: {usual}; diffusers: {worker}]"
+def _kept_help(amount: str, usual: int, worker: int) -> str:
+    return f"What is kept at most: {amount} [default: {usual}; diffusers: {worker}]"
 
 
 def _limit_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -49,7 +54,7 @@ def _limit_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @click.command()
-@click.option("--engine", type=click.Choice(sorted(ENGINES)), default="sandbox", show_default=True, help="What draws.")
+@click.option("--engine", type=click.Choice(ENGINES), default="sandbox", show_default=True, help="What draws.")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", default=8700, show_default=True, help="Port to listen on.")
 @click.option(
@@ -62,17 +67,25 @@ def _limit_options(command: Callable[..., Any]) -> Callable[..., Any]:
     "--drain-seconds", type=float, metavar="S", help="At the end, finish taken work. [default: 0; diffusers: 30]"
 )
 @click.option("--data", type=click.Path(file_okay=False, path_type=Path), metavar="DIR", help="Where outputs lie.")
-@click.option("--keep-hours", type=click.FloatRange(0.01), metavar="H", help=_kept("Hours that outputs live.", 168, 24))
 @click.option(
-    "--keep-gb", type=click.FloatRange(0.05), metavar="X", help=_kept("GB of outputs, and of uploads.", 10, 2)
+    "--keep-hours", type=click.FloatRange(0.01), metavar="H", help=_kept_help("Hours that outputs live.", 168, 24)
+)
+@click.option(
+    "--keep-gb", type=click.FloatRange(0.05), metavar="X", help=_kept_help("GB of outputs, and of uploads.", 10, 2)
 )
 @click.option(
     "--keep-requests",
     type=click.IntRange(1),
     metavar="N",
-    help=_kept("Newest requests of an account.", 100_000, 10_000),
+    help=_kept_help("Newest requests of an account.", 100_000, 10_000),
 )
-@click.option("--model", "model_path", metavar="PATH_OR_ID", help="diffusers: the checkpoint, a folder or a model id.")
+@click.option(
+    "--model",
+    "model_path",
+    metavar="PATH_OR_ID",
+    help="diffusers: the checkpoint, a folder or a model id.",
+    shell_complete=complete_folder,
+)
 @click.option("--weights-license", metavar="TEXT", help="diffusers: licence of the weights. [default: by their name]")
 @click.option("--max-batch", type=click.IntRange(1), default=4, show_default=True, help="diffusers: images per call.")
 @click.option(
@@ -95,12 +108,14 @@ def _limit_options(command: Callable[..., Any]) -> Callable[..., Any]:
 )
 @click.option("--public-url", metavar="URL", help="Base URL of addresses in answers. [default: as it was called]")
 @_limit_options
-@click.option("--faults", metavar="FILE", help="Fault script, JSON.")
-def serve(**given: Any) -> None:
+@click.option("--faults", metavar="FILE", help="Fault script, JSON.", shell_complete=complete_file)
+def serve(**parsed: Any) -> None:
     """Serve the Segmind API yourself: for tests, for development, without an account, or from your own GPU."""
     console = Console(stderr=True)
     with command_boundary("", as_json=False):
-        settings = _settings(given)
+        from prefect_imagegen.gateway.server import run_server
+
+        settings = _settings(parsed)
 
         def show(url: str) -> None:
             key = "yours" if settings.api_key or settings.accounts else "any non-empty one"
@@ -109,20 +124,22 @@ def serve(**given: Any) -> None:
                 console.print(f"accounts: {', '.join(settings.accounts)}", highlight=False, markup=False)
             if settings.engine == "diffusers":
                 console.print(f"loading {settings.model_path} …", highlight=False, markup=False)
-                known = settings.weights_license or "unknown (--weights-license)"
-                console.print(f"licence of the weights: {known}", markup=False)
+                licence = settings.weights_license or "unknown (--weights-license)"
+                console.print(f"licence of the weights: {licence}", markup=False)
 
         try:
-            run_server(settings, given["host"], given["port"], on_listening=show)
+            run_server(settings, parsed["host"], parsed["port"], on_listening=show)
         except KeyboardInterrupt:  # Ctrl-C is how it is meant to end
             console.print("stopped")
 
 
-def _accounts(given: Sequence[str]) -> dict[str, list[SecretStr]]:
+def _accounts(options: Sequence[str]) -> dict[str, list[SecretStr]]:
     """The keys of each account. Keys come from the environment: a command line is seen by every user of a machine."""
-    found: dict[str, list[SecretStr]] = {}
-    for text in given:
-        name, _, source = text.partition("=")
+    from pydantic import SecretStr
+
+    accounts: dict[str, list[SecretStr]] = {}
+    for option in options:
+        name, _, source = option.partition("=")
         kind, _, variable = source.partition(":")
         if not name or kind != "env" or not variable:
             raise RefusedError(
@@ -133,28 +150,33 @@ def _accounts(given: Sequence[str]) -> dict[str, list[SecretStr]]:
         key = os.environ.get(variable)
         if not key:
             raise RefusedError("no_key", f"--account {name}: {variable} is not set.", remedy=f"Set {variable}.")
-        found.setdefault(name, []).append(SecretStr(key))
-    return found
+        accounts.setdefault(name, []).append(SecretStr(key))
+    return accounts
 
 
-def _settings(given: dict[str, Any]) -> GatewaySettings:
+def _settings(parsed: Mapping[str, Any]) -> GatewaySettings:
+    from pydantic import SecretStr
+
+    from prefect_imagegen.gateway.faults import FaultScript, load_faults
+    from prefect_imagegen.gateway.settings import GatewaySettings
+
     key = os.environ.get("PREFECT_IMAGEGEN_API_KEY")
     settings = GatewaySettings(
-        engine=given["engine"],
-        latency_s=given["latency"],
-        credits=given["credits_usd"],
-        requests_per_minute=given["requests_per_minute"],
-        history_lag_s=given["history_lag"],
-        faults=load_faults(given["faults"]) if given["faults"] else FaultScript(),
-        data_dir=given["data"],
+        engine=parsed["engine"],
+        latency_s=parsed["latency"],
+        credits=parsed["credits_usd"],
+        requests_per_minute=parsed["requests_per_minute"],
+        history_lag_s=parsed["history_lag"],
+        faults=load_faults(parsed["faults"]) if parsed["faults"] else FaultScript(),
+        data_dir=parsed["data"],
         api_key=SecretStr(key) if key else None,
-        accounts=_accounts(given["accounts"]),
-        drain_s=given["drain_seconds"] or 0.0,
-        megapixels=given["megapixels"],
-        public_url=given["public_url"],
-        limits=Limits(**{entry.name: given[entry.name] * entry.metadata["unit"] for entry in fields(Limits)}),
+        accounts=_accounts(parsed["accounts"]),
+        drain_s=parsed["drain_seconds"] or 0.0,
+        megapixels=parsed["megapixels"],
+        public_url=parsed["public_url"],
+        limits=Limits(**{entry.name: parsed[entry.name] * entry.metadata["unit"] for entry in fields(Limits)}),
     )
-    keep = {name: given[name] for name in _WORKER_KEEPS}
+    keep = {name: parsed[name] for name in _WORKER_KEEPS}
     if settings.engine == "diffusers":
         keep = {name: _WORKER_KEEPS[name] if value is None else value for name, value in keep.items()}
     if keep["keep_hours"] is not None:
@@ -162,18 +184,18 @@ def _settings(given: dict[str, Any]) -> GatewaySettings:
     if keep["keep_gb"] is not None:
         settings.keep_bytes = int(keep["keep_gb"] * (1 << 30))
     settings.keep_records = keep["keep_requests"] or settings.keep_records
-    if given["queue"] is not None:
-        settings.queue_limit = given["queue"]
+    if parsed["queue"] is not None:
+        settings.queue_limit = parsed["queue"]
     if settings.engine == "diffusers":
-        settings.model_path = given["model_path"]
-        settings.weights_license = given["weights_license"] or licence_of(given["model_path"] or "")
-        settings.max_batch = given["max_batch"]
-        settings.batch_delay_s = given["batch_delay_ms"] / 1000
-        settings.dtype, settings.device, settings.offload = given["dtype"], given["device"], given["offload"]
+        settings.model_path = parsed["model_path"]
+        settings.weights_license = parsed["weights_license"] or licence_of(parsed["model_path"] or "")
+        settings.max_batch = parsed["max_batch"]
+        settings.batch_delay_s = parsed["batch_delay_ms"] / 1000
+        settings.dtype, settings.device, settings.offload = parsed["dtype"], parsed["device"], parsed["offload"]
         settings.workers = _QUEUE_PER_BATCH * settings.max_batch
         settings.price_usd = 0.0
-        if given["drain_seconds"] is None:
+        if parsed["drain_seconds"] is None:
             settings.drain_s = _DRAIN_S
-        if given["queue"] is None:
+        if parsed["queue"] is None:
             settings.queue_limit = _QUEUE
     return settings

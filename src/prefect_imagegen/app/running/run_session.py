@@ -31,8 +31,6 @@ from prefect_imagegen.core.policy.adaptive_limit import AdaptiveLimit
 from prefect_imagegen.core.policy.budget import Budget
 from prefect_imagegen.executor import Executor, ExecutorContext, Policy
 from prefect_imagegen.executor.control import RunControl
-from prefect_imagegen.gateway.server import EmbeddedGateway
-from prefect_imagegen.gateway.settings import GatewaySettings
 from prefect_imagegen.inputs.references.cache import ReferenceCache
 from prefect_imagegen.inputs.references.reader import ReferenceReader
 from prefect_imagegen.inputs.references.routes import ReferenceRoutes, RouteOptions
@@ -48,6 +46,8 @@ from prefect_imagegen.store.object_store import open_object_store
 from prefect_imagegen.store.patient_store import PatientStore
 
 _CHECK_TIMEOUT_S = 30.0
+_NO_GATEWAY = "http://127.0.0.1:0"
+"""The endpoint of a sandbox run that has nothing to ask for: nobody listens there."""
 
 
 class AlreadyStartedError(ImagegenError):
@@ -81,7 +81,10 @@ async def open_session(planned_run: PlannedRun, order_id: str | None = None) -> 
         read_segments = await segments(store)
         view = await load_ledger(store)
         ledger = StoreLedger(store, view, run_id=run_id, nonce=process.nonce, clock=clock, read_segments=read_segments)
-        settings = await _with_gateway(resolve_provider(planned_run.spec.provider, options), stack)
+        settings = resolve_provider(planned_run.spec.provider, options)
+        if settings.provider == "sandbox" and not settings.base_url:
+            url = await _gateway_url(stack) if planned_run.summary.to_make else _NO_GATEWAY
+            settings = replace(settings, base_url=url, history_url=None, api_key=SecretStr("sandbox"))
         gate = RateGate(settings.requests_per_minute, clock.monotonic, control.sleep)
         provider = await _open_provider(planned_run, settings, control, stack)
         budget, before = Budget.of(options.max_cost_usd, view.costs()), Spending()
@@ -123,10 +126,12 @@ async def open_session(planned_run: PlannedRun, order_id: str | None = None) -> 
             await _close(session, store, heartbeat)
 
 
-async def _with_gateway(settings: ProviderSettings, stack: AsyncExitStack) -> ProviderSettings:
-    """The settings; for the sandbox provider without a URL, those of a gateway that runs while the session is open."""
-    if settings.provider != "sandbox" or settings.base_url:
-        return settings
+async def _gateway_url(stack: AsyncExitStack) -> str:
+    """The address of a sandbox gateway that is started for the time of the session."""
+    # It loads a web framework and a server, which no other run needs.
+    from prefect_imagegen.gateway.server import EmbeddedGateway  # noqa: PLC0415
+    from prefect_imagegen.gateway.settings import GatewaySettings  # noqa: PLC0415
+
     gateway = EmbeddedGateway(GatewaySettings(allow_loopback=True, price_usd=0.0))
     starting = asyncio.ensure_future(asyncio.to_thread(gateway.start))
     try:
@@ -136,7 +141,7 @@ async def _with_gateway(settings: ProviderSettings, stack: AsyncExitStack) -> Pr
         await asyncio.to_thread(gateway.stop)
         raise
     stack.push_async_callback(asyncio.to_thread, gateway.stop)
-    return replace(settings, base_url=gateway.url, history_url=None, api_key=SecretStr("sandbox"))
+    return gateway.url
 
 
 async def _open_provider(

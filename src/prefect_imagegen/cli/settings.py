@@ -1,0 +1,113 @@
+"""The values of a parsed command line as settings and options. Secrets come from the environment only."""
+
+import asyncio
+import json
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pydantic import ValidationError
+
+from prefect_imagegen.app.config.options import GenerateOptions
+from prefect_imagegen.app.config.settings import ProviderSettings, StoreSettings
+from prefect_imagegen.cli.options import is_block
+from prefect_imagegen.cli.prefect_api import quiet_prefect
+from prefect_imagegen.core.errors import RefusedError
+from prefect_imagegen.core.request.manifest import parse_value
+from prefect_imagegen.core.secrets import FROM_ENVIRONMENT, secret_option
+
+
+def store_of(parsed: Mapping[str, Any]) -> StoreSettings:
+    """The store that --store and --storage-option name. Only a block loads Prefect. Raises RefusedError."""
+    store, options = parsed["store"], parse_storage_options(parsed["storage_options"])
+    if not is_block(store):
+        return StoreSettings(store, options)
+    quiet_prefect()
+    from prefect_imagegen.blocks.resolve import resolve_store
+
+    return asyncio.run(resolve_store(store, options))
+
+
+def backend_of(parsed: Mapping[str, Any]) -> ProviderSettings:
+    """The backend that --backend names. Only a block loads Prefect. Raises RefusedError."""
+    if not is_block(parsed["backend"]):
+        return ProviderSettings(parsed["backend"])
+    quiet_prefect()
+    from prefect_imagegen.blocks.resolve import resolve_provider
+
+    return asyncio.run(resolve_provider(parsed["backend"]))
+
+
+def parse_storage_options(pairs: Sequence[str], option: str = "--storage-option") -> dict[str, Any]:
+    """The options of `K=V` pairs: JSON or text; `env:NAME` is taken from the environment, also within JSON.
+
+    Raises RefusedError for a secret in clear, or a variable that is not set.
+    """
+    options: dict[str, Any] = {}
+    for name, text in _pairs(pairs, option).items():
+        try:
+            value = json.loads(text)
+        except ValueError:
+            value = text
+        secret = secret_option({name: value})
+        if secret is not None:
+            raise RefusedError(
+                "secret_in_clear",
+                f"{option} {secret} looks like a secret, which every user of this machine could read.",
+                remedy="Put it into the environment and write "
+                + (f"{name}=env:NAME." if secret == name else "env:NAME in its place."),
+            )
+        options[name] = _from_environment(value, f"{option} {name}")
+    return options
+
+
+def _from_environment(value: Any, option: str) -> Any:
+    """A value with what the environment holds for each `env:NAME` in it."""
+    if isinstance(value, dict):
+        return {name: _from_environment(inner, option) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_from_environment(inner, option) for inner in value]
+    if not isinstance(value, str) or not value.startswith(FROM_ENVIRONMENT):
+        return value
+    variable = value.removeprefix(FROM_ENVIRONMENT)
+    if variable not in os.environ:
+        raise RefusedError("bad_option", f"{option}: {variable} is not set.", remedy="Export it.")
+    return os.environ[variable]
+
+
+def _pairs(pairs: Sequence[str], option: str) -> dict[str, str]:
+    values = {}
+    for pair in pairs:
+        name, sign, value = pair.partition("=")
+        if not sign or not name:
+            raise RefusedError("bad_option", f"{option} {name}: not of the form NAME=VALUE.", remedy="Correct it.")
+        values[name] = value
+    return values
+
+
+def options_of(parsed: Mapping[str, Any]) -> GenerateOptions:
+    """The options of a parsed command line. Raises RefusedError that names the option."""
+    columns: dict[str, list[str]] = {}
+    for pair in parsed["columns"]:
+        for name, column in _pairs([pair], "--column").items():
+            columns.setdefault(name, []).append(column)
+    values = {name: parse_value(name, text) for name, text in _pairs(parsed["values"], "--set").items()}
+    converted = {
+        "columns": columns,
+        "values": values,
+        "endpoints": list(parsed["endpoints"]),
+        "carry": list(parsed["carry"]),
+        "manifest_storage_options": parse_storage_options(
+            parsed["manifest_storage_options"], "--manifest-storage-option"
+        ),
+        "reference_storage_options": parse_storage_options(
+            parsed["reference_storage_options"], "--reference-storage-option"
+        ),
+    }
+    plain = [name for name in GenerateOptions.model_fields if name not in converted and parsed[name] is not None]
+    try:
+        return GenerateOptions(**converted, **{name: parsed[name] for name in plain})
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = str(first["loc"][0]).replace("_", "-")
+        raise RefusedError("bad_option", f"--{name}: {first['msg']}.", remedy="Correct it.") from error
