@@ -47,7 +47,7 @@ def serve(script: str) -> None:
     with EmbeddedGateway(settings) as gateway:
         print(gateway.url, flush=True)
         sys.stdin.read()
-        print(json.dumps(gateway.books.statistics()), flush=True)
+        print(json.dumps(gateway.account_state.statistics()), flush=True)
 
 
 @contextlib.contextmanager

@@ -90,7 +90,7 @@ def serve(faults: str) -> None:
         threading.Thread(target=adapter.serve_forever, daemon=True).start()
         print(json.dumps([gateway.url, f"http://127.0.0.1:{adapter.server_address[1]}/v1"]), flush=True)
         for _ in sys.stdin:
-            print(json.dumps(gateway.books.statistics()), flush=True)
+            print(json.dumps(gateway.account_state.statistics()), flush=True)
     os._exit(0)  # hung calls would keep their threads
 
 
