@@ -1,12 +1,12 @@
 """The GPU worker on a real GPU: FLUX.2 [klein] 4B in its real shapes with random weights, called directly and served.
 
-    python benchmarks/gpu_real.py --check     # what has to be carried to a machine without a network
+    python benchmarks/gpu_real.py --check     # what to copy to a machine without a network
     python benchmarks/gpu_real.py --json gpu_real.json [--minutes 9]
     python benchmarks/gpu_real.py --tiny      # the same on the CPU with tiny shapes: only shows that it works
 
 Needs `pip install 'prefect-imagegen[diffusers]'`, 40 GB of GPU memory, 20 GB of disk and 40 GB of main memory for the
 defaults; nothing is downloaded. The loop calls the pipeline for one image after the other, without encoding; the worker
-is `prefect-imagegen serve` in a process of its own, called through the pool over HTTP, with PNG. Every case draws a
+is `prefect-imagegen serve` in a process of its own, called through the pool over HTTP, with PNG. Every case makes a
 batch to warm up first. Ratios are of one run. A case that fails is a line of the table (exit code 1); one that does not
 fit into the time is left out, and the table says so.
 """
@@ -41,19 +41,19 @@ from gpu_parts.cases import (
     table,
     worker_cases,
 )
-from gpu_parts.pictures import REFERENCES, difference, draw_references
+from gpu_parts.reference_images import REFERENCES, difference, draw_references
 
 _ENDING_S = 10.0
-"""Kept back for stopping processes and for the table."""
+"""Seconds reserved for stopping processes and for the table."""
 _PIPELINE_SHARE = 0.5
-"""Of the time: the worker's cases are the reason why anybody runs this."""
+"""The share of the time for the pipeline called directly; the rest is for the worker, the point of this benchmark."""
 
 
 class Run:
-    """One run: what came of each case so far, and the time that is left."""
+    """One run: the outcomes of the cases so far, and the time that is left."""
 
     def __init__(self, options: argparse.Namespace, folder: Path) -> None:
-        self._started = time.monotonic()  # what follows loads a good deal
+        self._started = time.monotonic()  # before the slow imports
         from gpu_parts.processes import Setup
 
         self.options = options
@@ -73,22 +73,23 @@ class Run:
 
     def left(self, share: float = 1.0) -> float:
         """Seconds of the time, or of a share of it, that are left."""
-        return share * (60 * self.options.minutes - _ENDING_S) - self.spent
+        minutes: float = self.options.minutes
+        return share * (60 * minutes - _ENDING_S) - self.spent
 
     async def measure(self) -> None:
-        """All cases, in order."""
+        """Measure all cases, in order."""
         direct = pipeline_cases(self.options.batches, self.images)
         workers = {batch: worker_cases(batch, self.images) for batch in extremes_first(self.options.batches)}
         everything = [*direct, *(case for cases in workers.values() for case in cases)]
         if self.left() > 0 and (reason := self._build()):
-            self._all(everything, FAILED, reason)
+            self._add_all(everything, FAILED, reason)
             return
         await self._directly(direct)
         for batch, cases in workers.items():
             await self._served(batch, cases)
 
     def _build(self) -> str:
-        """Make the checkpoint; why it could not be made, or nothing."""
+        """Make the checkpoint; returns why it could not be made, or an empty text."""
         if self.options.model:
             return ""
         started, shapes = time.monotonic(), "tiny" if self.options.tiny else "real"
@@ -117,24 +118,24 @@ class Run:
                     while open_cases and self._fits(open_cases[0], _PIPELINE_SHARE):
                         case = open_cases[0]
                         try:
-                            await self._one_directly(case, pipeline)
+                            await self._measure_directly(case, pipeline)
                         except ProcessFailedError as error:
-                            self._all([case], FAILED, str(error))
+                            self._add_all([case], FAILED, str(error))
                         open_cases.pop(0)
         except ProcessFailedError as error:
-            self._all(open_cases, FAILED, str(error))
+            self._add_all(open_cases, FAILED, str(error))
             return
         except TimeoutError:
             pass
-        self._all(open_cases, SKIPPED, f"no time left of {self.options.minutes:g} minutes (half for the pipeline)")
+        self._add_all(open_cases, SKIPPED, f"no time left of {self.options.minutes:g} minutes (half for the pipeline)")
 
-    async def _one_directly(self, case: Case, pipeline: Any) -> None:
+    async def _measure_directly(self, case: Case, pipeline: Any) -> None:
         first = case.path == PIPELINE and case.batch == 1
         images = self._images(case)
         encode = first and case.references == 0
         figures = await pipeline.measure(case, range(case.images), images, encode=encode)
         self.encoding_ms |= figures.pop("encoding_ms", {})
-        self._measured(case, figures, images)
+        self._add_measured(case, figures, images)
 
     async def _served(self, batch: int, cases: list[Case]) -> None:
         from gpu_parts.processes import ProcessFailedError, worker_process
@@ -151,17 +152,17 @@ class Run:
                     while open_cases and self._fits(open_cases[0]):
                         case, images = open_cases[0], self._images(open_cases[0])
                         try:
-                            self._measured(case, await worker.measure(case, range(case.images), images), images)
+                            self._add_measured(case, await worker.measure(case, range(case.images), images), images)
                         except* ProviderError as errors:
-                            self._all([case], FAILED, _first(errors))
+                            self._add_all([case], FAILED, _first(errors))
                         open_cases.pop(0)
                         await worker.check()
         except (ProcessFailedError, RefusedError, ProviderError) as error:
-            self._all(open_cases, FAILED, str(error))
+            self._add_all(open_cases, FAILED, str(error))
             return
         except TimeoutError:
             pass
-        self._all(open_cases, SKIPPED, reason)
+        self._add_all(open_cases, SKIPPED, reason)
 
     def _fits(self, case: Case, share: float = 1.0, start_s: float = 0.0) -> bool:
         return 0 < self.left(share) >= estimate(case, self.outcomes, start_s)
@@ -172,21 +173,21 @@ class Run:
         folder.mkdir()
         return folder
 
-    def _measured(self, case: Case, figures: dict[str, Any], images: Path) -> None:
+    def _add_measured(self, case: Case, figures: dict[str, Any], images: Path) -> None:
         loop = self._folder / f"{PIPELINE}-1-{case.references}"
         if loop.is_dir() and loop != images:
             figures["against_loop"] = difference(loop, images)
         self._add(Outcome(case, MEASURED, figures=figures))
 
-    def _all(self, cases: Sequence[Case], status: str, reason: str) -> None:
+    def _add_all(self, cases: Sequence[Case], status: str, reason: str) -> None:
         for case in cases:
             self._add(Outcome(case, status, reason))
 
     def _add(self, outcome: Outcome) -> None:
         self.outcomes.append(outcome)
         case, rate = outcome.case, outcome.rate
-        told = f"{rate:.3f} images/s" if rate else f"{outcome.status}: {outcome.reason}"
-        print(f"[{self.spent:4.0f} s] {case.name}, {case.references} references: {told}", file=sys.stderr, flush=True)
+        result = f"{rate:.3f} images/s" if rate else f"{outcome.status}: {outcome.reason}"
+        print(f"[{self.spent:4.0f} s] {case.name}, {case.references} references: {result}", file=sys.stderr, flush=True)
 
 
 def _first(errors: BaseExceptionGroup[Any]) -> str:
@@ -198,7 +199,7 @@ def _first(errors: BaseExceptionGroup[Any]) -> str:
 
 
 def device_name(device: str) -> str:
-    """What it runs on, for the table."""
+    """The name of the device, for the table."""
     import torch
 
     if device.startswith("cuda") and torch.cuda.is_available():
@@ -206,36 +207,40 @@ def device_name(device: str) -> str:
     return f"{device}, {platform.machine()}"
 
 
-def told_of(run: Run) -> dict[str, Any]:
-    """Everything about a run, for the JSON file."""
+def report_of(run: Run) -> dict[str, Any]:
+    """The whole report of a run, for the JSON file."""
     options, cases = run.options, summary(run.outcomes)
-    told: dict[str, Any] = {"shapes": "given" if options.model else "tiny" if options.tiny else "real"}
-    told |= {name: getattr(options, name) for name in ("device", "dtype", "side", "steps", "minutes")}
-    told["device_name"] = device_name(options.device)
-    told["versions"] = {name: version(name) for name in ("torch", "diffusers", "transformers", "prefect-imagegen")}
-    told |= {"seconds": run.spent, **run.facts, "cases": cases, "encoding_ms": run.encoding_ms}
-    told["added_ms"] = added(cases, run.encoding_ms)
-    again = next((one["ratio"] for one in cases if one["name"] == "pipeline, once more"), None)
-    return told | {"loop_again_ratio": again}
+    report: dict[str, Any] = {"shapes": "given" if options.model else "tiny" if options.tiny else "real"}
+    report |= {name: getattr(options, name) for name in ("device", "dtype", "side", "steps", "minutes")}
+    report["device_name"] = device_name(options.device)
+    report["versions"] = {name: version(name) for name in ("torch", "diffusers", "transformers", "prefect-imagegen")}
+    report |= {"seconds": run.spent, **run.facts, "cases": cases, "encoding_ms": run.encoding_ms}
+    report["added_ms"] = added(cases, run.encoding_ms)
+    again = next((case["ratio"] for case in cases if case["name"] == "pipeline, once more"), None)
+    return report | {"loop_again_ratio": again}
 
 
-def show(told: dict[str, Any]) -> None:
-    """Print the table and what stands below it."""
-    versions = ", ".join(f"{name} {number}" for name, number in told["versions"].items())
-    print(f"{told['device_name']}, {told['dtype']}, {told['side']} pixels a side, {told['steps']} steps; {versions}\n")
-    print("\n".join(table(told["cases"])))
-    for case in told["cases"]:
+def show(report: dict[str, Any]) -> None:
+    """Print the table and the figures below it."""
+    versions = ", ".join(f"{name} {number}" for name, number in report["versions"].items())
+    size = f"{report['side']} pixels a side, {report['steps']} steps"
+    print(f"{report['device_name']}, {report['dtype']}, {size}; {versions}\n")
+    print("\n".join(table(report["cases"])))
+    for case in report["cases"]:
         if case["path"] == WORKER and (images := case.get("against_loop")):
             equal = f"{images['identical']} of {images['compared']} images are the loop's"
             colours = f"colours differ by {images['largest_difference']} of 255 at most"
             sizes = "" if images["same_size"] else "; SIZES DIFFER"
             print(f"\n{case['name']}, {case['references']} references: {equal}, {colours}{sizes}")
-    for title, milliseconds in (("Encoding one image", told["encoding_ms"]), ("Added to one call", told["added_ms"])):
+    for title, milliseconds in (
+        ("Encoding one image", report["encoding_ms"]),
+        ("Added to one call", report["added_ms"]),
+    ):
         if milliseconds:
             print(f"\n{title}: " + ", ".join(f"{name} {value:.1f}" for name, value in milliseconds.items()) + " (ms)")
-    if told["loop_again_ratio"]:
-        print(f"\nThe loop once more, after the other cases: {told['loop_again_ratio']:.2f} of the first time")
-    if told["shapes"] == "tiny":
+    if report["loop_again_ratio"]:
+        print(f"\nThe loop once more, after the other cases: {report['loop_again_ratio']:.2f} of the first time")
+    if report["shapes"] == "tiny":
         print("\nTiny shapes: these figures say nothing but that the benchmark works.")
 
 
@@ -275,20 +280,20 @@ def _size(text: str) -> tuple[int, int]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure, and print the table; the exit code."""
+    """Measure, and print the table; returns the exit code."""
     options = parsed(arguments)
     if options.check:
-        found = packages.needs()
-        print("\n".join(packages.report(found)))
-        return 0 if all(need.fits for need in found) else 1
+        requirements = packages.needs()
+        print("\n".join(packages.report(requirements)))
+        return 0 if all(need.fits for need in requirements) else 1
     with tempfile.TemporaryDirectory(dir=options.folder, ignore_cleanup_errors=True) as folder:
         run = Run(options, Path(folder))
         asyncio.run(run.measure())
-        told = told_of(run)
+        report = report_of(run)
     if options.json:
-        options.json.write_text(json.dumps(told, indent=1))
-    show(told)
-    return 1 if any(case["status"] == FAILED for case in told["cases"]) else 0
+        options.json.write_text(json.dumps(report, indent=1))
+    show(report)
+    return 1 if any(case["status"] == FAILED for case in report["cases"]) else 0
 
 
 if __name__ == "__main__":

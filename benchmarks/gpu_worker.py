@@ -1,8 +1,8 @@
-"""The GPU worker and the pool over a tiny random pipeline on the CPU: batches, workers, and what they cost on top.
+"""The GPU worker and the pool over a tiny random pipeline on the CPU: batches, workers, and their overhead.
 
     pip install 'prefect-imagegen[diffusers]' && python benchmarks/gpu_worker.py [--images 64] [--rounds 3]
 
-Only ratios mean anything: the pipeline has a few thousand weights, and a GPU at one megapixel is bound otherwise.
+Only ratios mean anything: the pipeline has a few thousand weights, and a GPU at one megapixel has other bottlenecks.
 Every process has one thread for the model. Rounds are interleaved; medians are shown.
 """
 
@@ -15,8 +15,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -47,15 +48,15 @@ print(time.monotonic() - wall, time.process_time() - cpu)
 
 
 def loop(model: str, images: int) -> tuple[float, float]:
-    """Calling the pipeline in a loop: images a second, CPU ms per image."""
+    """Call the pipeline in a loop: images a second, and CPU ms per image."""
     command = [sys.executable, "-c", LOOP, model, str(images), str(SIDE)]
-    found = subprocess.run(command, check=True, capture_output=True, text=True, env=ENVIRONMENT).stdout.split()
-    return images / float(found[0]), 1000 * float(found[1]) / images
+    output = subprocess.run(command, check=True, capture_output=True, text=True, env=ENVIRONMENT).stdout.split()
+    return images / float(output[0]), 1000 * float(output[1]) / images
 
 
 @contextmanager
 def worker(model: str, max_batch: int) -> Iterator[tuple[int, str]]:
-    """A worker process; its id and URL."""
+    """Run a worker process; yields its id and URL."""
     command = [sys.executable, "-m", "prefect_imagegen.cli.main", "serve", "--engine", "diffusers", "--model", model]
     command += ["--device", "cpu", "--port", "0", "--max-batch", str(max_batch), "--megapixels", str(MEGAPIXELS)]
     with tempfile.TemporaryFile("w+") as log, subprocess.Popen(command, stderr=log, env=ENVIRONMENT) as process:
@@ -64,8 +65,8 @@ def worker(model: str, max_batch: int) -> Iterator[tuple[int, str]]:
             while url is None:
                 time.sleep(0.05)
                 log.seek(0)
-                found = re.search(r"http://[\d.]+:\d+", log.read())
-                url = found[0] if found else None
+                match = re.search(r"http://[\d.]+:\d+", log.read())
+                url = match[0] if match else None
             yield process.pid, url
         finally:
             process.terminate()
@@ -73,13 +74,13 @@ def worker(model: str, max_batch: int) -> Iterator[tuple[int, str]]:
 
 
 def cpu_seconds(pid: int) -> float:
-    """User and system time of a process so far."""
+    """The CPU seconds of a process so far (Linux)."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 async def drive(urls: list[str], images: int) -> float:
-    """Draw through a pool; the seconds it took."""
+    """Make images through a pool; returns the seconds it took."""
     from prefect_imagegen.app.config.resolve import make_pool
     from prefect_imagegen.app.config.settings import ProviderSettings
 
@@ -87,23 +88,23 @@ async def drive(urls: list[str], images: int) -> float:
     pool = make_pool(settings, 600.0)
     base = {"steps": 4, "cfg": 1, "negative_prompt": "", "sampler": "euler", "go_fast": False, "aspect_ratio": "1:1"}
 
-    async def one(number: int) -> None:
+    async def make(number: int) -> None:
         params = base | {"prompt": f"cup {number}", "seed": number, "image_format": "png", "quality": 90}
         request = GenerationRequest(MODEL, params, profile="klein-distilled")
         await pool.collect(await pool.submit(request, ()))
 
     try:
         await pool.open()
-        await asyncio.gather(*(one(-number - 1 + 2**20) for number in range(pool.capacity)))
+        await asyncio.gather(*(make(-number - 1 + 2**20) for number in range(pool.capacity)))
         started = time.monotonic()
-        await asyncio.gather(*map(one, range(images)))
+        await asyncio.gather(*map(make, range(images)))
         return time.monotonic() - started
     finally:
         await pool.aclose()
 
 
 def pooled(model: str, images: int, max_batch: int, workers: int = 1) -> tuple[float, float]:
-    """Through gateway and pool: images a second, CPU ms per image of all processes."""
+    """Make images through gateway and pool: images a second, and CPU ms per image of all processes."""
     with ExitStack() as stack:
         running = [stack.enter_context(worker(model, max_batch)) for _ in range(workers)]
         urls = [url for _, url in running]
@@ -111,8 +112,8 @@ def pooled(model: str, images: int, max_batch: int, workers: int = 1) -> tuple[f
         before = time.process_time() + sum(cpu_seconds(pid) for pid, _ in running)
         seconds = asyncio.run(drive(urls, images))
         after = time.process_time() + sum(cpu_seconds(pid) for pid, _ in running)
-        drawn = images + sum(max_batch + 1 for _ in running)  # those that warm a pool up cost CPU too
-    return images / seconds, 1000 * (after - before) / drawn
+        made = images + sum(max_batch + 1 for _ in running)  # images that warm the pool up cost CPU too
+    return images / seconds, 1000 * (after - before) / made
 
 
 def main() -> None:
@@ -120,21 +121,22 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--images", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=3)
-    given = parser.parse_args()
-    cases = {"pipeline in a loop": lambda model: loop(model, given.images)}
+    options = parser.parse_args()
+    cases: dict[str, Callable[[str], tuple[float, float]]]
+    cases = {"pipeline in a loop": partial(loop, images=options.images)}
     for size in BATCHES:
-        cases[f"pool and worker, batch {size}"] = lambda model, size=size: pooled(model, given.images, size)
-    cases["pool of two workers, batch 1"] = lambda model: pooled(model, given.images, 1, workers=2)
-    found: dict[str, list[tuple[float, float]]] = {name: [] for name in cases}
+        cases[f"pool and worker, batch {size}"] = partial(pooled, images=options.images, max_batch=size)
+    cases["pool of two workers, batch 1"] = partial(pooled, images=options.images, max_batch=1, workers=2)
+    results: dict[str, list[tuple[float, float]]] = {name: [] for name in cases}
     with tempfile.TemporaryDirectory() as folder:
         model = f"{folder}/tiny-klein-9B"
         subprocess.run([sys.executable, str(TINY), model], check=True, capture_output=True, env=ENVIRONMENT)
-        for _ in range(given.rounds):
+        for _ in range(options.rounds):
             for name, case in cases.items():
-                found[name].append(case(model))
-    middle = {name: (median(r for r, _ in pairs), median(c for _, c in pairs)) for name, pairs in found.items()}
+                results[name].append(case(model))
+    middle = {name: (median(r for r, _ in pairs), median(c for _, c in pairs)) for name, pairs in results.items()}
     base = middle["pipeline in a loop"]
-    print(f"{platform.python_version()}, {os.cpu_count()} cores, {given.images} images of {SIDE} pixels a side\n")
+    print(f"{platform.python_version()}, {os.cpu_count()} cores, {options.images} images of {SIDE} pixels a side\n")
     print("| case | images/s | ratio | CPU ms/image | ratio |\n| --- | --- | --- | --- | --- |")
     for name, (rate, cpu) in middle.items():
         print(f"| {name} | {rate:.1f} | {rate / base[0]:.2f} | {cpu:.0f} | {cpu / base[1]:.2f} |")

@@ -1,10 +1,10 @@
-"""What a row costs in a large ledger against a small one: CPU time of all that depends on the number of rows.
+"""The cost of a row in a large ledger against a small one: CPU time of all that depends on the number of rows.
 
     python benchmarks/growth.py [--rows 100000 --rows 1000000] [--whole 100000 --whole 1000000]
 
 The look-ups by themselves, over synthetic keys and events, each size in a process of its own: reading the ledger,
 planning (states and identical rows), finishing (the images that were there before), compaction. With `--whole`, whole
-runs that have nothing to do as well: plan and end, as they are. 10,000,000 rows of look-ups take 4 GB in the
+runs that have nothing to do as well: planning and finishing. 10,000,000 rows of look-ups take 4 GB in the
 temporary folder. Linux.
 """
 
@@ -46,19 +46,19 @@ TIME = datetime(2026, 11, 1, tzinfo=UTC)
 
 
 def keys_of(window: int, count: int) -> pa.Array:
-    """Keys of a window: spread as hashes are, the same each time."""
+    """The keys of a window: random like hashes, and the same each time."""
     data = hashlib.shake_128(window.to_bytes(8, "big")).digest(16 * count)
     return pa.Array.from_buffers(KEY_TYPE, count, [None, pa.py_buffer(data)])
 
 
 def windows(rows: int) -> Iterator[pa.Array]:
-    """The keys of so many rows."""
+    """The keys of so many rows, window by window."""
     for start in range(0, rows, WINDOW):
         yield keys_of(start // WINDOW, min(WINDOW, rows - start))
 
 
 def delivered(keys: pa.Array) -> pa.Table:
-    """A delivered event of each key."""
+    """A table with a delivered event for each key."""
     raw = keys.buffers()[1].to_pybytes()
     names = pa.array([raw[start : start + 16].hex() for start in range(0, 16 * len(keys), 16)])
     columns: dict[str, Any] = {
@@ -85,9 +85,9 @@ def delivered(keys: pa.Array) -> pa.Table:
 
 
 def read(rows: int) -> LedgerView:
-    """The view of a ledger with so many images."""
-    with EventFile() as kept:
-        folding = LedgerFold(kept)
+    """The view of a ledger with `rows` images."""
+    with EventFile() as spool:
+        folding = LedgerFold(spool)
         for keys in windows(rows):
             folding.add(delivered(keys))
         return folding.view()
@@ -95,17 +95,17 @@ def read(rows: int) -> LedgerView:
 
 def plan(view: LedgerView, rows: int) -> None:
     """The look-ups of a plan of so many rows, half of which the ledger has."""
-    seen = KeySeen()
+    known_keys = KeySeen()
     half = -(-rows // WINDOW) // 2
     for window, keys in enumerate(windows(rows)):
-        asked = keys if window < half else keys_of(window + rows, len(keys))
-        view.states(asked)
-        seen.numbers(asked)
-        seen.add(asked, pa.array(range(len(asked)), pa.int32()))
+        wanted = keys if window < half else keys_of(window + rows, len(keys))
+        view.states(wanted)
+        known_keys.numbers(wanted)
+        known_keys.add(wanted, pa.array(range(len(wanted)), pa.int32()))
 
 
 def end(view: LedgerView, rows: int) -> None:
-    """What finishing such a run asks of the ledger, where all rows were done before."""
+    """The look-ups of finishing a run whose rows were all done before."""
     count = -(-rows // WINDOW)
     with EventFile() as spool:
         deliveries = Deliveries(spool)
@@ -122,7 +122,7 @@ def end(view: LedgerView, rows: int) -> None:
 
 
 def compact(view: LedgerView) -> None:
-    """The sorting of all events into the files of a generation."""
+    """Sort all events into the files of a generation."""
     with EventFile() as runs:
         for part in view.all_delivered():
             compaction.write_run(runs, [part])
@@ -131,7 +131,7 @@ def compact(view: LedgerView) -> None:
 
 
 def cpu(work: Callable[[], Any]) -> tuple[float, Any]:
-    """CPU seconds of some work, and what it gives."""
+    """The CPU seconds of some work, and its result."""
     started = time.process_time()
     result = work()
     return time.process_time() - started, result
@@ -141,11 +141,11 @@ def measure(rows: int) -> dict[str, float]:
     """CPU seconds of each step for so many rows, and the peak of resident memory in MB."""
     making, _ = cpu(lambda: [delivered(keys) for keys in windows(min(rows, 4 * WINDOW))])
     reading, view = cpu(lambda: read(rows))
-    found = {"rows": rows, "read": reading - making * rows / min(rows, 4 * WINDOW)}
-    found["plan"], _ = cpu(lambda: plan(view, rows))
-    found["finish"], _ = cpu(lambda: end(view, rows))
-    found["compact"], _ = cpu(lambda: compact(view))
-    return found | {"rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
+    figures = {"rows": rows, "read": reading - making * rows / min(rows, 4 * WINDOW)}
+    figures["plan"], _ = cpu(lambda: plan(view, rows))
+    figures["finish"], _ = cpu(lambda: end(view, rows))
+    figures["compact"], _ = cpu(lambda: compact(view))
+    return figures | {"rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
 
 
 def _fill(folder: str) -> None:
@@ -171,8 +171,8 @@ def whole(rows: int) -> dict[str, float]:
         write_manifest(Path(folder, "manifest.parquet"), rows)
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as other:
             other.submit(_fill, folder).result()
-        found = asyncio.run(run())
-    return found | {"rows": rows, "rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
+        figures = asyncio.run(run())
+    return figures | {"rows": rows, "rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
 
 
 def table(option: str, sizes: list[int], steps: tuple[str, ...]) -> None:
@@ -181,11 +181,11 @@ def table(option: str, sizes: list[int], steps: tuple[str, ...]) -> None:
     first: dict[str, float] = {}
     for rows in sizes:
         command = [sys.executable, __file__, option, str(rows)]
-        found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-        cost = {step: 1e6 * found[step] / rows for step in steps}
+        figures = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+        cost = {step: 1e6 * figures[step] / rows for step in steps}
         first = first or cost
         cells = " ".join(f"{cost[step]:14.2f} {cost[step] / first[step]:5.2f}" for step in steps)
-        print(f"{rows:11,} {cells} {found['rss_mb']:12.0f}", flush=True)
+        print(f"{rows:11,} {cells} {figures['rss_mb']:12.0f}", flush=True)
 
 
 def main() -> None:
@@ -193,16 +193,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, action="append")
     parser.add_argument("--whole", type=int, action="append")
-    parser.add_argument("--one", type=int)
-    parser.add_argument("--one-whole", type=int)
-    given = parser.parse_args()
-    if given.one or given.one_whole:
-        print(json.dumps(measure(given.one) if given.one else whole(given.one_whole)))
+    parser.add_argument("--one", type=int, dest="rows_here")
+    parser.add_argument("--one-whole", type=int, dest="whole_here")
+    options = parser.parse_args()
+    if options.rows_here or options.whole_here:
+        print(json.dumps(measure(options.rows_here) if options.rows_here else whole(options.whole_here)))
         return
     print(f"{os.cpu_count()} cores, Python {platform.python_version()}, {platform.machine()}; CPU time")
-    table("--one", given.rows or [100_000, 1_000_000], STEPS)
-    if given.whole:
-        table("--one-whole", given.whole, ("plan", "finish"))
+    table("--one", options.rows or [100_000, 1_000_000], STEPS)
+    if options.whole:
+        table("--one-whole", options.whole, ("plan", "finish"))
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
     python benchmarks/memory.py [--rows 5000 --rows 50000] [--plot docs/memory.png]
 
-A backend that answers at once and a store that forgets images and claims (the rest goes to a temporary folder), so
+A provider that answers at once and a store that forgets images and claims (the rest goes to a temporary folder), so
 that only the run itself is measured; each size runs in a process of its own. Planning holds a window of 32,768 rows,
 so that smaller manifests peak lower. `--plot` needs matplotlib. Linux.
 """
@@ -54,8 +54,8 @@ _FORGOTTEN = ("images/", "ledger/claims/")
 _PERIOD_S = 0.2
 
 
-class InstantBackend:
-    """Answers at once, with a small image."""
+class InstantProvider:
+    """A provider that answers at once, with a small image."""
 
     name, endpoint, queues, free, capacity = "segmind", "http://instant", True, False, 16
 
@@ -109,7 +109,7 @@ class InstantBackend:
 
 
 class ForgetfulStore(FsspecObjectStore):
-    """Keeps no images and no claims; they would be files or objects, not memory."""
+    """A store that drops images and claims: they would be files or objects, not memory."""
 
     async def create(self, path: str, data: bytes, content_type: str = "application/octet-stream") -> bool:
         return path.startswith(_FORGOTTEN) or await super().create(path, data, content_type)
@@ -122,7 +122,7 @@ class ForgetfulStore(FsspecObjectStore):
 
 
 def write_manifest(path: Path, rows: int) -> None:
-    """Prompts of a sentence, and a column that is carried."""
+    """Write a manifest of short prompts with one carried column."""
     with pq.ParquetWriter(path, pa.schema([("prompt", pa.string()), ("sku", pa.string())])) as writer:
         for start in range(0, rows, 50_000):
             numbers = range(start, min(rows, start + 50_000))
@@ -131,12 +131,12 @@ def write_manifest(path: Path, rows: int) -> None:
 
 
 def resident_mb() -> float:
-    """Resident memory of this process (Linux)."""
+    """The resident memory of this process in MB (Linux)."""
     return round(int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6, 1)
 
 
 def plan(folder: str, rows: int) -> tuple[prepare.PlannedRun, float]:
-    """Plan a manifest of so many rows; the planned run, and the peak in MB."""
+    """Plan a manifest of so many rows: the planned run, and the peak of resident memory in MB."""
     write_manifest(Path(folder) / "manifest.parquet", rows)
     spec = prepare.RunSpec(
         f"{folder}/manifest.parquet",
@@ -150,7 +150,7 @@ def plan(folder: str, rows: int) -> tuple[prepare.PlannedRun, float]:
 
 
 def measure(rows: int) -> dict[str, Any]:
-    """One run: seconds, and resident memory in MB, at most in each phase and over time. Planned in another process."""
+    """Measure one run, planned in another process: seconds, and resident memory in MB by phase and over time."""
     samples: list[tuple[float, float]] = []
     by_phase: dict[str, list[float]] = {phase: [] for phase in PHASES}
     now = ["execution"]
@@ -184,18 +184,18 @@ def measure(rows: int) -> dict[str, Any]:
         "rows": rows,
         "seconds": time.monotonic() - started,
         "steady": median(by_phase["execution"]),
-        "peaks": {phase: max(found) for phase, found in by_phase.items()},
+        "peaks": {phase: max(values) for phase, values in by_phase.items()},
         "samples": samples,
     }
 
 
 @contextlib.contextmanager
 def instant() -> Iterator[None]:
-    """Within: every run uses an `InstantBackend` and a `ForgetfulStore`."""
-    backend = InstantBackend()
+    """Make every run inside the `with` block use an `InstantProvider` and a `ForgetfulStore`."""
+    provider = InstantProvider()
     with contextlib.ExitStack() as stack:
         for module, name in ((prepare, "make_provider"), (run_session, "make_pool")):
-            stack.enter_context(mock.patch.object(module, name, return_value=backend))
+            stack.enter_context(mock.patch.object(module, name, return_value=provider))
         for module in (prepare, run_session):
             stack.enter_context(mock.patch.object(module, "open_object_store", open_forgetful))
         yield
@@ -203,21 +203,22 @@ def instant() -> Iterator[None]:
 
 def open_forgetful(url: str, _: Mapping[str, Any]) -> ForgetfulStore:
     """A `ForgetfulStore` in a local folder."""
-    return ForgetfulStore(*fsspec.core.url_to_fs(url), url)
+    file_system, root = fsspec.core.url_to_fs(url)
+    return ForgetfulStore(file_system, root, url)
 
 
-def plot(found: list[dict[str, Any]], target: str) -> None:
-    """Resident memory over the course of each run."""
+def plot(runs: list[dict[str, Any]], target: str) -> None:
+    """Draw resident memory over the course of each run to a file."""
     import matplotlib as mpl
 
     mpl.use("Agg")
     from matplotlib import pyplot as plt
 
     figure, axes = plt.subplots(figsize=(7, 3.5), layout="constrained")
-    for one in found:
-        end = one["samples"][-1][0]
+    for run in runs:
+        end = run["samples"][-1][0]
         axes.plot(
-            [100 * t / end for t, _ in one["samples"]], [mb for _, mb in one["samples"]], label=f"{one['rows']:,} rows"
+            [100 * t / end for t, _ in run["samples"]], [mb for _, mb in run["samples"]], label=f"{run['rows']:,} rows"
         )
     axes.set(xlabel="course of the run, %", ylabel="resident memory, MB", ylim=(0, None))
     axes.legend(frameon=False)
@@ -230,25 +231,26 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, action="append")
     parser.add_argument("--plot", metavar="FILE")
-    parser.add_argument("--one", type=int)
-    given = parser.parse_args()
-    if given.one:
-        print(json.dumps(measure(given.one)))
+    parser.add_argument("--one", type=int, dest="rows_here")
+    options = parser.parse_args()
+    if options.rows_here:
+        print(json.dumps(measure(options.rows_here)))
         return
     print(f"{IN_FLIGHT} in flight; {os.cpu_count()} cores, Python {platform.python_version()}, {platform.machine()}")
     print(f"{'rows':>10} {'seconds':>8} {'ms/row':>7} {'steady MB':>10}   peak MB in {', '.join(PHASES)}")
-    found = []
-    for rows in given.rows or [5_000, 50_000]:
+    runs = []
+    for rows in options.rows or [5_000, 50_000]:
         command = [sys.executable, __file__, "--one", str(rows)]
-        one = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-        found.append(one)
-        peaks = " ".join(f"{one['peaks'][phase]:6.0f}" for phase in PHASES)
+        figures = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+        runs.append(figures)
+        seconds = figures["seconds"]
+        peaks = " ".join(f"{figures['peaks'][phase]:6.0f}" for phase in PHASES)
         print(
-            f"{rows:10,} {one['seconds']:8.1f} {1000 * one['seconds'] / rows:7.2f} {one['steady']:10.0f} {peaks}",
+            f"{rows:10,} {seconds:8.1f} {1000 * seconds / rows:7.2f} {figures['steady']:10.0f} {peaks}",
             flush=True,
         )
-    if given.plot:
-        plot(found, given.plot)
+    if options.plot:
+        plot(runs, options.plot)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ import time
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -41,7 +42,7 @@ CASES = ("read + hash", "plan, new store", "nothing to do, open segments", "noth
 
 
 def write_manifest(path: Path, rows: int) -> None:
-    """Prompts of a sentence, an aspect ratio, a seed for half of the rows, two columns that are carried."""
+    """Write a manifest: short prompts, aspect ratios, seeds for half of the rows, and two carried columns."""
     with pq.ParquetWriter(
         path,
         pa.schema(
@@ -69,7 +70,7 @@ def write_manifest(path: Path, rows: int) -> None:
 
 
 def read_and_hash(path: Path) -> int:
-    """The yardstick: every row read, written as sorted JSON, hashed."""
+    """The baseline: read every row, write it as sorted JSON, and hash it. Returns the number of rows."""
     count = 0
     for batch in pq.ParquetFile(path, pre_buffer=False).iter_batches(32_768):
         for row in batch.to_pylist():
@@ -79,7 +80,7 @@ def read_and_hash(path: Path) -> int:
 
 
 async def fill(folder: Path, manifest: Path, segments: int, *, compacted: bool) -> None:
-    """A store in which every request of the manifest is delivered: two events each, in so many open segments."""
+    """Make a store in which every request of the manifest is delivered: two events each, in `segments` segments."""
     planner = Planner(Manifest(str(manifest)), ManifestOptions(), LedgerView.empty(), shard_size=64)
     keys = [key for table in planner.windows() for key in table["request_key"].to_pylist()]
     store, clock = open_object_store(str(folder)), SystemClock()
@@ -90,7 +91,12 @@ async def fill(folder: Path, manifest: Path, segments: int, *, compacted: bool) 
         for key in keys[number * size : (number + 1) * size]:
             name = key.hex()
             facts = ImageFacts(layout.image(name, "png"), 1024, 1024, "png", 1_000_000, name * 2, ())
-            common = {"model": "flux-2-klein-9b", "cost_class": "all", "seed": 7, "request_id": f"id-{name}"}
+            common: dict[str, Any] = {
+                "model": "flux-2-klein-9b",
+                "cost_class": "all",
+                "seed": 7,
+                "request_id": f"id-{name}",
+            }
             made = Event("submitted", key, f"{name}-1", "run", clock.now(), **common)
             events += [made, replace(made, type="delivered", image=facts, cost_usd=0.04, latency_s=12.5)]
         await store.put(layout.segment(f"{number:08d}"), to_parquet(events_table(events)))
@@ -104,7 +110,7 @@ def _fill(folder: Path, manifest: Path, *, compacted: bool) -> None:
 
 
 def measure(case: str, path: Path) -> dict[str, float]:
-    """CPU seconds and peak memory of one case, in this process."""
+    """The rows, CPU seconds and peak memory of one case, measured in this process."""
     started = time.process_time()
     if case == CASES[0]:
         rows = read_and_hash(path)
@@ -124,26 +130,28 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--case", choices=CASES)
     parser.add_argument("--manifest", type=Path)
-    given = parser.parse_args()
-    if given.case:
-        print(json.dumps(measure(given.case, given.manifest)))
+    options = parser.parse_args()
+    if options.case:
+        print(json.dumps(measure(options.case, options.manifest)))
         return
-    print(f"{given.rows:,} rows; {os.cpu_count()} cores, Python {platform.python_version()}, {platform.machine()}")
+    print(f"{options.rows:,} rows; {os.cpu_count()} cores, Python {platform.python_version()}, {platform.machine()}")
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "manifest.parquet"
-        write_manifest(path, given.rows)
+        write_manifest(path, options.rows)
         for case in CASES[2:]:
-            # In a process of its own: what it holds is not to be measured.
+            # In a process of its own, so that its memory is not measured.
             with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as other:
                 other.submit(_fill, path.with_name(case), path, compacted="compacted" in case).result()
         base = None
         print(f"{'case':30} {'CPU s':>8} {'us/row':>8} {'ratio':>6} {'peak RSS MB':>12}")
         for case in CASES:
             command = [sys.executable, __file__, "--case", case, "--manifest", str(path)]
-            found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-            base = base or found["cpu"]
-            per_row = 1e6 * found["cpu"] / found["rows"]
-            print(f"{case:30} {found['cpu']:8.1f} {per_row:8.1f} {found['cpu'] / base:6.1f} {found['rss_mb']:12.0f}")
+            figures = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+            base = base or figures["cpu"]
+            per_row = 1e6 * figures["cpu"] / figures["rows"]
+            print(
+                f"{case:30} {figures['cpu']:8.1f} {per_row:8.1f} {figures['cpu'] / base:6.1f} {figures['rss_mb']:12.0f}"
+            )
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal
 
 import aiohttp
 import pyarrow as pa
@@ -42,8 +43,8 @@ def serve(port: int, latency: float, image_format: str) -> None:
     run_server(settings, "127.0.0.1", port, on_listening=lambda _: None)
 
 
-def ours(url: str, rows: int, image_format: str, api_version: str) -> dict[str, float]:
-    """The product, without Prefect: manifest in, local store out, everything verified and recorded."""
+def ours(url: str, rows: int, image_format: str, api_version: Literal["v1", "v2"]) -> dict[str, float]:
+    """Measure this project without Prefect: from a manifest to a local store, with everything verified and recorded."""
     import prefect_imagegen
     from prefect_imagegen.app.config.settings import ProviderSettings
 
@@ -68,7 +69,7 @@ def ours(url: str, rows: int, image_format: str, api_version: str) -> dict[str, 
 
 
 async def bare(url: str, rows: int, image_format: str, decode: bool) -> list[float]:
-    """What one writes in five minutes: POST, save the bytes to a file, perhaps decode them."""
+    """The baseline, a script of five minutes: POST, save the bytes to a file, and decode them if asked."""
     from prefect_imagegen.core.images import image
 
     gate = asyncio.Semaphore(IN_FLIGHT)
@@ -77,7 +78,7 @@ async def bare(url: str, rows: int, image_format: str, decode: bool) -> list[flo
     with tempfile.TemporaryDirectory() as folder:
         async with aiohttp.ClientSession(connector=connector, headers={"x-api-key": "k"}) as session:
 
-            async def one(number: int) -> None:
+            async def make(number: int) -> None:
                 async with gate:
                     body = {"prompt": f"p{number}", "seed": number, "image_format": image_format}
                     async with session.post(f"{url}/v1/{MODEL}", json=body) as answer:
@@ -87,7 +88,7 @@ async def bare(url: str, rows: int, image_format: str, decode: bool) -> list[flo
                     await asyncio.to_thread(Path(folder, f"{number}.{image_format}").write_bytes, data)
                     stored.append(time.time())
 
-            await asyncio.gather(*map(one, range(rows)))
+            await asyncio.gather(*map(make, range(rows)))
     return stored
 
 
@@ -98,12 +99,12 @@ def steady(stored: list[float]) -> float:
 
 
 def measure(case: dict[str, object]) -> dict[str, float]:
-    """One case, in this process."""
+    """Measure one case in this process."""
     url, rows, image_format = str(case["url"]), int(str(case["rows"])), str(case["format"])
-    if case["what"] in ("v1", "v2"):
-        return ours(url, rows, image_format, str(case["what"]))
+    if case["method"] in ("v1", "v2"):
+        return ours(url, rows, image_format, str(case["method"]))
     cpu, wall = time.process_time(), time.monotonic()
-    stored = asyncio.run(bare(url, rows, image_format, case["what"] == "bare + decode"))
+    stored = asyncio.run(bare(url, rows, image_format, case["method"] == "bare + decode"))
     return {
         "wall": time.monotonic() - wall,
         "cpu": time.process_time() - cpu,
@@ -113,7 +114,7 @@ def measure(case: dict[str, object]) -> dict[str, float]:
 
 @contextmanager
 def gateway(latency: float, image_format: str) -> Iterator[str]:
-    """A gateway in a process of its own."""
+    """Run a gateway in a process of its own; yields its URL."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -132,10 +133,10 @@ def gateway(latency: float, image_format: str) -> Iterator[str]:
 
 
 def run_case(**case: object) -> dict[str, float]:
-    """One case, in a fresh process."""
+    """Measure one case in a fresh process."""
     command = [sys.executable, __file__, "--case", json.dumps(case)]
-    found: dict[str, float] = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-    return found
+    figures: dict[str, float] = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    return figures
 
 
 def main() -> None:
@@ -145,30 +146,30 @@ def main() -> None:
     parser.add_argument("--rows-fast", type=int, default=600)
     parser.add_argument("--case")
     parser.add_argument("--serve")
-    given = parser.parse_args()
-    if given.serve:
-        serve(*json.loads(given.serve))
+    options = parser.parse_args()
+    if options.serve:
+        serve(*json.loads(options.serve))
         return
-    if given.case:
-        print(json.dumps(measure(json.loads(given.case))))
+    if options.case:
+        print(json.dumps(measure(json.loads(options.case))))
         return
     print(f"{IN_FLIGHT} in flight; {os.cpu_count()} cores, Python {platform.python_version()}, {platform.machine()}\n")
     ceiling = IN_FLIGHT / 2.0
-    print(f"latency 2 s, JPEG 130 kB, {given.rows_slow} images; the ceiling is {ceiling:.0f} images/s")
+    print(f"latency 2 s, JPEG 130 kB, {options.rows_slow} images; the ceiling is {ceiling:.0f} images/s")
     with gateway(2.0, "jpeg") as url:
         for version in ("v1", "v2"):
-            found = run_case(url=url, rows=given.rows_slow, format="jpeg", what=version)
-            print(f"  {version}: {found['steady']:.1f} images/s, {found['steady'] / ceiling:.3f} of the ceiling")
+            figures = run_case(url=url, rows=options.rows_slow, format="jpeg", method=version)
+            print(f"  {version}: {figures['steady']:.1f} images/s, {figures['steady'] / ceiling:.3f} of the ceiling")
     for image_format, size in IMAGES.items():
-        print(f"\nlatency 0.05 s, {image_format} of {size // 1000} kB, {given.rows_fast} images")
+        print(f"\nlatency 0.05 s, {image_format} of {size // 1000} kB, {options.rows_fast} images")
         print(f"  {'case':14} {'images/s':>9} {'ratio':>6} {'CPU ms/image':>13} {'ratio':>6}")
         with gateway(0.05, image_format) as url:
             base = None
-            for what in ("bare", "bare + decode", "v1", "v2"):
-                found = run_case(url=url, rows=given.rows_fast, format=image_format, what=what)
-                rate, cpu = given.rows_fast / found["wall"], 1000 * found["cpu"] / given.rows_fast
+            for method in ("bare", "bare + decode", "v1", "v2"):
+                figures = run_case(url=url, rows=options.rows_fast, format=image_format, method=method)
+                rate, cpu = options.rows_fast / figures["wall"], 1000 * figures["cpu"] / options.rows_fast
                 base = base or (rate, cpu)
-                print(f"  {what:14} {rate:9.1f} {rate / base[0]:6.2f} {cpu:13.2f} {cpu / base[1]:6.2f}")
+                print(f"  {method:14} {rate:9.1f} {rate / base[0]:6.2f} {cpu:13.2f} {cpu / base[1]:6.2f}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Saved configuration and secrets: the Prefect blocks, turned into the app's plain settings."""
+"""The Prefect blocks: saved configuration and secrets."""
 
 from prefect_imagegen.blocks.gpu_worker_pool import GpuWorkerPool
 from prefect_imagegen.blocks.image_store import ImageStore

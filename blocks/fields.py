@@ -1,4 +1,4 @@
-"""The type of block fields that hold a key, in the form that Prefect's UI masks."""
+"""The type of block fields that hold an API key."""
 
 from typing import Annotated, TypeAlias
 
@@ -6,7 +6,7 @@ from pydantic import BeforeValidator, SecretStr, WithJsonSchema
 
 
 def _none_if_blank(value: object) -> object:
-    """A field that is emptied in a form may be saved as an empty text, which is no key."""
+    """None for a blank text: a form may save an emptied field so."""
     text = value.get_secret_value() if isinstance(value, SecretStr) else value
     return None if isinstance(text, str) and not text.strip() else value
 
@@ -16,5 +16,6 @@ OptionalKey: TypeAlias = Annotated[
     BeforeValidator(_none_if_blank),
     WithJsonSchema({"type": "string", "format": "password", "writeOnly": True}),
 ]
-"""A key that may be missing. Its schema is that of a password alone, so that Prefect's UI shows a password field at
-once; for `password or null` the UI asks first which of the two it is."""
+"""An optional key, shown as a password field.
+
+Its schema is that of a password alone, since for `password or null` Prefect's UI first asks which of the two it is."""

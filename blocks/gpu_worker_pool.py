@@ -1,4 +1,4 @@
-"""The block `GpuWorkerPool`: GPU workers of your own, as one backend."""
+"""The block `GpuWorkerPool`: your own GPU workers as one backend."""
 
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -67,7 +67,7 @@ class GpuWorkerPool(Block):
     )
 
     def to_settings(self) -> "ProviderSettings":
-        """The plain settings that the app works with."""
+        """The block as plain settings of the app."""
         from prefect_imagegen.app.config.settings import ProviderSettings  # noqa: PLC0415 - see TYPE_CHECKING above
 
         return ProviderSettings(

@@ -56,27 +56,27 @@ class ImageStore(Block):
         return await self._saved_in_loop(super().asave(name, overwrite=overwrite, client=client))
 
     def save(self, name: str | None = None, overwrite: bool = False, client: Any = None) -> Any:
-        """Save the block; returns its document's id. Within a running event loop it is awaited, as of any block."""
+        """Save the block; returns its document's id (in a running event loop an awaitable of it, as any block does)."""
         saved = super().save(name, overwrite=overwrite, client=client)
         if isawaitable(saved):
             return self._saved_in_loop(saved)
         if self._has_no_options():
-            with get_client(sync_client=True) as own:
-                own.update_block_document(saved, self._document_without_options())
+            with get_client(sync_client=True) as api:
+                api.update_block_document(saved, self._document_without_options())
         return saved
 
     async def _saved_in_loop(self, saving: Awaitable[Any]) -> Any:
         document_id = await saving
         if self._has_no_options():
-            async with get_client() as own:
-                await own.update_block_document(document_id, self._document_without_options())
+            async with get_client() as api:
+                await api.update_block_document(document_id, self._document_without_options())
         return document_id
 
     def _has_no_options(self) -> bool:
         return not self.storage_options.get_secret_value()
 
     def _document_without_options(self) -> BlockDocumentUpdate:
-        """What replaces the saved document, so that it has no field for options.
+        """The update that saves the block again without the field for options.
 
         Prefect's server masks an empty object as the text `********`; the first UI asks for JSON there, and could not
         save the block again.
@@ -86,7 +86,7 @@ class ImageStore(Block):
         return BlockDocumentUpdate(data=data, merge_existing_data=False)
 
     def to_settings(self) -> "StoreSettings":
-        """The plain settings that the app works with."""
+        """The block as plain settings of the app."""
         from prefect_imagegen.app.config.settings import StoreSettings  # noqa: PLC0415 - see TYPE_CHECKING above
 
         return StoreSettings(self.url, self.storage_options.get_secret_value(), self.public_base_url)

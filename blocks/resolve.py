@@ -1,4 +1,4 @@
-"""From what a user writes (`segmind/prod`, `gpu-worker-pool/lab`, `sandbox`, `s3://...`) to plain settings."""
+"""Resolves what a user writes (`segmind/prod`, `gpu-worker-pool/lab`, `sandbox`, `s3://...`) to plain settings."""
 
 import re
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ from prefect_imagegen.core.errors import RefusedError
 
 _REFERENCE = re.compile(r"^(?P<type>segmind|gpu-worker-pool|image-store)/(?P<name>[A-Za-z0-9-]+)$")
 
-_BACKENDS: Mapping[str, Any] = {"segmind": Segmind, "gpu-worker-pool": GpuWorkerPool}
+_PROVIDER_BLOCKS: Mapping[str, Any] = {"segmind": Segmind, "gpu-worker-pool": GpuWorkerPool}
 
 
 async def resolve_store(store: str, storage_options: Mapping[str, Any] | None = None) -> StoreSettings:
@@ -28,11 +28,11 @@ async def resolve_store(store: str, storage_options: Mapping[str, Any] | None = 
 
 
 async def resolve_provider(backend: str) -> ProviderSettings:
-    """The settings of a backend's block, or of a backend by its kind. Raises RefusedError (`block_not_found`)."""
+    """The settings of a provider from its block, or from its name. Raises RefusedError (`block_not_found`)."""
     match = _REFERENCE.match(backend)
-    if match is None or match["type"] not in _BACKENDS:
+    if match is None or match["type"] not in _PROVIDER_BLOCKS:
         return ProviderSettings(backend)
-    settings: ProviderSettings = (await _load(_BACKENDS[match["type"]], backend, match["name"])).to_settings()
+    settings: ProviderSettings = (await _load(_PROVIDER_BLOCKS[match["type"]], backend, match["name"])).to_settings()
     return settings
 
 
@@ -41,13 +41,13 @@ def is_block(text: str) -> bool:
     return _REFERENCE.match(text) is not None
 
 
-async def _load(kind: Any, reference: str, name: str) -> Any:
+async def _load(block_type: Any, reference: str, name: str) -> Any:
     try:
-        return await kind.aload(name)
+        return await block_type.aload(name)
     except ValueError as error:
         raise RefusedError(
             "block_not_found",
             f"There is no block {reference!r} on this Prefect server.",
-            remedy=f"Create it in the UI or with {kind.__name__}(...).save({name!r}); register the types once with:"
-            " prefect block register -m prefect_imagegen.blocks",
+            remedy=f"Create it in the UI or with {block_type.__name__}(...).save({name!r}); register the types once"
+            " with: prefect block register -m prefect_imagegen.blocks",
         ) from error

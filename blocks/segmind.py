@@ -70,13 +70,13 @@ class Segmind(CredentialsBlock):
     )
 
     def get_client(self) -> "httpx.AsyncClient":
-        """An async HTTP client that sends the key: for calls of your own to the API's host."""
+        """An async HTTP client that sends the key, for your own calls to the API's host."""
         from prefect_imagegen.app.config.resolve import account_client  # noqa: PLC0415 - see TYPE_CHECKING above
 
         return account_client(self.to_settings())
 
     def to_settings(self) -> "ProviderSettings":
-        """The plain settings that the app works with."""
+        """The block as plain settings of the app."""
         from prefect_imagegen.app.config.settings import ProviderSettings  # noqa: PLC0415 - see TYPE_CHECKING above
 
         return ProviderSettings(

@@ -1,4 +1,4 @@
-"""What runs when: the Prefect flows."""
+"""The Prefect flows."""
 
 from prefect_imagegen.flows.generate_images import agenerate_images, generate_images
 

@@ -1,4 +1,4 @@
-"""What a run shows in the Prefect UI: live progress, failures by kind, and a summary."""
+"""The artifacts of a run in the Prefect UI: live progress, failures by kind, and a summary."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -28,8 +28,8 @@ PERIOD_S = 2.0
 
 @asynccontextmanager
 async def showing_progress(session: Session) -> AsyncIterator[None]:
-    """Within: a progress artifact follows the run. A UI that cannot be written to never stops a run."""
-    artifact = await _begun(session)
+    """Keep a progress artifact up to date inside the `with` block. Errors of the Prefect server never stop a run."""
+    artifact = await _create_progress(session)
     task = asyncio.create_task(_follow(session, artifact))
     try:
         yield
@@ -41,7 +41,7 @@ async def showing_progress(session: Session) -> AsyncIterator[None]:
 
 
 async def publish_summary(result: RunResult) -> None:
-    """The summary, and the failures by kind: an empty table too, so that no older one stands beside the summary."""
+    """Publish the summary, and the failures by kind (even an empty table, so that no older one is shown beside it)."""
     rows = [
         {
             "error": kind,
@@ -51,9 +51,9 @@ async def publish_summary(result: RunResult) -> None:
         }
         for kind, count in sorted(result.failures.items(), key=lambda item: -item[1])
     ]
-    where = f"Rows without an image: {redact(result.store)}/{layout.run(str(result.run_id), 'failures')}"
-    described = where if rows else "Every row has its image."
-    await _quietly(acreate_table_artifact(rows, key=artifact_key("failures", result.store), description=described))
+    failures_at = f"Rows without an image: {redact(result.store)}/{layout.run(str(result.run_id), 'failures')}"
+    description = failures_at if rows else "Every row has its image."
+    await _quietly(acreate_table_artifact(rows, key=artifact_key("failures", result.store), description=description))
     text = f"{result.generated} generated, {result.reused} reused of {result.rows} rows; {usd(result.cost_usd)}"
     await _quietly(
         acreate_markdown_artifact(report_markdown(result), key=artifact_key("summary", result.store), description=text)
@@ -63,19 +63,19 @@ async def publish_summary(result: RunResult) -> None:
 async def _follow(session: Session, artifact: UUID | None) -> None:
     while True:
         await asyncio.sleep(PERIOD_S)
-        if artifact is None:  # the server was away when the run began
-            artifact = await _begun(session)
+        if artifact is None:  # the server was away when the run started
+            artifact = await _create_progress(session)
         else:
             await _show(session, artifact)
 
 
-async def _begun(session: Session) -> UUID | None:
-    making = acreate_progress_artifact(
+async def _create_progress(session: Session) -> UUID | None:
+    creation = acreate_progress_artifact(
         progress=0.0,
         key=artifact_key("progress", session.planned_run.spec.store.url),
         description=f"Images of run {session.planned_run.run_id}",
     )
-    artifact: UUID | None = await _quietly(making)
+    artifact: UUID | None = await _quietly(creation)
     return artifact
 
 
@@ -98,9 +98,9 @@ def _figures(session: Session) -> str:
 
 async def _quietly(call: Any) -> Any:
     try:
-        written = await call
-    except Exception as error:  # noqa: BLE001 - whatever is wrong with the UI, the images go on
+        result = await call
+    except Exception as error:  # noqa: BLE001 - whatever is wrong with the UI, the run goes on
         server().failed("An artifact could not be written", error)
         return None
     server().worked()
-    return written
+    return result

@@ -1,4 +1,4 @@
-"""The flow of the main job: a manifest in, images and metadata in object storage out."""
+"""The flows that make the images of a manifest: `generate_images` and `agenerate_images`."""
 
 import asyncio
 import os
@@ -27,11 +27,11 @@ from prefect_imagegen.flows.deployed_store import absolute, refuse_fleeting
 from prefect_imagegen.flows.names import TAG, run_name
 from prefect_imagegen.flows.parameter_secrets import refuse_secrets
 from prefect_imagegen.tasks import finish_run, generate_shard, plan_run
-from prefect_imagegen.tasks.outages import telling_once
+from prefect_imagegen.tasks.outages import reporting_outages
 
 
 def _path_text(value: Any) -> Any:
-    """A path object as the text that it is."""
+    """A path object as text."""
     return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
@@ -97,7 +97,7 @@ def generate_images(
         run_id: A run planned by this process; leave empty to plan a new one.
     """
     share = 0.0 if fail_on_row_errors else fail_above
-    with telling_once():
+    with reporting_outages():
         return asyncio.run(_generate(manifest, store, backend, options, share, concurrency_limit, run_id))
 
 
@@ -114,7 +114,7 @@ async def agenerate_images(
 ) -> Any:
     """`generate_images` for use in a running event loop."""
     share = 0.0 if fail_on_row_errors else fail_above
-    with telling_once():
+    with reporting_outages():
         return await _generate(manifest, store, backend, options, share, concurrency_limit, run_id)
 
 
@@ -140,13 +140,13 @@ async def _generate(
             planned_run = await _plan(manifest, store, backend, options, planned_run.run_id)
             result = await _execute(planned_run, started, concurrency_limit, limit)
     except RefusedError as error:
-        return await states.ended(states.refused(error), RunResult(None, store))
-    except Exception as error:  # noqa: BLE001 - raised again, without what it may tell
-        states.tell(RunResult(None, store), "Failed", error)
-        # Prefect keeps what is raised, and its traceback: nobody knows what an unexpected text holds.
+        return await states.end_run(states.refused(error), RunResult(None, store))
+    except Exception as error:  # noqa: BLE001 - raised again, redacted
+        states.emit_finished(RunResult(None, store), "Failed", error)
+        # Prefect stores what is raised, with its traceback: an unexpected text may hold secrets.
         get_run_logger().error("An unexpected error:\n%s", traceback_of(error))
         raise RuntimeError(redact(f"{type(error).__name__}: {error}")) from None
-    return await states.ended(states.final_state(result, fail_above=fail_above), result)
+    return await states.end_run(states.final_state(result, fail_above=fail_above), result)
 
 
 async def _plan(
@@ -155,9 +155,9 @@ async def _plan(
     ticket = uuid.uuid4().hex
     options = options or GenerateOptions()
     refuse_secrets(manifest, store, options)
-    place = await resolve_store(store)
-    refuse_fleeting(place)
-    registry.run_specs[ticket] = RunSpec(manifest, place, await resolve_provider(backend), options)
+    store_settings = await resolve_store(store)
+    refuse_fleeting(store_settings)
+    registry.run_specs[ticket] = RunSpec(manifest, store_settings, await resolve_provider(backend), options)
     state: State[Any] = await plan_run(ticket, parent_run_id, return_state=True)  # type: ignore[misc]
     if isinstance(state.data, RefusedError):
         raise state.data
@@ -191,22 +191,22 @@ async def _execute(planned_run: PlannedRun, started: float, limit_name: str | No
 
 
 def _share(session: Session, limit: int) -> int:
-    """Slots for one open shard, so that all open shards together fill what is in flight, and none asks too much."""
+    """Slots for one open shard, so that all open shards together can fill `max_in_flight`."""
     return min(limit, -(-session.max_in_flight // session.open_shards))
 
 
 async def _slots_of(name: str) -> int:
     async with get_client() as client:
         try:
-            found = await client.read_global_concurrency_limit_by_name(name)
+            limit = await client.read_global_concurrency_limit_by_name(name)
         except ObjectNotFound as error:
             raise RefusedError(
                 "limit_not_found",
                 f"There is no global concurrency limit {name!r} on this Prefect server.",
                 remedy=f"Create it: prefect gcl create {name} --limit N",
             ) from error
-    if not found.active or found.limit < 1:
+    if not limit.active or limit.limit < 1:
         raise RefusedError(
             "limit_inactive", f"The global concurrency limit {name!r} lets nothing through.", remedy="Activate it."
         )
-    return int(found.limit)
+    return int(limit.limit)

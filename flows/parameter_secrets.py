@@ -1,4 +1,4 @@
-"""Secrets among a flow's parameters are refused: Prefect's server keeps parameters, and shows them in its UI."""
+"""Refuses secrets in a flow's parameters: Prefect's server stores parameters, and shows them in its UI."""
 
 from collections.abc import Iterator
 from urllib.parse import parse_qs
@@ -12,13 +12,13 @@ _STORED = "and Prefect's server keeps the parameters of runs"
 
 
 def refuse_secrets(manifest: str, store: str, options: GenerateOptions) -> None:
-    """Refuse parameters that hold a password, a signature or a key. Raises RefusedError (`secret_in_parameters`)."""
-    for name, address, place in _addresses(manifest, store, options):
+    """Raise RefusedError (`secret_in_parameters`) for parameters that hold a password, a signature or a key."""
+    for name, address, remedy in _addresses(manifest, store, options):
         if holds_secret(address) or _holds_key(address):
             raise RefusedError(
                 "secret_in_parameters",
                 f"The address of the {name}, {redact(address)}, holds a password, a signature or a key, {_STORED}.",
-                remedy=f"Give it without one, and {place}. Change what has become known.",
+                remedy=f"Give it without one, and {remedy}. Change what has become known.",
             )
     for name in sorted(SECRET_OPTIONS):
         secret = secret_option(getattr(options, name))
@@ -32,7 +32,7 @@ def refuse_secrets(manifest: str, store: str, options: GenerateOptions) -> None:
 
 
 def _addresses(manifest: str, store: str, options: GenerateOptions) -> Iterator[tuple[str, str, str]]:
-    """Each address among the parameters: what it is of, the address, and where its secrets belong."""
+    """Each URL among the parameters: what it addresses, the URL, and where its secrets belong."""
     environment = "let the environment of the process that runs the flow hold its credentials"
     yield "manifest", manifest, environment
     yield "store", store, "save its credentials in a block image-store/NAME"
@@ -46,6 +46,6 @@ def _addresses(manifest: str, store: str, options: GenerateOptions) -> Iterator[
 
 
 def _holds_key(endpoint: str) -> bool:
-    """Whether the key of a worker stands in its endpoint, and not the name of a variable."""
-    own = parse_qs(endpoint.partition("#")[2])
-    return any(not key.startswith(FROM_ENVIRONMENT) for key in own.get("key", ()))
+    """Whether a worker's endpoint holds the key itself, and not the name of a variable."""
+    fragment = parse_qs(endpoint.partition("#")[2])
+    return any(not key.startswith(FROM_ENVIRONMENT) for key in fragment.get("key", ()))

@@ -1,4 +1,4 @@
-"""One unit of work each: plan a run, generate a shard, finish the run."""
+"""The Prefect tasks: plan a run, generate a shard, finish the run."""
 
 from prefect_imagegen.tasks.finish_run import finish_run
 from prefect_imagegen.tasks.generate_shard import generate_shard

@@ -10,5 +10,5 @@ from prefect_imagegen.app.running.result import RunResult
 
 @task(name="finish", retries=0, cache_policy=NO_CACHE, persist_result=False)
 async def finish_run(run_id: str, seconds: float) -> RunResult:
-    """Write the metadata, the failures and the report of a run; its figures."""
+    """Write the metadata, the failures and the report of a run; returns its figures."""
     return await finish(registry.sessions[run_id], seconds)

@@ -19,14 +19,14 @@ from prefect_imagegen.tasks.held_slots import held_slots
 async def generate_shard(
     run_id: str, index: int, limit_name: str | None = None, slots: int | None = None
 ) -> Counter[str]:
-    """Make the images of one shard of a run that is being executed in this process; rows by status.
+    """Make the images of one shard of a run of this process; returns the number of rows by status.
 
     With `limit_name`, `slots` of that global concurrency limit are held meanwhile, and as many rows run at once.
-    Raises on bugs only: how single rows end is in the metadata.
+    Raises on bugs only: failed rows are in the metadata.
     """
     session = registry.sessions[run_id]
     if limit_name is None:
         return await session.run_shard(index, slots)
     async with held_slots(limit_name, slots or 1, session.control):
-        # Where the run has stopped meanwhile, its rows end as not run: nothing is sent any more.
+        # If the run has stopped meanwhile, the rows end as not_run: nothing is sent.
         return await session.run_shard(index, slots)

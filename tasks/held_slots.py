@@ -1,7 +1,7 @@
-"""Slots of a Prefect global concurrency limit, held for as long as something runs, and waited for until a run stops.
+"""Holding slots of a Prefect global concurrency limit, with a wait that ends when the run stops.
 
-Prefect's own `concurrency` goes on asking when nobody waits any more, and a process does not end before it has been
-granted; so the server is asked from here.
+Prefect's own `concurrency` goes on asking after it is cancelled, and the process does not end before the slots are
+granted; so this module asks the server itself.
 """
 
 import asyncio
@@ -20,23 +20,23 @@ from prefect_imagegen.tasks.outages import server
 
 _LEASE_S = 300.0
 _RENEW_EVERY_S = 75.0
-"""A lease outlives three renewals that fail."""
+"""A lease survives three failed renewals."""
 _LOCKED = 423
 _ASK_AGAIN_S = 5.0
-_SAID_AFTER_S = 60.0
-_LAST_WORD_S = 5.0
-"""How long the server has to answer when the run stops, or gives its slots back."""
+_LOG_AFTER_S = 60.0
+_GRACE_S = 5.0
+"""Seconds that the server has to answer when the run stops or gives its slots back."""
 _logger = logging.getLogger(__name__)
 
 
 @asynccontextmanager
 async def held_slots(name: str, slots: int, control: RunControl) -> AsyncIterator[bool]:
-    """Within: slots of a limit are held. Yields False, without them, where the run stops before they are granted.
+    """Hold slots of a limit inside the `with` block. Yields False, without slots, if the run stops before.
 
-    A server that is away for a while is asked again; a lease that cannot be renewed ends no call, as those are paid.
+    A server that is away is asked again. A lease that cannot be renewed does not cancel calls, since those are paid.
     """
     async with get_client() as client:
-        lease = await _granted(client, name, slots, control)
+        lease = await _acquire(client, name, slots, control)
         if lease is None:
             yield False
             return
@@ -48,16 +48,16 @@ async def held_slots(name: str, slots: int, control: RunControl) -> AsyncIterato
             await _give_back(client, lease, name)
 
 
-async def _granted(client: PrefectClient, name: str, slots: int, control: RunControl) -> UUID | None:
-    """Ask until the slots are granted; None where the run stops first."""
+async def _acquire(client: PrefectClient, name: str, slots: int, control: RunControl) -> UUID | None:
+    """Ask until the slots are granted; None if the run stops first."""
     clock = asyncio.get_running_loop()
-    waiting = Outage(patience=_SAID_AFTER_S)
+    waiting = Outage(patience=_LOG_AFTER_S)
     while not control.stopped:
         asking = asyncio.create_task(_ask(client, name, slots))
         await control.unless_stopped(asyncio.wait((asking,)))
-        await asyncio.wait((asking,), timeout=_LAST_WORD_S)
+        await asyncio.wait((asking,), timeout=_GRACE_S)
         if not asking.done():
-            asking.cancel()  # what it may still be granted ends with its lease
+            asking.cancel()  # slots that it may still get end with their lease
             return None
         answer = asking.result()
         if isinstance(answer, UUID):
@@ -77,7 +77,7 @@ async def _granted(client: PrefectClient, name: str, slots: int, control: RunCon
 
 
 async def _ask(client: PrefectClient, name: str, slots: int) -> UUID | tuple[float, str]:
-    """Ask once: the lease, or when to ask again and why."""
+    """Ask once: the lease, or the seconds after which to ask again and why."""
     try:
         response = await client.increment_concurrency_slots_with_lease([name], slots, "concurrency", _LEASE_S)
     except httpx.HTTPStatusError as error:
@@ -108,6 +108,6 @@ async def _renew(client: PrefectClient, lease: UUID) -> None:
 
 async def _give_back(client: PrefectClient, lease: UUID, name: str) -> None:
     try:
-        await asyncio.wait_for(client.release_concurrency_slots_with_lease(lease), _LAST_WORD_S)
+        await asyncio.wait_for(client.release_concurrency_slots_with_lease(lease), _GRACE_S)
     except (httpx.HTTPError, TimeoutError) as error:
         server().failed(f"Slots of the limit {name!r} could not be given back, and end with their lease", error)

@@ -1,4 +1,4 @@
-"""What a run says of the Prefect server when that is away: once that it began, once that it has ended."""
+"""Logging of outages of the Prefect server in a run's log: once when one begins, once when it has ended."""
 
 import logging
 import time
@@ -23,9 +23,9 @@ _LIBRARY = {
     "EventsWorker": ("Still processing items",),
     "APILogWorker": ("Still processing items",),
 }
-"""What Prefect says again and again while its server is away: loggers, and how their messages begin."""
+"""Messages that Prefect repeats while its server is away: loggers, and how their messages begin."""
 _EVENT_LOST = "Service %r failed to process item"
-_GONE = (502, 503, 504)
+_AWAY = (502, 503, 504)
 _MEANWHILE = (
     "The run goes on: images are made, paid for and stored, and the store gets the report. Until the server is back the"
     " UI shows no progress, and cancelling and waiting for slots do not work."
@@ -34,22 +34,22 @@ _logger = logging.getLogger(__name__)
 
 
 class ServerOutage:
-    """Whether the Prefect server can be reached, for one flow run; told in the run's log."""
+    """Whether the Prefect server can be reached, for one flow run; logs when that changes."""
 
     def __init__(self) -> None:
         self._outage = Outage()
-        self._said: set[str] = set()
-        self._let_through: set[tuple[str, str]] = set()
+        self._logged: set[str] = set()
+        self._repeated: set[tuple[str, str]] = set()
         self.events_lost = 0
-        """Events, states of task runs among them, that Prefect could not send during this outage."""
+        """Events that Prefect could not send during this outage (states of task runs among them)."""
 
-    def failed(self, what: str, error: BaseException) -> None:
-        """A call failed: an outage is said once, and so is any other trouble, by what it was about."""
+    def failed(self, trouble: str, error: BaseException) -> None:
+        """Note a failed call: an outage is logged once, any other error once for each `trouble`."""
         why = redact(f"{type(error).__name__}: {error}".rstrip(": "))
         if not is_outage(error):
-            if what not in self._said:
-                self._said.add(what)
-                _run_logger().warning("%s: %s (said once)", what, why)
+            if trouble not in self._logged:
+                self._logged.add(trouble)
+                _run_logger().warning("%s: %s (said once)", trouble, why)
             return
         lasted = self._outage.failed(time.monotonic())
         if lasted is not None:
@@ -57,18 +57,18 @@ class ServerOutage:
             _run_logger().warning("The Prefect server cannot be reached %s (%s). %s", since, why, _MEANWHILE)
 
     def worked(self) -> None:
-        """A call was answered."""
+        """Note an answered call; the end of an outage is logged."""
         if not self._outage.is_on:
             return
         seconds = self._outage.worked(time.monotonic())
         if seconds is not None:
             text = "The Prefect server is back, after %.0f s. No image and no cost was lost. %s"
             _run_logger().warning(text, seconds, self._lost_in_the_ui())
-        self._let_through.clear()
+        self._repeated.clear()
         self.events_lost = 0
 
     def end(self) -> None:
-        """The run is over: say what it has not said yet."""
+        """Log, at the end of the run, an outage that goes on, and lost events."""
         if self._outage.is_on:
             _run_logger().warning("The Prefect server is still away. The store has all of the run, and its report.")
         elif self.events_lost:
@@ -78,42 +78,42 @@ class ServerOutage:
         count = f"{self.events_lost} of Prefect's own events, such as states of task runs, could not be sent: "
         return (count if self.events_lost else "") + "logs and states of that time may be missing in the UI."
 
-    def lets_through(self, record: logging.LogRecord) -> bool:
-        """Whether a message of Prefect's own is to be seen: of those that an outage repeats, the first of each kind."""
+    def is_news(self, record: logging.LogRecord) -> bool:
+        """Whether to show a log record of Prefect: of messages that an outage repeats, only the first of each kind."""
         text = str(record.msg)
-        start = next((one for one in _LIBRARY.get(record.name, ()) if text.startswith(one)), None)
+        start = next((prefix for prefix in _LIBRARY.get(record.name, ()) if text.startswith(prefix)), None)
         if start is None:
             return True
         self.events_lost += start == _EVENT_LOST
-        seen = (record.name, start)
-        is_first = seen not in self._let_through
-        self._let_through.add(seen)
+        kind = (record.name, start)
+        is_first = kind not in self._repeated
+        self._repeated.add(kind)
         return is_first
 
 
-_present: ContextVar[ServerOutage | None] = ContextVar("server_outage", default=None)
+_current: ContextVar[ServerOutage | None] = ContextVar("server_outage", default=None)
 
 
 def server() -> ServerOutage:
-    """What the present flow run knows of the server."""
-    outage = _present.get()
+    """The outage state of the current flow run."""
+    outage = _current.get()
     if outage is None:
         outage = ServerOutage()
-        _present.set(outage)
+        _current.set(outage)
     return outage
 
 
 @contextmanager
-def telling_once() -> Iterator[None]:
-    """Within: outages are told once in the run's log, those that our own parts tell of included."""
+def reporting_outages() -> Iterator[None]:
+    """Log outages once in the run's log inside the `with` block, and send our own package's log there too."""
     outage = ServerOutage()
-    token = _present.set(outage)
+    token = _current.set(outage)
     own, handler = logging.getLogger(_OWN), _RunLog()
     loggers = [logging.getLogger(name) for name in _LIBRARY]
-    is_heard = any(isinstance(one, APILogHandler) for one in own.handlers)
+    is_handled = any(isinstance(present, APILogHandler) for present in own.handlers)
     for logger in loggers:
-        logger.addFilter(outage.lets_through)
-    if not is_heard:
+        logger.addFilter(outage.is_news)
+    if not is_handled:
         own.addHandler(handler)
     try:
         yield
@@ -121,14 +121,14 @@ def telling_once() -> Iterator[None]:
     finally:
         own.removeHandler(handler)
         for logger in loggers:
-            logger.removeFilter(outage.lets_through)
-        _present.reset(token)
+            logger.removeFilter(outage.is_news)
+        _current.reset(token)
 
 
 def is_outage(error: BaseException) -> bool:
-    """Whether an error of a call to the Prefect server means that it is away."""
+    """Whether an error of a call to the Prefect server means that it cannot be reached."""
     if isinstance(error, httpx.HTTPStatusError):
-        return error.response.status_code in _GONE
+        return error.response.status_code in _AWAY
     if isinstance(error, httpx.TransportError | OSError):  # a TimeoutError is one too
         return True
     # Prefect says "Failed to reach API" with an error of its own where it opens a client.
@@ -136,10 +136,10 @@ def is_outage(error: BaseException) -> bool:
 
 
 class _RunLog(APILogHandler):
-    """Hands what our own parts say to the log of the flow run in which it comes up."""
+    """Sends our own package's log records to the log of the current flow or task run."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Send the record, if it belongs to a run."""
+        """Send the record, if there is a current run."""
         if FlowRunContext.get() is not None or TaskRunContext.get() is not None:
             super().emit(record)
 

@@ -15,9 +15,10 @@ from prefect_imagegen.tasks.wording import refusal_in_parameters
 
 @task(name="plan", retries=0, cache_policy=NO_CACHE, persist_result=False)
 async def plan_run(ticket: str, parent_run_id: str | None = None) -> str | State[Any]:
-    """Check and plan the job that waits under `ticket`; the new run_id.
+    """Check and plan the run that is registered under `ticket`; returns the new run_id.
 
-    A refusal is returned as a state, since Prefect logs a traceback of what is raised: its data is the RefusedError.
+    A refusal is returned as a Failed state with the RefusedError as data, since Prefect logs a traceback of what is
+    raised.
     """
     try:
         planned_run = await prepare(registry.run_specs.pop(ticket), parent_run_id)

@@ -1,4 +1,4 @@
-"""What is measured, in which order, what fits into the time, and how it is told. Nothing here does I/O."""
+"""The cases: which are measured in which order, what fits into the time, and the table. No I/O."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -11,7 +11,7 @@ MEASURED, FAILED, SKIPPED = "measured", "failed", "skipped"
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One line of the table: `images` pictures with so many references, drawn in batches of at most `batch`."""
+    """One line of the table: so many `images` with so many references, made in batches of at most `batch`."""
 
     path: str
     batch: int
@@ -20,7 +20,7 @@ class Case:
 
     @property
     def name(self) -> str:
-        """How the table calls it."""
+        """The name in the table."""
         if self.path == PIPELINE and self.batch == 1:
             return "pipeline in a loop"
         return f"{self.path}, batch {self.batch}" if self.path in (PIPELINE, WORKER) else self.path
@@ -28,7 +28,7 @@ class Case:
 
 @dataclass(slots=True)
 class Outcome:
-    """What became of a case: `figures` if it was measured, else `reason`."""
+    """The outcome of a case: `figures` if it was measured, else `reason`."""
 
     case: Case
     status: str
@@ -42,54 +42,68 @@ class Outcome:
 
 
 def pipeline_cases(batches: Sequence[int], images: dict[int, int]) -> list[Case]:
-    """Those of the pipeline called directly; `images` is how many to draw, by references, but no less than a batch."""
+    """The cases of the pipeline called directly; `images` is how many to make, by references (at least one batch)."""
     ordered = [(batch, references) for batch in extremes_first(batches) for references in images]
     cases = [Case(PIPELINE, batch, references, max(batch, images[references])) for batch, references in ordered]
     return [*cases, Case(AGAIN, 1, 0, images[0])] if 1 in batches and 0 in images else cases
 
 
 def worker_cases(batch: int, images: dict[int, int]) -> list[Case]:
-    """Those of one worker with `--max-batch` as said."""
+    """The cases of one worker with this `--max-batch`."""
     serial = [Case(SERIAL, 1, 0, images[0])] if batch == 1 and 0 in images else []
     return [*serial, *(Case(WORKER, batch, references, max(batch, count)) for references, count in images.items())]
 
 
 def extremes_first(batches: Sequence[int]) -> list[int]:
-    """The smallest, the largest, and then the others: where time runs short, these say most."""
+    """The smallest, the largest, then the others: if time runs short, the first two say most."""
     ordered = sorted(set(batches))
     return ordered[:1] + ordered[:0:-1]
 
 
 def estimate(case: Case, outcomes: Sequence[Outcome], start_s: float = 0.0) -> float:
     """Seconds that a case will take with its warm-up, by the slowest one of as many references; 0 if none is known."""
-    same = [one for one in outcomes if one.rate and one.case.references == case.references]
-    per_image = max((1 / one.rate for one in same if one.rate), default=0.0)
+    same = [outcome for outcome in outcomes if outcome.rate and outcome.case.references == case.references]
+    per_image = max((1 / outcome.rate for outcome in same if outcome.rate), default=0.0)
     return start_s + per_image * (case.images + case.batch)
 
 
 def ratio(outcome: Outcome, outcomes: Sequence[Outcome], path: str = PIPELINE, batch: int = 1) -> float | None:
     """Images a second against another case with as many references: by default the pipeline in a loop."""
     wanted = (path, batch, outcome.case.references)
-    base = next((one.rate for one in outcomes if (one.case.path, one.case.batch, one.case.references) == wanted), None)
+    base = next(
+        (
+            outcome.rate
+            for outcome in outcomes
+            if (outcome.case.path, outcome.case.batch, outcome.case.references) == wanted
+        ),
+        None,
+    )
     return outcome.rate / base if outcome.rate and base else None
 
 
 def summary(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
     """All cases as they go into the JSON file."""
-    told = []
-    for one in outcomes:
-        case = one.case
+    entries = []
+    for outcome in outcomes:
+        case = outcome.case
         entry: dict[str, Any] = {"name": case.name, "path": case.path, "batch": case.batch}
-        entry |= {"references": case.references, "images": case.images, "status": one.status, "reason": one.reason}
-        entry |= {"images_per_s": one.rate, "ratio": ratio(one, outcomes)}
-        entry["ratio_to_pipeline"] = ratio(one, outcomes, batch=case.batch) if case.path in (WORKER, SERIAL) else None
-        told.append(entry | one.figures)
-    return told
+        entry |= {
+            "references": case.references,
+            "images": case.images,
+            "status": outcome.status,
+            "reason": outcome.reason,
+        }
+        entry |= {"images_per_s": outcome.rate, "ratio": ratio(outcome, outcomes)}
+        entry["ratio_to_pipeline"] = (
+            ratio(outcome, outcomes, batch=case.batch) if case.path in (WORKER, SERIAL) else None
+        )
+        entries.append(entry | outcome.figures)
+    return entries
 
 
 def added(cases: Sequence[dict[str, Any]], encoding_ms: dict[str, float]) -> dict[str, float]:
-    """What the way through the worker adds to one image, in ms: a single call against the loop, and its encoding."""
-    rates = {(one["path"], one["batch"], one["references"]): one["images_per_s"] for one in cases}
+    """The ms that the worker adds to one image: a single call against the loop, and its encoding."""
+    rates = {(case["path"], case["batch"], case["references"]): case["images_per_s"] for case in cases}
     loop, serial = rates.get((PIPELINE, 1, 0)), rates.get((SERIAL, 1, 0))
     if not (loop and serial and "png" in encoding_ms):
         return {}
@@ -101,14 +115,16 @@ def table(cases: Sequence[dict[str, Any]]) -> list[str]:
     """The lines of a Markdown table: measured cases by references, then those that were not, with the reason."""
     columns = "case | references | images/s | ratio to the loop | to the pipeline | images per batch | model busy"
     lines = [f"| {columns} | peak MB | reserved MB |", "| --- " * 9 + "|"]
-    for one in sorted(cases, key=lambda one: (one["references"], one["path"] != PIPELINE, one["path"], one["batch"])):
-        if one["status"] != MEASURED:
-            lines.append(f"| {one['name']} | {one['references']} | {one['status']}: {one['reason']} |" + " |" * 6)
+    for case in sorted(
+        cases, key=lambda case: (case["references"], case["path"] != PIPELINE, case["path"], case["batch"])
+    ):
+        if case["status"] != MEASURED:
+            lines.append(f"| {case['name']} | {case['references']} | {case['status']}: {case['reason']} |" + " |" * 6)
             continue
-        figures = [_figure(one["images_per_s"], 3), _figure(one["ratio"]), _figure(one["ratio_to_pipeline"])]
-        figures += [_figure(one.get("images_per_batch"), 1), _figure(one.get("model_busy"))]
-        figures += [_figure(one.get("peak_memory_mb"), 0), _figure(one.get("reserved_memory_mb"), 0)]
-        lines.append(f"| {one['name']} | {one['references']} | {' | '.join(figures)} |")
+        figures = [_figure(case["images_per_s"], 3), _figure(case["ratio"]), _figure(case["ratio_to_pipeline"])]
+        figures += [_figure(case.get("images_per_batch"), 1), _figure(case.get("model_busy"))]
+        figures += [_figure(case.get("peak_memory_mb"), 0), _figure(case.get("reserved_memory_mb"), 0)]
+        lines.append(f"| {case['name']} | {case['references']} | {' | '.join(figures)} |")
     return lines
 
 

@@ -1,11 +1,11 @@
-"""The most memory that this process has used: of the GPU where it has one, else resident memory (Linux)."""
+"""The peak memory of this process: of the GPU where it has one, else resident memory (Linux)."""
 
 import re
 from pathlib import Path
 
 
 def reset(device: str) -> None:
-    """Begin anew."""
+    """Reset the peak."""
     if device.startswith("cuda"):
         import torch
 
@@ -22,5 +22,5 @@ def peak(device: str) -> dict[str, float | None]:
         allocated, reserved = torch.cuda.max_memory_allocated(device), torch.cuda.max_memory_reserved(device)
         return {"peak_memory_mb": allocated / 2**20, "reserved_memory_mb": reserved / 2**20}
     status = Path("/proc/self/status").read_text()
-    found = re.search(r"^VmHWM:\s+(\d+) kB$", status, re.MULTILINE)
-    return {"peak_memory_mb": int(found[1]) / 1024 if found else None, "reserved_memory_mb": None}
+    match = re.search(r"^VmHWM:\s+(\d+) kB$", status, re.MULTILINE)
+    return {"peak_memory_mb": int(match[1]) / 1024 if match else None, "reserved_memory_mb": None}

@@ -1,4 +1,4 @@
-"""What the benchmark needs on a machine, and what of it is missing there."""
+"""The packages that the benchmark needs on a machine, and those missing there."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -28,11 +28,11 @@ FOR_THE_WORKER = (
 
 @dataclass(frozen=True, slots=True)
 class Need:
-    """A distribution, what is asked of its version, and what is there (None: nothing)."""
+    """A needed distribution: the version specifier, and the installed version (None if missing)."""
 
     requirement: str
     name: str
-    there: str | None
+    installed: str | None
     fits: bool
 
 
@@ -45,7 +45,7 @@ def installed_version(name: str) -> str | None:
 
 
 def requirements(name: str) -> Sequence[str]:
-    """What an installed distribution asks for."""
+    """The requirements of an installed distribution."""
     return requires(name) or ()
 
 
@@ -53,23 +53,23 @@ def needs(
     installed: Callable[[str], str | None] = installed_version,
     wanted: Callable[[str], Sequence[str]] = requirements,
 ) -> list[Need]:
-    """Everything that is needed, and what those need in turn, as far as it can be known here.
+    """Every needed distribution, including requirements of requirements as far as they are installed.
 
-    What a distribution needs is known where it is installed: carry what is missing, and look again.
+    The requirements of a missing distribution are unknown: copy what is missing, and look again.
     """
-    found: dict[str, Need] = {}
+    needs_by_name: dict[str, Need] = {}
     waiting = [Requirement(PACKAGE)]
     while waiting:
         requirement = waiting.pop()
         name = requirement.name.lower().replace("_", "-")
         there = installed(name)
         fits = there is not None and requirement.specifier.contains(there, prereleases=True)
-        if name in found and (found[name].fits is False or fits):
+        if name in needs_by_name and (needs_by_name[name].fits is False or fits):
             continue
-        found[name] = Need(str(requirement.specifier), name, there, fits)
+        needs_by_name[name] = Need(str(requirement.specifier), name, there, fits)
         if there is not None:
-            waiting += [one for one in map(Requirement, wanted(name)) if _counts(name, one)]
-    return sorted(found.values(), key=lambda need: need.name)
+            waiting += [inner for inner in map(Requirement, wanted(name)) if _counts(name, inner)]
+    return sorted(needs_by_name.values(), key=lambda need: need.name)
 
 
 def _counts(parent: str, requirement: Requirement) -> bool:
@@ -81,13 +81,13 @@ def _counts(parent: str, requirement: Requirement) -> bool:
     return requirement.name in FOR_THE_WORKER
 
 
-def report(found: Sequence[Need]) -> list[str]:
-    """What to carry, in words."""
-    missing = [need for need in found if not need.fits]
+def report(requirements: Sequence[Need]) -> list[str]:
+    """The lines that say what to copy."""
+    missing = [need for need in requirements if not need.fits]
     if not missing:
-        return [f"Nothing has to be carried: all {len(found)} distributions are here."]
+        return [f"Nothing has to be carried: all {len(requirements)} distributions are here."]
     lines = ["To carry, as wheels for this Python (pip download --no-deps):"]
     for need in missing:
-        here = f"{need.there} is here" if need.there else "missing"
+        here = f"{need.installed} is here" if need.installed else "missing"
         lines.append(f"  {need.name}{need.requirement}  ({here})")
     return [*lines, "Then look again: what these need in turn is known only once they are here."]

@@ -1,16 +1,15 @@
 """The pipeline called directly, in a process of its own: `python -m gpu_parts.pipeline SETTINGS`.
 
 `SETTINGS` is JSON: model, device, dtype, side, steps, references (files). One line of JSON comes in for each case, and
-one goes out: what was measured, or `error`. The first line out tells of the loading.
+one goes out: the figures, or `error`. The first line out has the figures of loading.
 """
 
 import gc
-import io
 import json
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -22,7 +21,7 @@ QUALITY = 90
 
 
 def prompt(seed: int) -> str:
-    """The prompt of a picture."""
+    """The prompt for a seed."""
     return f"a cup on a table, number {seed}"
 
 
@@ -51,9 +50,9 @@ class Pipeline:
         return {name: sum(weights.numel() for weights in part.parameters()) for name, part in parts.items()}
 
     def draw(self, seeds: list[int], references: int) -> list[Any]:
-        """The pictures of some seeds, in one call; returns when the device is done."""
+        """Make the images of some seeds in one call; returns when the device is done."""
         generators = [self._torch.Generator("cpu").manual_seed(seed) for seed in seeds]
-        more = {"image": self._references[:references]} if references else {}
+        options = {"image": self._references[:references]} if references else {}
         images = self._pipe(
             prompt=[prompt(seed) for seed in seeds],
             width=self._settings["side"],
@@ -61,14 +60,14 @@ class Pipeline:
             num_inference_steps=self._settings["steps"],
             guidance_scale=1.0,
             generator=generators,
-            **more,
+            **options,
         ).images
         if self._device.startswith("cuda"):
             self._torch.cuda.synchronize(self._device)
         return list(images)
 
     def measure(self, case: dict[str, Any]) -> dict[str, Any]:
-        """Draw all pictures of a case after a batch that warms up; save them for comparison afterwards."""
+        """Make all images of a case after a batch that warms up; saves them for comparison afterwards."""
         batch, references, seeds = case["batch"], case["references"], case["seeds"]
         self.draw([seeds[0]] * batch, references)
         memory.reset(self._device)
@@ -78,23 +77,27 @@ class Pipeline:
             started = time.monotonic()
             images += self.draw(seeds[first : first + batch], references)
             batch_seconds.append(time.monotonic() - started)
-        told = {"seconds": sum(batch_seconds), "batch_seconds": batch_seconds, **memory.peak(self._device)}
+        figures: dict[str, Any] = {
+            "seconds": sum(batch_seconds),
+            "batch_seconds": batch_seconds,
+            **memory.peak(self._device),
+        }
         if case["encode"]:
-            told["encoding_ms"] = {name: _encoding_ms(images, name) for name in FORMATS}
+            figures["encoding_ms"] = {name: _encoding_ms(images, name) for name in FORMATS}
         if case["folder"]:
             for seed, image in zip(seeds, images, strict=True):
                 image.save(Path(case["folder"]) / f"{seed}.png", compress_level=1)
-        return told
+        return figures
 
     def forget(self) -> None:
-        """Give back what a failed case has left on the device."""
+        """Free the memory that a failed case has left on the device."""
         gc.collect()
         if self._device.startswith("cuda") and self._torch.cuda.is_available():
             self._torch.cuda.empty_cache()
 
 
 def _encoding_ms(images: list[Any], image_format: str) -> float:
-    """The median time of encoding one of these pictures as the gateway does."""
+    """The median ms of encoding one of these images as the gateway does."""
     from prefect_imagegen.core.images.image import encode
 
     milliseconds = []
@@ -105,27 +108,27 @@ def _encoding_ms(images: list[Any], image_format: str) -> float:
     return median(milliseconds)
 
 
-def told_of(error: Exception) -> str:
+def describe(error: Exception) -> str:
     """An error in one line."""
     lines = str(error).strip().splitlines() or [""]
     return f"{type(error).__name__}: {lines[0]}"
 
 
-def main(settings: dict[str, Any], lines: io.TextIOBase, say: Callable[[dict[str, Any]], None]) -> None:
+def main(settings: dict[str, Any], lines: Iterable[str], say: Callable[[dict[str, Any]], None]) -> None:
     """Answer case after case until there are no more."""
     started = time.monotonic()
     try:
         pipeline = Pipeline(settings)
         say({"load_s": time.monotonic() - started, "parameters": pipeline.parameters})
     except Exception as error:  # noqa: BLE001 - files, device and memory fail in many ways
-        say({"error": told_of(error)})
+        say({"error": describe(error)})
         return
     for line in lines:
         failure = ""
         try:
             say(pipeline.measure(json.loads(line)))
         except Exception as error:  # noqa: BLE001 - the same: a case that fails is a line of the table
-            failure = told_of(error)
+            failure = describe(error)
         if failure:  # only here, where the error no longer keeps its tensors
             pipeline.forget()
             say({"error": failure})
@@ -133,7 +136,7 @@ def main(settings: dict[str, Any], lines: io.TextIOBase, say: Callable[[dict[str
 
 if __name__ == "__main__":
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what libraries print is no answer
+    os.dup2(2, 1)  # so that prints of libraries do not mix with answers
 
     def say(message: dict[str, Any]) -> None:
         """Write one answer."""

@@ -1,4 +1,4 @@
-"""The two processes that are measured, as seen from outside: the pipeline called directly, and the worker."""
+"""The two kinds of measured processes: the pipeline called directly, and the worker."""
 
 import asyncio
 import base64
@@ -31,16 +31,16 @@ PROFILE = "klein-distilled"
 WARM_UP_SEED = 2**20
 _STOP_S = 60.0
 _MEMORY_S = 10.0
-_LAST_WORDS_S = 0.5
+_EXIT_S = 0.5
 
 
 class ProcessFailedError(Exception):
-    """A process ended or said that it cannot go on; the message is its last word."""
+    """A process has ended, or cannot go on; the message is its last line."""
 
 
 @dataclass(frozen=True)
 class Setup:
-    """What both processes have in common. `references` are files; `folder` is for what they write."""
+    """The settings of both processes. `references` are files; `folder` is for the files they write."""
 
     folder: Path
     model: str
@@ -52,10 +52,10 @@ class Setup:
 
     @property
     def environment(self) -> dict[str, str]:
-        """Of a process: the parts of the benchmark can be imported, nothing is fetched, a CPU has one thread."""
+        """The environment of a process: the benchmark can be imported, nothing is downloaded, one thread on a CPU."""
         path = os.pathsep.join(filter(None, (str(BENCHMARKS), os.environ.get("PYTHONPATH"))))
-        more = {"PYTHONPATH": path, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-        return os.environ | more | ({"OMP_NUM_THREADS": "1"} if self.device == "cpu" else {})
+        variables = {"PYTHONPATH": path, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+        return os.environ | variables | ({"OMP_NUM_THREADS": "1"} if self.device == "cpu" else {})
 
     async def run(self, log: Path, module: str, *arguments: str, **pipes: Any) -> asyncio.subprocess.Process:
         """Start a module of the benchmark; what it prints goes to a file."""
@@ -67,7 +67,7 @@ class Setup:
 
 @dataclass
 class PipelineProcess:
-    """The pipeline in a process; `facts` is what it told when it was loaded."""
+    """The pipeline in a process; `facts` are the figures of loading."""
 
     process: asyncio.subprocess.Process
     log: Path
@@ -75,39 +75,39 @@ class PipelineProcess:
 
     async def measure(self, case: Case, seeds: Sequence[int], images: Path | None, *, encode: bool) -> dict[str, Any]:
         """The figures of a case, and its images as `SEED.png` in a folder. Raises ProcessFailedError."""
-        told = {"batch": case.batch, "references": case.references, "seeds": list(seeds), "encode": encode}
+        request = {"batch": case.batch, "references": case.references, "seeds": list(seeds), "encode": encode}
         assert self.process.stdin is not None
-        self.process.stdin.write(json.dumps(told | {"folder": images and str(images)}).encode() + b"\n")
+        self.process.stdin.write(json.dumps(request | {"folder": images and str(images)}).encode() + b"\n")
         return await self.answer()
 
     async def answer(self) -> dict[str, Any]:
-        """Its next line. Raises ProcessFailedError."""
+        """Read its next answer. Raises ProcessFailedError."""
         assert self.process.stdout is not None
         line = await self.process.stdout.readline()
-        told: dict[str, Any] = json.loads(line) if line else {"error": f"the process ended: {last_line(self.log)}"}
-        if "error" in told:
-            raise ProcessFailedError(told["error"])
-        return told
+        reply: dict[str, Any] = json.loads(line) if line else {"error": f"the process ended: {last_line(self.log)}"}
+        if "error" in reply:
+            raise ProcessFailedError(reply["error"])
+        return reply
 
 
 @asynccontextmanager
 async def pipeline_process(setup: Setup) -> AsyncIterator[PipelineProcess]:
     """The pipeline, loaded. Raises ProcessFailedError."""
-    told = {"model": setup.model, "device": setup.device, "dtype": setup.dtype, "side": setup.side}
-    told |= {"steps": setup.steps, "references": list(map(str, setup.references))}
+    settings = {"model": setup.model, "device": setup.device, "dtype": setup.dtype, "side": setup.side}
+    settings |= {"steps": setup.steps, "references": list(map(str, setup.references))}
     log, pipe = setup.folder / "pipeline.log", asyncio.subprocess.PIPE
-    process = await setup.run(log, "pipeline", json.dumps(told), stdin=pipe, stdout=pipe)
+    process = await setup.run(log, "pipeline", json.dumps(settings), stdin=pipe, stdout=pipe)
     try:
         running = PipelineProcess(process, log)
         running.facts = await running.answer()
         yield running
     finally:
-        await _stopped(process, signal.SIGKILL)  # it holds nothing, and may be in the middle of a batch
+        await _stop(process, signal.SIGKILL)  # it has nothing to save, and may be in the middle of a batch
 
 
 @dataclass
 class WorkerProcess:
-    """A worker, ready to draw, and the pool that calls it."""
+    """A ready worker, and the pool that calls it."""
 
     setup: Setup
     process: asyncio.subprocess.Process
@@ -119,7 +119,7 @@ class WorkerProcess:
     async def measure(self, case: Case, seeds: Sequence[int], images: Path | None) -> dict[str, Any]:
         """The figures of a case, and its images as `SEED.png` in a folder.
 
-        Raises ProviderError for what the pool tells, ProcessFailedError where the worker is gone.
+        Raises ProviderError for failed calls, ProcessFailedError if the worker has ended.
         """
         await self._draw([WARM_UP_SEED + number for number in range(case.batch)], case)
         await self._peak()
@@ -153,7 +153,7 @@ class WorkerProcess:
     async def check(self) -> None:
         """Raise ProcessFailedError if the worker has ended: its pool would wait for it for ever."""
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self.process.wait(), _LAST_WORDS_S)
+            await asyncio.wait_for(self.process.wait(), _EXIT_S)
             raise ProcessFailedError(f"the worker ended: {last_line(self.log)}")
 
     async def _metrics(self) -> dict[str, float]:
@@ -165,7 +165,7 @@ class WorkerProcess:
         return {name: float(value) for name, value in re.findall(r"^(\w+) (\S+)$", text, re.MULTILINE)}
 
     async def _peak(self) -> dict[str, Any]:
-        """Peak memory since the last time it was asked for."""
+        """The peak memory since the last call of this."""
         file, end = memory_file(self.setup), time.monotonic() + _MEMORY_S
         with contextlib.suppress(ProcessLookupError):
             self.process.send_signal(signal.SIGUSR1)
@@ -173,14 +173,14 @@ class WorkerProcess:
             if time.monotonic() > end:
                 raise ProcessFailedError(f"the worker does not tell its memory: {last_line(self.log)}")
             await asyncio.sleep(0.02)
-        told: dict[str, Any] = json.loads(file.read_text())
+        figures: dict[str, Any] = json.loads(file.read_text())
         file.unlink()
-        return told
+        return figures
 
 
 @asynccontextmanager
 async def worker_process(setup: Setup, max_batch: int, patience: float) -> AsyncIterator[WorkerProcess]:
-    """A worker that has drawn its first picture, after `patience` seconds at most. Raises ProcessFailedError."""
+    """Start a worker; yields it when it is ready, after `patience` seconds at most. Raises ProcessFailedError."""
     started = time.monotonic()
     log = setup.folder / f"worker-{max_batch}.log"
     options = {"--engine": "diffusers", "--model": setup.model, "--device": setup.device, "--dtype": setup.dtype}
@@ -199,14 +199,14 @@ async def worker_process(setup: Setup, max_batch: int, patience: float) -> Async
         finally:
             await pool.aclose()
     finally:
-        await _stopped(process, signal.SIGTERM)
+        await _stop(process, signal.SIGTERM)
 
 
 async def _address(process: asyncio.subprocess.Process, log: Path) -> str:
     while True:
-        said = log.read_text()  # noqa: ASYNC240 - nothing else goes on meanwhile
-        if found := re.search(r"http://[\d.]+:\d+", said):
-            return found[0]
+        output = log.read_text()  # noqa: ASYNC240 - nothing else goes on meanwhile
+        if match := re.search(r"http://[\d.]+:\d+", output):
+            return match[0]
         if process.returncode is not None:
             raise ProcessFailedError(f"the worker ended: {last_line(log)}")
         await asyncio.sleep(0.05)
@@ -224,10 +224,10 @@ async def _ready(process: asyncio.subprocess.Process, pool: Pool, log: Path) -> 
     raise ProcessFailedError(f"the worker ended: {last_line(log)}")
 
 
-async def _stopped(process: asyncio.subprocess.Process, how: signal.Signals) -> None:
+async def _stop(process: asyncio.subprocess.Process, stop_signal: signal.Signals) -> None:
     if process.returncode is not None:
         return
-    process.send_signal(how)
+    process.send_signal(stop_signal)
     try:
         await asyncio.wait_for(process.wait(), _STOP_S)
     except TimeoutError:
@@ -236,16 +236,16 @@ async def _stopped(process: asyncio.subprocess.Process, how: signal.Signals) -> 
 
 
 def memory_file(setup: Setup) -> Path:
-    """Where a worker writes its peak memory."""
+    """The file to which a worker writes its peak memory."""
     return setup.folder / "memory.json"
 
 
 def data_url(path: Path) -> str:
-    """A reference as it travels inside a call."""
+    """A reference as a data URL."""
     return f"data:image/jpeg;base64,{base64.b64encode(path.read_bytes()).decode()}"
 
 
 def last_line(log: Path) -> str:
-    """The last words of a process."""
+    """The last line that a process has printed."""
     lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
     return lines[-1] if lines else "it said nothing"

@@ -1,6 +1,6 @@
-"""The worker as users run it, which also tells its peak memory: `python -m gpu_parts.worker FILE DEVICE serve ...`.
+"""The worker as users run it, which also reports its peak memory: `python -m gpu_parts.worker FILE DEVICE serve ...`.
 
-At each SIGUSR1 it writes the peak since the last one to FILE, and begins anew. All else is `prefect-imagegen serve`.
+At each SIGUSR1 it writes the peak since the last one to FILE, and resets it. All else is `prefect-imagegen serve`.
 """
 
 import json
@@ -13,15 +13,15 @@ from gpu_parts import memory
 
 
 def main(file: Path, device: str, arguments: list[str]) -> None:
-    """Serve until told to stop."""
+    """Serve until a signal stops it."""
 
-    def tell(*_: object) -> None:
+    def report(*_: object) -> None:
         partial = file.with_suffix(".part")
         partial.write_text(json.dumps(memory.peak(device)))
         memory.reset(device)
         os.replace(partial, file)  # noqa: PTH105 - the same, and it says that it replaces
 
-    signal.signal(signal.SIGUSR1, tell)
+    signal.signal(signal.SIGUSR1, report)
     from prefect_imagegen.cli.main import main as command_line
 
     sys.argv = ["prefect-imagegen", *arguments]

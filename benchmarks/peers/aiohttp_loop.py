@@ -1,4 +1,4 @@
-"""What one writes in ten minutes: a gate, three tries, one file an image; files that exist are skipped.
+"""A script of ten minutes: a semaphore, eight tries, one file for each image; files that exist are skipped.
 
 aiohttp_loop.py MANIFEST BASE_URL FOLDER IN_FLIGHT
 """
@@ -17,7 +17,7 @@ async def main(manifest: str, url: str, folder: str, in_flight: int) -> None:
     timeout = aiohttp.ClientTimeout(total=60)
     async with aiohttp.ClientSession(headers={"x-api-key": "k"}, timeout=timeout) as session:
 
-        async def one(number: int, prompt: str) -> None:
+        async def make(number: int, prompt: str) -> None:
             target = Path(folder, f"{number:06}.jpg")
             if target.exists():  # noqa: ASYNC240 - as one writes it
                 return
@@ -33,7 +33,7 @@ async def main(manifest: str, url: str, folder: str, in_flight: int) -> None:
                         await asyncio.sleep(2**attempt / 4)
 
         prompts = pq.read_table(manifest)["prompt"].to_pylist()
-        await asyncio.gather(*(one(number, prompt) for number, prompt in enumerate(prompts)))
+        await asyncio.gather(*(make(number, prompt) for number, prompt in enumerate(prompts)))
 
 
 if __name__ == "__main__":

@@ -5,11 +5,12 @@ naive_prefect.py MANIFEST BASE_URL FOLDER IN_FLIGHT
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pyarrow.parquet as pq
 from prefect import flow, task
-from prefect.task_runners import ThreadPoolTaskRunner
+from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 from prefect.tasks import exponential_backoff
 
 
@@ -35,5 +36,5 @@ def images(manifest: str, url: str, folder: str) -> None:
 
 
 if __name__ == "__main__":
-    runner = ThreadPoolTaskRunner(max_workers=int(sys.argv[4]))
+    runner: TaskRunner[Any] = ThreadPoolTaskRunner(max_workers=int(sys.argv[4]))
     images.with_options(task_runner=runner)(sys.argv[1], sys.argv[2], sys.argv[3])

@@ -12,7 +12,7 @@ prefect_imagegen.generate(
     manifest,
     f"{folder}/store",
     backend=ProviderSettings(base_url=url, api_key=SecretStr("k"), max_in_flight=int(in_flight)),
-    api_version=version,
+    api_version="v1" if version == "v1" else "v2",
     history_lag=5.0,
     values={"image_format": "jpeg"},
 )

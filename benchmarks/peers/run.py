@@ -3,8 +3,8 @@
     python benchmarks/peers/run.py [--images 400] [--peer NAME]
 
 Every peer gets a virtual environment of its own beside this file (made on the first run, ignored by git). The gateway
-(engine `static`: distinct JPEGs of 130 kB) runs in a process of its own and keeps the books. A case that a peer does
-not finish in time says so.
+(engine `static`: distinct JPEGs of 130 kB) runs in a process of its own and counts what it bills. A case that a peer
+does not finish in time says so.
 """
 
 import argparse
@@ -38,7 +38,7 @@ HUNG = {"fault": "hang", "share": 0.01, "seed": 5}
 
 @dataclass(frozen=True)
 class Peer:
-    """A script, what it needs, and its further arguments; `openai`: it wants an OpenAI-compatible route."""
+    """A peer: its script, the packages it needs, and more arguments; `openai`: it needs an OpenAI-compatible route."""
 
     script: str
     needs: tuple[str, ...]
@@ -56,7 +56,7 @@ PEERS = {
 
 
 def serve(faults: str) -> None:
-    """Serve the gateway, and its v1 as an OpenAI route on a second port; a line on stdin asks for the books."""
+    """Serve the gateway, and its v1 as an OpenAI route on a second port; a line on stdin asks for the counters."""
     import httpx
 
     from prefect_imagegen.gateway.faults import FaultScript
@@ -70,8 +70,8 @@ def serve(faults: str) -> None:
 
         class OpenAI(BaseHTTPRequestHandler):
             def do_POST(self) -> None:  # the name is http.server's
-                asked = json.loads(self.rfile.read(int(self.headers["content-length"])))
-                body = {"prompt": asked["prompt"], "image_format": "jpeg"}
+                request = json.loads(self.rfile.read(int(self.headers["content-length"])))
+                body = {"prompt": request["prompt"], "image_format": "jpeg"}
                 answer = client.post(f"{gateway.url}/v1/flux-2-klein-9b", json=body, headers={"x-api-key": "k"})
                 data = answer.content
                 if answer.status_code == 200:
@@ -90,7 +90,7 @@ def serve(faults: str) -> None:
         threading.Thread(target=adapter.serve_forever, daemon=True).start()
         print(json.dumps([gateway.url, f"http://127.0.0.1:{adapter.server_address[1]}/v1"]), flush=True)
         for _ in sys.stdin:
-            print(json.dumps(gateway.books.statistics()), flush=True)
+            print(json.dumps(gateway.account_state.statistics()), flush=True)
     os._exit(0)  # hung calls would keep their threads
 
 
@@ -101,19 +101,19 @@ class Server:
         self._process = process
         self.urls: list[str] = json.loads(process.stdout.readline())  # type: ignore[union-attr]
 
-    def books(self) -> dict[str, int]:
-        """What was billed so far."""
+    def statistics(self) -> dict[str, int]:
+        """The gateway's counters so far."""
         assert self._process.stdin
         assert self._process.stdout
         self._process.stdin.write("?\n")
         self._process.stdin.flush()
-        found: dict[str, int] = json.loads(self._process.stdout.readline())
-        return found
+        statistics: dict[str, int] = json.loads(self._process.stdout.readline())
+        return statistics
 
 
 @contextlib.contextmanager
 def server(*faults: dict[str, Any]) -> Iterator[Server]:
-    """A gateway in a process of its own."""
+    """Run a gateway in a process of its own."""
     command = [sys.executable, __file__, "--serve", json.dumps(faults)]
     pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
     with subprocess.Popen(command, text=True, **pipes) as process:
@@ -126,12 +126,12 @@ def server(*faults: dict[str, Any]) -> Iterator[Server]:
 def python_of(peer: Peer) -> Path:
     """The interpreter of a peer's own environment, made on the first call. Raises CalledProcessError."""
     folder = HERE / f".venv-{Path(peer.script).stem}"
-    found = folder / "bin" / "python"
+    python = folder / "bin" / "python"
     if not (folder / "ready").exists():
         venv.create(folder, with_pip=True, clear=True)
-        subprocess.run([found, "-m", "pip", "install", "-q", *peer.needs], check=True, capture_output=True)
+        subprocess.run([python, "-m", "pip", "install", "-q", *peer.needs], check=True, capture_output=True)
         (folder / "ready").touch()
-    return found
+    return python
 
 
 def wrapped(command: list[str]) -> None:
@@ -139,12 +139,12 @@ def wrapped(command: list[str]) -> None:
     started = time.monotonic()
     code = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False).returncode
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    found = {"seconds": time.monotonic() - started, "cpu": used.ru_utime + used.ru_stime, "rss": used.ru_maxrss / 1e3}
-    print(json.dumps(found | {"code": code}))
+    figures = {"seconds": time.monotonic() - started, "cpu": used.ru_utime + used.ru_stime, "rss": used.ru_maxrss / 1e3}
+    print(json.dumps(figures | {"code": code}))
 
 
 def start(peer: Peer, manifest: Path, folder: Path, server: Server) -> "subprocess.Popen[str]":
-    """Begin a peer's work, as a process group of its own."""
+    """Start a peer in a process group of its own."""
     command = [str(python_of(peer)), str(HERE / peer.script), str(manifest), server.urls[peer.openai], str(folder)]
     command += [str(IN_FLIGHT), *peer.arguments]
     environment = os.environ | {"PREFECT_HOME": str(folder / "prefect"), "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}
@@ -159,7 +159,7 @@ def start(peer: Peer, manifest: Path, folder: Path, server: Server) -> "subproce
 
 
 def end(process: "subprocess.Popen[str]") -> dict[str, float] | None:
-    """What the process used; None if it does not end in time."""
+    """Seconds, CPU seconds and memory that a process used; None if it does not end in time."""
     try:
         return dict(json.loads(process.communicate(timeout=PATIENCE_S)[0]))
     except subprocess.TimeoutExpired:
@@ -171,23 +171,23 @@ def end(process: "subprocess.Popen[str]") -> dict[str, float] | None:
 def run(
     peer: Peer, images: int, *faults: dict[str, Any], kill: bool = False
 ) -> tuple[dict[str, float] | None, dict[str, int]]:
-    """One case: what the peer used, and the books at its end; with `kill` it is killed at half and begun again."""
+    """Run one case: what the peer used, and the gateway's counters; with `kill` it is killed halfway and restarted."""
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as name, server(*faults) as gateway:
         folder = Path(name)
         write_manifest(folder / "prompts.parquet", images)
         process = start(peer, folder / "prompts.parquet", folder, gateway)
         if kill:
-            while gateway.books()["billed"] < images / 2:
+            while gateway.statistics()["billed"] < images / 2:
                 assert process.poll() is None, "ended before it could be killed"
                 time.sleep(0.02)
             os.killpg(process.pid, signal.SIGKILL)
             process.communicate()
             process = start(peer, folder / "prompts.parquet", folder, gateway)
-        return end(process), gateway.books()
+        return end(process), gateway.statistics()
 
 
 def write_manifest(path: Path, images: int) -> None:
-    """Distinct prompts."""
+    """Write a manifest of distinct prompts."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -195,12 +195,12 @@ def write_manifest(path: Path, images: int) -> None:
 
 
 def measure(peer: Peer, images: int) -> dict[str, str]:
-    """The row of the table of one peer."""
+    """Measure one peer: its row of the table."""
     small = run(peer, IN_FLIGHT)[0]
-    plain, books = run(peer, images)
-    if plain is None or small is None or plain["code"] or books["billed"] < images:
-        return {"images/s": f"n/a: {books['billed']} of {images} images, exit {plain and plain['code']}"}
-    # What a peer needs to start is no part of its speed.
+    plain, statistics = run(peer, images)
+    if plain is None or small is None or plain["code"] or statistics["billed"] < images:
+        return {"images/s": f"n/a: {statistics['billed']} of {images} images, exit {plain and plain['code']}"}
+    # The time that a peer needs to start does not count as its speed.
     seconds, cpu = plain["seconds"] - small["seconds"] + LATENCY_S, plain["cpu"] - small["cpu"]
     row = {
         "start s": f"{small['seconds'] - LATENCY_S:.1f}",
@@ -208,10 +208,10 @@ def measure(peer: Peer, images: int) -> dict[str, str]:
         "CPU ms/image": f"{1000 * cpu / (images - IN_FLIGHT):.1f}",
         "peak RSS MB": f"{plain['rss']:.0f}",
     }
-    killed, books = run(peer, images, kill=True)
-    row["paid twice after kill -9"] = f"{books['billed_twice']} of {images}" if killed else "n/a: no end"
-    storm, books = run(peer, images, STORM)
-    missing = images - books["billed"]
+    killed, statistics = run(peer, images, kill=True)
+    row["paid twice after kill -9"] = f"{statistics['billed_twice']} of {images}" if killed else "n/a: no end"
+    storm, statistics = run(peer, images, STORM)
+    missing = images - statistics["billed"]
     row["lost to a 30 s storm"] = f"{storm['seconds'] - plain['seconds']:.0f} s" if storm else f"> {PATIENCE_S:.0f} s"
     row["lost to a 30 s storm"] += f", {missing} images" if missing > 0 else ""
     hung, _ = run(peer, images, HUNG)
@@ -226,20 +226,20 @@ def main() -> None:
     parser.add_argument("--peer", choices=list(PEERS), action="append")
     parser.add_argument("--serve")
     parser.add_argument("--wrap")
-    given = parser.parse_args()
-    if given.serve:
-        serve(given.serve)
-    if given.wrap:
-        wrapped(json.loads(given.wrap))
+    options = parser.parse_args()
+    if options.serve:
+        serve(options.serve)
+    if options.wrap:
+        wrapped(json.loads(options.wrap))
         return
     print(
-        f"{given.images} images, {LATENCY_S} s latency, {IN_FLIGHT} in flight, JPEG 130 kB; {os.cpu_count()} cores, "
+        f"{options.images} images, {LATENCY_S} s latency, {IN_FLIGHT} in flight, JPEG 130 kB; {os.cpu_count()} cores, "
         f"Python {platform.python_version()}\n"
     )
     columns: list[str] = []
-    for name in given.peer or PEERS:
+    for name in options.peer or PEERS:
         try:
-            row = measure(PEERS[name], given.images)
+            row = measure(PEERS[name], options.images)
         except subprocess.CalledProcessError as error:
             row = {"images/s": f"n/a: cannot be installed: {error.stderr.decode()[-200:].strip()}"}
         if not columns:

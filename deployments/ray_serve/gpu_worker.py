@@ -8,7 +8,7 @@ Arguments: `model` (a folder or model id), `gpus` per replica (1), `replicas` (1
 `host` (where Serve listens; without a key nothing but 127.0.0.1 will do), `max_batch` (4), `batch_delay_ms` (20),
 `device`, `dtype`, `weights_license`, `megapixels` (1).
 A pool takes all of it as one endpoint: `--endpoint segmind+http://HOST:8000 --endpoint-limit N`, N being what all
-replicas hold together. Each replica has books of its own, so a job (v2) is known to the replica that took it only:
+replicas hold together. Each replica keeps its own records, so a job (v2) is known only to the replica that took it:
 use v1, as a pool does, or one replica.
 """
 
@@ -31,28 +31,28 @@ from prefect_imagegen.gateway.server import check_settings
 from prefect_imagegen.gateway.settings import GatewaySettings
 from prefect_imagegen.gateway.state.account import AccountState
 
-_BATCHES_AT_HAND = 4
+_BATCHES_AT_ONCE = 4
 
 
-def worker(given: dict[str, str]) -> Application:
+def worker(arguments: dict[str, str]) -> Application:
     """The application, from the arguments of `serve run`."""
-    model, max_batch = given["model"], int(given.get("max_batch", 4))
+    model, max_batch = arguments["model"], int(arguments.get("max_batch", 4))
     key = os.environ.get("PREFECT_IMAGEGEN_API_KEY")
-    # Serve may listen anywhere: unless it is told otherwise, as if strangers could call.
-    check_settings(GatewaySettings(api_key=SecretStr(key) if key else None), given.get("host", "every address"))
+    # Serve may listen anywhere: without `host` it is checked as if other machines could call.
+    check_settings(GatewaySettings(api_key=SecretStr(key) if key else None), arguments.get("host", "every address"))
 
     def build() -> ASGIApp:
-        """In each replica: its start waits until the checkpoint is loaded and has drawn, and fails with it."""
+        """Build the app in each replica; its start waits until the checkpoint is loaded and has made an image."""
         settings = GatewaySettings(
             engine="diffusers",
             model_path=model,
-            weights_license=given.get("weights_license") or licence_of(model),
+            weights_license=arguments.get("weights_license") or licence_of(model),
             max_batch=max_batch,
-            batch_delay_s=float(given.get("batch_delay_ms", 20)) / 1000,
-            device=given.get("device"),
-            dtype=given.get("dtype"),
-            megapixels=float(given.get("megapixels", 1)),
-            workers=_BATCHES_AT_HAND * max_batch,
+            batch_delay_s=float(arguments.get("batch_delay_ms", 20)) / 1000,
+            device=arguments.get("device"),
+            dtype=arguments.get("dtype"),
+            megapixels=float(arguments.get("megapixels", 1)),
+            workers=_BATCHES_AT_ONCE * max_batch,
             output_ttl_s=86400.0,
             keep_bytes=2 << 30,
             keep_records=10_000,
@@ -63,15 +63,15 @@ def worker(given: dict[str, str]) -> Application:
         atexit.register(shutil.rmtree, folder, ignore_errors=True)
         return create_app(JobRunner(AccountState(settings, Path(folder))))
 
-    scale: dict[str, Any] = {"num_replicas": int(given.get("replicas", 1))}
-    if "max_replicas" in given:
-        limits = {"min_replicas": int(given.get("min_replicas", 1)), "max_replicas": int(given["max_replicas"])}
-        # A replica that has one batch running and one at hand is busy.
+    scale: dict[str, Any] = {"num_replicas": int(arguments.get("replicas", 1))}
+    if "max_replicas" in arguments:
+        limits = {"min_replicas": int(arguments.get("min_replicas", 1)), "max_replicas": int(arguments["max_replicas"])}
+        # A replica with one batch running and one waiting is busy.
         scale = {"autoscaling_config": limits | {"target_ongoing_requests": 2 * max_batch}}
 
     @serve.deployment(
-        ray_actor_options={"num_gpus": float(given.get("gpus", 1))},
-        max_ongoing_requests=_BATCHES_AT_HAND * max_batch,
+        ray_actor_options={"num_gpus": float(arguments.get("gpus", 1))},
+        max_ongoing_requests=_BATCHES_AT_ONCE * max_batch,
         **scale,
     )
     @serve.ingress(build)

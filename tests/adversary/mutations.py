@@ -26,7 +26,8 @@ from prefect_imagegen.executor.deferred import DeferredRequests
 from prefect_imagegen.executor.executor import Executor
 from prefect_imagegen.executor.pending import PendingRequest, Retry
 from prefect_imagegen.providers.segmind import history as segmind_history
-from prefect_imagegen.providers.segmind.history import Page, SegmindHistory
+from prefect_imagegen.providers.segmind.history import SegmindHistory
+from prefect_imagegen.providers.segmind.history_pages import Page
 from prefect_imagegen.providers.segmind.provider import SegmindProvider
 from prefect_imagegen.store.ledger.accounts import StoreAccounts
 from prefect_imagegen.store.ledger.ledger import StoreLedger, load_ledger, segments
@@ -93,12 +94,12 @@ def a3_unreadable_differs() -> AbstractContextManager[Any]:
 def a3_pages_without_end() -> AbstractContextManager[Any]:
     """Pages are asked for until one is empty, however often they repeat."""
 
-    async def walk(self: SegmindHistory, page: Any, number: int, stop_before: object) -> list[Any]:
-        found: list[Any] = []
-        while (current := await page(number)).records:
-            found += current.records
+    async def walk(self: SegmindHistory, read_page: Any, number: int, stop_before: object) -> list[Any]:
+        records: list[Any] = []
+        while (current := await read_page(number)).records:
+            records += current.records
             number += 1
-        return found
+        return records
 
     return patch.object(SegmindHistory, "_walk", walk)
 

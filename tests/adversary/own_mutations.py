@@ -10,7 +10,7 @@ from prefect_imagegen.core.ledger.events import KnownAttempt
 from prefect_imagegen.executor.context import ExecutorContext
 from prefect_imagegen.executor.pending import PendingRequest
 from prefect_imagegen.providers.segmind import history as segmind_history
-from prefect_imagegen.providers.segmind.history import Page
+from prefect_imagegen.providers.segmind.history_pages import Page
 from prefect_imagegen.store.heartbeat import Heartbeat
 from prefect_imagegen.store.ledger.accounts import StoreAccounts
 
@@ -20,14 +20,16 @@ from .world.session import UploadingReferences
 @contextmanager
 def outputs_on_two_pages() -> Iterator[None]:
     """Rows of the history are told apart by their ids alone, so that a page of further outputs is a repetition."""
-    named = property(lambda self: frozenset((one.request_id, ()) for one in self.records if one and one.request_id))
-    with patch.object(Page, "named", named), moving_listing():
+    row_ids = property(
+        lambda self: frozenset((record.request_id, ()) for record in self.records if record and record.request_id)
+    )
+    with patch.object(Page, "row_id_set", row_ids), moving_listing():
         yield
 
 
 def moving_listing() -> AbstractContextManager[Any]:
     """A listing to which calls are added while it is read is not read again."""
-    return patch.object(segmind_history, "_LISTINGS", 1)
+    return patch.object(segmind_history, "_LISTING_TRIES", 1)
 
 
 def last_beat_fails_at_once() -> AbstractContextManager[Any]:

@@ -1,4 +1,4 @@
-"""The soak: thousands of rows against an API that misbehaves in every way it knows, judged by its own books."""
+"""The soak: thousands of rows against an API that misbehaves in every way it knows, judged by its own records."""
 
 from collections import Counter
 from pathlib import Path
@@ -54,8 +54,8 @@ def test_soak(version: str, rows: int, tmp_path: Path) -> None:
             last = run(gateway)
         assert last.failures == {"content_policy": REFUSED}
         assert last.generated + last.reused == rows - REFUSED
-        assert gateway.books.statistics()["billed_twice"] == 0
-        delivered = Counter(record.status for record in gateway.books.billed)
+        assert gateway.account_state.statistics()["billed_twice"] == 0
+        delivered = Counter(record.status for record in gateway.account_state.billed)
         assert delivered == {"COMPLETED": rows - REFUSED}
         metadata = pq.read_table(store / "runs" / str(last.run_id) / "metadata")
         assert metadata.num_rows == rows

@@ -40,9 +40,9 @@ def gateway(tmp_path: Path) -> Iterator[EmbeddedGateway]:
     with EmbeddedGateway(settings) as running:
         for call in json.loads((tmp_path / "calls.json").read_text()):
             data, key = call.pop("data"), call.pop("api_key")
-            running.books.records[call["request_id"]] = Record(**call, account=key.removeprefix("key-"))
+            running.account_state.records[call["request_id"]] = Record(**call, account=key.removeprefix("key-"))
             if data:
-                (running.books.folder / call["output"]).write_bytes(base64.b64decode(data))
+                (running.account_state.folder / call["output"]).write_bytes(base64.b64decode(data))
         yield running
 
 
@@ -58,7 +58,7 @@ def run(gateway: EmbeddedGateway, folder: Path, key: str = "key-one") -> tuple[R
 
 def test_every_state_of_an_old_store(gateway: EmbeddedGateway, tmp_path: Path) -> None:
     """What was paid is fetched or found, what failed for good stays so, and what cannot be told is held, by name."""
-    before = len(gateway.books.billed)
+    before = len(gateway.account_state.billed)
     result, rows = run(gateway, tmp_path)
     assert {name: end for name, end in rows.items() if end[0] not in ("generated", "reused")} == {
         "failed_generation": ("failed", "generation_failed"),
@@ -73,14 +73,14 @@ def test_every_state_of_an_old_store(gateway: EmbeddedGateway, tmp_path: Path) -
     }
     for name in ("held_unknown", "claim_sent", "resend_asked", "held_submitted", "claim_with_id"):
         assert rows[name][0] == "generated", name
-    assert gateway.books.statistics()["billed_twice"] == 0
-    assert len(gateway.books.billed) == before + len(NEVER_SENT)
+    assert gateway.account_state.statistics()["billed_twice"] == 0
+    assert len(gateway.account_state.billed) == before + len(NEVER_SENT)
     assert (result.calls, result.maybe_paid) == (1, 1)
 
 
 def test_an_old_store_read_with_the_other_key(gateway: EmbeddedGateway, tmp_path: Path) -> None:
     """With the other account's key its own rows are settled, and nothing of the first account is bought again."""
-    before = len(gateway.books.billed)
+    before = len(gateway.account_state.billed)
     result, rows = run(gateway, tmp_path, "key-two")
     assert rows["other_key_unknown"] == ("generated", "")
     held = {name for name, end in rows.items() if end == ("held", "other_account")}
@@ -89,8 +89,8 @@ def test_an_old_store_read_with_the_other_key(gateway: EmbeddedGateway, tmp_path
         # The first account's key got 5xx: whether it was accepted is for that key to find out.
         *("second_claim_with_id", "failed_unavailable"),
     }
-    assert gateway.books.statistics()["billed_twice"] <= result.maybe_paid
-    assert len(gateway.books.billed) == before + result.calls
+    assert gateway.account_state.statistics()["billed_twice"] <= result.maybe_paid
+    assert len(gateway.account_state.billed) == before + result.calls
     assert {name for name, end in rows.items() if end[0] == "failed"} == {
         *("failed_generation", "failed_policy", "failed_invalid", "lost_closing_failed")
     }

@@ -74,7 +74,7 @@ def test_demo_makes_pictures(tmp_path: Path) -> None:
 @pytest.mark.prefect
 @pytest.mark.timeout(400)
 def test_generate_through_a_gateway(tmp_path: Path) -> None:
-    """`generate --json` ends with the figures; the gateway's books agree; the key is nowhere in the output."""
+    """`generate --json` ends with the figures; the gateway's records agree; the key is nowhere in the output."""
     path = manifest(tmp_path)
     with EmbeddedGateway(GatewaySettings(api_key=SecretStr("SG_00112233"), price_usd=0.04)) as gateway:
         words = ("generate", path, "--store", "out", "--base-url", gateway.url, "--json", "--set", "steps=4")
@@ -83,8 +83,8 @@ def test_generate_through_a_gateway(tmp_path: Path) -> None:
         assert first.returncode == 0, first.stderr
         figures = last_line(first)
         assert (figures["generated"], figures["reused"], figures["calls"], figures["cost_usd"]) == (2, 1, 2, 0.08)
-        assert len(gateway.books.billed) == 2
-        assert {record.body["steps"] for record in gateway.books.billed} == {4}
+        assert len(gateway.account_state.billed) == 2
+        assert {record.body["steps"] for record in gateway.account_state.billed} == {4}
         assert "SG_00112233" not in first.stdout + first.stderr
         again = last_line(call(*words, folder=tmp_path, SEGMIND_API_KEY="SG_00112233"))
         assert (again["reused"], again["calls"], again["cost_usd"]) == (3, 0, 0.0)
@@ -131,7 +131,7 @@ def test_a_signal_stops_and_the_same_command_resumes(ctrl_c: bool, prefect: str,
             start_new_session=True,
         )
         end = time.monotonic() + 120
-        while gateway.books.calls["submit"] < 12:
+        while gateway.account_state.calls["submit"] < 12:
             assert process.poll() is None, process.communicate()
             assert time.monotonic() < end
             time.sleep(0.02)
@@ -147,8 +147,8 @@ def test_a_signal_stops_and_the_same_command_resumes(ctrl_c: bool, prefect: str,
         assert figures["not_run"] > 0
         resumed = call(*words, folder=tmp_path, SEGMIND_API_KEY="k")
         assert resumed.returncode == 0, resumed.stderr
-        assert gateway.books.statistics()["billed_twice"] == 0
-        assert len(gateway.books.billed) == 40
+        assert gateway.account_state.statistics()["billed_twice"] == 0
+        assert len(gateway.account_state.billed) == 40
 
 
 REFUSED = {
@@ -233,7 +233,7 @@ def test_endpoint_and_key_are_checked_first(inputs: Path, tmp_path: Path) -> Non
     with EmbeddedGateway(settings) as gateway:
         assert "rejects the API key" in refused("--base-url", gateway.url, SEGMIND_API_KEY="wrong")
         assert "balance" in refused("--base-url", gateway.url, SEGMIND_API_KEY="right")
-        assert gateway.books.calls["submit"] == 0
+        assert gateway.account_state.calls["submit"] == 0
     assert not (tmp_path / "out").exists()
 
 
@@ -277,7 +277,7 @@ def test_a_store_without_create_only_puts_is_refused(tmp_path: Path, blind_s3) -
         assert "s3://images/a overwrites objects that were to be created only once" in said
         assert "conditional puts" in said
         assert last_line(process)["calls"] == 0
-        assert gateway.books.calls["submit"] == 0
+        assert gateway.account_state.calls["submit"] == 0
         assert set(blind_s3.objects) == {"a/store.json"}
 
 

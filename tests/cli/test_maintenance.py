@@ -99,7 +99,7 @@ def test_verify_and_repair(user: User) -> None:
     assert mended.returncode == 0
     assert "fetched_again 1" in mended.stdout
     assert image.exists()
-    assert len(user.gateway.books.billed) == 2
+    assert len(user.gateway.account_state.billed) == 2
 
 
 def test_retry_then_reconcile(user: User) -> None:
@@ -184,7 +184,7 @@ def test_doctor_deep_on_a_store_that_overwrites(user: User, blind_s3) -> None:
     assert "no run may use this store" in process.stdout
     assert "docs/stores.md" in process.stdout
     assert blind_s3.objects == {}
-    assert user.gateway.books.billed == []
+    assert user.gateway.account_state.billed == []
 
 
 def test_doctor_deep_on_a_store_out_of_reach(user: User) -> None:

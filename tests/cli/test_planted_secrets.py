@@ -114,7 +114,7 @@ def world(tmp_path: Path, s3) -> Iterator[World]:
 def refuse(world: World, *calls: str) -> None:
     """From now on the API refuses those calls, and repeats what it was sent."""
     rule = Fault(fault="json_error", status=401, on=list(calls), body={"error": planted.ECHO})
-    world.gateway.books.settings.faults = FaultScript(faults=[rule])
+    world.gateway.account_state.settings.faults = FaultScript(faults=[rule])
 
 
 SECRETS = planted.PLANTED | {"the secret of the store": "writer-secret"}
@@ -134,7 +134,7 @@ def test_commands_tell_no_secret(world: World) -> None:
     assert (code, planted.leaks(said, SECRETS)) == (0, []), said
     code, said = world.run("generate", *world.manifest_words, *common, *REFERENCES, "--prefect", "on")
     assert (code, planted.leaks(said, SECRETS)) == (1, []), said
-    assert len(world.gateway.books.billed) == len(planted.SIGNED)
+    assert len(world.gateway.account_state.billed) == len(planted.SIGNED)
     cup = world.folder / "cup.csv"
     cup.write_text("prompt\na cup\n")
     refuse(world, "submit")

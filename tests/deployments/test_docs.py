@@ -157,15 +157,15 @@ def test_the_deployments_page(place: Place) -> None:
     *_, run = section(DEPLOYMENTS, "Deployments")[:4]
     start, cancel = run.code.strip().splitlines()
     write_manifest(place.worker_folder / "prompts.parquet", 12, "page")
-    place.gateway.books.settings.latency_s = _LONG_S
+    place.gateway.account_state.settings.latency_s = _LONG_S
     run_id = run_id_in(place.terminal.follow(type(run)("bash", start)))
-    until(lambda: place.gateway.books.records, 120)
+    until(lambda: place.gateway.account_state.records, 120)
     place.terminal.follow(type(run)("bash", cancel), FLOW_RUN_ID=run_id)
     assert place.ended(run_id)["state_name"] == "Cancelled"
-    place.gateway.books.settings.latency_s = 0.0
+    place.gateway.account_state.settings.latency_s = 0.0
     (printed,) = place.follow(DEPLOYMENTS, "Options of a run")
     assert place.ended(run_id_in(printed))["state_name"] == "Completed"
-    assert place.gateway.books.statistics()["billed_twice"] == 0
+    assert place.gateway.account_state.statistics()["billed_twice"] == 0
     assert len(list(place.store.glob("images/*/*.png"))) == 12
 
 
@@ -206,35 +206,35 @@ def test_the_run_book(place: Place) -> None:
     gateway = place.gateway
     write_manifest(place.worker_folder / "prompts.parquet", 12, "book")
     look, again = section(RUN_BOOK, "A run that died")
-    before = len(gateway.books.billed)
-    gateway.books.settings.latency_s = 8.0
-    asked = len(gateway.books.records)
+    before = len(gateway.account_state.billed)
+    gateway.account_state.settings.latency_s = 8.0
+    asked = len(gateway.account_state.records)
     place.start_run()
-    until(lambda: len(gateway.books.records) > asked, 120)
+    until(lambda: len(gateway.account_state.records) > asked, 120)
     worker = place.terminal.standing[-1]
     worker.kill()  # the machine is gone: nobody tells the server
     worker.wait()
     beats = sorted(place.store.glob("runs/*/heartbeat.json"))
     died = json.loads(beats[-1].read_text())
     os.kill(died["pid"], signal.SIGKILL)
-    gateway.books.settings.latency_s = 0.0
+    gateway.account_state.settings.latency_s = 0.0
     worker_block = section(DEPLOYMENTS, "Deployments")[2]
     place.terminal.follow(worker_block)
     assert place.ended(run_id_in(place.terminal.follow(again)))["state_name"] == "Completed"
-    assert len(gateway.books.billed) - before == 12
+    assert len(gateway.account_state.billed) - before == 12
 
-    gateway.books.settings.latency_s = _LONG_S
+    gateway.account_state.settings.latency_s = _LONG_S
     write_manifest(place.worker_folder / "prompts.parquet", 12, "stop")
-    asked = len(gateway.books.records)
+    asked = len(gateway.account_state.records)
     run_id = place.start_run()
-    until(lambda: len(gateway.books.records) > asked, 120)
+    until(lambda: len(gateway.account_state.records) > asked, 120)
     stop, resume = section(RUN_BOOK, "Stopping a worker")
     place.terminal.follow(stop, FLOW_RUN_ID=run_id)
     assert place.ended(run_id)["state_name"] == "Cancelled"
     place.terminal.end(place.terminal.standing[-1])
     place.terminal.follow(worker_block)
     place.terminal.follow(resume)
-    gateway.books.settings.latency_s = 0.0
+    gateway.account_state.settings.latency_s = 0.0
     key, resend = section(RUN_BOOK, "Rotating a key")
     place.terminal.follow(key)
     assert place.ended(place.start_run())["state_name"] == "Completed"
@@ -244,7 +244,7 @@ def test_the_run_book(place: Place) -> None:
     write_manifest(place.worker_folder / "prompts.parquet", 3, "cap")
     (printed,) = place.follow(RUN_BOOK, "Raising a cap")
     assert place.ended(run_id_in(printed))["state_name"] == "Completed"
-    assert gateway.books.statistics()["billed_twice"] == 0
+    assert gateway.account_state.statistics()["billed_twice"] == 0
     until(lambda: "abandoned" in place.terminal.follow(look, STORE=str(place.store)), 120)
 
 
@@ -252,21 +252,21 @@ def test_the_server_restarts_amid_a_run(place: Place) -> None:
     """A run goes on while the server is away, and ends as if nothing had been; its log tells of it once."""
     write_manifest(place.worker_folder / "prompts.parquet", 64, "restart")
     gateway = place.gateway
-    before, gateway.books.settings.latency_s = len(gateway.books.billed), 1.0
+    before, gateway.account_state.settings.latency_s = len(gateway.account_state.billed), 1.0
     run_id = place.start_run()
-    until(lambda: len(gateway.books.billed) > before, 120)
+    until(lambda: len(gateway.account_state.billed) > before, 120)
     place.terminal.end(place.terminal.standing[0])
-    away_since, gateway.books.settings.latency_s = len(gateway.books.billed), 15.0
-    until(lambda: len(gateway.books.billed) >= away_since + 12, 120)
+    away_since, gateway.account_state.settings.latency_s = len(gateway.account_state.billed), 15.0
+    until(lambda: len(gateway.account_state.billed) >= away_since + 12, 120)
     # The run has to last until it sees the server again, however long that takes to start.
-    gateway.books.settings.latency_s = 45.0
+    gateway.account_state.settings.latency_s = 45.0
     place.terminal.follow(section(DEPLOYMENTS, "Deployments")[0])
     until(place.is_up, 120)
     until(lambda: any("is back" in text for text in place.warnings(run_id)), 120)
-    gateway.books.settings.latency_s = 0.0
+    gateway.account_state.settings.latency_s = 0.0
     ended = place.ended(run_id)
     assert (ended["state_name"], ended["run_count"]) == ("Completed", 1)
-    assert (len(gateway.books.billed) - before, gateway.books.statistics()["billed_twice"]) == (64, 0)
+    assert (len(gateway.account_state.billed) - before, gateway.account_state.statistics()["billed_twice"]) == (64, 0)
     said = [text.partition(" since ")[0].partition(", after ")[0] for text in place.warnings(run_id)]
     # Prefect may lose the first, which is said while nobody takes it.
     assert said[-1:] == ["The Prefect server is back"]
@@ -295,6 +295,6 @@ def test_the_readme(places: Any, s3: S3Server) -> None:
         ended = place.ended(run_id_in(printed))
         assert ended["state_name"] == "Completed", ended["state"]["message"]
         assert len(system.find("images/spring/images")) == 6
-        assert len(place.gateway.books.billed) == 6
+        assert len(place.gateway.account_state.billed) == 6
     finally:
         close_connections(system)

@@ -211,9 +211,9 @@ def test_a_deployed_run_tells_no_secret(site: Site, tmp_path: Path, s3) -> None:
             return (run := site.flow_run(run_id))["state_type"] in ("COMPLETED", "FAILED", "CRASHED") and run
 
         assert until(ended, 180)["state_name"] == "CompletedWithFailures"
-        assert len(gateway.books.billed) == len(planted.SIGNED)
+        assert len(gateway.account_state.billed) == len(planted.SIGNED)
         rule = Fault(fault="json_error", status=401, body={"error": planted.ECHO})
-        gateway.books.settings.faults = FaultScript(faults=[rule])
+        gateway.account_state.settings.faults = FaultScript(faults=[rule])
         last = site.start("generate-on-demand", manifest=manifest(tmp_path, 1), **parameters)
         assert "stopped (auth)" in site.wait(last, "Completed", "Failed", "Crashed")["state"]["message"]
     address = f"https://h/a.csv?sig={planted.PLANTED['the signature of a manifest']}"
@@ -277,10 +277,10 @@ def test_cancel_holds_what_was_sent(site: Site, tmp_path: Path) -> None:
         options = {"base_url": gateway.url, "max_in_flight": 6}
         arguments = {"manifest": path, "store": str(store), "backend": "segmind", "options": options}
         run_id = site.start("generate-on-demand", **arguments)
-        until(lambda: len(gateway.books.records) >= 6, 120)
+        until(lambda: len(gateway.account_state.records) >= 6, 120)
         site.call("flow-run", "cancel", run_id)
         site.wait(run_id, "Cancelled")
-        sent = len(gateway.books.records)
+        sent = len(gateway.account_state.records)
         assert sent < 30
         (report,) = until(lambda: list(store.glob("runs/*/report.json")), 60)
         figures = json.loads(report.read_text())
@@ -289,11 +289,11 @@ def test_cancel_holds_what_was_sent(site: Site, tmp_path: Path) -> None:
         (told,) = until(lambda: site.finished(run_id), 60)
         assert (told["run_id"], told["state"], told["stop_reason"]) == (figures["run_id"], "Cancelled", "signal")
         assert (told["counts"]["rows"], told["counts"]["held"], told["cost_usd"]) == (30, 6, 0.0)
-        gateway.books.settings.latency_s = 0.0
+        gateway.account_state.settings.latency_s = 0.0
         again = site.start("generate-on-demand", **arguments)
         assert site.wait(again, "Completed", "Failed", "Crashed")["state_name"] == "Completed"
-        assert gateway.books.statistics()["billed_twice"] == 0
-        assert len(gateway.books.billed) == 30
+        assert gateway.account_state.statistics()["billed_twice"] == 0
+        assert len(gateway.account_state.billed) == 30
 
 
 def test_retry_in_the_ui_goes_on_under_the_same_cap(site: Site, tmp_path: Path) -> None:
@@ -309,20 +309,20 @@ def test_retry_in_the_ui_goes_on_under_the_same_cap(site: Site, tmp_path: Path) 
         stopped = site.wait(run_id, "Completed", "Failed", "Crashed")
         assert (stopped["state_name"], stopped["state_type"], stopped["run_count"]) == ("Failed", "FAILED", 1)
         assert stopped["state"]["message"].startswith(words)
-        assert gateway.books.calls["submit"] == 12
+        assert gateway.account_state.calls["submit"] == 12
         site.retry(run_id)
         until(lambda: site.flow_run(run_id)["run_count"] == 2, 120)
         again = site.wait(run_id, "Completed", "Failed", "Crashed")
         assert (again["state_name"], again["run_count"]) == ("Failed", 2)
         assert "this flow run's cap is used; start a new run to allow more" in again["state"]["message"]
         assert "0.4800 USD over the 2 executions of this flow run" in again["state"]["message"]
-        assert gateway.books.calls["submit"] == len(gateway.books.billed) == 12
+        assert gateway.account_state.calls["submit"] == len(gateway.account_state.billed) == 12
         first, second = until(lambda: (told := site.finished(run_id)) and len(told) == 2 and told, 60)
         assert (first["stop_reason"], second["stop_reason"]) == ("budget", "budget")
         assert (first["order"], second["order"]["executions"]) == (None, 2)
         fresh = site.start("generate-on-demand", **arguments)
         assert site.wait(fresh, "Completed", "Failed", "Crashed")["state_name"] == "Failed"
-        assert len(gateway.books.billed) == 24
+        assert len(gateway.account_state.billed) == 24
 
 
 def test_default_retries_do_not_apply(site: Site, tmp_path: Path) -> None:
@@ -356,7 +356,7 @@ def test_a_run_whose_process_died_is_marked(site: Site, tmp_path: Path) -> None:
         options = {"base_url": gateway.url, "max_in_flight": 6}
         arguments = {"manifest": manifest(tmp_path, 12), "store": str(store), "options": options}
         run_id = site.start("generate-on-demand", backend="segmind", **arguments)
-        until(lambda: len(gateway.books.records) >= 6, 120)
+        until(lambda: len(gateway.account_state.records) >= 6, 120)
         (beat,) = store.glob("runs/*/heartbeat.json")
         site.worker.kill()
         site.worker.wait()
@@ -364,10 +364,10 @@ def test_a_run_whose_process_died_is_marked(site: Site, tmp_path: Path) -> None:
         ended = site.wait(run_id, "Crashed")
         assert "nothing is paid twice" in ended["state"]["message"]
         site.restart_worker()
-        gateway.books.settings.latency_s = 0.0
+        gateway.account_state.settings.latency_s = 0.0
         again = site.start("generate-on-demand", backend="segmind", **arguments)
         assert site.wait(again, "Completed", "Failed", "Crashed")["state_name"] == "Completed"
-        assert (len(gateway.books.billed), gateway.books.statistics()["billed_twice"]) == (12, 0)
+        assert (len(gateway.account_state.billed), gateway.account_state.statistics()["billed_twice"]) == (12, 0)
 
 
 def test_the_alerts_fire(site: Site, tmp_path: Path) -> None:
@@ -427,7 +427,7 @@ def test_the_command_line_uses_blocks(site: Site, tmp_path: Path) -> None:
         found = generate("image-store/cli")
         assert found.returncode == 0, found.stderr
         assert json.loads(found.stdout.splitlines()[-1])["generated"] == 3
-        assert gateway.books.calls["run"] == 3
+        assert gateway.account_state.calls["run"] == 3
         missing = generate("image-store/nobody")
     assert missing.returncode == 2
     assert "image-store/nobody" in missing.stderr

@@ -48,7 +48,7 @@ def flow_run(state: State[Any]) -> FlowRun:
 
 
 def faults(gateway: EmbeddedGateway, *script: dict[str, Any]) -> None:
-    gateway.books.settings.faults = FaultScript(faults=[Fault(**fault) for fault in script])
+    gateway.account_state.settings.faults = FaultScript(faults=[Fault(**fault) for fault in script])
 
 
 def test_the_parameter_is_checked_and_explained() -> None:
@@ -86,7 +86,7 @@ def test_a_cap_holds_over_retries(gateway: EmbeddedGateway, tmp_path: Path) -> N
     assert (run.state.name, run.state.type.value, run.run_count) == ("Failed", "FAILED", 1)
     assert run.state.message.startswith("stopped (budget): one more image could exceed options.max_cost_usd")
     assert run.empirical_policy.retries == 0
-    assert len(gateway.books.billed) * PRICE <= 0.50
+    assert len(gateway.account_state.billed) * PRICE <= 0.50
     assert len(list(store.glob(f"flow_runs/{run.id}/*.json"))) == 1
 
 
@@ -132,7 +132,7 @@ def test_what_passes_by_itself_is_retried(gateway: EmbeddedGateway, tmp_path: Pa
     assert (run.run_count, run.state.name) == (2, "Failed")
     assert run.state.message.startswith("stopped (budget): ")
     assert "USD over the 2 executions of this flow run" in run.state.message
-    assert 0 < len(gateway.books.billed) * PRICE <= 0.50
+    assert 0 < len(gateway.account_state.billed) * PRICE <= 0.50
     stops = sorted(json.loads(one.read_text())["stop_reason"] for one in store.glob("runs/*/report.json"))
     assert stops == ["budget", "deadline"]
 
@@ -162,6 +162,6 @@ def test_a_cap_holds_over_the_retries_of_a_parent(gateway: EmbeddedGateway, tmp_
     store = tmp_path / "store"
     state = campaign(manifest(tmp_path, 30), str(store), return_state=True)
     assert flow_run(state).run_count == 3
-    assert len(gateway.books.billed) * PRICE <= 0.50
+    assert len(gateway.account_state.billed) * PRICE <= 0.50
     assert len(list(store.glob("flow_runs/*"))) == 1
     assert len(list(store.glob("flow_runs/*/*.json"))) == 3

@@ -70,7 +70,7 @@ def test_private_references_through_the_flow(s3, tmp_path: Path) -> None:
         state = generate_images(
             str(path), "image-store/private", "segmind/private", GenerateOptions(), return_state=True
         )
-        sent = [address for record in gateway.books.billed for address in record.body["image_urls"]]
+        sent = [address for record in gateway.account_state.billed for address in record.body["image_urls"]]
     close_connections(fs)
     assert (len(sent), sum("X-Amz-Signature" in one for one in sent), sum("/assets/" in one for one in sent)) == (
         6,
@@ -108,11 +108,11 @@ def test_partiprompts_from_parquet_to_s3(s3, partiprompts: Path) -> None:
         arguments = (str(partiprompts), "image-store/partiprompts", "segmind/partiprompts", options)
         first = generate_images(*arguments)
         second = generate_images(*arguments)
-        books = gateway.books
+        account_state = gateway.account_state
     assert (first["generated"], first["calls"], first["rows"]) == (1632, 1632, 1632)
     assert (second["reused"], second["calls"]) == (1632, 0)
-    assert books.statistics()["billed_twice"] == 0
-    assert len(books.billed) == 1632
+    assert account_state.statistics()["billed_twice"] == 0
+    assert len(account_state.billed) == 1632
 
     import s3fs  # noqa: PLC0415 - for this test alone
 
@@ -212,8 +212,8 @@ def test_credits_stop_the_run(tmp_path: Path) -> None:
         settings.credits = 100.0
         figures = generate_images(path, store, "segmind/poor")
         assert figures["not_run"] == 0
-        assert len(gateway.books.billed) == 6
-        assert gateway.books.statistics()["billed_twice"] == 0
+        assert len(gateway.account_state.billed) == 6
+        assert gateway.account_state.statistics()["billed_twice"] == 0
 
 
 def test_a_global_concurrency_limit_caps_calls(tmp_path: Path) -> None:
@@ -227,7 +227,7 @@ def test_a_global_concurrency_limit_caps_calls(tmp_path: Path) -> None:
             path, store, "segmind/limited", GenerateOptions(shard_size=6), concurrency_limit="imagegen-test"
         )
         assert figures["generated"] == 24
-        assert gateway.books.max_in_flight <= 3
+        assert gateway.account_state.max_in_flight <= 3
     with get_client(sync_client=True) as client:
         assert client.read_global_concurrency_limit_by_name("imagegen-test").active_slots == 0
     state = generate_images(path, store, "sandbox", concurrency_limit="nobody", return_state=True)

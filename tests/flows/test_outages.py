@@ -13,7 +13,7 @@ from prefect.client.schemas.filters import LogFilter, LogFilterFlowRunId
 from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
 from prefect_imagegen.flows.artifacts import _quietly
-from prefect_imagegen.tasks.outages import is_outage, telling_once
+from prefect_imagegen.tasks.outages import is_outage, reporting_outages
 from tests.conftest import free_port
 
 pytestmark = [pytest.mark.prefect, pytest.mark.usefixtures("prefect_server"), pytest.mark.timeout(300)]
@@ -51,7 +51,7 @@ def test_an_outage_is_told_once() -> None:
 
     @flow(retries=0)
     async def trying() -> None:
-        with telling_once():
+        with reporting_outages():
             with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}):
                 for number in range(4):
                     assert await _quietly(ask(nobody)) is None
@@ -91,7 +91,7 @@ def test_other_trouble_is_told_once_too() -> None:
 
     @flow(retries=0)
     async def trying() -> None:
-        with telling_once():
+        with reporting_outages():
             for _ in range(30):
                 await _quietly(refused())
 

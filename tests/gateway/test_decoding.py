@@ -19,8 +19,7 @@ from PIL import Image, PngImagePlugin
 from prefect_imagegen.core import base64_text
 from prefect_imagegen.core.images import image
 from prefect_imagegen.gateway.http import answers, intake
-from prefect_imagegen.gateway.jobs import references
-from prefect_imagegen.gateway.jobs import runner as studio
+from prefect_imagegen.gateway.jobs import references, runner
 from prefect_imagegen.gateway.server import EmbeddedGateway
 from prefect_imagegen.gateway.settings import GatewaySettings
 from prefect_imagegen.gateway.state import account as records
@@ -90,8 +89,8 @@ def test_nothing_heavy_runs_in_the_event_loop(monkeypatch: pytest.MonkeyPatch) -
         (uploads, "decode_base64"),
         (references, "decode"),
         (references, "upright_size"),
-        (studio, "kept_body"),
-        (studio, "canonical_json"),
+        (runner, "kept_body"),
+        (runner, "canonical_json"),
         (records, "_without_data"),
         (answers, "plain_picture"),
         (answers, "encode"),

@@ -40,7 +40,7 @@ def test_it_does_what_it_says(key: SecretStr | None, tmp_path: Path) -> None:
         ]
         run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=280, check=False)
         assert run.returncode == 0, run.stdout[-9000:] + run.stderr[-2000:]
-        assert gateway.books.billed
+        assert gateway.account_state.billed
 
 
 def test_the_document_is_whole() -> None:
@@ -69,7 +69,7 @@ def test_references_are_a_list_or_nothing(urls: object) -> None:
         body = {"prompt": "a", "image_urls": urls}
         answer = httpx.post(f"{gateway.url}/v1/flux-2-klein-9b", json=body, headers=KEY)
         assert (answer.status_code, answer.json()["error"]) == (400, "image_urls must be a list of URLs")
-        assert not gateway.books.billed
+        assert not gateway.account_state.billed
 
 
 @pytest.mark.parametrize("day", ["0", "1700000000", "2026-02-30", "yesterday", "2026-01-01T00:00:00"])

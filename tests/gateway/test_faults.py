@@ -47,7 +47,7 @@ def drawn(running: EmbeddedGateway, client: httpx.Client, prompt: str = "a", **b
     """The request_id of a v2 call whose work is done; nothing is polled for it."""
     request_id = accepted(client, prompt, **body)
     for _ in range(1000):
-        if running.books.records[request_id].finished is not None:
+        if running.account_state.records[request_id].finished is not None:
             return request_id
         time.sleep(0.01)
     raise AssertionError("the job did not end")
@@ -75,11 +75,11 @@ async def test_status_before_and_after(status: int) -> None:
         (answer,), gateway = await posted(version, {"status": status, "when": when})
         assert answer.status_code == status
         assert answer.json()["error"]
-        assert len(gateway.books.records) == taken
+        assert len(gateway.account_state.records) == taken
         if version == "v1":
-            assert not gateway.books.billed
-            assert gateway.books.charged == 0
-            assert {record.status for record in gateway.books.records.values()} <= {"FAILED"}
+            assert not gateway.account_state.billed
+            assert gateway.account_state.charged == 0
+            assert {record.status for record in gateway.account_state.records.values()} <= {"FAILED"}
         assert ("x-rate-limit-reset-at-utc" in answer.headers) == (status == 429)
         assert "retry-after" not in answer.headers
         assert answer.headers["x-imagegen-engine"] == "sandbox"
@@ -91,7 +91,7 @@ async def test_disconnect_before_and_after() -> None:
         (error,), gateway = await posted("v1", {"fault": "disconnect", "when": when})
         assert isinstance(error, Exception)
         assert not never_sent(error)
-        assert len(gateway.books.billed) == billed
+        assert len(gateway.account_state.billed) == billed
 
 
 async def test_hang_outlasts_the_client() -> None:
@@ -135,7 +135,7 @@ async def test_faults_of_the_job() -> None:
                 answer = await client.post(f"{gateway.url}/v2/{MODEL}", json={"prompt": f"p{number}"}, headers=KEY)
                 ids.append(answer.json()["request_id"])
             for _ in range(1000):
-                if all(record.finished is not None for record in list(gateway.books.records.values())):
+                if all(record.finished is not None for record in list(gateway.account_state.records.values())):
                     break
                 await asyncio.sleep(0.01)
             found = [await client.get(f"{gateway.url}/v2/requests/{one}", headers=KEY) for one in ids]
@@ -146,7 +146,7 @@ async def test_faults_of_the_job() -> None:
             assert history.json()["data"]["model_status"] == "COMPLETED"
             black = await client.get(found[3].json()["output"])
             assert len(black.content) < 1000
-    assert len(gateway.books.billed) == 2
+    assert len(gateway.account_state.billed) == 2
 
 
 async def test_an_unknown_state_passes() -> None:
@@ -292,7 +292,7 @@ async def test_what_a_v1_call_is_charged_for() -> None:
     for fault, status, billed in (("json_error", 503, 0), ("html", 502, 0), ("redirect", 302, 0), ("html", 200, 1)):
         (answer,), gateway = await posted("v1", {"fault": fault, "status": status, "when": "after"})
         assert answer.status_code == status
-        assert len(gateway.books.billed) == billed
+        assert len(gateway.account_state.billed) == billed
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
@@ -322,17 +322,17 @@ def test_any_answer_can_come_late(when: str) -> None:
 
 
 def test_work_goes_on_while_its_answer_hangs() -> None:
-    """A call that hangs `after` is in the books and drawn meanwhile; one that hangs `before` is not there yet."""
+    """A call that hangs `after` is recorded and drawn meanwhile; one that hangs `before` is not there yet."""
     for when, taken in (("before", 0), ("after", 1)):
         with misbehaving({"fault": "hang", "seconds": 2.0, "when": when, "first": 1}) as (running, client):
             thread = threading.Thread(target=accepted, args=(client,))
             thread.start()
-            while running.books.calls["submit"] == 0 or len(running.books.billed) < taken:
+            while running.account_state.calls["submit"] == 0 or len(running.account_state.billed) < taken:
                 assert thread.is_alive()
                 time.sleep(0.01)
-            assert (len(running.books.records), thread.is_alive()) == (taken, True)
+            assert (len(running.account_state.records), thread.is_alive()) == (taken, True)
             thread.join()
-            assert len(running.books.records) == 1
+            assert len(running.account_state.records) == 1
 
 
 def test_an_answer_made_up_before_it_hangs_is_old_when_it_comes() -> None:
@@ -343,7 +343,7 @@ def test_an_answer_made_up_before_it_hangs_is_old_when_it_comes() -> None:
             request_id = accepted(client)
             answer = client.get(f"/v2/requests/{request_id}/status").json()
             assert (answer["status"] == "COMPLETED") == ended
-            assert len(running.books.billed) == 1
+            assert len(running.account_state.billed) == 1
 
 
 def test_downloads_of_junk() -> None:

@@ -75,8 +75,8 @@ def test_an_hour_s_calls_in_a_minute(tmp_path: Path) -> None:
             tracemalloc.stop()
         assert grown < 8_000_000  # the pictures alone were 47 MB
         assert sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file()) < 6_600_000
-        assert len(gateway.books.records) == 200
-        assert "data:" not in repr(list(gateway.books.records.values()))
+        assert len(gateway.account_state.records) == 200
+        assert "data:" not in repr(list(gateway.account_state.records.values()))
 
 
 def test_a_body_without_its_picture_is_still_the_claim_s() -> None:
@@ -84,7 +84,7 @@ def test_a_body_without_its_picture_is_still_the_claim_s() -> None:
     with EmbeddedGateway() as gateway, httpx.Client(base_url=gateway.url, headers=KEY, timeout=60) as client:
         body = {"prompt": "a cup", "seed": 1, "image_urls": [photo(1, 64)]}
         assert client.post(f"/v1/{MODEL}", json=body).status_code == 200
-        (record,) = gateway.books.records.values()
+        (record,) = gateway.account_state.records.values()
         other = body | {"image_urls": [photo(2, 64)]}
         assert compare_calls(record.body, claim_form(body)) == "same"
         assert compare_calls(record.body, claim_form(other)) == compare_calls(body, claim_form(other)) != "same"
@@ -102,7 +102,7 @@ def test_old_requests_are_forgotten(bound: dict[str, Any]) -> None:
         for number in range(12):
             answer = client.post(f"/v1/{MODEL}", json={"prompt": f"{number} " + "x" * 1000, "seed": number})
             ids.append(answer.headers["x-request-id"])
-        assert list(gateway.books.records) == ids[-5:]
+        assert list(gateway.account_state.records) == ids[-5:]
         for path in (f"/v2/requests/{ids[0]}", f"/v2/requests/{ids[0]}/status", f"{HISTORY}/{ids[0]}"):
             assert client.get(path).json() == {"error": f"Request {ids[0]} not found"}
             assert client.get(path).status_code == 404
@@ -180,9 +180,9 @@ def test_an_output_that_made_room_is_not_charged() -> None:
         sent = [answer for answer in answers if answer.status_code == 200]
         assert all(answer.content for answer in sent)
         assert {answer.status_code for answer in answers} <= {200, 500}
-        told = gateway.books.statistics()
+        told = gateway.account_state.statistics()
         assert (told["requests"], told["billed"]) == (24, len(sent))
-        assert told["charged_usd"] == pytest.approx(len(sent) * gateway.books.price(MODEL))
+        assert told["charged_usd"] == pytest.approx(len(sent) * gateway.account_state.price(MODEL))
 
 
 def test_a_refund_of_what_is_forgotten() -> None:
@@ -196,7 +196,7 @@ def test_a_refund_of_what_is_forgotten() -> None:
             return httpx.post(f"{gateway.url}/v1/{MODEL}", json=body, headers=KEY, timeout=60).status_code
 
         assert set(threads.map(call, range(6))) == {500}
-        told = gateway.books.statistics()
+        told = gateway.account_state.statistics()
         assert (told["requests"], told["billed"], told["charged_usd"]) == (6, 0, 0.0)
 
 

@@ -38,8 +38,8 @@ POST = f"POST /v1/{MODEL} HTTP/1.1\r\nhost: localhost\r\nx-api-key: k\r\ncontent
 def gateway(**limits: int) -> Iterator[EmbeddedGateway]:
     with EmbeddedGateway(GatewaySettings(limits=Limits(**limits), allow_loopback=True)) as running:
         yield running
-        assert running._studio.gate.bytes == 0  # whatever happened, no place is left taken
-        assert not running._studio.gate.calls
+        assert running._runner.gate.bytes == 0  # whatever happened, no place is left taken
+        assert not running._runner.gate.calls
 
 
 def photo(side: int = 64) -> str:
@@ -73,7 +73,7 @@ def test_every_limit_is_an_option_of_serve() -> None:
         assert re.search(
             rf"{entry.metadata['option']} N .*\[default: {entry.default // entry.metadata['unit']};", shown
         )
-        assert Limits().told(entry.name) == f"{entry.metadata['option']} {entry.default / entry.metadata['unit']:g}"
+        assert Limits().describe(entry.name) == f"{entry.metadata['option']} {entry.default / entry.metadata['unit']:g}"
 
 
 @pytest.mark.parametrize("path", [f"/v1/{MODEL}", f"/v2/{MODEL}", "/upload-asset"])
@@ -85,7 +85,7 @@ def test_a_large_body_is_413(path: str) -> None:
             answer = client.post(path, content=content, headers=headers)
             assert (answer.status_code, answer.json()["error"]) == (413, "the body is too large (--max-body-mb 1)")
             assert answer.headers["connection"] == "close"
-        assert not running.books.records
+        assert not running.account_state.records
         assert client.get("/health").status_code == 200
 
 
@@ -150,13 +150,13 @@ def test_a_length_that_lies(capfd: pytest.CaptureFixture[str]) -> None:
         body = json.dumps({"prompt": "a"}).encode()
         with socket.create_connection(("127.0.0.1", int(running.url.rpartition(":")[2]))) as connection:
             connection.sendall(f"{POST}content-length: {len(body) + 9}\r\n\r\n".encode() + body)
-        assert not running.books.records
+        assert not running.account_state.records
         answer = said(running, f"{POST}content-length: {len(body)}\r\n\r\n".encode() + body + b"{{{{\r\n\r\n")
         assert answer.startswith(b"HTTP/1.1 200 ")
         assert b"HTTP/1.1 400 " in answer
         for twice in ("content-length: 5\r\ncontent-length: 6", "content-length: -1", "content-length: 0x9"):
             assert said(running, f"{POST}{twice}\r\n\r\n".encode()).startswith(b"HTTP/1.1 400 ")
-        assert len(running.books.records) == 1
+        assert len(running.account_state.records) == 1
     assert "Traceback" not in capfd.readouterr().err
 
 
@@ -200,7 +200,7 @@ def test_references_are_counted_and_weighed() -> None:
         for text, urls in refused.items():
             answer = httpx.post(f"{running.url}/upload-asset", json={"data_urls": urls}, headers=KEY)
             assert answer.json()["error"] == text.replace("image_urls", "data_urls")
-        assert len(running.books.records) == 1
+        assert len(running.account_state.records) == 1
 
 
 def test_fetched_references_are_weighed_too() -> None:
@@ -245,7 +245,7 @@ def test_only_a_picture_may_be_long(more: dict[str, Any]) -> None:
         for version in ("v1", "v2"):
             answer = httpx.post(f"{running.url}/{version}/{MODEL}", json={"prompt": "a", **more}, headers=KEY)
             assert (answer.status_code, "--max-field-chars 1000" in answer.json()["error"]) == (400, True)
-        assert not running.books.records
+        assert not running.account_state.records
 
 
 @pytest.mark.parametrize("more", ['{"":0},' * 140_000, "[]," * 300_000, "0," * 500_000, '{"a":1,"b":[2]},' * 600])
@@ -271,7 +271,7 @@ def test_a_length_is_told_once() -> None:
         answer = said(running, both + b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body) + hidden)
         assert answer.startswith(b"HTTP/1.1 400 ")
         assert answer.count(b"HTTP/1.1 ") == 1
-        assert not running.books.records
+        assert not running.account_state.records
 
 
 def test_a_page_costs_what_it_shows() -> None:
@@ -279,7 +279,7 @@ def test_a_page_costs_what_it_shows() -> None:
     with gateway() as running:
         for _ in range(3):
             assert post(running).status_code == 200
-        oldest = next(iter(running.books.records.values()))
+        oldest = next(iter(running.account_state.records.values()))
         oldest.body = {"prompt": object()}  # no row can be made of it
         page = httpx.get(f"{running.url}/inference-request/request-history?per_page=2", headers=KEY).json()
         assert (page["total"], len(page["data"])) == (3, 2)
@@ -365,7 +365,7 @@ def test_calls_at_once_of_a_key() -> None:
             assert refused.status_code == 429
             assert refused.json()["error"].endswith("(--max-calls-per-key 2)")
             assert int(refused.headers["retry-after"]) >= 1
-        assert len(running.books.records) == 3
+        assert len(running.account_state.records) == 3
 
 
 def test_bytes_at_once() -> None:
@@ -378,7 +378,7 @@ def test_bytes_at_once() -> None:
         assert [answer.status_code for answer in answers] == [200, 200, 429]
         assert "--max-pending-mb" in answers[2].json()["error"]
         assert client.post(f"/v2/{MODEL}", json={"prompt": "a"}).status_code == 200
-        assert len(running.books.records) == 3
+        assert len(running.account_state.records) == 3
 
 
 @pytest.mark.parametrize("version", ["v1", "v2"])
@@ -388,7 +388,7 @@ def test_our_client_waits_for_its_turn(tmp_path: Path, version: str) -> None:
         result = generate(running, tmp_path, 12, max_in_flight=8, api_version=version)
         assert (result.generated, result.held, result.failed) == (12, 0, 0)
         assert_paid_once(running, 12)
-        calls = running.books.calls["run" if version == "v1" else "submit"]
+        calls = running.account_state.calls["run" if version == "v1" else "submit"]
         assert calls > 12  # it was turned away in between
 
 
@@ -398,4 +398,4 @@ def test_our_client_hears_what_is_too_large(tmp_path: Path, version: str) -> Non
     with api(limits=Limits(body_bytes=100)) as running:
         result = generate(running, tmp_path, 2, api_version=version)
         assert (result.generated, result.held, result.failed) == (0, 0, 2)
-        assert not running.books.records
+        assert not running.account_state.records

@@ -113,7 +113,7 @@ def test_money() -> None:
         assert refused.status_code == 406
         assert refused.json()["error"].startswith("Insufficient credits")
         assert client.get("/v1/get-user-credits").json() == {"credits": 0.02, "free-credits": 0.0}
-        assert running.books.statistics()["charged_usd"] == 0.08
+        assert running.account_state.statistics()["charged_usd"] == 0.08
 
 
 def test_what_is_left_is_always_told() -> None:
@@ -158,8 +158,8 @@ def test_accounts_are_apart() -> None:
         told = ask("a1", "GET", "/_gateway/stats").json()
         assert (told["requests"], told["billed"], told["charged_usd"]) == (4, 4, 0.16)
         assert told["billed_twice"] == 1
-        assert running.books.statistics() == told
-        assert {one.account for one in running.books.records.values()} == {"alice", "bob"}
+        assert running.account_state.statistics() == told
+        assert {one.account for one in running.account_state.records.values()} == {"alice", "bob"}
 
 
 def test_a_key_without_a_name_beside_accounts() -> None:
@@ -274,12 +274,12 @@ def test_a_client_that_hangs_up_is_billed() -> None:
 
         async def until_billed() -> None:
             for _ in range(500):
-                if running.books.billed:
+                if running.account_state.billed:
                     return
                 await asyncio.sleep(0.01)
 
         asyncio.run(until_billed())
-        assert len(running.books.billed) == 1
+        assert len(running.account_state.billed) == 1
 
 
 def test_references_of_strangers() -> None:
@@ -296,7 +296,7 @@ def test_references_of_strangers() -> None:
             elsewhere = url.replace("127.0.0.1", "localhost")
             answer = client.post(f"/v1/{MODEL}", json={"prompt": "a", "image_urls": [elsewhere]})
             assert answer.status_code == (200 if allowed else 400)
-            assert len(running.books.billed) == (1 if allowed else 0)
+            assert len(running.account_state.billed) == (1 if allowed else 0)
             for own in (url, data):
                 answer = client.post(f"/v1/{MODEL}", json={"prompt": own[:9], "image_urls": [own]})
                 assert answer.status_code == 200
@@ -356,12 +356,12 @@ def test_what_cannot_be_drawn_ends() -> None:
         answer = client.post(f"/v1/{MODEL}", json=body)
         assert (answer.status_code, "image 1" in answer.json()["error"]) == (400, True)
         assert finished(client, client.post(f"/v2/{MODEL}", json=body).json()["request_id"]).status_code == 422
-        running.books.folder /= "gone"
+        running.account_state.folder /= "gone"
         answer = client.post(f"/v1/{MODEL}", json={"prompt": "a"})
         assert (answer.status_code, answer.json()["error"]) == (500, "Internal error: FileNotFoundError")
         assert finished(client, client.post(f"/v2/{MODEL}", json={"prompt": "a"}).json()["request_id"]).is_error
-        assert not running.books.billed
-        assert running.books.reserved == 0
+        assert not running.account_state.billed
+        assert running.account_state.reserved == 0
 
 
 def test_odd_input_is_400() -> None:
@@ -378,10 +378,10 @@ def test_a_key_revoked_and_credits_gone() -> None:
     """What the account loses in the middle of a run, the next call meets; jobs under way go on."""
     with gateway(credits=1.0) as (running, client):
         request_id = client.post(f"/v2/{MODEL}", json={"prompt": "a"}).json()["request_id"]
-        running.books.settings.credits = 0.0
+        running.account_state.settings.credits = 0.0
         assert client.post(f"/v2/{MODEL}", json={"prompt": "b"}).status_code == 406
         assert finished(client, request_id).json()["status"] == "COMPLETED"
-        running.books.revoked = True
+        running.account_state.revoked = True
         assert client.get(f"/v2/requests/{request_id}").status_code == 401
 
 

@@ -76,7 +76,7 @@ def test_errors_are_the_sdk_s_own(gateway: EmbeddedGateway, client: segmind.Segm
     """An unknown model and an empty account raise the SDK's errors."""
     with pytest.raises(SegmindError):
         client.run_sync("no-such-model", prompt="a")
-    gateway.books.settings.credits = 0.0
+    gateway.account_state.settings.credits = 0.0
     with pytest.raises(SegmindError):
         client.run_sync(MODEL, prompt="a")
 
@@ -96,6 +96,6 @@ def test_a_wrong_key_and_the_history(gateway: EmbeddedGateway, client: segmind.S
     rows = client.generations.history()["data"]
     assert [(row["model_name"], row["model_status"]) for row in rows] == [(MODEL, "COMPLETED")]
     assert rows[0]["credits_deduction"] > 0
-    gateway.books.revoked = True
+    gateway.account_state.revoked = True
     with pytest.raises(SegmindError, match="Unauthorized"):
         client.run_sync(MODEL, prompt="a cup", seed=6)

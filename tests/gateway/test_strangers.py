@@ -250,7 +250,10 @@ def test_what_others_send_is_not_forgotten_for(bound: dict[str, int]) -> None:
             answer = client.get(HISTORY, params=today, headers={"x-api-key": key})
             assert (answer.status_code, answer.json().get("total")) == (status, count)
         assert client.get(f"/v1/requests/{first}", headers={"x-api-key": "a"}).json()["status"] == "COMPLETED"
-        assert (running.books.statistics()["requests"], running.books.statistics()["billed"]) == (11, 11)
+        assert (running.account_state.statistics()["requests"], running.account_state.statistics()["billed"]) == (
+            11,
+            11,
+        )
 
 
 def test_what_others_make_a_host_refuse() -> None:

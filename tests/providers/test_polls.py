@@ -194,11 +194,11 @@ def test_nobody_answered_means_fewer_polls(in_virtual_time: Runner) -> None:
 
         pauses = []
         for _ in range(20):
-            polls.failed()
+            polls.note_failure()
             pauses.append(await pause())
         assert pauses[:4] == pytest.approx([0.2, 0.4, 0.8, 1.6])
         assert pauses[-1] == pytest.approx(5.0)
-        polls.understood()
+        polls.note_success()
         assert await pause() == pytest.approx(0.05)
 
     in_virtual_time(work())
@@ -211,7 +211,7 @@ def test_rows_share_the_usual_latency(in_virtual_time: Runner) -> None:
         polls, loop, pauses = Polls(), asyncio.get_running_loop(), []
         for latencies in ((), (10.0,), (600.0, 10.0)):
             for latency in latencies:
-                polls.ended(latency)
+                polls.note_latency(latency)
             start = loop.time()
             await polls.wait(0.0)
             pauses.append(loop.time() - start)

@@ -22,6 +22,7 @@ from prefect_imagegen.core.errors import ProviderError
 from prefect_imagegen.core.policy.history_lookup import Finding, Window, claim_form, finding_of
 from prefect_imagegen.core.policy.outcomes import OUTCOMES
 from prefect_imagegen.core.request.request import GenerationRequest
+from prefect_imagegen.net.bodies import MAX_BODY_BYTES
 from prefect_imagegen.providers.segmind import history as segmind_history
 from prefect_imagegen.providers.segmind import http as segmind_http
 from prefect_imagegen.providers.segmind import provider as segmind
@@ -700,7 +701,7 @@ def packed(data: bytes, times: int) -> bytes:
 @pytest.mark.parametrize(
     ("encoding", "body", "words"),
     [
-        ("gzip", packed(bytes(segmind_http.MAX_BODY_BYTES + 1), 1), "larger than"),
+        ("gzip", packed(bytes(MAX_BODY_BYTES + 1), 1), "larger than"),
         ("gzip, gzip", packed(bytes(1 << 28), 2), "not asked for"),
         ("br", b"\x00" * 64, "not asked for"),
         ("zstd", b"\x28\xb5\x2f\xfd", "not asked for"),

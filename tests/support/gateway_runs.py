@@ -1,4 +1,4 @@
-"""Runs against our own gateway on a socket, whose books are the judge: the builders that several rooms' tests share."""
+"""Runs against our own gateway on a socket, judged by its records: the builders that several rooms' tests share."""
 
 import json
 from pathlib import Path
@@ -27,7 +27,7 @@ def api(*faults: dict[str, Any], **settings: Any) -> EmbeddedGateway:
 
 def mend(gateway: EmbeddedGateway) -> None:
     """From now on the API answers as it should."""
-    gateway.books.settings.faults = FaultScript()
+    gateway.account_state.settings.faults = FaultScript()
 
 
 def scenes(folder: Path, rows: int) -> str:
@@ -46,8 +46,8 @@ def generate(gateway: EmbeddedGateway, folder: Path, rows: int, key: str = "k", 
 
 def assert_paid_once(gateway: EmbeddedGateway, rows: int) -> None:
     """Every row was accepted once, and billed once."""
-    assert gateway.books.statistics()["billed_twice"] == 0
-    assert (len(gateway.books.records), len(gateway.books.billed)) == (rows, rows)
+    assert gateway.account_state.statistics()["billed_twice"] == 0
+    assert (len(gateway.account_state.records), len(gateway.account_state.billed)) == (rows, rows)
 
 
 def metadata(folder: Path, result: RunResult) -> list[dict[str, Any]]:

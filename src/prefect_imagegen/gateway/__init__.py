@@ -1,1 +1,1 @@
-"""The Segmind API, self-hosted: a server over an engine."""
+"""A self-hosted server of the Segmind API, with exchangeable engines that make the images."""

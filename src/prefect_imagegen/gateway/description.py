@@ -1,6 +1,6 @@
-"""What the gateway says of itself in OpenAPI: every route with all its statuses, headers and bodies, as they are.
+"""The OpenAPI document of the gateway: every route with all its statuses, headers and bodies.
 
-The routes take and give plain requests and answers, so nothing of this is read off their signatures but the paths.
+The routes take plain requests and return plain responses, so FastAPI reads only the paths off their signatures.
 """
 
 from collections.abc import Mapping, Sequence
@@ -43,10 +43,10 @@ _EVERYWHERE = (400, 413, 421)
 _WITH_BODY = (401, 406, 408, 415, 429)
 
 
-def description_of(app: FastAPI, books: AccountState) -> APIRouter:
-    """The routes that describe the others; they ask for the key where one is set."""
+def description_router(app: FastAPI, account_state: AccountState) -> APIRouter:
+    """The routes /openapi.json and /docs; they require the key where one is set."""
     router = APIRouter(dependencies=[WITH_KEY_IF_SET], include_in_schema=False)
-    document = described(app, books)
+    document = openapi_document(app, account_state)
 
     @router.get("/openapi.json")
     async def openapi() -> Response:
@@ -59,21 +59,21 @@ def description_of(app: FastAPI, books: AccountState) -> APIRouter:
     return router
 
 
-def described(app: FastAPI, books: AccountState) -> Json:
-    """The OpenAPI document."""
+def openapi_document(app: FastAPI, account_state: AccountState) -> Json:
+    """The OpenAPI document of the app's routes."""
     document = get_openapi(title=app.title, version="1", routes=app.routes)
     for path, operations in document["paths"].items():
         for method, operation in operations.items():
-            _complete(operation, path, method, books)
-    document["components"] = _components(books)
+            _complete(operation, path, method, account_state)
+    document["components"] = _components(account_state)
     return document
 
 
-def _complete(operation: Json, path: str, method: str, books: AccountState) -> None:
-    """Tell of one operation what its route's signature does not."""
+def _complete(operation: Json, path: str, method: str, account_state: AccountState) -> None:
+    """Add the key, body and answers of an operation to what FastAPI has read off its signature."""
     key, body, answers = _OPERATIONS[path]
-    if key == "always" or (key == "if_set" and books.has_key):
-        _ask_for_key(operation, books)
+    if key == "always" or (key == "if_set" and account_state.has_key):
+        _ask_for_key(operation, account_state)
         answers = answers | {401: None}
     if body is not None:
         answers = answers | dict.fromkeys(_WITH_BODY)
@@ -85,22 +85,22 @@ def _complete(operation: Json, path: str, method: str, books: AccountState) -> N
     }
     for parameter in operation.get("parameters", ()):
         if parameter["name"] == "model":
-            parameter["schema"] = {"type": "string", "enum": books.models}
+            parameter["schema"] = {"type": "string", "enum": account_state.models}
 
 
-def _ask_for_key(operation: Json, books: AccountState) -> None:
-    """Where no key is set any will do, as long as there is one: that is a header, and no security."""
-    if books.has_key:
+def _ask_for_key(operation: Json, account_state: AccountState) -> None:
+    """Describe the key. Where none is set any text will do, so it is a required header and no security scheme."""
+    if account_state.has_key:
         operation["security"] = [{"key": []}]
         return
     header = {"name": "x-api-key", "in": "header", "required": True, "schema": {"type": "string", "minLength": 1}}
     operation["parameters"] = [*operation.get("parameters", ()), header]
 
 
-def _components(books: AccountState) -> Json:
+def _components(account_state: AccountState) -> Json:
     schemas = {"Error": _object({"error": _TEXT})}
     schemes = {"key": {"type": "apiKey", "in": "header", "name": "x-api-key"}}
-    return {"schemas": schemas} | ({"securitySchemes": schemes} if books.has_key else {})
+    return {"schemas": schemas} | ({"securitySchemes": schemes} if account_state.has_key else {})
 
 
 def _response(status: int, content: Json | None, *, is_head: bool) -> Json:
@@ -134,7 +134,7 @@ def _json(schema: Json, **more: Any) -> Json:
     return {"content": {"application/json": {"schema": schema}}, **more}
 
 
-def _picture(kinds: Sequence[str], headers: Mapping[str, Json] | None = None) -> Json:
+def _image_content(kinds: Sequence[str], headers: Mapping[str, Json] | None = None) -> Json:
     binary = {"schema": {"type": "string", "format": "binary"}}
     return {"content": dict.fromkeys(kinds, binary), "headers": dict(headers or {})}
 
@@ -147,7 +147,7 @@ def _field(spec: FieldSpec) -> Json:
 
 
 def _generation(*, is_checked: bool) -> Json:
-    """The body of a call. v2 takes any object: what cannot be drawn is found out later, and ends as FAILED."""
+    """The schema of a call's body. v2 accepts any object: a bad one ends as FAILED later."""
     spec = next(iter(MODELS.values()))
     example = {"prompt": "a red cup", "seed": 7, "image_format": "png"}
     if not is_checked:
@@ -207,9 +207,9 @@ _V1_HEADERS = {
     "x-remaining-credits": _header("US dollars that are left"),
     "x-imagegen-applied": _header("What was used in place of what was asked for, as JSON", required=False),
 }
-_DRAWN = _picture(list(CONTENT_TYPES.values()), _V1_HEADERS)
-_OUTPUT = _picture(list(CONTENT_TYPES.values()))
-_ASSET = _picture(["image/*"])
+_DRAWN = _image_content(list(CONTENT_TYPES.values()), _V1_HEADERS)
+_OUTPUT = _image_content(list(CONTENT_TYPES.values()))
+_ASSET = _image_content(["image/*"])
 _JOB_ANSWERS: dict[int, Json | None] = {404: None, 422: _FAILED}
 _OPERATIONS: Mapping[str, tuple[str, Json | None, dict[int, Json | None]]] = {
     "/v1/{model}": ("always", _GENERATION, {200: _DRAWN, 404: None, 500: None, 503: None}),

@@ -1,6 +1,6 @@
-"""The fault script: how a gateway is told to misbehave, so that users can see what their flows do about it.
+"""The fault script: makes a gateway misbehave, so that users can see what their flows do about it.
 
-A script is JSON: `{"faults": [RULE, ...]}`. A rule names its `fault` and where it strikes:
+A script is JSON: `{"faults": [RULE, ...]}`. A rule names its `fault` and the calls that get it:
 
 - `fault`, in place of the answer: `status` (with `status`: 401, 402, 403, 404, 410, 429, 500, 502, 503, 504, ...),
   `json_error` and `html` (with status 200, or `status`), `redirect`, `disconnect`. The JSON of the first two is
@@ -12,7 +12,7 @@ A script is JSON: `{"faults": [RULE, ...]}`. A rule names its `fault` and where 
   `other_format` (the same picture in another image format).
 - or about the job itself, on `submit` and `run`: `black_image`, `failed`, `unknown_state`, `expired_record`.
   A `failed` job answers with 422, or with `status` 200 where that is given.
-- or to the request history, which they strike where no `on` is given: `clamp_pages` (page numbers beyond the last
+- or to the request history, which is their default `on`: `clamp_pages` (page numbers beyond the last
   answer the last page again), `small_pages` (at most `per_page` rows a page, whatever was asked for; `clamp_pages`
   takes `per_page` too), and `history_shape`: the right rows, in another `shape`, always with status 200:
   `items` (`{"data": {"items": [...]}}`), `requests` (`{"requests": [...]}`), `bare` (the rows alone), `error`
@@ -20,19 +20,19 @@ A script is JSON: `{"faults": [RULE, ...]}`. A rule names its `fault` and where 
   `text_numbers` (numbers and booleans inside request_body are text), `no_body` (request_body null), `no_url`
   (generation_url null), `no_time` (no model_created), `no_id` (no request_id). A call about one request is answered
   likewise: `{"data": {...}}`, in `bare` the row alone, in `items` and `requests` a list of one.
-- `on`: the calls that it strikes: `submit` (POST v2), `run` (POST v1), `status`, `result`, `download`, `history`,
+- `on`: the calls that get it: `submit` (POST v2), `run` (POST v1), `status`, `result`, `download`, `history`,
   `credits`, `upload`. Default: `["submit", "run"]`.
 - `when`, of faults in place of the answer and of `hang`: `before` (default) or `after` the work was accepted (v2), done
   (v1), or the answer of any other call made up; a `hang` may also be `during` the work: the call is accepted, and its
   job takes `seconds` longer. A v1 call that is answered with another status than 200 is never charged; one whose
   connection is lost is.
-- `model`, `prompt_contains`: strike only such requests.
-- `window`: `[START, END]`, strike only so many seconds after the first call of all; an outage or a storm.
+- `model`, `prompt_contains`: only requests with this model, or this text in the prompt.
+- `window`: `[START, END]`, only so many seconds after the first call of all: an outage or a storm.
 - `first`: the first N matching calls; `every`: each Nth; `share`: this share of them, spread evenly by `seed`;
   `times`: at most so often. Without any of these, every matching call.
 - `seconds`: how long `hang` (default: 3600) and `slow_body` (default: 1) last; `text`: the error text.
 
-The first rule that strikes wins.
+Where several rules match a call, the first one applies.
 """
 
 import json
@@ -98,7 +98,7 @@ _FIELD_OF: dict[str, set[str]] = {
 
 
 class Fault(BaseModel):
-    """One rule of the script; the module's text explains the fields."""
+    """One rule of the script; the module's docstring explains the fields."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -122,7 +122,7 @@ class Fault(BaseModel):
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
-        """Fields, calls and faults that do not go together would be a rule that never strikes."""
+        """Refuse combinations of fields, calls and faults that could never apply."""
         only = _ONLY_ON.get(self.fault)
         if only == {"history"} and "on" not in self.model_fields_set:
             self.on = ["history"]
@@ -138,20 +138,20 @@ class Fault(BaseModel):
         return self
 
     @property
-    def answered(self) -> int | None:
-        """The HTTP status of what comes in place of the call's own answer; None if nothing does."""
+    def replaced_status(self) -> int | None:
+        """The HTTP status of the answer in place of the call's own; None if that is not replaced."""
         if self.fault in ("json_error", "html"):
             return self.status if "status" in self.model_fields_set else 200
         return {"status": self.status, "redirect": 302}.get(self.fault)
 
     @property
     def content(self) -> dict[str, Any]:
-        """The JSON that comes in place of the call's own answer."""
+        """The JSON of the answer in place of the call's own."""
         return {"error": self.text} if self.body is None else self.body
 
-    def strikes(self, count: int, struck: int) -> bool:
-        """Whether the rule strikes its matching call number `count` (from 1), having struck so often before."""
-        if self.times is not None and struck >= self.times:
+    def applies(self, count: int, injected: int) -> bool:
+        """Whether the rule applies to its matching call number `count` (from 1), after `injected` earlier faults."""
+        if self.times is not None and injected >= self.times:
             return False
         if self.first is not None:
             return count <= self.first
@@ -163,20 +163,20 @@ class Fault(BaseModel):
 
 
 class FaultScript(BaseModel):
-    """A list of rules, and how often each has been asked and has struck."""
+    """A list of rules, with counts of how many calls each has matched and been applied to."""
 
     model_config = ConfigDict(extra="forbid")
 
     faults: list[Fault] = []
-    _asked: Counter[int] = PrivateAttr(default_factory=Counter)
-    _struck: Counter[int] = PrivateAttr(default_factory=Counter)
-    _began: float | None = PrivateAttr(default=None)
+    _matched: Counter[int] = PrivateAttr(default_factory=Counter)
+    _injected: Counter[int] = PrivateAttr(default_factory=Counter)
+    _first_call_at: float | None = PrivateAttr(default=None)
 
     def pick(self, call: Call, model: str = "", prompt: str = "") -> Fault | None:
-        """The fault that strikes this call, if any."""
-        found = None
-        self._began = time.monotonic() if self._began is None else self._began
-        elapsed = time.monotonic() - self._began
+        """The fault to inject into this call, if any; counts the call for all rules that match it."""
+        picked = None
+        self._first_call_at = time.monotonic() if self._first_call_at is None else self._first_call_at
+        elapsed = time.monotonic() - self._first_call_at
         for number, rule in enumerate(self.faults):
             if call not in rule.on or (rule.model and rule.model != model):
                 continue
@@ -184,15 +184,15 @@ class FaultScript(BaseModel):
                 continue
             if rule.window and not rule.window[0] <= elapsed < rule.window[1]:
                 continue
-            self._asked[number] += 1
-            if found is None and rule.strikes(self._asked[number], self._struck[number]):
-                self._struck[number] += 1
-                found = rule
-        return found
+            self._matched[number] += 1
+            if picked is None and rule.applies(self._matched[number], self._injected[number]):
+                self._injected[number] += 1
+                picked = rule
+        return picked
 
 
 def load_faults(path: str) -> FaultScript:
-    """Read a fault script. Raises RefusedError that names the file and what is wrong in it."""
+    """Read a fault script. Raises RefusedError, which names the file and what is wrong in it."""
     try:
         return FaultScript.model_validate(json.loads(Path(path).read_text(encoding="utf-8")))
     except OSError as error:

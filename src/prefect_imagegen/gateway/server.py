@@ -1,4 +1,4 @@
-"""The gateway on a socket: embedded in a process, or standing on its own."""
+"""Serving the gateway on a socket: embedded in another process, or as a process of its own."""
 
 import asyncio
 import contextlib
@@ -37,24 +37,24 @@ _BACKLOG = 2048
 class EmbeddedGateway:
     """A gateway in a thread of this process, on a free loopback port. Use `with`, or `start` and `stop`.
 
-    `url` is its base URL; `books` are its records and counters, to be read only.
+    `url` is its base URL. `account_state` has its records and counters; other threads only read it.
     """
 
     def __init__(self, settings: GatewaySettings | None = None) -> None:
         self._settings = settings or GatewaySettings(allow_loopback=True)
         self._exit = contextlib.ExitStack()
-        self.books: AccountState
+        self.account_state: AccountState
         self.url = ""
 
     def start(self) -> None:
-        """Start serving; returns when it answers."""
+        """Start serving; returns when it answers. Raises RuntimeError if it does not within 30 s."""
         folder = self._exit.enter_context(_folder(self._settings))
-        self.books = AccountState(self._settings, folder)
+        self.account_state = AccountState(self._settings, folder)
         listener = _listen("127.0.0.1", 0)
         self._exit.callback(listener.close)
         self.url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-        self._studio = JobRunner(self.books)
-        self._server = uvicorn.Server(_config(self._studio, create_app(self._studio), grace_s=0))
+        self._runner = JobRunner(self.account_state)
+        self._server = uvicorn.Server(_config(self._runner, create_app(self._runner), grace_s=0))
         self._thread = threading.Thread(
             target=lambda: asyncio.run(self._server.serve([listener])), name="gateway", daemon=True
         )
@@ -65,7 +65,7 @@ class EmbeddedGateway:
             await on_startup(sockets)
             ready.set()
 
-        self._server.startup = startup  # type: ignore[method-assign] # uvicorn offers no other way to learn of it
+        self._server.startup = startup  # type: ignore[method-assign] # uvicorn has no other hook for it
         self._thread.start()
         if not ready.wait(_START_S):
             raise RuntimeError("the embedded gateway did not start")
@@ -98,30 +98,30 @@ def run_server(settings: GatewaySettings, host: str, port: int, on_listening: Ca
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     failures: list[Exception] = []
     with _folder(settings) as folder, contextlib.closing(_listen(host, port)) as listener:
-        studio = JobRunner(AccountState(settings, folder))
+        runner = JobRunner(AccountState(settings, folder))
 
-        def failed(error: Exception) -> None:
+        def stop_with(error: Exception) -> None:
             failures.append(error)
             server.should_exit = True
 
-        server = _Server(_config(studio, create_app(studio, failed), log_level="info"), studio)
-        shown = f"[{host}]" if ":" in host else host
-        on_listening(f"http://{shown}:{listener.getsockname()[1]}")
+        server = _Server(_config(runner, create_app(runner, stop_with), log_level="info"), runner)
+        url_host = f"[{host}]" if ":" in host else host
+        on_listening(f"http://{url_host}:{listener.getsockname()[1]}")
         server.run([listener])
     for error in failures:
         raise error
 
 
 class _Server(uvicorn.Server):
-    """A first signal lets the work that was taken come to its end; a second one ends it."""
+    """A uvicorn server that finishes accepted work after a first signal; a second one stops it at once."""
 
-    def __init__(self, config: uvicorn.Config, studio: JobRunner) -> None:
+    def __init__(self, config: uvicorn.Config, runner: JobRunner) -> None:
         super().__init__(config)
-        self._studio = studio
+        self._runner = runner
         self._draining: asyncio.Task[None] | None = None
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Called in the main thread, amid the event loop."""
+        """Handle a signal; called in the main thread, while the event loop runs."""
         if self._draining is None:
             loop = asyncio.get_running_loop()
             self._draining = loop.create_task(self._drain(sig, frame))
@@ -130,19 +130,19 @@ class _Server(uvicorn.Server):
             super().handle_exit(sig, frame)
 
     async def _drain(self, sig: int, frame: FrameType | None) -> None:
-        await self._studio.drain()
+        await self._runner.drain()
         super().handle_exit(sig, frame)
 
 
 def check_settings(settings: GatewaySettings, host: str) -> None:
-    """Refuse what cannot be served, and to serve strangers without a key. Raises RefusedError."""
+    """Raise RefusedError for settings that cannot be served, and for serving other machines without a key."""
     if settings.engine not in ENGINES:
         raise RefusedError(
             "engine_unknown", f"There is no engine {settings.engine!r}.", remedy=f"Use one of: {', '.join(ENGINES)}."
         )
     if settings.engine == "diffusers":
         check_diffusers(settings)
-    keys = [one.get_secret_value() for keys in settings.accounts.values() for one in keys]
+    keys = [key.get_secret_value() for keys in settings.accounts.values() for key in keys]
     keys += [settings.api_key.get_secret_value()] if settings.api_key else []
     if len(keys) > len(set(keys)):
         raise RefusedError(
@@ -169,13 +169,13 @@ def _is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def _config(studio: JobRunner, app: ASGIApp, *, log_level: str = "critical", grace_s: int = 5) -> uvicorn.Config:
-    settings = studio.books.settings
+def _config(runner: JobRunner, app: ASGIApp, *, log_level: str = "critical", grace_s: int = 5) -> uvicorn.Config:
+    settings = runner.account_state.settings
     return uvicorn.Config(
         app,
         http=protocol_with(settings.limits, settings.engine),
         h11_max_incomplete_event_size=settings.limits.head_bytes,
-        proxy_headers=False,  # who calls says nothing about the gateway's address: --public-url does
+        proxy_headers=False,  # the gateway's address comes from --public-url, not from a caller's headers
         server_header=False,
         log_level=log_level,
         access_log=False,
@@ -192,7 +192,7 @@ def _listen(host: str, port: int) -> socket.socket:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((host, port))
-        listener.listen(_BACKLOG)  # from now on: who calls before the server runs waits, and is not turned away
+        listener.listen(_BACKLOG)  # from now on: early callers wait until the server runs, and are not refused
     except OSError as error:
         listener.close()
         raise RefusedError(
@@ -203,7 +203,7 @@ def _listen(host: str, port: int) -> socket.socket:
 
 @contextmanager
 def _folder(settings: GatewaySettings) -> Iterator[Path]:
-    """Where outputs lie: the given folder, or a temporary one."""
+    """The folder of outputs and uploads: the one that is set, or a temporary one."""
     if settings.data_dir is not None:
         settings.data_dir.mkdir(parents=True, exist_ok=True)
         yield settings.data_dir

@@ -1,4 +1,4 @@
-"""How a gateway is set up."""
+"""The settings of a gateway."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -13,9 +13,9 @@ from prefect_imagegen.gateway.limits import Limits
 
 @dataclass(slots=True)
 class GatewaySettings:
-    """Settings of one gateway. Times in seconds, money in US dollars, None means no limit (or none given).
+    """The settings of one gateway. Times in seconds, money in US dollars; None means no limit, or not set.
 
-    `clock` tells the time of records and retention, so that tests let days pass.
+    `clock` gives the time for records and retention in Unix seconds; tests replace it to let days pass.
     """
 
     engine: str = "sandbox"
@@ -24,7 +24,7 @@ class GatewaySettings:
     requests_per_minute: float | None = None
     history_lag_s: float = 0.0
     history_pending: bool = True
-    """Whether the history shows requests that are still worked on; else they are absent until done."""
+    """Whether the history shows unfinished requests (as PENDING); else they are absent until done."""
     faults: FaultScript = field(default_factory=FaultScript)
     data_dir: Path | None = None
     api_key: SecretStr | None = None
@@ -36,20 +36,20 @@ class GatewaySettings:
     record_ttl_s: float = 3600.0
     output_ttl_s: float = 7 * 86400.0
     keep_records: int = 100_000
-    """Requests that an account's history knows at most; those of work under way are kept always."""
+    """At most this many requests are kept for an account's history; unfinished ones are kept always."""
     keep_body_bytes: int = 64 << 20
-    """Bytes of their bodies, which are in memory; of each account."""
+    """At most this many bytes of request bodies are kept in memory, for each account."""
     keep_bytes: int = 10 << 30
-    """Bytes of outputs, and as many of uploads, that lie on disk at most; the oldest go first."""
+    """At most this many bytes of outputs, and as many of uploads, are kept on disk; the oldest go first."""
     price_usd: float | None = None
     """Price of an image; None: the model's published average at Segmind."""
     static_format: str = "jpeg"
     static_bytes: int = 130_000
     allow_loopback: bool = False
     drain_s: float = 0.0
-    """How long a gateway that is told to stop goes on with the work it has taken."""
+    """Seconds that a gateway goes on with accepted work after a signal to stop."""
     model_path: str | None = None
-    """Of the engine `diffusers`, as what follows: a folder, or a model id."""
+    """A folder or a model id. This field and those down to `megapixels` are for the engine `diffusers`."""
     weights_license: str | None = None
     max_batch: int = 4
     batch_delay_s: float = 0.02
@@ -59,5 +59,5 @@ class GatewaySettings:
     megapixels: float = 1.0
     limits: Limits = field(default_factory=Limits)
     public_url: str | None = None
-    """The base URL of the addresses in answers; None: that of the request's Host."""
+    """The base URL of the URLs in answers; None means that of the request's Host header."""
     clock: Callable[[], float] = time.time

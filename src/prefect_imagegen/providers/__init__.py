@@ -1,1 +1,1 @@
-"""Who makes images."""
+"""Providers: the services that make images."""

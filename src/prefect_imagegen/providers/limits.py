@@ -1,4 +1,4 @@
-"""The clock, and the gate that all calls of a process go through."""
+"""The system clock, and the rate limiter that all calls of a process share."""
 
 import asyncio
 import time
@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 
 
 class SystemClock:
-    """A `ports.Clock` by the machine's own clocks."""
+    """A `ports.Clock` that reads the machine's clocks."""
 
     def now(self) -> datetime:
         """The present time, in UTC."""
@@ -18,14 +18,14 @@ class SystemClock:
         return time.monotonic()
 
     async def sleep(self, seconds: float) -> None:
-        """Wait."""
+        """Wait for so many seconds."""
         await asyncio.sleep(seconds)
 
 
 class RateGate:
-    """A `ports.RateLimiter`: evenly spaced calls, and pauses for everybody. `per_minute` None or 0 means no limit.
+    """A `ports.RateLimiter`: spaces calls evenly, and pauses all of them. `per_minute` None or 0 means no limit.
 
-    `sleep` is how the gate waits; it may return early where a run stops.
+    `sleep` is how the gate waits; it may return early when a run stops.
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class RateGate:
         self._paused_until = 0.0
 
     async def acquire(self) -> None:
-        """Wait until one call may be sent (or the sleep ends early, since the run stops)."""
+        """Wait until one call may be sent (or the sleep ends early because the run stops)."""
         now = self._monotonic()
         at = max(now, self._next)
         self._next = at + self._interval
@@ -51,5 +51,5 @@ class RateGate:
                 return
 
     def pause(self, seconds: float) -> None:
-        """Let nobody send for so long."""
+        """Hold all calls back for so many seconds."""
         self._paused_until = max(self._paused_until, self._monotonic() + seconds)

@@ -154,7 +154,7 @@ def test_lost_images_are_fetched_again(place: Place) -> None:
     assert {name: data for name, data in place.files().items() if "quarantine" not in name} == before
     assert place.verify().problems == []
     assert place.generate().calls == 0
-    assert len(place.gateway.books.billed) == ROWS
+    assert len(place.gateway.account_state.billed) == ROWS
 
 
 def test_what_cannot_be_fetched_is_kept_and_given_free(place: Place) -> None:
@@ -196,7 +196,7 @@ def test_an_unreachable_api_gives_nothing_free(place: Place) -> None:
     nobody = ProviderSettings(base_url="http://127.0.0.1:9", api_key=SecretStr("k"))
     assert kinds(place.verify(repair=True, account=nobody)) == [("missing_image", None)]
     assert kinds(place.verify(repair=True)) == [("missing_image", "fetched_again")]
-    assert len(place.gateway.books.billed) == ROWS
+    assert len(place.gateway.account_state.billed) == ROWS
 
 
 def test_an_error_half_way_loses_no_record(place: Place) -> None:
@@ -313,7 +313,7 @@ def test_paid_images_that_never_came_are_fetched(kind: str, place: Place) -> Non
     assert report.sound
     assert place.verify().problems == []
     again = place.generate()
-    assert (again.reused, again.calls, len(place.gateway.books.billed)) == (ROWS, 0, ROWS)
+    assert (again.reused, again.calls, len(place.gateway.account_state.billed)) == (ROWS, 0, ROWS)
     path = place.folder / "store" / "runs" / str(again.run_id) / "metadata"
     assert pq.read_table(path)["flags"].to_pylist() == [["late"]] * ROWS
     assert place.reconcile().differences == []
@@ -322,10 +322,10 @@ def test_paid_images_that_never_came_are_fetched(kind: str, place: Place) -> Non
 def test_paid_images_may_come_later_still(place: Place) -> None:
     """While the host of the outputs serves junk, a paid call stays a problem; later it is fetched."""
     fail_after_paying(place, rows=1)
-    place.gateway.books.settings.faults = FaultScript(faults=[Fault(fault="html", on=["download"])])
+    place.gateway.account_state.settings.faults = FaultScript(faults=[Fault(fault="html", on=["download"])])
     assert kinds(place.verify(repair=True)) == [("paid_not_stored", None)]
     assert place.images() == []
-    place.gateway.books.settings.faults = FaultScript()
+    place.gateway.account_state.settings.faults = FaultScript()
     assert place.verify(repair=True).sound
 
 
@@ -378,10 +378,10 @@ def test_junk_is_no_proof_that_a_paid_image_is_gone(fault: dict[str, object], pl
     place.images()[0].unlink()
     if fault["fault"] == "black_image":
         # Another whole image than the one that is recorded.
-        for output in place.gateway.books.folder.iterdir():
+        for output in place.gateway.account_state.folder.iterdir():
             output.write_bytes(picture())
     else:
-        place.gateway.books.settings.faults = FaultScript(faults=[Fault(on=["download"], **fault)])
+        place.gateway.account_state.settings.faults = FaultScript(faults=[Fault(on=["download"], **fault)])
     assert kinds(place.verify(repair=True)) == [("missing_image", None)]
     nine_days_later(place)
     assert kinds(place.verify(repair=True)) == [("missing_image", "quarantined")]
@@ -403,7 +403,7 @@ def test_without_a_key_nothing_is_given_free(place: Place) -> None:
     assert (kinds(report), report.sound) == ([("missing_image", None)], False)
     assert place.generate().calls == 0
     assert kinds(place.verify(repair=True)) == [("missing_image", "fetched_again")]
-    assert len(place.gateway.books.billed) == ROWS
+    assert len(place.gateway.account_state.billed) == ROWS
 
 
 def picture() -> bytes:
@@ -484,7 +484,7 @@ def test_every_difference_is_named(place: Place) -> None:
     place.generate()
     with httpx.Client(base_url=place.gateway.url, headers={"x-api-key": "k"}) as client:
         foreign = client.post("/v1/flux-2-klein-9b", json={"prompt": "another program's"})
-        body = place.gateway.books.billed[0].body
+        body = place.gateway.account_state.billed[0].body
         twice = client.post("/v1/flux-2-klein-9b", json=body)
     missing = Event(
         "submitted", bytes(16), f"{bytes(16).hex()}-1", "r", datetime.now(UTC), request_id="gone", cost_usd=0.5
@@ -540,7 +540,7 @@ def test_held_rows_are_given_free(tmp_path: Path) -> None:
         assert freed.risk_usd > 0
         third = place.generate(on_unknown="hold")
         assert (third.generated, third.reused, third.calls) == (2, ROWS - 2, 2)
-        assert gateway.books.statistics()["billed_twice"] == 2
+        assert gateway.account_state.statistics()["billed_twice"] == 2
         kinds_now = [difference.kind for difference in place.reconcile().differences]
         assert kinds_now == ["paid_twice"] * 2
 
@@ -574,7 +574,7 @@ def test_a_newer_call_is_left_alone(alive: bool, tmp_path: Path) -> None:
         assert (freed.rows, freed.still_alive, freed.on_their_way) == (0, int(alive), int(not alive))
         if not alive:
             again = place.generate(1)
-            assert (again.generated, again.calls, len(gateway.books.billed)) == (1, 0, 1)
+            assert (again.generated, again.calls, len(gateway.account_state.billed)) == (1, 0, 1)
 
 
 def test_retry_by_kind(tmp_path: Path) -> None:
@@ -604,7 +604,7 @@ def test_a_healthy_place(place: Place) -> None:
     checks = look(place)
     assert {check.state for check in checks.values()} == {"ok"}, checks
     assert set(checks) >= {"store", "create-only", "clock", "ledger", "endpoint", "kind", "key", "balance", "history"}
-    assert not place.gateway.books.billed
+    assert not place.gateway.account_state.billed
     assert [path for path in place.folder.rglob("*") if path.is_file()] == []
 
 

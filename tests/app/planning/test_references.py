@@ -273,9 +273,9 @@ def test_photographs_from_everywhere(transport: str, world: World, s3: Any, capf
         result = generate(world, api.url, options, reference_transport=transport, keep_references=True)
         assert result.failures == {}
         assert (result.generated, result.held) == (ROWS, 0)
-        bodies = [record.body for record in gateway.books.billed]
-        assert gateway.books.statistics()["billed_twice"] == 0
-        uploads = gateway.books.calls["upload"]
+        bodies = [record.body for record in gateway.account_state.billed]
+        assert gateway.account_state.statistics()["billed_twice"] == 0
+        uploads = gateway.account_state.calls["upload"]
     urls = {url for body in bodies for url in body["image_urls"]}
     at = {name: place for name, place in world.places.items() if any(place in row for row in rows)}
     in_bucket = [name for name, place in at.items() if place.startswith("s3")]
@@ -329,10 +329,10 @@ def test_a_changed_photograph(world: World, s3: Any) -> None:
     with sandbox(engine="static") as gateway:
         first = generate(world, gateway.url, s3.options)
         assert first.generated == ROWS
-        calls = sum(gateway.books.calls[name] for name in ("submit", "upload"))
+        calls = sum(gateway.account_state.calls[name] for name in ("submit", "upload"))
         same = generate(world, gateway.url, s3.options)
         assert (same.generated, same.reused) == (0, ROWS)
-        assert sum(gateway.books.calls[name] for name in ("submit", "upload")) == calls
+        assert sum(gateway.account_state.calls[name] for name in ("submit", "upload")) == calls
         for name in (in_bucket, on_disk, on_web):
             world.rewrite(name, other)
         changed = generate(world, gateway.url, s3.options)
@@ -343,7 +343,7 @@ def test_a_changed_photograph(world: World, s3: Any) -> None:
         world.rewrite(on_web, world.photos[names[8]])
         again = generate(world, gateway.url, s3.options, reference_identity="content")
         assert again.generated == world.rows_with(on_web)
-        assert gateway.books.statistics()["billed_twice"] == 0
+        assert gateway.account_state.statistics()["billed_twice"] == 0
 
 
 def plan(world: World, s3_options: dict[str, Any], **options: Any) -> PlanSummary:
@@ -391,7 +391,7 @@ def test_bad_references_are_named_before_any_call(world: World, s3: Any) -> None
         assert list(bad)[number - 1].rpartition("/")[2] in str(error)
     with sandbox() as gateway, pytest.raises(RowsRefusedError, match="14 of 15 rows are invalid"):
         generate(world, gateway.url, s3.options)
-    assert not gateway.books.records
+    assert not gateway.account_state.records
     # Wrong keys of the bucket are told as such.
     write(world, [[good]])
     (error,) = plan(world, s3.options | {"secret": "wrong"}).errors
@@ -434,7 +434,7 @@ def test_pictures_of_other_kinds_are_made_plain(world: World, s3: Any) -> None:
     write(world, [[place] for place in places], aspect_ratio=["match_input_image", "match_input_image"])
     with sandbox() as gateway:
         result = generate(world, gateway.url, s3.options)
-        assert all("/assets/" in record.body["image_urls"][0] for record in gateway.books.billed)
+        assert all("/assets/" in record.body["image_urls"][0] for record in gateway.account_state.billed)
     for row in metadata(world, result):
         assert row["status"] == "generated"
         assert json.loads(row["applied"])["references"] == [{"position": 1, "changes": ["turned upright"]}]
@@ -459,8 +459,8 @@ def test_a_presigned_url_that_is_turned_away(api_version: str, world: World, s3:
         options = s3.options | {"endpoint_url": bucket.url}
         result = generate(world, gateway.url, options, api_version=api_version)
         assert (result.generated, result.calls, result.maybe_paid) == (len(places), 2 * len(places), 0)
-        assert gateway.books.calls["upload"] == len(places)
-        assert gateway.books.statistics()["billed"] == len(places)
+        assert gateway.account_state.calls["upload"] == len(places)
+        assert gateway.account_state.statistics()["billed"] == len(places)
 
 
 @pytest.mark.s3
@@ -471,22 +471,22 @@ def test_uploads_are_kept_in_mind_and_made_again(world: World, s3: Any) -> None:
     with sandbox(engine="static") as gateway:
 
         def run(store: str) -> int:
-            before = gateway.books.calls["upload"]
+            before = gateway.account_state.calls["upload"]
             assert generate(world, gateway.url, s3.options, store=store).generated == len(places)
-            return gateway.books.calls["upload"] - before
+            return gateway.account_state.calls["upload"] - before
 
         assert [run("a"), run("b")] == [len(places), 0]
-        first, *_ = (gateway.books.folder / "assets").iterdir()
+        first, *_ = (gateway.account_state.folder / "assets").iterdir()
         first.unlink()
         assert run("c") == 1
         # Another account has uploads of its own.
-        before = gateway.books.calls["upload"]
+        before = gateway.account_state.calls["upload"]
         prefect_imagegen.generate(
             world.manifest,
             str(world.folder / "d"),
             backend=ProviderSettings(base_url=gateway.url, api_key=SecretStr("SG_ffffffffffffffff")),
         )
-        assert gateway.books.calls["upload"] - before == len(places)
+        assert gateway.account_state.calls["upload"] - before == len(places)
     cache = world.folder / "cache" / "references.sqlite"
     assert cache.stat().st_mode & 0o077 == 0
 
@@ -502,7 +502,7 @@ def test_signed_references_by_content(world: World) -> None:
     with sandbox(engine="static") as gateway:
         result = generate(world, gateway.url, {}, reference_identity="content")
         assert result.generated == 3
-        assert gateway.books.calls["upload"] == 3
+        assert gateway.account_state.calls["upload"] == 3
         write(world, [[f"{url}again"] for url in signed])  # signed anew: the same pictures
         assert generate(world, gateway.url, {}, reference_identity="content").reused == 3
     assert b"SECRETPART" not in everything(world.folder / "store")
@@ -528,7 +528,7 @@ def test_a_reference_that_changes_after_the_plan(world: World, monkeypatch: pyte
         assert result.failures == {"reference_unreadable": 1}
         again = generate(world, gateway.url, {})
         assert (again.generated, again.failed) == (1, 0)
-        assert gateway.books.statistics()["billed_twice"] == 0
+        assert gateway.account_state.statistics()["billed_twice"] == 0
 
 
 def test_what_is_done_needs_its_references_no_more(world: World) -> None:

@@ -70,16 +70,16 @@ async def test_calls_under_way(version: str, tmp_path: Path) -> None:
         tasks, threads = asyncio.all_tasks(), set(threading.enumerate())
         await cancelled(
             prefect_imagegen.agenerate(path, store, backend=backend, api_version=version),
-            lambda: until(lambda: len(gateway.books.records) >= IN_FLIGHT),
+            lambda: until(lambda: len(gateway.account_state.records) >= IN_FLIGHT),
         )
         await nothing_is_left(tasks, threads)
         assert sockets_to(int(gateway.url.rsplit(":", 1)[1])) == 0
-        sent = len(gateway.books.records)
+        sent = len(gateway.account_state.records)
         assert sent < ROWS
         again = await prefect_imagegen.agenerate(path, store, backend=backend, api_version=version, history_lag=0.0)
         assert (again.generated + again.reused, again.maybe_paid) == (ROWS, 0)
-        assert len(gateway.books.billed) == ROWS
-        assert gateway.books.statistics()["billed_twice"] == 0
+        assert len(gateway.account_state.billed) == ROWS
+        assert gateway.account_state.statistics()["billed_twice"] == 0
 
 
 async def test_rows_that_wait_for_the_history(tmp_path: Path) -> None:
@@ -99,7 +99,7 @@ async def test_rows_that_wait_for_the_history(tmp_path: Path) -> None:
         await nothing_is_left(tasks, threads)
         again = await prefect_imagegen.agenerate(path, store, backend=backend, history_lag=0.0)
         assert (again.generated + again.reused, again.maybe_paid) == (ROWS, 0)
-        assert gateway.books.statistics()["billed_twice"] == 0
+        assert gateway.account_state.statistics()["billed_twice"] == 0
 
 
 @pytest.mark.parametrize("steps", [3, 60])
@@ -121,4 +121,4 @@ async def test_at_any_step(kind: str, steps: int, tmp_path: Path) -> None:
         again = await prefect_imagegen.agenerate(path, store, backend=backend, history_lag=0.0)
         assert again.generated + again.reused == ROWS
         await nothing_is_left(tasks, threads)
-        assert gateway.books.statistics()["billed_twice"] == 0
+        assert gateway.account_state.statistics()["billed_twice"] == 0

@@ -1,4 +1,4 @@
-"""The crash matrix: kill -9 at every step of a run, then the same command again. The gateway's books are the judge."""
+"""The crash matrix: kill -9 at every step of a run, then the same command again, judged by the gateway's records."""
 
 import asyncio
 import contextlib
@@ -140,7 +140,7 @@ def crash(
     try:
         if point == "answer":
             end = time.monotonic() + 60
-            while not any(record.fault and record.status == "COMPLETED" for record in gateway.books.billed):
+            while not any(record.fault and record.status == "COMPLETED" for record in gateway.account_state.billed):
                 assert time.monotonic() < end
                 assert child.poll() is None
                 time.sleep(0.01)
@@ -196,10 +196,10 @@ def test_killed_at_every_step(point: str, version: str, place: StoreSettings, tm
         if point == "compaction":
             asyncio.run(fill_segments(place))
         crash(point, gateway, [path, place.url, json.dumps(dict(place.storage_options)), gateway.url, version, "0"])
-        before = len(gateway.books.billed)
+        before = len(gateway.account_state.billed)
         result = again(gateway, path, place, version, 0.0)
-        assert gateway.books.statistics()["billed_twice"] == 0
-        assert len(gateway.books.billed) == ROWS
+        assert gateway.account_state.statistics()["billed_twice"] == 0
+        assert len(gateway.account_state.billed) == ROWS
         assert (result.generated + result.reused, result.maybe_paid) == (ROWS, 0)
         assert before < ROWS or result.calls == 0
         assert_whole(gateway, place, result)
@@ -215,11 +215,11 @@ def test_killed_while_an_image_is_on_the_wire(version: str, s3: Any, tmp_path: P
     options = json.dumps(s3.options | {"endpoint_url": wire.url})
     with contextlib.closing(wire), EmbeddedGateway(GatewaySettings(latency_s=0.02)) as gateway:
         crash("none", gateway, [path, place.url, options, gateway.url, version, "0"], wire=wire)
-        assert len(gateway.books.billed) >= 1
+        assert len(gateway.account_state.billed) >= 1
         result = again(gateway, path, place, version, 0.0)
         assert (result.generated + result.reused, result.maybe_paid) == (ROWS, 0)
-        assert gateway.books.statistics()["billed_twice"] == 0
-        assert len(gateway.books.billed) == ROWS
+        assert gateway.account_state.statistics()["billed_twice"] == 0
+        assert len(gateway.account_state.billed) == ROWS
         assert_whole(gateway, place, result)
 
 
@@ -255,8 +255,8 @@ def test_flows_killed_on_one_server(
         options = GenerateOptions(api_version=version, history_lag=0.0)
         result = RunResult(**generate_images(path, f"image-store/{name}", "segmind", options))
         assert (result.generated + result.reused, result.maybe_paid) == (ROWS, 0)
-        assert gateway.books.statistics()["billed_twice"] == 0
-        assert len(gateway.books.billed) == ROWS
+        assert gateway.account_state.statistics()["billed_twice"] == 0
+        assert len(gateway.account_state.billed) == ROWS
         assert_whole(gateway, place, result)
 
 
@@ -277,7 +277,7 @@ def test_killed_with_a_history_that_lags(point: str, version: str, tmp_path: Pat
         while result.held:
             assert time.monotonic() < end
             result = again(gateway, path, place, version, lag)
-        assert gateway.books.statistics()["billed_twice"] == 0
-        assert len(gateway.books.billed) == ROWS
+        assert gateway.account_state.statistics()["billed_twice"] == 0
+        assert len(gateway.account_state.billed) == ROWS
         assert (result.generated + result.reused, result.maybe_paid) == (ROWS, 0)
         assert_whole(gateway, place, result)

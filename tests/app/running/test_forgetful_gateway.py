@@ -33,12 +33,12 @@ def test_a_call_that_was_forgotten_is_held(fault: Fault, kind: str, tmp_path: Pa
         backend = ProviderSettings(base_url=gateway.url, api_key=SecretStr("k"))
         first = generate(str(path), store, backend=backend, deadline=2.0)
         assert first.generated == 0
-        assert gateway.books.statistics()["requests"] == 3
-        gateway.books.settings.faults = FaultScript()
+        assert gateway.account_state.statistics()["requests"] == 3
+        gateway.account_state.settings.faults = FaultScript()
         with httpx.Client(base_url=gateway.url, headers={"x-api-key": "k"}, timeout=60) as client:
             for number in range(5):
                 assert client.post(f"/v1/{MODEL}", json={"prompt": f"other {number}"}).status_code == 200
         again = generate(str(path), store, backend=backend, history_lag=0.0, deadline=20.0)
         assert (again.held, again.calls, again.maybe_paid) == (3, 0, 0)
         assert set(again.failures) == {kind}
-        assert gateway.books.statistics()["requests"] == 8
+        assert gateway.account_state.statistics()["requests"] == 8

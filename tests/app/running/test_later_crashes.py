@@ -1,6 +1,6 @@
 """kill -9 where more than one thing went wrong: in second attempts, after rows that failed, before another account.
 
-The gateway's books are the judge, as in test_crashes.py.
+The gateway's records are the judge, as in test_crashes.py.
 """
 
 import asyncio
@@ -55,7 +55,9 @@ def crash(point: str, gateway: EmbeddedGateway, folder: Path, version: str, in_f
     child = subprocess.Popen([sys.executable, "-c", CHILD, *arguments], env=settings)
     try:
         end = time.monotonic() + 60
-        while point == "answer" and not any(call.fault and call.fault.fault == "hang" for call in gateway.books.billed):
+        while point == "answer" and not any(
+            call.fault and call.fault.fault == "hang" for call in gateway.account_state.billed
+        ):
             assert time.monotonic() < end
             assert child.poll() is None
             time.sleep(0.01)
@@ -75,8 +77,8 @@ def again(gateway: EmbeddedGateway, folder: Path, version: str, key: str = "k1")
 
 def assert_whole(gateway: EmbeddedGateway, folder: Path, images: int) -> None:
     """Every image was billed once, and is in store and ledger."""
-    assert gateway.books.statistics()["billed_twice"] == 0
-    assert len(gateway.books.billed) == images
+    assert gateway.account_state.statistics()["billed_twice"] == 0
+    assert len(gateway.account_state.billed) == images
     backend = ProviderSettings(base_url=gateway.url, api_key=SecretStr("k1"))
     verified = asyncio.run(verify(StoreSettings(str(folder / "store")), backend, GenerateOptions()))
     assert (verified.images, verified.problems) == (images, [])
@@ -115,7 +117,7 @@ def test_killed_after_a_row_that_failed_for_good(
     with api(script, latency_s=0.02) as gateway:
         crash(point, gateway, tmp_path, version, in_flight=1)
         assert not (tmp_path / "store" / "ledger" / "segments").exists(), "its end is to be lost"
-        sent = len(gateway.books.billed)
+        sent = len(gateway.account_state.billed)
         result = again(gateway, tmp_path, version)
         assert (result.generated + result.reused, result.failures) == (ROWS - 1, {kind: 1})
         # What was accepted and failed is not sent again; what was refused may have been sent for all that is known.
@@ -134,12 +136,12 @@ def test_another_account_after_a_kill(point: str, version: str, tmp_path: Path) 
     accounts = {"one": [SecretStr("k1")], "two": [SecretStr("k2")]}
     with api(*hang, accounts=accounts, latency_s=0.02) as gateway:
         crash(point, gateway, tmp_path, version)
-        claimed, billed = claims(tmp_path, "1.json"), len(gateway.books.billed)
+        claimed, billed = claims(tmp_path, "1.json"), len(gateway.account_state.billed)
         other = again(gateway, tmp_path, version, "k2")
         # It adopts images that lie there, makes what nobody has claimed, and leaves alone all that may be paid.
         assert other.calls == ROWS - claimed
         assert (other.generated + other.held, other.failures) == (ROWS, {"other_account": other.held})
-        assert Counter(call.account for call in gateway.books.billed)["two"] == ROWS - claimed
+        assert Counter(call.account for call in gateway.account_state.billed)["two"] == ROWS - claimed
         result = again(gateway, tmp_path, version)
         assert (result.generated + result.reused, result.maybe_paid, result.failures) == (ROWS, 0, {})
         assert result.calls <= claimed - billed

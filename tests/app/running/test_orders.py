@@ -58,14 +58,14 @@ def test_a_cap_holds_over_all_executions(tmp_path: Path) -> None:
     with api(price_usd=PRICE) as running:
         first = execute(running, tmp_path, 30, "order", max_cost_usd=0.50)
         assert (first.stop_reason, first.earlier, first.order_text) == ("budget", None, "")
-        spent = [len(running.books.billed)]
+        spent = [len(running.account_state.billed)]
         for n in (2, 3):
             again = execute(running, tmp_path, 30, "order", max_cost_usd=0.50)
             assert (again.stop_reason, again.calls, again.reused) == ("budget", 0, spent[0])
             assert again.stop_message == "this flow run's cap is used; start a new run to allow more"
             assert again.order == {"executions": n, "cost_usd": pytest.approx(spent[0] * PRICE), "open_usd": 0.0}
             assert f"{spent[0] * PRICE:.4f} USD over the {n} executions of this flow run" in again.order_text
-            spent.append(len(running.books.billed))
+            spent.append(len(running.account_state.billed))
         assert spent == [12, 12, 12]
         assert execute(running, tmp_path, 30, "another", max_cost_usd=0.20).generated == 5
         assert execute(running, tmp_path, 30, None, max_cost_usd=0.20).generated == 5
@@ -89,10 +89,10 @@ def test_settling_turns_a_reservation_into_cost(tmp_path: Path) -> None:
             max_in_flight=3,
         )
         assert (left.held, left.cost_usd) == (3, 0.0)
-        while len(running.books.billed) < 3:
+        while len(running.account_state.billed) < 3:
             time.sleep(0.01)
         done = execute(running, tmp_path, 30, "order", max_cost_usd=0.50, history_lag=0.0)
-        assert len(running.books.billed) <= 12
+        assert len(running.account_state.billed) <= 12
     assert (done.generated, done.stop_reason) == (12, "budget")
     assert done.order == {"executions": 2, "cost_usd": pytest.approx(12 * PRICE), "open_usd": 0.0}
 
@@ -103,7 +103,7 @@ def test_what_stays_open_stays_reserved(tmp_path: Path) -> None:
         options = {"on_unknown": "hold", "max_failure_rate": 1.0, "max_in_flight": 3}
         execute(running, tmp_path, 3, "order", max_cost_usd=0.50, **options)
         again = execute(running, tmp_path, 30, "order", max_cost_usd=0.50, **options)
-        assert len(running.books.billed) <= 12
+        assert len(running.account_state.billed) <= 12
     assert (again.held, again.generated) == (3, 9)
     assert again.order["open_usd"] == pytest.approx(3 * 0.04019, abs=0.001)
     assert "reserved for earlier calls" in again.order_text
@@ -129,8 +129,8 @@ def test_a_killed_execution_has_spent(tmp_path: Path) -> None:
 
         assert list(asyncio.run(before()).values()) == [None] * 5
         again = execute(running, tmp_path, 30, "order", max_cost_usd=0.50)
-        assert len(running.books.billed) <= 12
-    assert running.books.statistics()["billed_twice"] == 0
+        assert len(running.account_state.billed) <= 12
+    assert running.account_state.statistics()["billed_twice"] == 0
     assert again.generated >= 5
     assert again.order["open_usd"] == 0.0
 

@@ -147,14 +147,14 @@ def test_a_busy_host_is_not_a_wrong_row(identity: str, host: PictureHost, tmp_pa
             generate(running, tmp_path, reference_identity=identity)
         assert caught.value.kind == "references_busy"
         assert "Correct the rows" not in caught.value.remedy
-        assert not running.books.records
+        assert not running.account_state.records
         skipping = generate(running, tmp_path, reference_identity=identity, on_invalid="skip")
         assert (skipping.generated, skipping.failed, skipping.invalid) == (1, 1, 0)
         assert skipping.failures == {"reference_busy": 1}
         host.is_busy = False
         later = generate(running, tmp_path, reference_identity=identity)
         assert (later.generated, later.reused, later.failed) == (1, 1, 0)
-        assert running.books.statistics()["billed_twice"] == 0
+        assert running.account_state.statistics()["billed_twice"] == 0
 
 
 def test_a_host_that_is_busy_for_a_moment(host: PictureHost, tmp_path: Path) -> None:
@@ -188,17 +188,17 @@ def test_a_row_left_open_is_not_sent_unprepared(comes_back: bool, host: PictureH
     lost = {"fault": "disconnect", "when": "before", "on": ["submit"], "times": 1}
     with gateway(lost) as running:
         first = generate(running, tmp_path, on_unknown="hold")
-        assert (first.held, len(running.books.billed)) == (1, 0)
+        assert (first.held, len(running.account_state.billed)) == (1, 0)
         if not comes_back:
             (tmp_path / "cache" / "references.sqlite").unlink()
             host.is_busy = True
             held = generate(running, tmp_path, history_lag=0.0)
             assert held.failures == {"reference_busy": 1}
-            assert not running.books.billed
+            assert not running.account_state.billed
             host.is_busy = False
         second = generate(running, tmp_path, history_lag=0.0)
         assert second.generated == 1
-        (record,) = running.books.billed
+        (record,) = running.account_state.billed
         assert "/assets/" in record.body["image_urls"][0]
     (row,) = metadata(tmp_path, second)
     assert json.loads(row["applied"])["references"] == [{"position": 1, "changes": ["turned upright"]}]
@@ -213,7 +213,7 @@ def test_a_row_left_open_whose_picture_is_gone(host: PictureHost, tmp_path: Path
         assert generate(running, tmp_path, on_unknown="hold").held == 1
         host.files.clear()
         second = generate(running, tmp_path, history_lag=0.0)
-        assert (second.generated, second.calls, len(running.books.billed)) == (1, 0, 1)
+        assert (second.generated, second.calls, len(running.account_state.billed)) == (1, 0, 1)
 
 
 def test_signed_references_that_differ_in_their_query_only(host: PictureHost, tmp_path: Path) -> None:
@@ -262,7 +262,7 @@ def test_one_odd_reference_ends_one_row(check: str, host: PictureHost, tmp_path:
         assert result.generated == 1
         assert result.stop_reason is None
         assert result.generated + result.failed + result.invalid == 1 + len(NASTY)
-        assert len(running.books.billed) == 1
+        assert len(running.account_state.billed) == 1
     assert all(row["error_message"] for row in metadata(tmp_path, result)[1:])
 
 
@@ -272,7 +272,7 @@ def test_an_address_out_of_html_is_asked_for_as_it_is_meant(host: PictureHost, t
     write(tmp_path, [f"{host.url}/a.png?w=1&amp;h=2"])
     with gateway() as running:
         assert generate(running, tmp_path).generated == 1
-        assert running.books.billed[0].body["image_urls"] == [f"{host.url}/a.png?w=1&h=2"]
+        assert running.account_state.billed[0].body["image_urls"] == [f"{host.url}/a.png?w=1&h=2"]
 
 
 def test_the_gateway_is_as_patient(host: PictureHost) -> None:
@@ -291,4 +291,4 @@ def test_the_gateway_is_as_patient(host: PictureHost) -> None:
         assert (answer.status_code, "could not be fetched" in answer.text) == (400, True)
         for url in NASTY:
             assert ask(url).status_code == 400, url
-    assert len(running.books.billed) == 1
+    assert len(running.account_state.billed) == 1

@@ -169,7 +169,7 @@ def test_a_worker_with_another_key_is_left_out(
         endpoints = [strange.endpoint, well.endpoint, f"segmind+{gateway.url}"]
         # A store is for placeholders or for images: the gateway would be refused for that, were its key taken.
         result = generate(manifest(tmp_path, 20), str(tmp_path / "store"), backend="pool", endpoints=endpoints)
-        assert not gateway.books.records
+        assert not gateway.account_state.records
     assert (result.generated, result.calls, len(strange.bodies), result.exit_code) == (20, 20, 0, 0)
     assert set(result.left_out) == {strange.url, gateway.url}
     assert result.left_out[strange.url] == "401: Unauthorized"
@@ -357,7 +357,7 @@ def test_free_images_say_nothing_of_money(tmp_path: Path) -> None:
         account = ProviderSettings(base_url=api.url, api_key=SecretStr("k"))
         paid = generate(source, store, backend=account, max_cost_usd=0.045)
         assert (paid.stop_reason, paid.overshoot_usd) == ("budget", 0.0)
-        assert 1 <= len(api.books.billed) <= 4
+        assert 1 <= len(api.account_state.billed) <= 4
         reconciled = asyncio.run(reconcile(store, account, GenerateOptions()))
         assert (reconciled.differences, reconciled.ledger_calls) == ([], paid.generated)
 

@@ -1,6 +1,6 @@
 """What is not understood is held, and what was paid is fetched: an API that answers in ways of its own, on a socket.
 
-The gateway's books are the judge.
+The gateway's records are the judge.
 """
 
 import asyncio
@@ -46,7 +46,7 @@ def left_unanswered(gateway: EmbeddedGateway, folder: Path, rows: int, version: 
     """A run whose calls were all done, and none answered."""
     result = generate(gateway, folder, rows, api_version=version, on_unknown="hold")
     assert (result.held, result.failures) == (rows, {"unknown": rows})
-    while len(gateway.books.billed) < rows:
+    while len(gateway.account_state.billed) < rows:
         time.sleep(0.01)
     assert_paid_once(gateway, rows)
 
@@ -139,7 +139,7 @@ def test_a_row_of_the_history_without_its_address(tmp_path: Path) -> None:
     lost = {"fault": "disconnect", "when": "after"}
     with api(lost, {"fault": "history_shape", "shape": "no_url"}) as gateway:
         left_unanswered(gateway, tmp_path, 2, "v2")
-        gateway.books.settings.record_ttl_s = 0.0  # only the history still knows them
+        gateway.account_state.settings.record_ttl_s = 0.0  # only the history still knows them
         held = generate(gateway, tmp_path, 2, deadline=2.0)
         assert (held.held, held.failures, held.calls) == (2, {"submitted": 2}, 0)
         mend(gateway)
@@ -191,5 +191,5 @@ def test_a_post_that_is_answered_late(version: str, tmp_path: Path, monkeypatch:
         assert (result.generated, result.calls, result.maybe_paid, result.failures) == (30, 30, 0, {})
         assert_paid_once(gateway, 30)
         # The one slot was given away meanwhile: the slow call was taken on after others that were sent later.
-        taken = [record.body["prompt"] for record in gateway.books.records.values()]
+        taken = [record.body["prompt"] for record in gateway.account_state.records.values()]
         assert taken.index("scene number 25.") > 25

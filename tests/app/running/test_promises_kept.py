@@ -1,6 +1,6 @@
 """Other accounts, stores that hiccup, damaged files and signals: nothing is bought twice for them, and nothing is lost.
 
-The gateway's books are the judge.
+The gateway's records are the judge.
 """
 
 import asyncio
@@ -42,7 +42,7 @@ def left_unanswered(gateway: EmbeddedGateway, folder: Path, rows: int, version: 
     """A run whose calls were all done, and none answered; then the API answers again."""
     result = generate(gateway, folder, rows, key, api_version=version, on_unknown="hold")
     assert (result.held, result.failures) == (rows, {"unknown": rows})
-    while len(gateway.books.billed) < rows:
+    while len(gateway.account_state.billed) < rows:
         time.sleep(0.01)
     mend(gateway)
 
@@ -59,7 +59,7 @@ def test_rows_of_another_account(version: str, tmp_path: Path) -> None:
         assert (result.generated, result.reused, result.calls) == (4, 1, 0)
         assert result.cost_usd == pytest.approx(4 * PRICE)
         assert_paid_once(gateway, 5)
-        assert Counter(record.account for record in gateway.books.billed) == {"one": 4, "two": 1}
+        assert Counter(record.account for record in gateway.account_state.billed) == {"one": 4, "two": 1}
 
 
 def test_jobs_of_another_account(tmp_path: Path) -> None:
@@ -91,7 +91,7 @@ def test_a_key_that_was_rotated(version: str, tmp_path: Path) -> None:
     with api(accounts=keys(one=["k1", "k2"], two=["k3"])) as gateway:
         # The account has calls that were answered: by their ids the new key proves whose it is.
         assert generate(gateway, tmp_path, 2, "k1", api_version=version).generated == 2
-        gateway.books.settings.faults = FaultScript(faults=[Fault(**LOST)])
+        gateway.account_state.settings.faults = FaultScript(faults=[Fault(**LOST)])
         held = generate(gateway, tmp_path, 6, "k1", api_version=version, on_unknown="hold")
         assert (held.reused, held.held) == (2, 4)
         mend(gateway)
@@ -120,7 +120,7 @@ def test_adopted_images_say_who_made_them_and_for_how_much(key: str, tmp_path: P
         costs = [row["cost_usd"] for row in metadata(tmp_path, result)]
         assert costs == ([PRICE] * 3 if key == "k1" else [None] * 3)
         assert_paid_once(first, 3)
-        assert not second.books.records
+        assert not second.account_state.records
 
 
 @pytest.fixture
@@ -230,7 +230,7 @@ def test_a_signal_while_answers_are_out(version: str, tmp_path: Path) -> None:
         child = subprocess.Popen([sys.executable, "-c", CHILD, *arguments], stdout=subprocess.PIPE, text=True)
         try:
             end = time.monotonic() + 60
-            while len(gateway.books.billed) < 4:
+            while len(gateway.account_state.billed) < 4:
                 assert time.monotonic() < end
                 time.sleep(0.01)
             child.send_signal(signal.SIGTERM)
@@ -244,7 +244,7 @@ def test_a_signal_while_answers_are_out(version: str, tmp_path: Path) -> None:
         assert stopped["held"] >= 1
         assert stopped["generated"] + stopped["held"] == 4
         ids = sorted((tmp_path / "store" / "ledger" / "claims").rglob("*.id.json"))
-        answered = [record for record in gateway.books.billed if "number 1." not in record.body["prompt"]]
+        answered = [record for record in gateway.account_state.billed if "number 1." not in record.body["prompt"]]
         assert {json.loads(path.read_text())["request_id"] for path in ids} == {call.request_id for call in answered}
         mend(gateway)
         result = generate(gateway, tmp_path, 4, api_version=version)

@@ -1,4 +1,4 @@
-"""Several runs on one store: claims and heartbeats decide, no lock. The gateway's books are the judge."""
+"""Several runs on one store: claims and heartbeats decide, no lock. The gateway's records are the judge."""
 
 import asyncio
 import os
@@ -73,7 +73,7 @@ def make(gateway: EmbeddedGateway, path: str, store: Path) -> RunResult:
 
 def wait_for(gateway: EmbeddedGateway, records: int) -> None:
     end = time.monotonic() + 60
-    while len(gateway.books.records) < records:
+    while len(gateway.account_state.records) < records:
         assert time.monotonic() < end
         time.sleep(0.01)
 
@@ -85,8 +85,8 @@ def test_two_processes_with_the_same_manifest(ahead: float, tmp_path: Path) -> N
     with EmbeddedGateway(GatewaySettings(latency_s=0.3)) as gateway:
         with running(path, store, gateway) as first_run, running(path, store, gateway, ahead) as other:
             both = [figures(first_run), figures(other)]
-        assert len(gateway.books.billed) == 60
-        assert gateway.books.statistics()["billed_twice"] == 0
+        assert len(gateway.account_state.billed) == 60
+        assert gateway.account_state.statistics()["billed_twice"] == 0
     for generated, reused, held, _ in both:
         assert (generated + reused, held) == (60, 0)
     assert sum(calls for *_, calls in both) == 60
@@ -100,7 +100,7 @@ def test_two_processes_with_overlapping_manifests(tmp_path: Path) -> None:
     with EmbeddedGateway(GatewaySettings(latency_s=0.3)) as gateway:
         with running(first, store, gateway) as first_run, running(second, store, gateway) as other:
             both = [figures(first_run), figures(other)]
-        assert (len(gateway.books.billed), gateway.books.statistics()["billed_twice"]) == (60, 0)
+        assert (len(gateway.account_state.billed), gateway.account_state.statistics()["billed_twice"]) == (60, 0)
     assert [generated + reused for generated, reused, *_ in both] == [40, 40]
 
 
@@ -117,7 +117,7 @@ def test_a_process_that_sleeps_and_wakes(tmp_path: Path) -> None:
         assert result.generated + result.reused + result.held == 30
         last = make(gateway, path, store)
         assert (last.reused, last.calls) == (30, 0)
-        assert (len(gateway.books.billed), gateway.books.statistics()["billed_twice"]) == (30, 0)
+        assert (len(gateway.account_state.billed), gateway.account_state.statistics()["billed_twice"]) == (30, 0)
 
 
 async def _while_asleep(

@@ -1,4 +1,4 @@
-"""Whole runs without Prefect: manifest in, real HTTP, store out. The gateway's books say what was paid."""
+"""Whole runs without Prefect: manifest in, real HTTP, store out. The gateway's records say what was paid."""
 
 import asyncio
 import json
@@ -69,7 +69,7 @@ def test_again_calls_nothing_and_an_edit_calls_once(version: str, tmp_path: Path
         edited = manifest(tmp_path, prompt=[*prompts(9), "something else"])
         once = generate(gateway, edited, str(store), api_version=version)
         assert (once.generated, once.reused, once.calls) == (1, 9, 1)
-        assert gateway.books.statistics()["billed_twice"] == 0
+        assert gateway.account_state.statistics()["billed_twice"] == 0
 
 
 def test_metadata_has_every_row_and_column(tmp_path: Path) -> None:
@@ -120,7 +120,7 @@ def test_mixed_faults_end_well(version: str, tmp_path: Path) -> None:
     with EmbeddedGateway(GatewaySettings(faults=script)) as gateway:
         result = generate(gateway, manifest(tmp_path, prompt=prompts(80)), str(tmp_path / "store"), api_version=version)
         assert (result.generated, result.failures) == (80, {})
-        assert gateway.books.statistics()["billed_twice"] == 0
+        assert gateway.account_state.statistics()["billed_twice"] == 0
 
 
 @VERSIONS
@@ -136,7 +136,7 @@ def test_no_answer_is_held_not_bought_again(version: str, tmp_path: Path) -> Non
         again = generate(gateway, path, store, api_version=version)
         assert (again.reused, again.generated, again.calls) == (5, 1, 0)
         assert again.cost_usd == pytest.approx(0.04019)
-        assert len(gateway.books.records) == 6
+        assert len(gateway.account_state.records) == 6
 
 
 @VERSIONS
@@ -147,7 +147,7 @@ def test_a_lost_answer_is_found_in_the_same_run(version: str, tmp_path: Path) ->
         path = manifest(tmp_path, prompt=prompts(6))
         result = generate(gateway, path, str(tmp_path / "store"), api_version=version, history_lag=1.5)
         assert (result.generated, result.calls, result.maybe_paid) == (6, 6, 0)
-        assert gateway.books.statistics()["billed_twice"] == 0
+        assert gateway.account_state.statistics()["billed_twice"] == 0
 
 
 @VERSIONS
@@ -158,16 +158,16 @@ def test_a_call_that_never_arrived_is_sent_again(version: str, tmp_path: Path) -
         path = manifest(tmp_path, prompt=prompts(6))
         result = generate(gateway, path, str(tmp_path / "store"), api_version=version, history_lag=0.5)
         assert (result.generated, result.calls, result.maybe_paid) == (6, 8, 0)
-        assert len(gateway.books.billed) == 6
+        assert len(gateway.account_state.billed) == 6
 
 
 def test_the_budget_is_a_hard_cap(tmp_path: Path) -> None:
-    """The run stops, resumable, when one more image could exceed the cap; the books agree to the cent."""
+    """The run stops, resumable, when one more image could exceed the cap; the gateway's records agree to the cent."""
     store, path = str(tmp_path / "store"), manifest(tmp_path, prompt=prompts(20))
     with EmbeddedGateway(GatewaySettings(price_usd=0.1)) as gateway:
         first = generate(gateway, path, store, max_cost_usd=0.75)
         assert (first.generated, first.not_run, first.stop_reason, first.exit_code) == (7, 13, "budget", 3)
-        assert gateway.books.charged == pytest.approx(0.7)
+        assert gateway.account_state.charged == pytest.approx(0.7)
         assert first.overshoot_usd == 0.0
         settings = ProviderSettings(base_url=gateway.url, max_in_flight=2)
         summary = asyncio.run(plan_only(RunSpec(path, StoreSettings(store), settings)))
@@ -175,7 +175,7 @@ def test_the_budget_is_a_hard_cap(tmp_path: Path) -> None:
         assert summary.forecast.low_usd == summary.forecast.high_usd == pytest.approx(1.3)
         again = generate(gateway, path, store, max_cost_usd=5.0)
         assert (again.reused, again.generated, again.paid) == (7, 13, 13)
-        assert len(gateway.books.billed) == 20
+        assert len(gateway.account_state.billed) == 20
 
 
 @VERSIONS
@@ -196,7 +196,7 @@ def test_an_api_that_names_no_cost(version: str, tmp_path: Path, monkeypatch: py
     with EmbeddedGateway(GatewaySettings(price_usd=0.01, latency_s=0.2)) as gateway:
         result = generate(gateway, path, str(store), api_version=version, max_cost_usd=0.9)
         assert (result.stop_reason, result.generated, result.assumed_price) == ("budget", 22, True)
-        assert gateway.books.max_in_flight > 2
+        assert gateway.account_state.max_in_flight > 2
         assert metadata(store, result)["cost_usd"].null_count == 22
     folder = store / "runs" / str(result.run_id)
     assert json.loads((folder / "report.json").read_text())["assumed_price"] is True
@@ -209,7 +209,7 @@ def test_answered_5xx_after_the_work_is_found_in_the_history(tmp_path: Path) -> 
     with EmbeddedGateway(GatewaySettings(faults=script)) as gateway:
         result = generate(gateway, manifest(tmp_path, prompt=prompts(4)), str(tmp_path / "store"))
         assert (result.generated, result.calls, result.maybe_paid) == (4, 4, 0)
-        assert len(gateway.books.billed) == 4
+        assert len(gateway.account_state.billed) == 4
     with EmbeddedGateway(GatewaySettings(faults=rules({"fault": "status", "first": 2}))) as gateway:
         result = generate(gateway, manifest(tmp_path, prompt=["x"]), str(tmp_path / "other"))
         assert (result.generated, result.calls, result.maybe_paid) == (1, 3, 2)
@@ -253,7 +253,7 @@ def test_a_key_revoked_in_mid_run_stops_it(tmp_path: Path) -> None:
         first = generate(gateway, path, store, max_in_flight=1)
         assert (first.stop_reason, first.exit_code, first.generated, first.not_run) == ("auth", 3, 3, 5)
         assert generate(gateway, path, store).generated == 5
-        assert gateway.books.statistics()["billed_twice"] == 0
+        assert gateway.account_state.statistics()["billed_twice"] == 0
 
 
 def test_too_many_failures_stop_the_run(tmp_path: Path) -> None:
@@ -297,7 +297,7 @@ def test_in_flight_stays_in_its_limit(tmp_path: Path) -> None:
         path = manifest(tmp_path, prompt=prompts(60))
         result = generate(gateway, path, str(tmp_path / "store"), max_in_flight=5, shard_size=4)
         assert result.generated == 60
-        assert gateway.books.max_in_flight == 5
+        assert gateway.account_state.max_in_flight == 5
 
 
 def test_agenerate_runs_inside_a_loop_on_s3(tmp_path: Path, s3: Any) -> None:
@@ -332,7 +332,7 @@ def test_kill_in_mid_run(version: str, tmp_path: Path) -> None:
         command = [sys.executable, "-c", CHILD, path, str(store), gateway.url, version]
         process = subprocess.Popen(command, env=os.environ | {"PYTHONWARNINGS": "ignore"})
         end = time.monotonic() + 60
-        while len(gateway.books.billed) < 20:
+        while len(gateway.account_state.billed) < 20:
             assert process.poll() is None
             assert time.monotonic() < end
             time.sleep(0.02)
@@ -341,7 +341,7 @@ def test_kill_in_mid_run(version: str, tmp_path: Path) -> None:
         (died,) = asyncio.run(statuses(StoreSettings(str(store))))
         assert died.state == "abandoned"
         result = generate(gateway, path, str(store), api_version=version)
-        statistics = gateway.books.statistics()
+        statistics = gateway.account_state.statistics()
     assert statistics["billed_twice"] == 0
     assert result.generated + result.reused + result.held == 60
     if version == "v2":
@@ -359,7 +359,7 @@ def test_two_runs_at_once(tmp_path: Path) -> None:
         other = subprocess.Popen(command, env=os.environ | {"PYTHONWARNINGS": "ignore"})
         try:
             end = time.monotonic() + 60
-            while len(gateway.books.records) < 8:
+            while len(gateway.account_state.records) < 8:
                 assert time.monotonic() < end
                 time.sleep(0.02)
             result = generate(gateway, path, str(store))
@@ -371,7 +371,7 @@ def test_two_runs_at_once(tmp_path: Path) -> None:
             other.wait()
         again = generate(gateway, path, str(store))
         assert (again.reused, again.calls) == (8, 0)
-        assert len(gateway.books.billed) == 8
+        assert len(gateway.account_state.billed) == 8
 
 
 def test_a_store_that_gives_way_stops_the_run(tmp_path: Path) -> None:
@@ -387,7 +387,7 @@ def test_a_store_that_gives_way_stops_the_run(tmp_path: Path) -> None:
         (store / "images").unlink()
         again = generate(gateway, path, str(store))
         assert again.generated == 6
-        assert len(gateway.books.billed) == 6
+        assert len(gateway.account_state.billed) == 6
 
 
 def test_a_report_that_cannot_be_written(tmp_path: Path) -> None:
@@ -422,4 +422,4 @@ def test_held_rows_are_fetched_by_the_next_run_of_the_same_process(tmp_path: Pat
         again = generate(gateway, path, store)
         assert (again.generated, again.calls) == (3, 0)
         assert again.cost_usd > 0
-        assert len(gateway.books.billed) == 3
+        assert len(gateway.account_state.billed) == 3

@@ -97,7 +97,7 @@ def test_a_run_that_ended_between_plan_and_start_has_paid(tmp_path: Path) -> Non
         result, spent = asyncio.run(both(running))
         assert (result.reused, result.generated, result.failed, result.paid) == (3, 1, 1, 1)
         assert (result.failures, result.calls) == ({"invalid_request": 1}, 1)
-        assert len(running.books.billed) == 4
+        assert len(running.account_state.billed) == 4
     assert (result.cost_usd, spent) == (pytest.approx(PRICE), pytest.approx(PRICE))
     assert not any("late" in (row["flags"] or ()) for row in columns(tmp_path, result, "flags"))
 
@@ -256,13 +256,13 @@ def test_what_is_paid_for_is_fetched_without_money(tmp_path: Path) -> None:
     """Held images need no budget and no balance; a stop leaves the rows that it did not reach held, not `not_run`."""
     with api({"fault": "disconnect", "when": "after", "times": 3}, credits=1.0) as running:
         assert left_behind(running, tmp_path, 3).held == 3
-        while len(running.books.billed) < 3:
+        while len(running.account_state.billed) < 3:
             time.sleep(0.01)
-        running.books.settings.credits = running.books.charged
+        running.account_state.settings.credits = running.account_state.charged
         result = generate(running, tmp_path, 3, history_lag=0.0, max_cost_usd=PRICE / 2)
         assert (result.generated, result.held, result.not_run, result.calls) == (3, 0, 0, 0)
         assert result.cost_usd == pytest.approx(3 * PRICE)
-        assert running.books.credits == 0.0
+        assert running.account_state.credits == 0.0
         # Nothing is left to do, so an empty account is no reason to refuse.
         assert generate(running, tmp_path, 3).reused == 3
 
@@ -273,4 +273,4 @@ def test_what_others_left_does_not_trip_the_breaker(tmp_path: Path) -> None:
         assert left_behind(running, tmp_path, 30).held == 30
         result = generate(running, tmp_path, 60, history_lag=1.0)
         assert (result.generated, result.stop_reason) == (60, None)
-        assert len(running.books.billed) == 60
+        assert len(running.account_state.billed) == 60

@@ -43,7 +43,7 @@ def test_what_is_under_way(version: str, drain: float, delivered: int, tmp_path:
         child = subprocess.Popen([sys.executable, "-c", CHILD, *arguments], stdout=subprocess.PIPE, text=True)
         try:
             end = time.monotonic() + 60
-            while len(gateway.books.records) < IN_FLIGHT:
+            while len(gateway.account_state.records) < IN_FLIGHT:
                 assert child.poll() is None
                 assert time.monotonic() < end
                 time.sleep(0.01)
@@ -55,9 +55,9 @@ def test_what_is_under_way(version: str, drain: float, delivered: int, tmp_path:
         assert stopped["stop_reason"] == "signal"
         assert (stopped["generated"], stopped["held"]) == (delivered, IN_FLIGHT - delivered)
         assert stopped["not_run"] == ROWS - IN_FLIGHT
-        assert len(gateway.books.records) == IN_FLIGHT
+        assert len(gateway.account_state.records) == IN_FLIGHT
         backend = ProviderSettings(base_url=gateway.url, api_key=SecretStr("k"))
         again = prefect_imagegen.generate(str(path), store, backend=backend, api_version=version, history_lag=0.0)
         assert (again.generated + again.reused, again.maybe_paid) == (ROWS, 0)
-        assert len(gateway.books.billed) == ROWS
-        assert gateway.books.statistics()["billed_twice"] == 0
+        assert len(gateway.account_state.billed) == ROWS
+        assert gateway.account_state.statistics()["billed_twice"] == 0

@@ -174,7 +174,7 @@ def _is_web_address(url: str) -> bool:
 def _segmind_worker(url: str, key: SecretStr | None, deadline: float) -> Dialect:
     # A gateway always asks for a key, whichever.
     key = key or SecretStr("pool")
-    return SegmindProvider(Endpoints.of(url, None), key, api_version="v1", deadline=deadline, tells=False)
+    return SegmindProvider(Endpoints.of(url, None), key, api_version="v1", deadline=deadline, logs_outages=False)
 
 
 def _openai_worker(url: str, key: SecretStr | None, deadline: float) -> Dialect:

@@ -1,4 +1,4 @@
-"""What draws inside the gateway; chosen from a dict by name."""
+"""The engines that make images inside the gateway, by name."""
 
 from prefect_imagegen.gateway.engines.base import Engine, ImageJob, ImageOutput, UndrawableError
 from prefect_imagegen.gateway.engines.diffusers import DiffusersEngine

@@ -1,4 +1,4 @@
-"""What an engine gets and gives."""
+"""The port of engines: what an engine gets, what it returns, and what it must do."""
 
 import asyncio
 import os
@@ -14,10 +14,10 @@ from prefect_imagegen.gateway.settings import GatewaySettings
 
 @dataclass(frozen=True, slots=True)
 class ImageJob:
-    """One picture to draw: every parameter resolved; `references` are image bytes, in order. Sizes in pixels.
+    """One image to make, with every parameter resolved. Sizes in pixels.
 
-    `reference_ids` are the SHA-256 of the references. `params` are the model's own fields by name. `identity` stands
-    for the whole request: what differs in any parameter differs in it.
+    `references` are the bytes of the reference images, in order, and `reference_ids` their SHA-256. `params` are the
+    model's own fields by name. `identity` differs whenever any parameter of the request differs.
     """
 
     model: str
@@ -36,7 +36,7 @@ class ImageJob:
 
 @dataclass(frozen=True, slots=True)
 class ImageOutput:
-    """The encoded image, its media type, and what was used in place of parameters that could not be honoured."""
+    """The encoded image and its media type; `applied`: the values used in place of parameters not honoured."""
 
     data: bytes
     content_type: str
@@ -44,36 +44,36 @@ class ImageOutput:
 
 
 class UndrawableError(ValueError):
-    """The engine cannot draw what is asked for, however often; the message is the API's error text."""
+    """The engine cannot make this image, and never will; the message is the API's error text."""
 
 
 class Engine(Protocol):
-    """Draws pictures, for one event loop."""
+    """Makes images, for one event loop."""
 
     def __init__(self, settings: GatewaySettings, metrics: Metrics) -> None:
-        """Make the engine; what takes long waits for `start`."""
+        """Create the engine; slow preparations wait for `start`."""
         ...
 
     @property
     def facts(self) -> Mapping[str, Any]:
-        """What `GET /health` tells of the engine besides its name."""
+        """The fields that `GET /health` shows for the engine besides its name."""
         ...
 
     async def start(self) -> None:
-        """Get ready to draw. Raises RefusedError if that cannot be."""
+        """Prepare to make images. Raises RefusedError if that is impossible."""
         ...
 
-    async def draw(self, picture: ImageJob) -> ImageOutput:
-        """Draw one picture. Raises UndrawableError."""
+    async def draw(self, job: ImageJob) -> ImageOutput:
+        """Make one image. Raises UndrawableError."""
         ...
 
     async def close(self) -> None:
-        """Let go of threads and memory."""
+        """Release threads and memory."""
         ...
 
 
 class PaintingEngine(ABC):
-    """An engine whose pictures are drawn one by one, in threads, by `paint`."""
+    """An engine that makes its images one by one, in threads, by `paint`."""
 
     facts: Mapping[str, Any] = {}
 
@@ -82,16 +82,16 @@ class PaintingEngine(ABC):
         self._threads = ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="draw")
 
     @abstractmethod
-    def paint(self, picture: ImageJob) -> ImageOutput:
-        """Draw one picture; called from a thread."""
+    def paint(self, job: ImageJob) -> ImageOutput:
+        """Make one image; called in a thread."""
 
     async def start(self) -> None:  # noqa: B027 - an engine may override it
-        """Nothing to get ready."""
+        """Nothing to prepare."""
 
-    async def draw(self, picture: ImageJob) -> ImageOutput:
-        """Draw one picture."""
-        return await asyncio.get_running_loop().run_in_executor(self._threads, self.paint, picture)
+    async def draw(self, job: ImageJob) -> ImageOutput:
+        """Make one image in a thread."""
+        return await asyncio.get_running_loop().run_in_executor(self._threads, self.paint, job)
 
     async def close(self) -> None:
-        """Wait for what is being drawn; forget the rest."""
+        """Wait for the images being made; drop those that wait."""
         await asyncio.to_thread(self._threads.shutdown, wait=True, cancel_futures=True)

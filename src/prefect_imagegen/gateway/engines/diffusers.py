@@ -1,8 +1,8 @@
-"""FLUX.2 [klein] on this machine, through diffusers: the model is loaded once, and draws one batch at a time.
+"""FLUX.2 [klein] on this machine, through diffusers: the model is loaded once, and makes one batch at a time.
 
 Facts of diffusers 0.42.1: one call takes many prompts and generators, but one size, one number of steps, one guidance
 and one list of references. A negative prompt goes in as embeddings, and only a checkpoint that is not distilled
-uses it. Seeds are drawn on the CPU, so that they mean the same on every kind of GPU.
+uses it. Noise is made on the CPU, so that a seed gives the same noise on every kind of GPU.
 """
 
 import asyncio
@@ -30,20 +30,20 @@ from prefect_imagegen.gateway.settings import GatewaySettings
 _NEEDED = ("torch", "diffusers", "transformers", "accelerate", "safetensors")
 _PIPELINES = ("Flux2KleinPipeline", "Flux2KleinKVPipeline")
 _WARM_UP_SIDE = 64
-_LEAST_SIDE = 64
-_MOST_RATIO = 8
+_MIN_SIDE = 64
+_MAX_RATIO = 8
 
 
 class DiffusersEngine:
-    """Batches pictures of equal size, steps, guidance and references, and encodes them while the next batch runs."""
+    """Makes images of equal size, steps, guidance and references in batches; encodes them while the next batch runs."""
 
     def __init__(self, settings: GatewaySettings, metrics: Metrics) -> None:
         self._settings = settings
         self._metrics = metrics
         self._pipe: Any = None
         self._profile: Profile | None = None
-        """Of the checkpoint, once it is loaded and has drawn."""
-        # One thread for the model, whatever else goes on; others decode and encode.
+        """The profile of the checkpoint, once it is loaded and has made its first image."""
+        # One thread for the model; others decode and encode.
         self._gpu = ThreadPoolExecutor(1, thread_name_prefix="model")
         self._threads = ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="encode")
         self._batcher = Batcher[ImageJob, Image.Image](
@@ -52,7 +52,7 @@ class DiffusersEngine:
 
     @property
     def facts(self) -> Mapping[str, Any]:
-        """The checkpoint, how it is run, and under which licence."""
+        """The checkpoint, its licence, its profile, and the largest batch."""
         return {
             "weights": weights_label(self._settings.model_path or ""),
             "weights_license": self._settings.weights_license,
@@ -61,30 +61,30 @@ class DiffusersEngine:
         }
 
     async def start(self) -> None:
-        """Load the checkpoint and draw one small picture. Raises RefusedError."""
+        """Load the checkpoint and make one small image. Raises RefusedError."""
         await asyncio.get_running_loop().run_in_executor(self._gpu, self._load)
 
-    async def draw(self, picture: ImageJob) -> ImageOutput:
-        """Draw one picture, together with others like it."""
-        for position, data in enumerate(picture.references, 1):
+    async def draw(self, job: ImageJob) -> ImageOutput:
+        """Make one image, in a batch with others like it. Raises UndrawableError."""
+        for position, data in enumerate(job.references, 1):
             width, height = await asyncio.to_thread(upright_size, data)
-            if min(width, height) < _LEAST_SIDE or max(width, height) > _MOST_RATIO * min(width, height):
+            if min(width, height) < _MIN_SIDE or max(width, height) > _MAX_RATIO * min(width, height):
                 raise UndrawableError(
                     f"image {position} of image_urls has {width}x{height} pixels: a side must have at least "
-                    f"{_LEAST_SIDE}, and be at most {_MOST_RATIO} times the other"
+                    f"{_MIN_SIDE}, and be at most {_MAX_RATIO} times the other"
                 )
         profile = self._profile
-        assert profile is not None  # noqa: S101 - nothing is drawn before `start` has ended
-        params = profile.applied(picture.params)
-        image = await self._batcher.submit(replace(picture, params=params))
+        assert profile is not None  # noqa: S101 - `start` has set it
+        params = profile.applied(job.params)
+        image = await self._batcher.submit(replace(job, params=params))
         data = await asyncio.get_running_loop().run_in_executor(
-            self._threads, encode, image, picture.image_format, picture.quality
+            self._threads, encode, image, job.image_format, job.quality
         )
-        changed = profile.ignored(picture.params)
-        return ImageOutput(data, CONTENT_TYPES[picture.image_format], {name: params[name] for name in changed})
+        changed = profile.ignored(job.params)
+        return ImageOutput(data, CONTENT_TYPES[job.image_format], {name: params[name] for name in changed})
 
     async def close(self) -> None:
-        """Wait for the batch under way and let the model go."""
+        """Wait for the batch under way and release the model."""
         await self._batcher.close()
         for pool in (self._gpu, self._threads):
             await asyncio.to_thread(pool.shutdown, wait=True, cancel_futures=True)
@@ -118,9 +118,9 @@ class DiffusersEngine:
             self._pipe = pipe
             side = _WARM_UP_SIDE
             self._draw([ImageJob("", "a", 0, side, side, "png", 90, "", params={"steps": 1, "cfg": 1})])
-            # A pipeline with a reference cache has no such entry: it is distilled always.
+            # A pipeline with a reference cache has no such entry, and is always distilled.
             self._profile = PROFILES["klein-distilled" if pipe.config.get("is_distilled", True) else "klein-base"]
-        except Exception as error:  # files, device and memory fail in many ways: the user learns of it in words
+        except Exception as error:  # files, device and memory fail in many ways: the user gets it in words
             raise RefusedError(
                 "model_unusable",
                 f"The checkpoint {name} cannot be used: {error}.",
@@ -129,32 +129,32 @@ class DiffusersEngine:
             ) from error
 
     def _draw(self, batch: Sequence[ImageJob]) -> list[Image.Image]:
-        """One call of the pipeline; in the model's thread."""
+        """Make a batch with one call of the pipeline; runs in the model's thread."""
         import torch  # noqa: PLC0415 - heavy, and an extra
 
         first, params = batch[0], batch[0].params
-        more: dict[str, Any] = {}
+        options: dict[str, Any] = {}
         if first.references:
-            more["image"] = [plain_picture(data) for data in first.references]
+            options["image"] = [plain_picture(data) for data in first.references]
         if "guidance_scale" in inspect.signature(self._pipe.__call__).parameters:  # not with reference caching (KV)
-            more["guidance_scale"] = float(params["cfg"])
+            options["guidance_scale"] = float(params["cfg"])
         if params["cfg"] > 1:
-            negatives = [str(picture.params.get("negative_prompt") or "") for picture in batch]
+            negatives = [str(job.params.get("negative_prompt") or "") for job in batch]
             with torch.no_grad():
-                more["negative_prompt_embeds"], _ = self._pipe.encode_prompt(prompt=negatives)
-        found = self._pipe(
-            prompt=[picture.prompt for picture in batch],
+                options["negative_prompt_embeds"], _ = self._pipe.encode_prompt(prompt=negatives)
+        result = self._pipe(
+            prompt=[job.prompt for job in batch],
             width=first.width,
             height=first.height,
             num_inference_steps=int(params["steps"]),
-            generator=[torch.Generator("cpu").manual_seed(picture.seed) for picture in batch],
-            **more,
+            generator=[torch.Generator("cpu").manual_seed(job.seed) for job in batch],
+            **options,
         )
-        return list(found.images)
+        return list(result.images)
 
 
 def check_diffusers(settings: GatewaySettings) -> None:
-    """Refuse what cannot work before anything heavy is loaded. Raises RefusedError."""
+    """Raise RefusedError for settings that cannot work, before anything heavy is loaded."""
     if missing := [name for name in _NEEDED if importlib.util.find_spec(name) is None]:
         raise RefusedError(
             "extra_missing",
@@ -174,9 +174,9 @@ def check_diffusers(settings: GatewaySettings) -> None:
 DTYPES = ("bfloat16", "float16", "float32")
 
 
-def _group(picture: ImageJob) -> Hashable:
-    """What pictures of one batch have in common."""
-    return picture.width, picture.height, picture.params["steps"], picture.params["cfg"], tuple(picture.reference_ids)
+def _group(job: ImageJob) -> Hashable:
+    """The values that all jobs of one batch share."""
+    return job.width, job.height, job.params["steps"], job.params["cfg"], tuple(job.reference_ids)
 
 
 def _best_device(torch: Any) -> str:

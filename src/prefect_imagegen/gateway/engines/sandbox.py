@@ -1,4 +1,4 @@
-"""Placeholder pictures, drawn with Pillow: no model, deterministic, and visibly marked as sandbox."""
+"""The engine `sandbox`: placeholder images drawn with Pillow, deterministic and visibly marked."""
 
 import random
 import textwrap
@@ -17,28 +17,28 @@ _MAX_TEXT = 600
 
 
 class SandboxEngine(PaintingEngine):
-    """Draws the prompt over a seeded gradient, with the references composed in."""
+    """Draws the prompt over a random gradient, with the references as thumbnails."""
 
-    def paint(self, picture: ImageJob) -> ImageOutput:
-        """The same picture for the same request, another for any other; about 40 ms at one megapixel."""
-        size = (picture.width, picture.height)
-        image = _gradient(random.Random(picture.identity), size)  # noqa: S311 - colours, no secrets
-        if picture.references:
-            _compose(image, picture.references)
-        _write(image, picture)
-        return ImageOutput(_encode(image, picture), CONTENT_TYPES[picture.image_format])
+    def paint(self, job: ImageJob) -> ImageOutput:
+        """Draw the placeholder: always the same for one request, different for others; 40 ms at one megapixel."""
+        size = (job.width, job.height)
+        image = _gradient(random.Random(job.identity), size)  # noqa: S311 - colours, no secrets
+        if job.references:
+            _compose(image, job.references)
+        _draw_texts(image, job)
+        return ImageOutput(_encode(image, job), CONTENT_TYPES[job.image_format])
 
 
-def _gradient(chance: random.Random, size: tuple[int, int]) -> Image.Image:
-    """A smooth field of a few colours, with discs of light in it."""
-    hue = chance.random()
+def _gradient(rng: random.Random, size: tuple[int, int]) -> Image.Image:
+    """A smooth gradient of a few colours, with discs of light in it."""
+    hue = rng.random()
     small = Image.new("HSV", (4, 4))
     small.putdata(
         [
             (
-                int(255 * (hue + chance.uniform(-0.12, 0.12) + (0.45 if chance.random() < 0.2 else 0.0))) % 256,
-                chance.randint(90, 190),
-                chance.randint(70, 215),
+                int(255 * (hue + rng.uniform(-0.12, 0.12) + (0.45 if rng.random() < 0.2 else 0.0))) % 256,
+                rng.randint(90, 190),
+                rng.randint(70, 215),
             )
             for _ in range(16)
         ]
@@ -47,9 +47,9 @@ def _gradient(chance: random.Random, size: tuple[int, int]) -> Image.Image:
     light = Image.new("L", image.size, 0)
     brush = ImageDraw.Draw(light)
     for _ in range(5):
-        radius = chance.uniform(0.05, 0.3) * min(image.size)
-        x, y = chance.uniform(0, image.width), chance.uniform(0, image.height)
-        brush.ellipse((x - radius, y - radius, x + radius, y + radius), fill=chance.randint(15, 50))
+        radius = rng.uniform(0.05, 0.3) * min(image.size)
+        x, y = rng.uniform(0, image.width), rng.uniform(0, image.height)
+        brush.ellipse((x - radius, y - radius, x + radius, y + radius), fill=rng.randint(15, 50))
     # Drawn small and without antialiasing, the edges would show as steps once enlarged.
     light = light.filter(ImageFilter.GaussianBlur(2))
     image.paste(Image.new("RGB", image.size, "white"), mask=light)
@@ -57,7 +57,7 @@ def _gradient(chance: random.Random, size: tuple[int, int]) -> Image.Image:
 
 
 def _compose(image: Image.Image, references: Sequence[bytes]) -> None:
-    """The references as framed thumbnails in a row, in order."""
+    """Draw the references as framed thumbnails in a row, in order."""
     side = min(image.width // (len(references) + 1), image.height // 3)
     gap = (image.width - side * len(references)) // (len(references) + 1)
     for position, data in enumerate(references):
@@ -66,18 +66,18 @@ def _compose(image: Image.Image, references: Sequence[bytes]) -> None:
         image.paste(framed, (gap + position * (side + gap), image.height // 12))
 
 
-def _write(image: Image.Image, picture: ImageJob) -> None:
+def _draw_texts(image: Image.Image, job: ImageJob) -> None:
     brush = ImageDraw.Draw(image, "RGBA")
     unit = min(image.size)
     band = max(24, unit // 16)
     brush.rectangle((0, image.height - band, image.width, image.height), fill=(0, 0, 0, 170))
-    label = f"{_LABEL} · {picture.model} · seed {picture.seed}"
-    font = _fitting(label, band * 0.5, image.width * 0.94)
+    label = f"{_LABEL} · {job.model} · seed {job.seed}"
+    font = _fitting_font(label, band * 0.5, image.width * 0.94)
     brush.text((image.width * 0.03, image.height - band / 2), label, font=font, fill="white", anchor="lm")
-    text = _printable(picture.prompt)
+    text = _printable(job.prompt)
     if not text:
         return
-    area = image.height * (0.5 if picture.references else 0.8)
+    area = image.height * (0.5 if job.references else 0.8)
     lines, font, step = _wrapped(text, image.width * 0.88, area, unit)
     top = image.height - band - area + (area - step * len(lines)) / 2
     for number, line in enumerate(lines):
@@ -86,19 +86,19 @@ def _write(image: Image.Image, picture: ImageJob) -> None:
 
 
 def _wrapped(text: str, width: float, height: float, unit: int) -> tuple[list[str], FreeTypeFont, float]:
-    """The text in lines, in the largest size that fits the area."""
+    """The text in lines, with font and line height, in the largest size that fits the area."""
     for divisor in (12, 16, 20, 26, 34, 44):
         size = max(10, unit // divisor)
         lines = textwrap.wrap(text, max(8, int(width / (size * 0.52))))
         if len(lines) * size * 1.3 <= height:
             break
-    shown = lines[: max(1, int(height / (size * 1.3)))]
-    longest = max(shown, key=len)
-    return shown, _fitting(longest, size, width), size * 1.3
+    fitting = lines[: max(1, int(height / (size * 1.3)))]
+    longest = max(fitting, key=len)
+    return fitting, _fitting_font(longest, size, width), size * 1.3
 
 
-def _fitting(text: str, size: float, width: float) -> FreeTypeFont:
-    """The font in this size, or smaller where the text would be wider than that."""
+def _fitting_font(text: str, size: float, width: float) -> FreeTypeFont:
+    """The font in this size, or smaller if the text would be wider than `width`."""
     font = _font(max(8, int(size)))
     length = font.getlength(text)
     return font if length <= width else _font(max(8, int(size * width / length)))
@@ -113,20 +113,20 @@ def _font(size: int) -> FreeTypeFont:
 
 
 def _printable(prompt: str) -> str:
-    """What Pillow's own font can show: its missing signs become a middle dot, long prompts end in an ellipsis."""
+    """The prompt in characters that Pillow's own font has (else a middle dot), cut with an ellipsis if long."""
     text = " ".join(prompt[: 2 * _MAX_TEXT].split())
-    text = "".join(sign if ord(sign) < 0x250 and sign.isprintable() else "·" for sign in text)
+    text = "".join(char if ord(char) < 0x250 and char.isprintable() else "·" for char in text)
     return text if len(text) <= _MAX_TEXT else text[:_MAX_TEXT] + "…"
 
 
-def _encode(image: Image.Image, picture: ImageJob) -> bytes:
-    note = f"{_LABEL}; {picture.model}; seed {picture.seed}"
-    if picture.image_format == "png":
+def _encode(image: Image.Image, job: ImageJob) -> bytes:
+    note = f"{_LABEL}; {job.model}; seed {job.seed}"
+    if job.image_format == "png":
         info = PngImagePlugin.PngInfo()
         info.add_text("Software", "prefect-imagegen sandbox")
         info.add_text("Comment", note)
-        return encode(image, "png", picture.quality, pnginfo=info)
+        return encode(image, "png", job.quality, pnginfo=info)
     exif = Image.Exif()
     exif[0x0131] = "prefect-imagegen sandbox"
     exif[0x010E] = note.replace("·", "-")
-    return encode(image, picture.image_format, picture.quality, exif=exif)
+    return encode(image, job.image_format, job.quality, exif=exif)

@@ -1,4 +1,4 @@
-"""Pre-encoded bytes of a chosen size, made distinct for each request by a text chunk: for benchmarks."""
+"""The engine `static`, for benchmarks: one encoded image of a chosen size, made distinct by a text chunk."""
 
 import io
 import random
@@ -14,25 +14,25 @@ from prefect_imagegen.gateway.settings import GatewaySettings
 
 _SIDE = 1024
 _PNG_HEADER = 33
-"""Signature and IHDR: text chunks go after them."""
+"""Bytes of the PNG signature and IHDR, after which text chunks go."""
 
 
 class StaticEngine(PaintingEngine):
-    """Answers every request with one image of about `static_bytes` bytes, 1024 pixels a side."""
+    """Returns the same image of about `static_bytes` bytes and 1024x1024 pixels for every request."""
 
     def __init__(self, settings: GatewaySettings, metrics: Metrics) -> None:
         super().__init__(settings, metrics)
         self._format = settings.static_format
         self._data = _encoded(settings.static_format, settings.static_bytes)
 
-    def paint(self, picture: ImageJob) -> ImageOutput:
-        """The bytes, with the request's id in a text chunk; they still decode in full."""
-        data = _with_text(self._format, self._data, picture.request_id.encode())
+    def paint(self, job: ImageJob) -> ImageOutput:
+        """The image with the request's id in a text chunk; it still decodes in full."""
+        data = _with_text(self._format, self._data, job.request_id.encode())
         return ImageOutput(data, CONTENT_TYPES[self._format])
 
 
 def _encoded(image_format: str, size: int) -> bytes:
-    """An image of about so many bytes: more or fewer of its rows are noise."""
+    """An encoded image of about `size` bytes, by a binary search over the number of noisy rows."""
     if image_format not in ("png", "jpeg", "webp"):
         raise ValueError(f"no static image of format {image_format!r}: png, jpeg or webp")
     noise = random.Random(0).randbytes(_SIDE * _SIDE * 3)  # noqa: S311 - test pixels

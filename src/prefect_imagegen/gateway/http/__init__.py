@@ -1,1 +1,1 @@
-"""Reading requests and writing answers, faults on the connection included."""
+"""Reading requests and writing answers, injected faults of the connection included."""

@@ -1,4 +1,4 @@
-"""Answers: JSON and images, as a call's fault would have them, and those that end a request early."""
+"""Answers: JSON, images and files, with the fault of the call applied, and answers that end a request early."""
 
 import asyncio
 import json
@@ -15,21 +15,21 @@ from starlette.types import Receive, Scope, Send
 from prefect_imagegen.core.images.image import CONTENT_TYPES, encode
 from prefect_imagegen.core.images.reference_pictures import plain_picture
 from prefect_imagegen.gateway.faults import Fault
-from prefect_imagegen.gateway.http.fault_middleware import Slow, TruncatedResponse
+from prefect_imagegen.gateway.http.fault_middleware import SlowResponse, TruncatedResponse
 
 HTML = "<html><body><h1>Bad Gateway</h1></body></html>"
-"""What somebody else answers who stands before the API."""
+"""The answer of a proxy in front of the API."""
 _JUNK_BYTES = 2048
 _PIECE = 1 << 17
-_OTHER = {"image/png": "jpeg", "image/jpeg": "png"}
+_OTHER_FORMAT = {"image/png": "jpeg", "image/jpeg": "png"}
 _LINGER_S = 30.0
 _LINGER_IDLE_S = 2.0
 _PRIVATE = {"cache-control": "no-store"}
-"""Answers hold addresses of one caller: nothing between keeps them for another."""
+"""Answers contain URLs of one caller: no cache on the way may keep them for another."""
 
 
 class AnswerError(Exception):
-    """Ends a request with this answer."""
+    """Raised to end a request with this answer."""
 
     def __init__(self, response: Response) -> None:
         super().__init__(response.status_code)
@@ -37,7 +37,7 @@ class AnswerError(Exception):
 
 
 class JsonAnswer(Response):
-    """JSON in ASCII: whatever a caller sent and an answer repeats, half a character included, can be sent."""
+    """A JSON answer in ASCII, so that any text of a caller can be repeated, lone surrogates included."""
 
     media_type = "application/json"
 
@@ -46,17 +46,17 @@ class JsonAnswer(Response):
 
 
 class LastAnswer(JsonAnswer):
-    """The answer to a request that is not read to its end: the connection is closed after it.
+    """A JSON answer to a request that is not read to its end; closes the connection.
 
-    What is still coming is taken and dropped for a while: a connection that is closed with bytes unread is reset, and
-    the caller, who is still sending, might never see the answer.
+    The rest of the request is read and dropped for up to 30 s: a connection that is closed with bytes unread is reset,
+    and a caller who is still sending might never see the answer.
     """
 
     def __init__(self, content: Any, status: int, headers: Mapping[str, str] | None = None) -> None:
         super().__init__(content, status, {**(headers or {}), "connection": "close"})
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 - the ASGI signature
-        """Send it, then drop what comes."""
+        """Send it, then drop the rest of the request."""
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         await send({"type": "http.response.body", "body": self.body, "more_body": True})
         is_more = True
@@ -69,9 +69,9 @@ class LastAnswer(JsonAnswer):
 
 
 class FileAnswer(Response):
-    """The answer with a file, read as it is sent: whoever reads slowly keeps no picture in memory.
+    """An answer with a file that is read while it is sent, so that slow readers keep no image in memory.
 
-    It is 404 where the file had to make room for others meanwhile. However the connection ends, the file is closed.
+    It is 404 if the file was removed meanwhile. The file is closed however the connection ends.
     """
 
     def __init__(self, path: Path, media: str) -> None:
@@ -95,33 +95,33 @@ class FileAnswer(Response):
 
 
 def error_answer(status: int, text: str, headers: dict[str, str] | None = None) -> AnswerError:
-    """To be raised: an answer with `{"error": text}`."""
+    """The exception that ends a request with `{"error": text}`."""
     return AnswerError(JsonAnswer({"error": text}, status, headers))
 
 
 async def json_answer(content: Any, fault: Fault | None, status: int = 200) -> Response:
-    """The answer with this JSON, as its fault would have it."""
+    """An answer with this JSON, with the fault of the call applied."""
     return await answer_body(json.dumps(content).encode(), "application/json", fault, dict(_PRIVATE), status)
 
 
 async def answer_body(
     data: bytes, media: str, fault: Fault | None, headers: dict[str, str], status: int = 200
 ) -> Response:
-    """The answer with this body, as its fault would have it."""
+    """An answer with this body, with the fault of the call applied."""
     name = fault.fault if fault else None
     if name == "truncated_body":
         response: Response = TruncatedResponse(data[: len(data) // 2], media, headers, announced=len(data))
     elif name == "wrong_length":
         response = TruncatedResponse(data, media, headers, announced=len(data) + 1)
     elif name == "slow_body" and fault:
-        response = Slow(data, media, headers, 1.0 if fault.seconds is None else fault.seconds)
+        response = SlowResponse(data, media, headers, 1.0 if fault.seconds is None else fault.seconds)
     elif name == "empty_body":
         response = Response(b"", media_type=media, headers=headers)
     elif name == "junk" and fault:
         noise = random.Random(fault.seed).randbytes(_JUNK_BYTES)  # noqa: S311 - a repeatable body
         response = Response(noise, media_type=CONTENT_TYPES["png"], headers=headers)
     elif name == "other_format":
-        other = _OTHER.get(media, "png")
+        other = _OTHER_FORMAT.get(media, "png")
         data = await asyncio.to_thread(_in_format, data, other)
         response = Response(data, media_type=CONTENT_TYPES[other], headers=headers)
     else:

@@ -1,4 +1,4 @@
-"""The outermost layer: every answer names the engine, and faults of the wire itself happen here."""
+"""The outermost ASGI layer: adds the engine's header to every answer, and gives faults access to the connection."""
 
 import asyncio
 from collections.abc import Mapping
@@ -12,18 +12,18 @@ _TRANSPORT = "imagegen.transport"
 
 
 class FaultMiddleware:
-    """Wraps the app: adds the engine's header to every answer, and hands the connection to the faults."""
+    """Adds the engine's header to every answer, and puts the connection's transport into the scope."""
 
     def __init__(self, app: ASGIApp, engine: str) -> None:
         self._app = app
         self._header = (ENGINE_HEADER.encode(), engine.encode())
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """One request."""
+        """Serve one request."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        # uvicorn's `send` is a method of its request cycle, which holds the connection: the one way to drop it.
+        # uvicorn's `send` is a method of its request cycle, which has the transport: the only way to reach it.
         scope[_TRANSPORT] = getattr(getattr(send, "__self__", None), "transport", None)
 
         async def send_with_engine(message: Message) -> None:
@@ -35,10 +35,10 @@ class FaultMiddleware:
 
 
 class DroppedConnection(Response):
-    """No answer at all: the connection is cut."""
+    """No answer: the connection is aborted."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 - the ASGI signature
-        """Cut it, and wait for the server to notice."""
+        """Abort the connection, and wait for the server to notice."""
         transport: asyncio.Transport | None = scope.get(_TRANSPORT)
         if transport is not None:
             transport.abort()
@@ -46,13 +46,13 @@ class DroppedConnection(Response):
 
 
 class TruncatedResponse(Response):
-    """A head that announces more bytes than come before the end of the connection."""
+    """An answer whose content-length announces more bytes than are sent before the connection closes."""
 
     def __init__(self, data: bytes, media_type: str, headers: Mapping[str, str], announced: int) -> None:
         super().__init__(data, media_type=media_type, headers={**headers, "content-length": str(announced)})
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send what there is, then cut."""
+        """Send the bytes, then close the connection."""
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         await send({"type": "http.response.body", "body": self.body, "more_body": True})
         transport: asyncio.Transport | None = scope.get(_TRANSPORT)
@@ -61,8 +61,8 @@ class TruncatedResponse(Response):
         await receive()
 
 
-class Slow(Response):
-    """The whole body, in ten pieces over so many seconds."""
+class SlowResponse(Response):
+    """An answer whose body is sent in ten pieces over `seconds`."""
 
     def __init__(self, data: bytes, media_type: str, headers: Mapping[str, str], seconds: float) -> None:
         super().__init__(data, media_type=media_type, headers=headers)

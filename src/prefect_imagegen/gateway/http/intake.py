@@ -1,4 +1,4 @@
-"""Reading what a caller sends: bounded in bytes, time, depth and text, and parsed off the event loop."""
+"""Reading requests: bodies bounded in bytes, time, depth and text, and the checks before any route."""
 
 import asyncio
 import json
@@ -18,24 +18,24 @@ from prefect_imagegen.gateway.limits import Gate, Limits, Seat, TooBusyError
 
 _PLAIN = frozenset({"", "identity"})
 _SMALL = 1 << 16
-"""Bytes of JSON that are parsed in less time than a thread takes to start."""
-_DATA_HEAD = 256
+"""Smaller JSON is parsed in the event loop: that is quicker than a thread."""
+_MAX_DATA_HEAD = 256
 _PICTURE_TEXT = re.compile(rb'"data:[^"\\]{1024,}')
-"""A picture inside a call: one long string, which costs no more memory than its length."""
-_HALF_CHARACTER = re.compile(rb"\\u[dD][89a-fA-F]")
+"""An image inside a JSON body: one long string, which takes no more memory than its text."""
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 _MARKS = re.compile(rb'"(?:[^"\\]|\\.)*+"|[\[{,\]}]', re.DOTALL)
-_SLOWEST = 1 << 17
-"""Bytes a second: who sends at least so fast is not too slow, however large the body is."""
+_MIN_BYTES_PER_S = 1 << 17
+"""A caller who sends at least so many bytes a second is never too slow, however large the body."""
 _HOST = re.compile(r"(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]+)(:[0-9]{1,5})?")
 _LOOPBACK = re.compile(r"127(\.[0-9]{1,3}){3}|\[::1\]|localhost|.+\.localhost")
 
 
 class BadBodyError(ValueError):
-    """A body is not what it has to be; the message is the API's error text."""
+    """A body that cannot be accepted; the message is the API's error text."""
 
 
 async def json_body(request: Request, limits: Limits, gate: Gate, seat: Seat) -> dict[str, Any]:
-    """The JSON object of the body. Raises the answers 400, 406, 408, 413, 415 and 429."""
+    """Read the JSON object of a body. Raises AnswerError with 400, 406, 408, 413, 415 or 429."""
     if request.headers.get("content-type", "").split(";")[0].strip().lower() != "application/json":
         refuse(406, "Invalid content type")
     data = await _read(request, limits, gate, seat)
@@ -46,7 +46,7 @@ async def json_body(request: Request, limits: Limits, gate: Gate, seat: Seat) ->
 
 
 async def _read(request: Request, limits: Limits, gate: Gate, seat: Seat) -> bytes:
-    """The bytes of the body."""
+    """Read the bytes of a body."""
     if request.headers.get("content-encoding", "").strip().lower() not in _PLAIN:
         refuse(415, "Content-Encoding is not taken: send the body as it is", {"accept-encoding": "identity"})
     pieces: list[bytes] = []
@@ -56,20 +56,20 @@ async def _read(request: Request, limits: Limits, gate: Gate, seat: Seat) -> byt
             begun = asyncio.get_running_loop().time()
             async for piece in _pieces(request.receive):
                 if seat.size + len(piece) > limits.body_bytes:
-                    refuse(413, f"the body is too large ({limits.told('body_bytes')})")
+                    refuse(413, f"the body is too large ({limits.describe('body_bytes')})")
                 gate.grow(seat, len(piece))
                 pieces.append(piece)
                 deadline.reschedule(begun + patience(seat.size, limits))
     except TooBusyError as error:
         raise too_busy(error, 1.0) from None
     except TimeoutError:
-        refuse(408, f"the body did not come in time ({limits.told('receive_s')})")
+        refuse(408, f"the body did not come in time ({limits.describe('receive_s')})")
     return b"".join(pieces)
 
 
 def patience(size: int, limits: Limits) -> float:
-    """Seconds within which the first `size` bytes of a body, and the next ones, have to come."""
-    return limits.receive_s + size / _SLOWEST
+    """Seconds from the start of a body until more than its first `size` bytes must have come."""
+    return limits.receive_s + size / _MIN_BYTES_PER_S
 
 
 async def _pieces(receive: Receive) -> Any:
@@ -83,39 +83,39 @@ async def _pieces(receive: Receive) -> Any:
 
 
 def announced_bytes(headers: Mapping[str, str]) -> int | None:
-    """What `content-length` says."""
+    """The `content-length`; None without one."""
     text = headers.get("content-length", "")
     return int(text) if text.isascii() and text.isdigit() else None
 
 
 def refuse(status: int, text: str, headers: dict[str, str] | None = None) -> NoReturn:
-    """End a request whose body is not read to its end."""
+    """End a request without reading its body to the end. Raises AnswerError."""
     raise AnswerError(LastAnswer({"error": text}, status, headers))
 
 
 def too_busy(error: TooBusyError, seconds: float, headers: dict[str, str] | None = None) -> AnswerError:
-    """To be raised: nothing was accepted, and who comes again later may be."""
+    """The exception for a 429: nothing was accepted; `seconds` becomes `retry-after`."""
     named = {"retry-after": str(max(1, math.ceil(seconds)))}
     return AnswerError(LastAnswer({"error": f"rate_limit_exceeded: {error}"}, 429, named | (headers or {})))
 
 
 def parse(data: bytes, limits: Limits) -> dict[str, Any]:
-    """The JSON object; CPU-bound. Raises BadBodyError before anything is made that is larger than the text."""
-    # Small values take many times the memory of their text, a picture's text does not: so it alone may be long.
+    """Parse a JSON object; CPU-bound. Raises BadBodyError before any value larger than the text is built."""
+    # Small values take many times the memory of their text, an image's text does not: only images may be long.
     if len(data) > limits.text_bytes:
-        pictures = sum(len(match[0]) for match in _PICTURE_TEXT.finditer(data))
-        if len(data) - pictures > limits.text_bytes:
-            raise BadBodyError(f"the body has too much text besides its pictures ({limits.told('text_bytes')})")
+        image_bytes = sum(len(match[0]) for match in _PICTURE_TEXT.finditer(data))
+        if len(data) - image_bytes > limits.text_bytes:
+            raise BadBodyError(f"the body has too much text besides its pictures ({limits.describe('text_bytes')})")
     most = min(limits.json_depth, limits.json_values)
     if data.count(b"[") + data.count(b"{") + data.count(b",") > most:
-        depth, values = _extent(data)
+        depth, values = _depth_and_values(data)
         if depth > limits.json_depth:
-            raise BadBodyError(f"the body is nested too deeply ({limits.told('json_depth')})")
+            raise BadBodyError(f"the body is nested too deeply ({limits.describe('json_depth')})")
         if values > limits.json_values:
-            raise BadBodyError(f"the body has too many values ({limits.told('json_values')})")
+            raise BadBodyError(f"the body has too many values ({limits.describe('json_values')})")
     try:
         body = json.loads(data, parse_constant=_no_number)
-        if _HALF_CHARACTER.search(data):
+        if _SURROGATE.search(data):
             json.dumps(body, ensure_ascii=False).encode()
     except UnicodeEncodeError:
         raise BadBodyError("the body has half a character (a lone surrogate)") from None
@@ -130,10 +130,10 @@ def _no_number(text: str) -> NoReturn:
     raise ValueError(f"{text} is no number of JSON")
 
 
-def _extent(data: bytes) -> tuple[int, int]:
-    """How deep lists and objects stand within each other, and how many values there are; texts are not looked into.
+def _depth_and_values(data: bytes) -> tuple[int, int]:
+    """The nesting depth of JSON and its number of values, without parsing it.
 
-    A value is counted by the comma before it, or by the list or object that it begins; an empty one as if it had one.
+    A value is counted by the comma before it, or by the bracket before it; an empty list or object counts as one.
     """
     depth = deepest = values = 0
     for match in _MARKS.finditer(data):
@@ -148,13 +148,13 @@ def _extent(data: bytes) -> tuple[int, int]:
 
 
 def check_fields(body: Mapping[str, Any], limits: Limits) -> None:
-    """Refuse too long texts wherever they stand, and too many or too large pictures. Raises the answers 400 and 413."""
+    """Refuse texts that are too long, and images that are too many or too large. Raises AnswerError (400, 413)."""
     for name, value in body.items():
-        # Only what stands right in image_urls may be a picture.
-        is_pictures = name == "image_urls" and isinstance(value, list)
-        others = [name, [one for one in value if not isinstance(one, str)] if is_pictures else value]
+        # Only direct items of image_urls may be images.
+        is_images = name == "image_urls" and isinstance(value, list)
+        others = [name, [item for item in value if not isinstance(item, str)] if is_images else value]
         if any(len(text) > limits.field_chars for text in _texts(others)):
-            raise error_answer(400, f"{name[:40]} is too long ({limits.told('field_chars')})")
+            raise error_answer(400, f"{name[:40]} is too long ({limits.describe('field_chars')})")
     check_pictures(body.get("image_urls"), "image_urls", limits)
 
 
@@ -168,26 +168,26 @@ def _texts(value: Any) -> Iterator[str]:
 
 
 def check_pictures(urls: Any, name: str, limits: Limits) -> None:
-    """Refuse too many or too large pictures inside a call. Raises the answers 400 and 413."""
+    """Refuse images inside a call that are too many or too large. Raises AnswerError (400, 413)."""
     if not isinstance(urls, list):
         return
     if len(urls) > limits.references:
-        raise error_answer(400, f"{name} has {len(urls)} images, too many ({limits.told('references')})")
+        raise error_answer(400, f"{name} has {len(urls)} images, too many ({limits.describe('references')})")
     total = 0
     for position, url in enumerate(urls, 1):
         is_data = isinstance(url, str) and url[:5].lower() == "data:"
         if not is_data and isinstance(url, str) and len(url) > limits.field_chars:
-            raise error_answer(400, f"image {position} of {name} is too long ({limits.told('field_chars')})")
-        size = (len(url) - url.find(",", 0, _DATA_HEAD) - 1) * 3 // 4 if is_data else 0
+            raise error_answer(400, f"image {position} of {name} is too long ({limits.describe('field_chars')})")
+        size = (len(url) - url.find(",", 0, _MAX_DATA_HEAD) - 1) * 3 // 4 if is_data else 0
         total += size
         if size > limits.reference_bytes:
-            raise error_answer(413, f"image {position} of {name} is too large ({limits.told('reference_bytes')})")
+            raise error_answer(413, f"image {position} of {name} is too large ({limits.describe('reference_bytes')})")
     if total > limits.references_bytes:
-        raise error_answer(413, f"the images of {name} are too large ({limits.told('references_bytes')})")
+        raise error_answer(413, f"the images of {name} are too large ({limits.describe('references_bytes')})")
 
 
 def is_base_url(url: str) -> bool:
-    """Whether a text is an http(s) URL to which paths can be added."""
+    """Whether a text is an http(s) URL that paths can be appended to (no user, query or fragment)."""
     try:
         parts = urlsplit(url)
         host, _ = parts.hostname, parts.port
@@ -197,11 +197,11 @@ def is_base_url(url: str) -> bool:
     return parts.scheme in ("http", "https") and bool(host) and is_plain and url.isascii() and url.isprintable()
 
 
-class Doorway:
-    """Turns away, before any route is looked for, what no route takes: other hosts, and bodies known to be too large.
+class RequestFilter:
+    """ASGI middleware that refuses, before routing, wrong hosts, bodies too large, and ambiguous body lengths.
 
-    A gateway without a key answers to the names of this machine only: else any web page could reach it through a name
-    of its own that leads here. `public_host` is such a name, too.
+    A gateway without a key answers only to the names of its own machine and to `public_host`: otherwise any web page
+    could reach it through a host name of its own that resolves here (DNS rebinding).
     """
 
     def __init__(self, app: Any, limits: Limits, *, has_key: bool, public_host: str | None) -> None:
@@ -211,7 +211,7 @@ class Doorway:
         self._public_host = public_host
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """One request."""
+        """Serve or refuse one request."""
         answer = self._refusal(scope) if scope["type"] == "http" else None
         await (answer or self._app)(scope, receive, send)
 
@@ -225,12 +225,12 @@ class Doorway:
             text = f"without a key this gateway answers to localhost only, not to {host[:100]} (--public-url)"
             return LastAnswer({"error": text}, 421)
         if "transfer-encoding" in request.headers and "content-length" in request.headers:
-            # Whoever stands between may have gone by the other one, and taken the rest for another request.
+            # A proxy may have used the other length, and taken the rest for another request (request smuggling).
             return LastAnswer({"error": "the length of the body is told twice"}, 400)
         if (announced_bytes(request.headers) or 0) > self._limits.body_bytes:
-            return LastAnswer({"error": f"the body is too large ({self._limits.told('body_bytes')})"}, 413)
+            return LastAnswer({"error": f"the body is too large ({self._limits.describe('body_bytes')})"}, 413)
         return None
 
 
 SEEDS = range(-1, 1 << 63)
-"""What may be a seed: -1 draws one, and the largest is what generators take."""
+"""The valid seeds: -1 for a random one, up to the largest that generators take."""

@@ -1,4 +1,4 @@
-"""HTTP/1.1 on a gateway's connections: uvicorn's own, but heads have a size and requests a time to be here whole."""
+"""HTTP/1.1 for the gateway: uvicorn's protocol with a limit for the size of heads and the time of requests."""
 
 import asyncio
 import json
@@ -11,11 +11,11 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from prefect_imagegen.gateway.http.fault_middleware import ENGINE_HEADER
 from prefect_imagegen.gateway.limits import Limits
 
-_ON_THE_WAY = (h11.IDLE, h11.SEND_BODY)
+_INCOMPLETE = (h11.IDLE, h11.SEND_BODY)
 
 
 def protocol_with(limits: Limits, engine: str) -> type[H11Protocol]:
-    """The protocol of one gateway, for uvicorn's setting `http`."""
+    """The protocol class of one gateway, for uvicorn's setting `http`."""
 
     class Protocol(GatewayProtocol):
         def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -26,32 +26,32 @@ def protocol_with(limits: Limits, engine: str) -> type[H11Protocol]:
 
 
 class GatewayProtocol(H11Protocol):
-    """One connection. uvicorn waits without end for the rest of a head, and for what comes after an answer."""
+    """One connection with a deadline: uvicorn waits without end for the rest of a head, or after an answer."""
 
     limits: Limits
     engine: str
     _deadline: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as in uvicorn
-        """Somebody is there: a first head has to come."""
+        """Start the deadline of the first head."""
         super().connection_made(transport)
         self._watch()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Nobody is there any more."""
+        """Stop the deadline."""
         self._unwatch()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Some bytes came: the deadline is that of the first of them."""
+        """Take bytes in; the deadline runs from the first bytes of a request until it is complete."""
         super().data_received(data)
-        if self.conn.their_state not in _ON_THE_WAY:
+        if self.conn.their_state not in _INCOMPLETE:
             self._unwatch()
         elif not self.transport.is_closing():
             self._watch()
 
     def on_response_complete(self) -> None:
-        """A request was answered: nothing is awaited, unless a part of the next one is here or the rest of this one."""
+        """Stop the deadline after an answer, unless a part of this or the next request is still to come."""
         super().on_response_complete()
         if self.conn.their_state is h11.SEND_BODY or self.conn.trailing_data[0]:
             self._watch()
@@ -59,33 +59,33 @@ class GatewayProtocol(H11Protocol):
             self._unwatch()
 
     def send_400_response(self, msg: str) -> None:
-        """What is no request: in the form of our errors, and told apart where it is too large."""
+        """Answer bytes that are no request in the form of our errors: 431 for a head too large, else 400."""
         if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
-            self.transport.close()  # an answer has begun: another one would be taken for a part of it
+            self.transport.close()  # an answer has begun: a second one would be read as part of it
         elif len(self.conn.trailing_data[0]) > self.limits.head_bytes:
-            self._end(431, f"the head of the request is too large ({self.limits.told('head_bytes')})")
+            self._end(431, f"the head of the request is too large ({self.limits.describe('head_bytes')})")
         else:
             self._end(400, msg)
 
     def _watch(self) -> None:
         if self._deadline is None:
-            self._deadline = self.loop.call_later(self.limits.receive_s, self._is_late)
+            self._deadline = self.loop.call_later(self.limits.receive_s, self._on_deadline)
 
     def _unwatch(self) -> None:
         if self._deadline is not None:
             self._deadline.cancel()
             self._deadline = None
 
-    def _is_late(self) -> None:
+    def _on_deadline(self) -> None:
         self._deadline = None
         if self.transport.is_closing():
             return
         if self.conn.their_state is h11.IDLE and self.conn.our_state is h11.IDLE:
-            self._end(408, f"the request did not come in time ({self.limits.told('receive_s')})")
+            self._end(408, f"the request did not come in time ({self.limits.describe('receive_s')})")
         elif self.cycle is not None and self.cycle.response_complete:
             self.transport.close()
         else:
-            self._watch()  # whoever reads the body has a deadline of its own
+            self._watch()  # a body that is being read has its own deadline
 
     def _end(self, status: int, text: str) -> None:
         headers: Mapping[str, str] = {

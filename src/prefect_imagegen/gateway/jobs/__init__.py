@@ -1,1 +1,1 @@
-"""From a checked call to its images."""
+"""Jobs: from a checked call to its image."""

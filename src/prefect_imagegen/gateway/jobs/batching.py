@@ -1,4 +1,4 @@
-"""Batches: requests that can share one call of a model are gathered, and one batch is worked on at a time."""
+"""Batching: items that can share one call of a model are gathered, and one batch runs at a time."""
 
 import asyncio
 import contextlib
@@ -11,7 +11,7 @@ R = TypeVar("R")
 
 
 @dataclass(slots=True, eq=False)
-class _Waiting(Generic[T, R]):
+class _Waiter(Generic[T, R]):
     item: T
     key: Hashable
     since: float
@@ -19,10 +19,10 @@ class _Waiting(Generic[T, R]):
 
 
 class Batcher(Generic[T, R]):
-    """Gathers items of equal `key` for `run`, which gets at most `most` of them and answers in their order.
+    """Gathers items of equal `key` into batches of at most `most` for `run`, which returns results in their order.
 
-    The oldest item decides which kind is next, so that none starves; it waits at most `delay` seconds for others.
-    A batch that fails is taken apart: its items run one by one, and only what fails by itself fails.
+    The oldest item decides which key is next, so that none starves; it waits at most `delay` seconds for others.
+    The items of a batch that fails are run one by one, so that only those at fault fail.
     """
 
     def __init__(
@@ -37,59 +37,59 @@ class Batcher(Generic[T, R]):
         self._key = key
         self._most = most
         self._delay = delay
-        self._waiting: list[_Waiting[T, R]] = []
-        self._came = asyncio.Event()
-        self._working: asyncio.Task[None] | None = None
+        self._waiting: list[_Waiter[T, R]] = []
+        self._arrived = asyncio.Event()
+        self._worker: asyncio.Task[None] | None = None
 
     async def submit(self, item: T) -> R:
-        """Have one item worked on; its result. Raises what working on it raises."""
-        if self._working is None:
-            self._working = asyncio.create_task(self._work())
+        """Run one item in a batch; returns its result, or raises its exception."""
+        if self._worker is None:
+            self._worker = asyncio.create_task(self._work())
         loop = asyncio.get_running_loop()
-        one = _Waiting[T, R](item, self._key(item), loop.time(), loop.create_future())
-        self._waiting.append(one)
-        self._came.set()
-        return await one.answer
+        waiter = _Waiter[T, R](item, self._key(item), loop.time(), loop.create_future())
+        self._waiting.append(waiter)
+        self._arrived.set()
+        return await waiter.answer
 
     async def close(self) -> None:
-        """Stop working; what waits is cancelled."""
-        if self._working is not None:
-            self._working.cancel()
-            await asyncio.gather(self._working, return_exceptions=True)
-        for one in self._waiting:
-            one.answer.cancel()
+        """Stop; items that wait are cancelled."""
+        if self._worker is not None:
+            self._worker.cancel()
+            await asyncio.gather(self._worker, return_exceptions=True)
+        for waiter in self._waiting:
+            waiter.answer.cancel()
 
     async def _work(self) -> None:
         while True:
-            self._waiting = [one for one in self._waiting if not one.answer.done()]
+            self._waiting = [waiter for waiter in self._waiting if not waiter.answer.done()]
             if not self._waiting:
-                await self._next()
+                await self._next_arrival()
                 continue
             oldest = self._waiting[0]
-            batch = [one for one in self._waiting if one.key == oldest.key][: self._most]
+            batch = [waiter for waiter in self._waiting if waiter.key == oldest.key][: self._most]
             patience = oldest.since + self._delay - asyncio.get_running_loop().time()
             if len(batch) < self._most and patience > 0:
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._next(), patience)
+                    await asyncio.wait_for(self._next_arrival(), patience)
                 continue
-            self._waiting = [one for one in self._waiting if one not in batch]
-            await self._finish(batch)
+            self._waiting = [waiter for waiter in self._waiting if waiter not in batch]
+            await self._run_batch(batch)
 
-    async def _next(self) -> None:
-        self._came.clear()
-        await self._came.wait()
+    async def _next_arrival(self) -> None:
+        self._arrived.clear()
+        await self._arrived.wait()
 
-    async def _finish(self, batch: "list[_Waiting[T, R]]") -> None:
+    async def _run_batch(self, batch: "list[_Waiter[T, R]]") -> None:
         try:
-            results = await self._run([one.item for one in batch])
-            for one, result in zip(batch, results, strict=True):
-                if not one.answer.done():
-                    one.answer.set_result(result)
-        except Exception as error:  # noqa: BLE001 - whatever it is, nobody may wait for ever
+            results = await self._run([waiter.item for waiter in batch])
+            for waiter, result in zip(batch, results, strict=True):
+                if not waiter.answer.done():
+                    waiter.answer.set_result(result)
+        except Exception as error:  # noqa: BLE001 - whatever it is, no caller may wait for ever
             if len(batch) == 1 and not batch[0].answer.done():
                 batch[0].answer.set_exception(error)
-            for one in batch if len(batch) > 1 else ():
-                await self._finish([one])
+            for waiter in batch if len(batch) > 1 else ():
+                await self._run_batch([waiter])
         finally:
-            for one in batch:
-                one.answer.cancel()
+            for waiter in batch:
+                waiter.answer.cancel()

@@ -1,4 +1,4 @@
-"""What `GET /metrics` tells, in the text format of Prometheus."""
+"""The metrics that `GET /metrics` shows, in the text format of Prometheus."""
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
@@ -7,7 +7,7 @@ _SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2, 4, 8, 15, 30, 60, 120, 300)
 
 
 class Metrics:
-    """The figures of one gateway. Each has a registry of its own, so that a process may hold several gateways."""
+    """The metrics of one gateway, in a registry of its own, so that a process can have several gateways."""
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
@@ -29,5 +29,5 @@ class Metrics:
         self.errors = Counter("imagegen_errors", "Requests that failed, by kind", ["kind"], registry=self._registry)
 
     def text(self) -> bytes:
-        """All figures."""
+        """All metrics as text."""
         return generate_latest(self._registry)

@@ -1,4 +1,4 @@
-"""The pictures that a call names: had from where they lie, bounded, and decoded in threads of their own."""
+"""The reference images of calls: fetched or read, bounded, and decoded in threads of their own."""
 
 import asyncio
 import os
@@ -18,9 +18,9 @@ from prefect_imagegen.net.hosts import HostRecords
 
 T = TypeVar("T")
 _FETCH_PATIENCE_S = 30.0
-"""For one reference: somebody waits for the answer."""
-_MOST_THREADS = 4
-"""A decoded picture may take hundreds of megabytes: so many are decoded at a time."""
+"""Seconds for fetching one reference: a caller waits."""
+_MAX_THREADS = 4
+"""At most so many images are decoded at a time: one may take hundreds of megabytes."""
 
 
 class BadReferenceError(ValueError):
@@ -29,7 +29,7 @@ class BadReferenceError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """A picture that decodes: its bytes, their SHA-256, and its size in pixels as it is seen."""
+    """A reference image that decodes: its bytes, their SHA-256, and its upright size in pixels."""
 
     data: bytes
     sha256: str
@@ -37,53 +37,57 @@ class Reference:
 
 
 class References:
-    """Gets the pictures of calls. Lives in one event loop."""
+    """Loads the reference images of calls, for one event loop."""
 
-    def __init__(self, books: AccountState) -> None:
-        limits = books.settings.limits
-        self._books = books
+    def __init__(self, account_state: AccountState) -> None:
+        limits = account_state.settings.limits
+        self._account_state = account_state
         self._limits = limits
         self._policy = FetchPolicy(
-            allow_loopback=books.settings.allow_loopback, patience=_FETCH_PATIENCE_S, max_bytes=limits.reference_bytes
+            allow_loopback=account_state.settings.allow_loopback,
+            patience=_FETCH_PATIENCE_S,
+            max_bytes=limits.reference_bytes,
         )
-        # What one account makes a host refuse is no reason to let it be for the others.
+        # By account: a host that refuses one account's requests is still asked for the others.
         self._hosts: defaultdict[str, HostRecords] = defaultdict(HostRecords)
-        self._threads = ThreadPoolExecutor(min(_MOST_THREADS, os.cpu_count() or 1), thread_name_prefix="decode")
-        # Bytes in memory at a time: those of so many calls. A batch has to come together all the same.
+        self._threads = ThreadPoolExecutor(min(_MAX_THREADS, os.cpu_count() or 1), thread_name_prefix="decode")
+        # Limits the bytes in memory to those of so many calls, but never to less than two full batches.
         most = limits.pending_bytes // max(1, limits.references_bytes)
-        self.turns = asyncio.Semaphore(max(1, most, 2 * books.settings.max_batch))
+        self.turns = asyncio.Semaphore(max(1, most, 2 * account_state.settings.max_batch))
 
     async def of_call(self, urls: Sequence[str], served_at: str, account: str) -> list[Reference]:
-        """The pictures behind an account's URLs, in order. Raises BadReferenceError, BadDataUrlError or FetchError."""
-        left = self._limits.references_bytes
+        """The images behind the URLs of a call, in order. Raises BadReferenceError, BadDataUrlError or FetchError."""
+        remaining = self._limits.references_bytes
 
         async def get(url: str) -> bytes:
-            nonlocal left
+            nonlocal remaining
             data = await self._data(url, served_at, fetcher)
-            left -= len(data)
-            if left < 0:
-                raise BadReferenceError(f"the images are too large together ({self._limits.told('references_bytes')})")
+            remaining -= len(data)
+            if remaining < 0:
+                raise BadReferenceError(
+                    f"the images are too large together ({self._limits.describe('references_bytes')})"
+                )
             return data
 
         async with ReferenceFetcher(self._policy, self._hosts[account]) as fetcher:
-            pictures = await asyncio.gather(*map(get, urls))
-        return [await self.in_thread(self._decoded, data, position) for position, data in enumerate(pictures, 1)]
+            bodies = await asyncio.gather(*map(get, urls))
+        return [await self.in_thread(self._decoded, data, position) for position, data in enumerate(bodies, 1)]
 
     async def in_thread(self, work: Callable[..., T], *arguments: object) -> T:
-        """Have CPU-bound work about pictures done beside the event loop, a few at a time."""
+        """Run CPU-bound work on images in a thread, a few at a time."""
         return await asyncio.get_running_loop().run_in_executor(self._threads, work, *arguments)
 
     async def close(self) -> None:
-        """Wait for what is being decoded; forget the rest."""
+        """Wait for the images being decoded; drop those that wait."""
         await asyncio.to_thread(self._threads.shutdown, wait=True, cancel_futures=True)
 
     async def _data(self, url: str, served_at: str, fetcher: ReferenceFetcher) -> bytes:
-        """The bytes behind one URL; uploads, and data inside the call, need no fetching."""
+        """The bytes behind one URL; data URLs and our own uploads are not fetched."""
         if url.startswith("data:"):
             return (await self.in_thread(image_of_data_url, url, self._limits.reference_bytes))[0]
         if not url.startswith(f"{served_at}/assets/"):
             return await fetcher.fetch(url)
-        path = asset_path(self._books, url.rpartition("/")[2])
+        path = asset_path(self._account_state, url.rpartition("/")[2])
         if path is None:
             raise FetchError("reference_unreachable", f"{redact(url)} could not be fetched: it is gone.")
         return await asyncio.to_thread(path.read_bytes)
@@ -94,7 +98,7 @@ class References:
             sha256 = decode(data).sha256
             return Reference(data, sha256, upright_size(data))
         except BadImageError as error:
-            # What Pillow says of hostile bytes is theirs as much as its own.
+            # Pillow's texts may repeat hostile bytes: only our own errors are shown.
             is_ours = isinstance(error.__cause__, TooManyPixelsError | BadImageError)
             cause = f": {error.__cause__}" if is_ours else ""
             raise BadReferenceError(f"image {position} of image_urls cannot be decoded{cause}") from None

@@ -1,4 +1,4 @@
-"""Where the gateway's work is done: requests are checked, queued, drawn, billed and kept."""
+"""Runs the jobs of a gateway: requests are queued, checked, made into images, billed and recorded."""
 
 import asyncio
 import json
@@ -27,79 +27,79 @@ from prefect_imagegen.net.guard import FetchError
 T = TypeVar("T")
 _logger = logging.getLogger(__name__)
 DEFAULT_SEED = 3425234
-"""What the API's page shows as the default: a fixed number, so that two calls without a seed are alike."""
+"""The default seed on the API's page: fixed, so two calls without a seed give the same image."""
 State = Literal["warming", "ready", "draining"]
 _TICK_S = 0.05
-_FETCHED_WITHIN_S = 30.0
-"""Who has not fetched a result by then will not come."""
+_FETCH_GRACE_S = 30.0
+"""While draining, a finished result waits this long to be fetched."""
 _BLACK_SIDE = 64
 
 
 class BadRequestError(ValueError):
-    """The body cannot be drawn; the message is the API's error text."""
+    """No image can be made for this body; the message is the API's error text."""
 
 
 class JobRunner:
-    """Takes requests into the books and works on them. Lives in one event loop."""
+    """Records the requests of a gateway and runs them on its engine, in one event loop."""
 
-    def __init__(self, books: AccountState) -> None:
-        settings = books.settings
-        self.books = books
+    def __init__(self, account_state: AccountState) -> None:
+        settings = account_state.settings
+        self.account_state = account_state
         self._settings = settings
         self.metrics = Metrics()
         self.engine = ENGINES[settings.engine](settings, self.metrics)
         self.state: State = "warming"
         self._workers = asyncio.Semaphore(settings.workers)
         self._tasks: set[asyncio.Task[None]] = set()
-        self._references = References(books)
+        self._references = References(account_state)
         self.gate = Gate(settings.limits, settings.workers + settings.queue_limit)
-        self._usual_s = max(1.0, settings.latency_s)
-        """Seconds that a request takes, averaged over the last ones."""
-        self.metrics.queue.set_function(lambda: len(self._tasks) - books.in_flight)
-        self.metrics.in_flight.set_function(lambda: books.in_flight)
+        self._average_s = max(1.0, settings.latency_s)
+        """Seconds that a request takes, a moving average."""
+        self.metrics.queue.set_function(lambda: len(self._tasks) - account_state.in_flight)
+        self.metrics.in_flight.set_function(lambda: account_state.in_flight)
 
-    async def get_ready(self) -> None:
-        """Get the engine ready. Raises RefusedError if that cannot be."""
+    async def start_engine(self) -> None:
+        """Start the engine. Raises RefusedError if it cannot work."""
         await self.engine.start()
         if self.state == "warming":
             self.state = "ready"
 
     @property
-    def free_in(self) -> float:
+    def retry_after_s(self) -> float:
         """Seconds after which a full queue may have room again."""
-        return self._usual_s
+        return self._average_s
 
     def open_record(
         self, account: str, model: str, body: dict[str, Any], fault: Fault | None, served_at: str
     ) -> Record:
-        """Enter a request into the books and reserve its price."""
+        """Record an accepted request and reserve its price."""
         seed = body.get("seed", DEFAULT_SEED)
-        drawn = secrets.randbelow(MAX_SEED + 1) if seed == -1 else seed
+        resolved = secrets.randbelow(MAX_SEED + 1) if seed == -1 else seed
         record = Record(str(uuid.uuid4()), model, body, self._settings.clock(), fault=fault, served_at=served_at)
-        record.seed = drawn if isinstance(drawn, int) and not isinstance(drawn, bool) else 0
+        record.seed = resolved if isinstance(resolved, int) and not isinstance(resolved, bool) else 0
         record.account = account
-        self.books.enter(record)
+        self.account_state.enter(record)
         return record
 
     def start(self, record: Record, seat: Seat) -> "asyncio.Task[None]":
-        """Work on a request, whoever goes on listening: a client that hangs up is billed all the same."""
+        """Start the job of a request. It goes on, and is billed, when the client hangs up."""
         task = asyncio.create_task(self._work(record))
-        seat.is_kept = True
+        seat.is_handed_over = True
         task.add_done_callback(lambda _: self.gate.leave(seat))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
 
     async def drain(self) -> None:
-        """Take nothing more; finish what was taken, and let it be fetched, for as long as the settings allow."""
+        """Accept nothing more; finish accepted work and let its results be fetched, for at most `drain_s` seconds."""
         self.state = "draining"
-        left = self._settings.drain_s
-        while left > 0 and (self._tasks or self.books.unfetched(_FETCHED_WITHIN_S)):
+        remaining = self._settings.drain_s
+        while remaining > 0 and (self._tasks or self.account_state.unfetched(_FETCH_GRACE_S)):
             await asyncio.sleep(_TICK_S)
-            left -= _TICK_S
+            remaining -= _TICK_S
 
     async def close(self) -> None:
-        """Let go of what is under way."""
+        """Cancel the work under way, and close the engine."""
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -107,56 +107,56 @@ class JobRunner:
         await self._references.close()
 
     async def _work(self, record: Record) -> None:
-        books, kept = self.books, record.body
+        account_state, body_to_keep = self.account_state, record.body
         async with self._workers:
-            books.in_flight += 1
-            books.max_in_flight = max(books.max_in_flight, books.in_flight)
+            account_state.in_flight += 1
+            account_state.max_in_flight = max(account_state.max_in_flight, account_state.in_flight)
             record.status, record.started = "PROCESSING", self._settings.clock()
             try:
                 if self._settings.latency_s:
                     await asyncio.sleep(self._settings.latency_s)
                 if record.fault and (record.fault.fault, record.fault.when) == ("hang", "during"):
                     await asyncio.sleep(HANG_S if record.fault.seconds is None else record.fault.seconds)
-                kept = await _beside(record.body, kept_body)
-                await self._draw(record)
-                record.cost = books.price(record.model)
-                books.accounts[record.account].charged += record.cost
+                body_to_keep = await _off_loop(record.body, kept_body)
+                await self._process(record)
+                record.cost = account_state.price(record.model)
+                account_state.accounts[record.account].charged += record.cost
                 record.status = "COMPLETED"
                 self.metrics.images.labels(record.model).inc()
             except (BadRequestError, BadReferenceError, BadDataUrlError, FetchError, UndrawableError) as error:
                 record.status, record.error = "FAILED", str(error)
                 self.metrics.errors.labels("bad_request").inc()
-            except Exception as error:  # noqa: BLE001 - whatever it is, the job must end: who polls would wait for ever
-                # Not its bare traceback, in which addresses of the caller may stand.
+            except Exception as error:  # noqa: BLE001 - whatever it is, the job must end: pollers would wait for ever
+                # Redacted: a bare traceback may contain URLs of the caller.
                 _logger.error("request %s failed\n%s", record.request_id, traceback_of(error))  # noqa: TRY400
                 record.status, record.broken = "FAILED", True
                 record.error = f"Internal error: {type(error).__name__}"
                 self.metrics.errors.labels("internal").inc()
             finally:
-                books.in_flight -= 1
-                books.accounts[record.account].reserved -= books.price(record.model)
-                record.finished, record.body = self._settings.clock(), kept
-                books.close(record)
-                taken = record.finished - record.submitted
-                self.metrics.seconds.observe(max(0.0, taken))
-                self._usual_s += 0.2 * (min(60.0, max(1.0, taken)) - self._usual_s)
+                account_state.in_flight -= 1
+                account_state.accounts[record.account].reserved -= account_state.price(record.model)
+                record.finished, record.body = self._settings.clock(), body_to_keep
+                account_state.close(record)
+                seconds = record.finished - record.submitted
+                self.metrics.seconds.observe(max(0.0, seconds))
+                self._average_s += 0.2 * (min(60.0, max(1.0, seconds)) - self._average_s)
 
-    async def _draw(self, record: Record) -> None:
+    async def _process(self, record: Record) -> None:
         fault = record.fault.fault if record.fault else None
         if fault == "failed" and record.fault:
             raise BadRequestError(record.fault.text)
-        params = checked(record.model, record.body)
+        params = checked_params(record.model, record.body)
         if not params["image_urls"]:
-            await self._paint(record, params, [])
+            await self._make_image(record, params, [])
             return
         async with self._references.turns:
-            found = await self._references.of_call(params["image_urls"], record.served_at, record.account)
-            await self._paint(record, params, found)
+            references = await self._references.of_call(params["image_urls"], record.served_at, record.account)
+            await self._make_image(record, params, references)
 
-    async def _paint(self, record: Record, params: Mapping[str, Any], references: Sequence[Reference]) -> None:
+    async def _make_image(self, record: Record, params: Mapping[str, Any], references: Sequence[Reference]) -> None:
         fault = record.fault.fault if record.fault else None
-        identity = await _beside({"model": record.model, **params, "seed": record.seed}, canonical_json)
-        picture = ImageJob(
+        identity = await _off_loop({"model": record.model, **params, "seed": record.seed}, canonical_json)
+        job = ImageJob(
             record.model,
             params["prompt"],
             record.seed,
@@ -169,16 +169,16 @@ class JobRunner:
             reference_ids=[reference.sha256 for reference in references],
             params=params,
         )
-        drawn = await self.engine.draw(picture)
-        record.applied = drawn.applied
-        data = _black(picture.image_format) if fault == "black_image" else drawn.data
-        record.output, record.content_type = f"{record.request_id}.{picture.image_format}", drawn.content_type
-        await asyncio.to_thread((self.books.folder / record.output).write_bytes, data)
-        self.books.outputs.put(record.output, len(data), self._settings.clock())
+        image = await self.engine.draw(job)
+        record.applied = image.applied
+        data = _black(job.image_format) if fault == "black_image" else image.data
+        record.output, record.content_type = f"{record.request_id}.{job.image_format}", image.content_type
+        await asyncio.to_thread((self.account_state.folder / record.output).write_bytes, data)
+        self.account_state.outputs.put(record.output, len(data), self._settings.clock())
 
 
-def checked(model: str, body: Mapping[str, Any]) -> dict[str, Any]:
-    """The parameters with the model's defaults filled in. Raises BadRequestError with the API's error text."""
+def checked_params(model: str, body: Mapping[str, Any]) -> dict[str, Any]:
+    """The parameters of a body, with the model's defaults filled in. Raises BadRequestError."""
     prompt = body.get("prompt")
     if not isinstance(prompt, str) or not prompt:
         raise BadRequestError("Prompt is Mandatory and must be string")
@@ -198,8 +198,8 @@ def checked(model: str, body: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _value(spec: FieldSpec, value: Any) -> Any:
-    kinds = {"string": str, "boolean": bool, "integer": int, "number": (int, float)}[spec.type]
-    if not isinstance(value, kinds) or (isinstance(value, bool) and spec.type != "boolean"):  # type: ignore[arg-type]
+    types = {"string": str, "boolean": bool, "integer": int, "number": (int, float)}[spec.type]
+    if not isinstance(value, types) or (isinstance(value, bool) and spec.type != "boolean"):  # type: ignore[arg-type]
         raise BadRequestError(f"{spec.name} must be of type {spec.type}")
     if spec.minimum is not None and spec.maximum is not None and not spec.minimum <= value <= spec.maximum:
         raise BadRequestError(f"{spec.name} must be between {spec.minimum:g} and {spec.maximum:g}")
@@ -208,8 +208,8 @@ def _value(spec: FieldSpec, value: Any) -> Any:
     return value
 
 
-async def _beside(body: dict[str, Any], work: Callable[[dict[str, Any]], T]) -> T:
-    """Work on a body: beside the event loop where it may hold pictures."""
+async def _off_loop(body: dict[str, Any], work: Callable[[dict[str, Any]], T]) -> T:
+    """Run CPU-bound work on a body; in a thread if the body may contain images."""
     return await asyncio.to_thread(work, body) if body.get("image_urls") else work(body)
 
 
@@ -218,7 +218,7 @@ def _black(image_format: str) -> bytes:
 
 
 def body_text(record: Record) -> str:
-    """The inputs of a request as the history shows them: the repr of a Python dict."""
+    """The body of a request as the history shows it: the repr of a Python dict."""
     return repr(json.loads(json.dumps(record.body)))
 
 

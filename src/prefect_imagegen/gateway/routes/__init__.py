@@ -1,1 +1,1 @@
-"""What the API serves: generation, the account, operation."""
+"""The routes of the API: generation, account and operation."""

@@ -11,39 +11,39 @@ from fastapi.responses import Response
 from prefect_imagegen.core.money import exact, plain
 from prefect_imagegen.gateway.faults import Call
 from prefect_imagegen.gateway.http.answers import FileAnswer, answer_body, error_answer, json_answer
-from prefect_imagegen.gateway.jobs.runner import BadRequestError, JobRunner, checked, media_type
-from prefect_imagegen.gateway.routes.calls import AccountOf, BooksOf, accepted, base_of, inject, pick_fault
+from prefect_imagegen.gateway.jobs.runner import BadRequestError, JobRunner, checked_params, media_type
+from prefect_imagegen.gateway.routes.calls import AccountOf, AccountStateOf, accepted, base_of, inject, pick_fault
 from prefect_imagegen.gateway.state.account import AccountState, Record
 
 router = APIRouter()
 
 
 @router.post("/v1/{model}")
-async def run(model: str, request: Request, books: BooksOf, account: AccountOf) -> Response:
+async def run(model: str, request: Request, account_state: AccountStateOf, account: AccountOf) -> Response:
     """Draw and answer with the image's bytes; cost, seed and id are in the headers."""
-    studio: JobRunner = request.app.state.studio
-    async with accepted(request, books, account, model, "run") as call:
+    runner: JobRunner = request.app.state.runner
+    async with accepted(request, account_state, account, model, "run") as call:
         try:
-            checked(model, call.body)
+            checked_params(model, call.body)
         except BadRequestError as error:
             raise error_answer(400, str(error)) from None
         fault = call.fault
-        record = studio.open_record(account, model, call.body, fault, base_of(request, books))
-        task = studio.start(record, call.seat)
+        record = runner.open_record(account, model, call.body, fault, base_of(request, account_state))
+        task = runner.start(record, call.seat)
     del call  # its body may be large, and the work may take long
     await asyncio.shield(task)
-    if fault is not None and fault.when == "after" and fault.answered not in (None, 200):
-        books.refund(record, f"Internal error: {fault.text}")
+    if fault is not None and fault.when == "after" and fault.replaced_status not in (None, 200):
+        account_state.refund(record, f"Internal error: {fault.text}")
     await inject(fault, "after", request)
     if record.status == "FAILED":
         raise error_answer(500 if record.broken else 400, record.error or "")
-    data, record.fetched = await _output_bytes(books, record), True
+    data, record.fetched = await _output_bytes(account_state, record), True
     headers = {
         "x-request-id": record.request_id,
         "x-cost": plain(record.cost),
         "x-generation-time": f"{(record.finished or 0) - (record.started or 0):.3f}",
         "x-seed-value": str(record.seed),
-        "x-remaining-credits": plain(books.left(account)),
+        "x-remaining-credits": plain(account_state.left(account)),
     }
     if record.applied:
         headers["x-imagegen-applied"] = json.dumps(record.applied)  # ASCII, as headers must be
@@ -51,13 +51,13 @@ async def run(model: str, request: Request, books: BooksOf, account: AccountOf) 
 
 
 @router.post("/v2/{model}")
-async def submit(model: str, request: Request, books: BooksOf, account: AccountOf) -> Response:
+async def submit(model: str, request: Request, account_state: AccountStateOf, account: AccountOf) -> Response:
     """Queue the request; a body that cannot be drawn is found out later, as at Segmind."""
-    studio: JobRunner = request.app.state.studio
-    base = base_of(request, books)
-    async with accepted(request, books, account, model, "submit") as call:
-        record = studio.open_record(account, model, call.body, call.fault, base)
-        studio.start(record, call.seat)
+    runner: JobRunner = request.app.state.runner
+    base = base_of(request, account_state)
+    async with accepted(request, account_state, account, model, "submit") as call:
+        record = runner.open_record(account, model, call.body, call.fault, base)
+        runner.start(record, call.seat)
         fault = call.fault
     await inject(fault, "after", request)
     content = {
@@ -71,26 +71,26 @@ async def submit(model: str, request: Request, books: BooksOf, account: AccountO
 
 
 @router.get("/v2/requests/{request_id}/status")
-async def status(request_id: str, request: Request, books: BooksOf, account: AccountOf) -> Response:
+async def status(request_id: str, request: Request, account_state: AccountStateOf, account: AccountOf) -> Response:
     """The state of a v2 request."""
-    return await _job(request, books, account, request_id, "status")
+    return await _job(request, account_state, account, request_id, "status")
 
 
 @router.get("/v1/requests/{request_id}")
 @router.get("/v2/requests/{request_id}")
-async def result(request_id: str, request: Request, books: BooksOf, account: AccountOf) -> Response:
+async def result(request_id: str, request: Request, account_state: AccountStateOf, account: AccountOf) -> Response:
     """The final body of a v2 request, with the address of its output."""
-    return await _job(request, books, account, request_id, "result")
+    return await _job(request, account_state, account, request_id, "result")
 
 
 @router.get("/generations/{name}")
-async def download(name: str, request: Request, books: BooksOf) -> Response:
+async def download(name: str, request: Request, account_state: AccountStateOf) -> Response:
     """An output; public, as at Segmind, until its time is over."""
-    books.calls["download"] += 1
-    record = books.records.get(name.rsplit(".", 1)[0])
-    fault = pick_fault(books, "download", record)
+    account_state.calls["download"] += 1
+    record = account_state.records.get(name.rsplit(".", 1)[0])
+    fault = pick_fault(account_state, "download", record)
     await inject(fault, "before", request)
-    path = books.output_of(record) if record else None
+    path = account_state.output_of(record) if record else None
     if record is None or path is None or path.name != name:
         raise error_answer(404, "Not Found")
     record.fetched = True
@@ -101,47 +101,47 @@ async def download(name: str, request: Request, books: BooksOf) -> Response:
     return await answer_body(data, media_type(record), fault, {})
 
 
-async def _output_bytes(books: AccountState, record: Record) -> bytes:
-    """The image of a v1 call. One that had to make room for others in the meantime is not charged: raises 500."""
-    path = books.output_of(record)
+async def _output_bytes(account_state: AccountState, record: Record) -> bytes:
+    """The image of a v1 call. Refunds the call and raises AnswerError (500) if the file was removed meanwhile."""
+    path = account_state.output_of(record)
     with suppress(FileNotFoundError):
         if path is not None:
             return await asyncio.to_thread(path.read_bytes)
     text = "Internal error: the output was removed before it was sent, to make room for others"
-    books.refund(record, text)
+    account_state.refund(record, text)
     raise error_answer(500, text)
 
 
-async def _job(request: Request, books: AccountState, account: str, request_id: str, call: Call) -> Response:
+async def _job(request: Request, account_state: AccountState, account: str, request_id: str, call: Call) -> Response:
     """The state (`status`) or the final body (`result`) of a v2 request."""
-    books.calls[call] += 1
-    record = books.find(account, request_id)
-    fault = pick_fault(books, call, record)
+    account_state.calls[call] += 1
+    record = account_state.find(account, request_id)
+    fault = pick_fault(account_state, call, record)
     await inject(fault, "before", request)
     if record is None:
         raise error_answer(404, f"Request {request_id[:100]} not found")
-    status, content = _told(record, books, base_of(request, books), call)
+    status, content = _job_answer(record, account_state, base_of(request, account_state), call)
     await inject(fault, "after", request)
     return await json_answer(content, fault, status)
 
 
-def _told(record: Record, books: AccountState, base: str, call: Call) -> tuple[int, dict[str, Any]]:
-    """HTTP status and body of an answer about a v2 request."""
+def _job_answer(record: Record, account_state: AccountState, base: str, call: Call) -> tuple[int, dict[str, Any]]:
+    """The HTTP status and body of an answer about a v2 request."""
     content: dict[str, Any] = {
         "status": record.status,
         "request_id": record.request_id,
         "metrics": _metrics(record),
     }
     if record.status == "FAILED":
-        said = record.fault.status if record.fault and record.fault.fault == "failed" else 422
-        return (200 if said == 200 else 422), content | {"error": record.error}
+        script_status = record.fault.status if record.fault and record.fault.fault == "failed" else 422
+        return (200 if script_status == 200 else 422), content | {"error": record.error}
     if record.status != "COMPLETED":
         if record.fault and record.fault.fault == "unknown_state":
             content["status"] = "WARMING_UP"
         url = f"{base}/v2/requests/{record.request_id}"
         return 200, content | {"status_url": f"{url}/status", "response_url": url}
-    content["metrics"] |= {"cost": record.cost, "remaining_credits": exact(books.left(record.account))}
-    return 200, content | (_output(record, books, base) if call == "result" else {})
+    content["metrics"] |= {"cost": record.cost, "remaining_credits": exact(account_state.left(record.account))}
+    return 200, content | (_output(record, account_state, base) if call == "result" else {})
 
 
 def _metrics(record: Record) -> dict[str, float]:
@@ -154,9 +154,9 @@ def _metrics(record: Record) -> dict[str, float]:
     }
 
 
-def _output(record: Record, books: AccountState, base: str) -> dict[str, Any]:
+def _output(record: Record, account_state: AccountState, base: str) -> dict[str, Any]:
     url = f"{base}/generations/{record.output}"
-    path = books.output_of(record)
+    path = account_state.output_of(record)
     size = str(path.stat().st_size) if path else "0"
     return {
         "output": url,

@@ -1,4 +1,4 @@
-"""The request history in other shapes than ours: right rows, as another version of the API might answer them."""
+"""The request history in other shapes: the right rows, as another version of the API might answer them."""
 
 import ast
 import json
@@ -14,23 +14,23 @@ Row = dict[str, Any]
 
 
 async def history_answer(
-    data: list[Row] | Row, fault: Fault | None, beside: Mapping[str, Any] | None = None
+    data: list[Row] | Row, fault: Fault | None, extra: Mapping[str, Any] | None = None
 ) -> Response:
-    """The answer with a page of rows, or with one, as its fault would have it; `beside` stands with `data`."""
+    """An answer with a page of rows, or with one row, in the shape of the fault; `extra` goes beside `data`."""
     shape = fault.shape if fault else None
     if fault is None or shape is None:
-        return await json_answer({"data": data, **(beside or {})}, fault)
+        return await json_answer({"data": data, **(extra or {})}, fault)
     if shape == "empty_body":
         return Response(b"", media_type="application/json")
     if shape == "html":
         return HTMLResponse(HTML)
     if shape == "cut":
-        text = json.dumps({"data": data, **(beside or {})}).encode()
+        text = json.dumps({"data": data, **(extra or {})}).encode()
         return await answer_body(text[: len(text) // 2], "application/json", None, {})
     rows = data if isinstance(data, list) else [data]
     if shape in _ROWS:
         rows = [_ROWS[shape](row) for row in rows]
-        return await json_answer({"data": rows if isinstance(data, list) else rows[0], **(beside or {})}, None)
+        return await json_answer({"data": rows if isinstance(data, list) else rows[0], **(extra or {})}, None)
     envelopes: dict[str, Any] = {
         "items": {"data": {"items": rows}},
         "requests": {"requests": rows},
@@ -47,14 +47,14 @@ def _with_text_numbers(row: Row) -> Row:
 def _as_text(value: Any) -> Any:
     """The value with text in place of its numbers and booleans."""
     if isinstance(value, dict):
-        return {name: _as_text(one) for name, one in value.items()}
+        return {name: _as_text(inner) for name, inner in value.items()}
     if isinstance(value, list):
-        return [_as_text(one) for one in value]
+        return [_as_text(inner) for inner in value]
     return json.dumps(value) if isinstance(value, bool | int | float) else value
 
 
 def _without(name: str) -> Callable[[Row], Row]:
-    return lambda row: {one: value for one, value in row.items() if one != name}
+    return lambda row: {key: value for key, value in row.items() if key != name}
 
 
 _ROWS: dict[str, Callable[[Row], Row]] = {

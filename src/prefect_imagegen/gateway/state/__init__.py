@@ -1,1 +1,1 @@
-"""What a gateway remembers: the account, its calls and its files."""
+"""The state of a gateway: accounts, requests and files."""

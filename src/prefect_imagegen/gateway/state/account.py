@@ -1,4 +1,4 @@
-"""The gateway's books: every request, what it was billed, and what the account has left."""
+"""The accounts of a gateway: every request, what it was billed, and the balances."""
 
 import hashlib
 import hmac
@@ -25,7 +25,7 @@ UNLIMITED = 1e6
 
 @dataclass(slots=True)
 class Record:
-    """One request. Times are seconds of the gateway's clock; `cost` is in US dollars, charged on success only."""
+    """One request. Times are in seconds of the gateway's clock; `cost` in US dollars, charged on success only."""
 
     request_id: str
     model: str
@@ -35,7 +35,7 @@ class Record:
     status: str = "QUEUED"
     error: str | None = None
     broken: bool = False
-    """It failed by the gateway's own fault."""
+    """Whether it failed through an error of the gateway itself."""
     cost: float = 0.0
     started: float | None = None
     finished: float | None = None
@@ -45,20 +45,20 @@ class Record:
     fetched: bool = False
     """Whether the image was delivered."""
     applied: Mapping[str, Any] = field(default_factory=dict)
-    """What was used in place of parameters that the engine could not honour."""
+    """The values used in place of parameters that the engine could not honour."""
     served_at: str = ""
-    """The base URL that the client used: under it, uploads are the gateway's own."""
+    """The base URL that the client used: URLs of uploads below it are the gateway's own."""
     size: int = 0
-    """Bytes of the body as it is kept."""
+    """Bytes of the kept body, as JSON."""
     account: str = ""
-    """Whose key sent it; without a name where only one is served."""
+    """The name of the account whose key sent it; empty for the account without a name."""
 
 
 @dataclass(slots=True)
 class Account:
-    """What one account was charged, what is set aside for its work under way, and when it sent its last POSTs.
+    """One account: US dollars charged, and reserved for work under way; the times of its last POSTs; its requests.
 
-    `records` are its own, oldest first: what one account sends makes the gateway forget nothing of another one's.
+    `records` are oldest first. The limits for kept requests count for each account by itself.
     """
 
     charged: float = 0.0
@@ -67,12 +67,12 @@ class Account:
     records: dict[str, Record] = field(default_factory=dict)
     body_bytes: int = 0
     forgotten_until: float = float("-inf")
-    """When the newest request was submitted that is no longer kept: what is older may be missing in the history."""
+    """When the newest request was submitted that is no longer kept; older ones may be missing in the history."""
 
 
 @dataclass(slots=True)
 class AccountState:
-    """All requests of a gateway, and its counters, over all accounts. One event loop writes; other threads may read."""
+    """The requests and counters of a gateway, over all accounts. One event loop writes; other threads may read."""
 
     settings: GatewaySettings
     folder: Path
@@ -83,9 +83,9 @@ class AccountState:
     revoked: bool = False
     accounts: defaultdict[str, Account] = field(default_factory=lambda: defaultdict(Account))
     forgotten: Counter[str] = field(default_factory=Counter)
-    """Requests that are no longer kept, and how many of them were billed."""
+    """Counts of requests that are no longer kept (`requests`), and of those that were billed (`billed`)."""
     secret: bytes = field(default_factory=lambda: secrets.token_bytes(32), repr=False)
-    """What makes the names of uploads impossible to guess."""
+    """The key that makes the names of uploads impossible to guess."""
     outputs: Shelf = field(init=False)
     uploads: Shelf = field(init=False)
 
@@ -95,65 +95,66 @@ class AccountState:
         self.uploads = Shelf(self.folder / "assets", most, None, UPLOAD_NAME)
 
     def enter(self, record: Record) -> None:
-        """A request was accepted: its price is set aside."""
-        own = self.accounts[record.account]
-        own.records[record.request_id] = self.records[record.request_id] = record
-        own.reserved += self.price(record.model)
+        """Add an accepted request, and reserve its price."""
+        account = self.accounts[record.account]
+        account.records[record.request_id] = self.records[record.request_id] = record
+        account.reserved += self.price(record.model)
 
     def close(self, record: Record) -> None:
-        """A request has ended, and its body is the kept one: the oldest requests of its account make room."""
-        own, most = self.accounts[record.account], self.settings.keep_records
+        """Count the kept body of a request that has ended, and drop the oldest requests beyond the limits."""
+        account, most = self.accounts[record.account], self.settings.keep_records
         record.size = len(json.dumps(record.body))
-        own.body_bytes += record.size
-        for oldest in list(islice(own.records.values(), 2 + max(0, len(own.records) - most))):
-            is_much = own.body_bytes > self.settings.keep_body_bytes and oldest is not record
-            if oldest.finished is None or not (is_much or len(own.records) > most):
+        account.body_bytes += record.size
+        for oldest in list(islice(account.records.values(), 2 + max(0, len(account.records) - most))):
+            is_too_large = account.body_bytes > self.settings.keep_body_bytes and oldest is not record
+            if oldest.finished is None or not (is_too_large or len(account.records) > most):
                 continue
-            del self.records[oldest.request_id], own.records[oldest.request_id]
-            own.body_bytes -= oldest.size
-            own.forgotten_until = max(own.forgotten_until, oldest.submitted)
+            del self.records[oldest.request_id], account.records[oldest.request_id]
+            account.body_bytes -= oldest.size
+            account.forgotten_until = max(account.forgotten_until, oldest.submitted)
             self.forgotten["requests"] += 1
             self.forgotten["billed"] += oldest.status == "COMPLETED"
 
     @property
     def models(self) -> list[str]:
-        """The models that are served: a checkpoint serves its own."""
+        """The slugs of the models that are served: those of the checkpoint, where there is one."""
         path = self.settings.model_path
         return sorted(MODELS if path is None else models_of(path, MODELS))
 
     @property
     def has_key(self) -> bool:
-        """Whether a key is set: else any will do."""
+        """Whether any key is set; if not, every key is accepted."""
         return bool(self.settings.accounts or self.settings.api_key)
 
     def account_of(self, key: str) -> str | None:
         """The name of the account that a key belongs to; None for a wrong key."""
-        named = [(name, one) for name, keys in self.settings.accounts.items() for one in keys]
+        pairs = [(name, secret) for name, keys in self.settings.accounts.items() for secret in keys]
         if self.settings.api_key:
-            named.append(("", self.settings.api_key))
-        if not named:
+            pairs.append(("", self.settings.api_key))
+        if not pairs:
             return ""
-        given = key.encode()
-        found = [name for name, one in named if hmac.compare_digest(given, one.get_secret_value().encode())]
-        return found[0] if found else None
+        sent = key.encode()
+        # All keys are compared, so that the time taken reveals nothing.
+        names = [name for name, secret in pairs if hmac.compare_digest(sent, secret.get_secret_value().encode())]
+        return names[0] if names else None
 
     @property
     def charged(self) -> float:
-        """What all accounts were charged."""
-        return sum(one.charged for one in list(self.accounts.values()))
+        """US dollars that all accounts were charged."""
+        return sum(account.charged for account in list(self.accounts.values()))
 
     @property
     def reserved(self) -> float:
-        """What is set aside for work under way."""
-        return sum(one.reserved for one in list(self.accounts.values()))
+        """US dollars reserved for work under way, over all accounts."""
+        return sum(account.reserved for account in list(self.accounts.values()))
 
     @property
     def credits(self) -> float | None:
-        """What the account without a name has left; None: no limit."""
+        """US dollars that the account without a name has left; None without a limit."""
         return None if self.settings.credits is None else self.left("")
 
     def left(self, account: str) -> float:
-        """What an account has left; without a limit, a million."""
+        """US dollars that an account has left; a million without a limit."""
         limit = self.settings.credits
         return UNLIMITED if limit is None else limit - self.accounts[account].charged
 
@@ -163,30 +164,30 @@ class AccountState:
         return [record for record in self.records.values() if record.status == "COMPLETED"]
 
     def billed_by_body(self) -> Counter[str]:
-        """How often each model and body was charged: above one means paid twice."""
+        """How often each model and body was charged: more than once means paid twice."""
         return Counter(f"{record.model} {json.dumps(record.body, sort_keys=True)}" for record in self.billed)
 
     def price(self, model: str) -> float:
-        """What an image costs."""
+        """The price of an image in US dollars."""
         if self.settings.price_usd is not None:
             return self.settings.price_usd
         return PUBLISHED_PRICES_USD.get(model, DEFAULT_PRICE_USD)
 
     def refund(self, record: Record, error: str) -> None:
-        """A v1 call that was not answered with 200 is not charged, however far its work had come."""
+        """Take the charge of a completed v1 call back, since it is not answered with 200; it becomes FAILED."""
         if record.status == "COMPLETED":
             self.accounts[record.account].charged -= record.cost
             record.status, record.error, record.cost = "FAILED", error, 0.0
             self.forgotten["billed"] -= record.request_id not in self.records
 
     def affords(self, account: str, model: str) -> bool:
-        """Whether an account's balance covers one more image besides those under way."""
+        """Whether an account's balance covers one more image, besides those under way."""
         if self.settings.credits is None:
             return True
         return self.left(account) - self.accounts[account].reserved >= self.price(model)
 
-    def over_rate(self, account: str) -> float | None:
-        """Count a POST against the requests per minute; over the limit: the time at which the window ends."""
+    def count_post(self, account: str) -> float | None:
+        """Count a POST against the requests per minute; if it is over the limit, the time when it may come again."""
         limit, now = self.settings.requests_per_minute, self.settings.clock()
         if not limit:
             return None
@@ -199,7 +200,7 @@ class AccountState:
         return None
 
     def find(self, account: str, request_id: str) -> Record | None:
-        """An account's request whose record still lives: one hour from its submission."""
+        """An account's request; None if unknown, of another account, or older than the record's lifetime (1 hour)."""
         record = self.records.get(request_id)
         if record is None or record.account != account:
             return None
@@ -208,7 +209,7 @@ class AccountState:
         return None if record.fault and record.fault.fault == "expired_record" else record
 
     def output_of(self, record: Record) -> Path | None:
-        """The file of a delivered image; removed, and None, when its time is over."""
+        """The file of a finished image; None if there is none (any more). An expired one is removed."""
         if record.output is None or record.finished is None:
             return None
         path = self.folder / record.output
@@ -217,22 +218,22 @@ class AccountState:
         return path if path.exists() else None
 
     def unfetched(self, within_s: float) -> bool:
-        """Whether an image of the last seconds still waits to be fetched."""
+        """Whether an image finished within the last `within_s` seconds was not fetched yet."""
         since = self.settings.clock() - within_s
         return any(
             record.status == "COMPLETED" and not record.fetched and (record.finished or 0) > since
             for record in reversed(self.records.values())
         )
 
-    def landed(self, account: str) -> list[Record]:
-        """The requests that an account's history knows by now, newest first."""
+    def in_history(self, account: str) -> list[Record]:
+        """The requests that an account's history shows by now, newest first."""
         horizon = self.settings.clock() - self.settings.history_lag_s
         own = (record for record in reversed(self.records.values()) if record.account == account)
-        seen = (record for record in own if record.submitted <= horizon)
-        return [record for record in seen if self.settings.history_pending or record.finished is not None]
+        visible = (record for record in own if record.submitted <= horizon)
+        return [record for record in visible if self.settings.history_pending or record.finished is not None]
 
     def statistics(self) -> dict[str, Any]:
-        """The counters, as JSON."""
+        """The counters, as a JSON object."""
         twice = sum(count - 1 for count in self.billed_by_body().values())
         return {
             "calls": dict(self.calls),
@@ -246,18 +247,18 @@ class AccountState:
 
 
 def kept_body(body: dict[str, Any]) -> dict[str, Any]:
-    """A body as the history keeps it: without pictures (nor does the API keep them). CPU-bound where it has some."""
+    """A body as the history keeps it: without images inside it, as at Segmind. CPU-bound if it has some."""
     urls = body.get("image_urls")
     return body | {"image_urls": [_without_data(url) for url in urls]} if isinstance(urls, list) else body
 
 
 def _without_data(url: Any) -> Any:
-    """What stands for a picture that came inside the call; other addresses stay as they are."""
+    """The SHA-256 in place of an image inside the call; other URLs stay as they are."""
     if not isinstance(url, str) or url[:5].lower() != "data:":
         return url
     return f"sha256:{hashlib.sha256(url.encode()).hexdigest()}"
 
 
 def reset_header(moment: float) -> str:
-    """The form of `x-rate-limit-reset-at-utc`: full seconds, rounded up."""
+    """A Unix time in the form of `x-rate-limit-reset-at-utc`: full seconds in UTC, rounded up."""
     return datetime.fromtimestamp(math.ceil(moment), UTC).strftime("%Y-%m-%d %H:%M:%S")

@@ -1,4 +1,4 @@
-"""Uploaded reference images, and images inside a call."""
+"""Uploaded reference images, and images inside a call as data URLs."""
 
 from pathlib import Path
 
@@ -9,17 +9,17 @@ from prefect_imagegen.gateway.state.file_shelf import UPLOAD_NAME
 
 
 class BadDataUrlError(ValueError):
-    """A text is no data URL of an image; the message is the API's error text."""
+    """A text that is not the data URL of an image; the message is the API's error text."""
 
 
-def asset_path(books: AccountState, name: str) -> Path | None:
-    """The file of an upload, if there is one."""
-    path = books.folder / "assets" / name
+def asset_path(account_state: AccountState, name: str) -> Path | None:
+    """The file of an upload; None if there is none."""
+    path = account_state.folder / "assets" / name
     return path if UPLOAD_NAME.fullmatch(name) and path.is_file() else None
 
 
 def image_of_data_url(url: str, max_bytes: int) -> tuple[bytes, str]:
-    """The bytes of a `data:image/...;base64,...` URL, and its sub-type; CPU-bound. Raises BadDataUrlError."""
+    """The bytes and sub-type of a `data:image/...;base64,...` URL; CPU-bound. Raises BadDataUrlError."""
     try:
         data = decode_base64(url)
     except ValueError:

@@ -2,9 +2,9 @@
 
 Sources: the request models of vLLM-Omni 0.30.0 and SGLang 0.5.23. Their defaults differ and surprise (an image as a
 URL, the same seed for every call, 50 steps, the size of the first reference), so size, seed, steps, guidance, format
-and the form of the answer are always sent. Neither has a queue limit: the pool bounds what is in flight. `model` is
-left out, since a wrong one is refused; references go as bytes, since a server that fetches them would see the network
-of the workers.
+and the form of the answer are always sent. Neither limits its queue: the pool limits the calls in flight. `model` is
+left out, since a wrong one is refused; references are sent as bytes, since a server that fetched them could reach the
+network of the workers.
 """
 
 import asyncio
@@ -28,9 +28,9 @@ from prefect_imagegen.core.redact import redact
 from prefect_imagegen.core.request.models import MODELS, pixels_of
 from prefect_imagegen.core.request.profiles import models_of
 from prefect_imagegen.core.request.request import GenerationRequest, plain_number
+from prefect_imagegen.net.bodies import UNREADABLE, describe_error, read_body
 from prefect_imagegen.net.client import make_client
 from prefect_imagegen.ports import Balance, Delivery, Health, Submission
-from prefect_imagegen.providers.segmind.http import UNREADABLE, plain_name, read_body
 
 _PNG_COMPRESSION = 60
 """vLLM-Omni: 9 - 60 // 11 = zlib level 4; its default of 100 means no compression at all."""
@@ -47,7 +47,7 @@ _STATUS_KINDS = {
 
 @dataclass(frozen=True, slots=True)
 class ImagesEngine:
-    """How one engine differs: the word of its /health when it can work, and what it does with a negative prompt."""
+    """One server program: its name, its status in /health when ready, and whether it uses negative prompts."""
 
     name: str
     healthy: str
@@ -63,11 +63,11 @@ ENGINES: Mapping[str, ImagesEngine] = MappingProxyType(
         )
     }
 )
-"""By the status that /health tells."""
+"""The engines by the status that their /health reports when ready."""
 
 
 class OpenAIImages:
-    """A `ports.Dialect` over one server. Close it with `aclose`."""
+    """A `ports.Dialect` for one server with the Images API. Close it with `aclose`."""
 
     queues = False
 
@@ -84,46 +84,51 @@ class OpenAIImages:
         self._client = make_client(max_connections=64, connect_timeout=connect_timeout, read_timeout=deadline)
 
     async def health(self) -> Health:
-        """`GET /health`: 200 means ready; SGLang holds calls back while it warms up, so it is asked before any."""
+        """`GET /health`: 200 means ready. Asked before any call: SGLang blocks calls while it warms up."""
         try:
             async with self._client.stream("GET", f"{self._base}/health", timeout=10.0) as response:
                 value = answers.parse_json(await read_body(response))
         except UNREADABLE as error:
-            return Health(False, f"no answer: {plain_name(error)}")
-        told = str(value.get("status") or "") if isinstance(value, dict) else ""
-        self._engine = ENGINES.get(told, self._engine)
+            return Health(False, f"no answer: {describe_error(error)}")
+        status = str(value.get("status") or "") if isinstance(value, dict) else ""
+        self._engine = ENGINES.get(status, self._engine)
         name = self._engine.name if self._engine else None
-        return Health(response.status_code == 200, told or f"status {response.status_code}", name, models=self._models)
+        return Health(
+            response.status_code == 200, status or f"status {response.status_code}", name, models=self._models
+        )
 
     async def check(self) -> Balance:
-        """`GET /v1/models` with the key, which /health does not ask for; it names the checkpoint besides."""
+        """`GET /v1/models`: proves the key, which /health does not ask for, and names the checkpoint.
+
+        Raises ProviderError.
+        """
         try:
             async with self._client.stream(
                 "GET", f"{self._base}/v1/models", headers=self._headers, timeout=10.0
             ) as response:
                 body = await read_body(response)
         except UNREADABLE as error:
-            raise ProviderError("unsent", f"no answer: {plain_name(error)}") from error
+            raise ProviderError("unsent", f"no answer: {describe_error(error)}") from error
         if response.status_code in (401, 403):
             raise self._refusal(response, body)
         self._models = _served(answers.parse_json(body))
         return Balance(None)
 
     async def submit(self, request: GenerationRequest, image_urls: Sequence[str]) -> Submission:
-        """POST once, and return with the opened answer."""
-        pictures = [base64.b64decode(url.partition(",")[2]) for url in image_urls]
-        first = await asyncio.to_thread(_size_of_first, pictures)
+        """Send one POST; returns with the opened answer. Raises ProviderError."""
+        images = [base64.b64decode(url.partition(",")[2]) for url in image_urls]
+        first = await asyncio.to_thread(_size_of_first, images)
         fields = fields_of(request, first)
         options: dict[str, Any] = {"json": fields}
-        if pictures:
+        if images:
             files = [
                 ("image", (f"{number}.bin", data, _media(url)))
-                for number, (data, url) in enumerate(zip(pictures, image_urls, strict=True))
+                for number, (data, url) in enumerate(zip(images, image_urls, strict=True))
             ]
             options = {"data": {name: str(value) for name, value in fields.items()}, "files": files}
         call = self._client.build_request(
             "POST",
-            f"{self._base}/v1/images/{'edits' if pictures else 'generations'}",
+            f"{self._base}/v1/images/{'edits' if images else 'generations'}",
             headers=self._headers,
             **options,
         )
@@ -133,11 +138,11 @@ class OpenAIImages:
                 return Submission(request, None, open_body=(response, fields["size"]))
             body = await read_body(response)
         except UNREADABLE as error:
-            raise ProviderError("unknown", f"no answer: {plain_name(error)}") from error
+            raise ProviderError("unknown", f"no answer: {describe_error(error)}") from error
         raise self._refusal(response, body)
 
-    def _picture_text(self, body: bytes) -> str:
-        """The one picture of an answer, in base64. Raises ProviderError."""
+    def _base64_image(self, body: bytes) -> str:
+        """The image of an answer, in base64. Raises ProviderError (`bad_output`)."""
         value = answers.parse_json(body)
         items = value.get("data") if isinstance(value, dict) else None
         item = items[0] if isinstance(items, list) and items and isinstance(items[0], dict) else {}
@@ -145,13 +150,13 @@ class OpenAIImages:
         if not text and isinstance(url, str) and url[:5].lower() == "data:":
             text = url
         if not isinstance(text, str) or not text:
-            what = "a URL instead of the image's bytes" if url else "no image"
+            content = "a URL instead of the image's bytes" if url else "no image"
             text = redact(answers.error_text(body), self._key)[:200]
-            raise ProviderError("bad_output", f"the answer has {what}: {text}", status=200)
+            raise ProviderError("bad_output", f"the answer has {content}: {text}", status=200)
         return text
 
     def _refusal(self, response: httpx.Response, body: bytes) -> ProviderError:
-        """What an answer other than success means; a redirect is another service's."""
+        """The error that an answer without success means; a redirect means that this is another service."""
         status = response.status_code
         other = "unavailable" if status > 500 else "invalid_request" if status >= 400 else "protocol"
         return ProviderError(
@@ -164,25 +169,25 @@ class OpenAIImages:
         )
 
     async def collect(self, submission: Submission) -> Delivery:
-        """Read the answer: one picture in base64, of the size that was asked for."""
+        """Read the answer: one image in base64, of the size that was asked for. Raises ProviderError."""
         response, size = submission.open_body
         try:
             body = await read_body(response)
         except UNREADABLE as error:
-            raise ProviderError("unknown", f"the answer broke off: {plain_name(error)}") from error
-        text = self._picture_text(body)
+            raise ProviderError("unknown", f"the answer broke off: {describe_error(error)}") from error
+        text = self._base64_image(body)
         try:
             data = decode_base64(text)
         except ValueError as error:
             raise ProviderError("bad_output", f"the image is cut off, or no base64: {error}", status=200) from error
         try:
             if lacks_padding(text):
-                await asyncio.to_thread(decode, data)  # a picture that is cut off looks like one that is not padded
-            found = "{}x{}".format(*upright_size(data))
+                await asyncio.to_thread(decode, data)  # an image that is cut off looks like one without padding
+            actual = "{}x{}".format(*upright_size(data))
         except BadImageError as error:
             raise ProviderError("bad_output", str(error), status=200) from error
-        if found != size:
-            raise ProviderError("bad_output", f"the image has {found} pixels instead of {size}", status=200)
+        if actual != size:
+            raise ProviderError("bad_output", f"the image has {actual} pixels instead of {size}", status=200)
         applied: dict[str, Any] = {"size": size}
         negative = submission.request.params.get("negative_prompt")
         if negative and self._engine is not None and not self._engine.uses_negative_prompt:
@@ -195,7 +200,9 @@ class OpenAIImages:
 
 
 def fields_of(request: GenerationRequest, first: tuple[int, int] | None) -> dict[str, Any]:
-    """The fields of a call, for generations (JSON) and edits (a form) alike; `first` is the first reference's size.
+    """The fields of a call, the same for generations (JSON) and edits (a form).
+
+    `first` is the size of the first reference in pixels, None without references.
 
     Raises ProviderError (`invalid_request`) for an aspect ratio without a known size.
     """
@@ -212,23 +219,26 @@ def fields_of(request: GenerationRequest, first: tuple[int, int] | None) -> dict
         "size": f"{width}x{height}",
         "response_format": "b64_json",
         "seed": request.seed,
-        # Seeds drawn on the CPU mean the same on every kind of GPU.
+        # Noise made on the CPU is the same for a seed on every kind of GPU.
         "generator_device": "cpu",
         "num_inference_steps": params.get("steps", 4),
         "guidance_scale": float(params.get("cfg", 1)),
         "output_format": image_format,
         "output_compression": _PNG_COMPRESSION if image_format == "png" else params.get("quality", 90),
     }
-    # SGLang guides by any negative prompt, the empty one included, even where the checkpoint is distilled.
+    # SGLang applies guidance for any negative prompt, even an empty one or with a distilled checkpoint.
     if params.get("negative_prompt") and fields["guidance_scale"] > 1:
         fields["negative_prompt"] = params["negative_prompt"]
     return fields
 
 
-def _size_of_first(pictures: Sequence[bytes]) -> tuple[int, int] | None:
-    """The size of the first reference, upright, in pixels. Raises ProviderError where any is no picture."""
+def _size_of_first(images: Sequence[bytes]) -> tuple[int, int] | None:
+    """The upright size of the first reference in pixels; None without references.
+
+    Raises ProviderError (`invalid_request`) where any of them is not an image.
+    """
     sizes = []
-    for number, data in enumerate(pictures, 1):
+    for number, data in enumerate(images, 1):
         try:
             sizes.append(upright_size(data))
         except BadImageError as error:
@@ -237,7 +247,7 @@ def _size_of_first(pictures: Sequence[bytes]) -> tuple[int, int] | None:
 
 
 def _served(value: Any) -> frozenset[str] | None:
-    """The models that a list of checkpoints stands for; None where their names do not tell."""
+    """The models that the listed checkpoints serve; None where their names do not say."""
     items = value.get("data") if isinstance(value, dict) else None
     names = [str(item.get("id")) for item in items if isinstance(item, dict)] if isinstance(items, list) else []
     if not names or not all("klein" in name.lower() for name in names):

@@ -1,4 +1,4 @@
-"""The workers of a pool: who is up, who is left out and why, and who comes back."""
+"""The health of a pool's workers: which ones are up, which are left out and why, and when they return."""
 
 import asyncio
 import logging
@@ -13,42 +13,42 @@ from prefect_imagegen.providers.pool.endpoint import IN_A_ROW, Endpoint, Judgeme
 from prefect_imagegen.providers.segmind.provider import SANDBOX_ENGINES
 
 _logger = logging.getLogger(__name__)
-_FIRST_PROBE_S, _LAST_PROBE_S = 0.5, 30.0
+_MIN_PROBE_S, _MAX_PROBE_S = 0.5, 30.0
 _OPENING_LOOK_S = 5.0
 _MEANWHILE = "its calls go to the others, if there are some"
 
 
 class Workers:
-    """Looks after the endpoints of a pool. `on_look` is called whenever one has told of itself."""
+    """Watches the endpoints of a pool. `on_health` is called whenever one has reported its health."""
 
     def __init__(
-        self, endpoints: Sequence[Endpoint], clock: Clock, profile: Profile | None, on_look: Callable[[], None]
+        self, endpoints: Sequence[Endpoint], clock: Clock, profile: Profile | None, on_health: Callable[[], None]
     ) -> None:
         self._endpoints = endpoints
         self._clock = clock
         self._profile = profile
-        self._on_look = on_look
-        self.moved = asyncio.Event()
-        """Set whenever there may be room somewhere."""
+        self._on_health = on_health
+        self.changed = asyncio.Event()
+        """Set whenever a worker may have become free, healthy or left out."""
         self.left_out: dict[str, str] = {}
-        """Why workers were left out, by address."""
+        """Why workers were left out, by base URL."""
         self._probes: set[asyncio.Task[None]] = set()
         self._outages: dict[str, Outage] = defaultdict(Outage)
 
     async def open(self, deadline: float) -> None:
-        """Wait for the first healthy worker; the others are looked after meanwhile.
+        """Wait for the first healthy worker; the others are probed meanwhile.
 
         Raises ProviderError (`no_worker`) after the deadline, RefusedError for workers that cannot serve this run.
         """
         await self.look_at_all()
         self._refuse_useless()
-        self._refuse_a_mixture()
+        self._refuse_mixture()
         for endpoint in self._endpoints:
             if endpoint.barred:
-                self._left_out(endpoint, "for the rest of this run")
+                self._log_left_out(endpoint, "for the rest of this run")
             elif not endpoint.up:
-                self._left_out(endpoint, "until it is healthy")
-                self._watch(endpoint, _FIRST_PROBE_S)
+                self._log_left_out(endpoint, "until it is healthy")
+                self._watch(endpoint, _MIN_PROBE_S)
         waited = 0.0
         while not any(endpoint.up for endpoint in self._endpoints):
             self._refuse_useless()
@@ -60,42 +60,42 @@ class Workers:
             patience = min(_OPENING_LOOK_S, deadline - waited)
             await self.wait(patience)
             waited += patience
-        self._refuse_a_mixture()
+        self._refuse_mixture()
 
     async def look_at_all(self) -> None:
-        """Ask every worker how it is."""
+        """Read the health of every worker."""
         await asyncio.gather(*(self._look(endpoint) for endpoint in self._endpoints))
 
     async def aclose(self) -> None:
-        """Stop looking after them."""
+        """Stop probing."""
         for probe in self._probes:
             probe.cancel()
         await asyncio.gather(*self._probes, return_exceptions=True)
 
     async def wait(self, seconds: float | None) -> None:
-        """Wait until something has moved, or for so long."""
-        self.moved.clear()
-        waits: list[asyncio.Future[object]] = [asyncio.ensure_future(self.moved.wait())]
+        """Wait until something has changed, or for so many seconds (None: without a limit)."""
+        self.changed.clear()
+        waits: list[asyncio.Future[object]] = [asyncio.ensure_future(self.changed.wait())]
         if seconds is not None:
             waits.append(asyncio.ensure_future(self._sleep(seconds)))
         try:
             await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            for one in waits:
-                one.cancel()
+            for waiting in waits:
+                waiting.cancel()
 
     async def _sleep(self, seconds: float) -> object:
         await self._clock.sleep(seconds)
         return None
 
-    def blame(self, endpoint: Endpoint, error: ProviderError) -> None:
-        """A worker has refused a row that another one takes."""
+    def note_refused_row(self, endpoint: Endpoint, error: ProviderError) -> None:
+        """Count a row that this worker has refused and another one took; after several it is left out."""
         endpoint.failures += 1
         if endpoint.failures >= IN_A_ROW:
             self.eject(endpoint, Judgement(error, "rest", f"it refuses what others take: {error.message}"))
 
     def eject(self, endpoint: Endpoint, judgement: Judgement) -> None:
-        """Leave a worker out, and say so; until it is healthy again, or for the rest of the run."""
+        """Leave a worker out, as a judgement says, and log it."""
         if not judgement.out or not endpoint.up:
             endpoint.barred = endpoint.barred or judgement.out == "barred"
             return
@@ -103,13 +103,13 @@ class Workers:
         endpoint.refused = endpoint.refused or judgement.is_refusal
         endpoint.barred = judgement.out == "barred"
         until = "for the rest of this run" if endpoint.barred else "until it is healthy again"
-        self._left_out(endpoint, until)
+        self._log_left_out(endpoint, until)
         if not endpoint.barred:
-            self._watch(endpoint, endpoint.rest() if judgement.out == "rest" else _FIRST_PROBE_S)
-        self.moved.set()
+            self._watch(endpoint, endpoint.next_rest() if judgement.out == "rest" else _MIN_PROBE_S)
+        self.changed.set()
 
-    def _left_out(self, endpoint: Endpoint, until: str) -> None:
-        """Say why a worker is left out: once until it is back, and once more where it never comes back."""
+    def _log_left_out(self, endpoint: Endpoint, until: str) -> None:
+        """Log why a worker is left out: once until it is back, and once more if it never comes back."""
         lasted = self._outages[endpoint.name].failed(self._clock.monotonic())
         if endpoint.barred:
             _logger.warning("Worker %s is left out %s: %s", endpoint.name, until, endpoint.why_down)
@@ -118,8 +118,8 @@ class Workers:
             _logger.warning("Worker %s is left out %s: %s (%s; %s)", endpoint.name, until, why, since, _MEANWHILE)
         self.left_out[endpoint.name] = endpoint.why_down
 
-    def _is_back(self, endpoint: Endpoint) -> None:
-        """Say that a worker is back, if it was said that it is left out."""
+    def _log_back(self, endpoint: Endpoint) -> None:
+        """Log that a worker is back, if it was logged as left out."""
         seconds = self._outages[endpoint.name].worked(self._clock.monotonic())
         if seconds is not None:
             _logger.warning("Worker %s is ready, after %.0f s. Nothing was lost.", endpoint.name, seconds)
@@ -130,27 +130,27 @@ class Workers:
         task.add_done_callback(self._probes.discard)
 
     async def _probe(self, endpoint: Endpoint, pause: float) -> None:
-        """Ask a worker for its health, ever more seldom, until it is back."""
+        """Read a worker's health, ever less often, until it is back or barred."""
         while not endpoint.up and not endpoint.barred:
             await self._clock.sleep(pause)
-            pause = min(_LAST_PROBE_S, 2 * pause)
+            pause = min(_MAX_PROBE_S, 2 * pause)
             endpoint.on_trial = endpoint.rests > 0
             await self._look(endpoint)
             if not endpoint.up and not endpoint.barred:
-                self._left_out(endpoint, "until it is healthy again")
+                self._log_left_out(endpoint, "until it is healthy again")
         if endpoint.barred:
             endpoint.up = False
-            self._left_out(endpoint, "for the rest of this run")
+            self._log_left_out(endpoint, "for the rest of this run")
         else:
-            self._is_back(endpoint)
-        self.moved.set()
+            self._log_back(endpoint)
+        self.changed.set()
 
     @property
     def _reasons(self) -> str:
         return "; ".join(f"{endpoint.name}: {endpoint.why_down}" for endpoint in self._endpoints)
 
     def _refuse_useless(self) -> None:
-        """Refuse to begin where every worker runs another profile, or rejects our key."""
+        """Raise RefusedError where every worker runs another profile, or rejects our key."""
         misfits = [endpoint for endpoint in self._endpoints if endpoint.misfit(self._profile)]
         if len(misfits) == len(self._endpoints):
             raise RefusedError(
@@ -158,7 +158,7 @@ class Workers:
                 f"{misfits[0].name} {misfits[0].why_down}.",
                 remedy="Use its --profile, or other workers.",
             )
-        if all(one.barred or one in misfits for one in self._endpoints):
+        if all(endpoint.barred or endpoint in misfits for endpoint in self._endpoints):
             raise RefusedError(
                 "wrong_key",
                 f"No worker takes the key: {self._reasons}.",
@@ -167,11 +167,11 @@ class Workers:
 
     async def _look(self, endpoint: Endpoint) -> None:
         await endpoint.look(self._profile)
-        self._on_look()
+        self._on_health()
 
-    def _refuse_a_mixture(self) -> None:
-        """Placeholders and real images never share a store."""
-        kinds = {one.health.engine in SANDBOX_ENGINES for one in self._endpoints if one.up}
-        names = ", ".join(one.name for one in self._endpoints)
+    def _refuse_mixture(self) -> None:
+        """Raise RefusedError where some workers make placeholders and others real images: they never share a store."""
+        kinds = {endpoint.health.engine in SANDBOX_ENGINES for endpoint in self._endpoints if endpoint.up}
+        names = ", ".join(endpoint.name for endpoint in self._endpoints)
         if len(kinds) > 1:
             raise RefusedError("mixed_pool", f"Some of {names} are sandboxes, some are not.", remedy="Use one kind.")

@@ -1,6 +1,7 @@
-"""What became of a call, by its id: polled, and fetched from its record, the request history and the CDN.
+"""The results of accepted calls, by request id: polled, then fetched from the record, the history and the CDN.
 
-Only ever GETs: nothing here can buy an image. What is not understood is said to `odd`, and proves nothing.
+Only GETs: nothing here can buy an image. An answer that is not understood is reported to `report_odd`, and proves
+nothing.
 """
 
 import asyncio
@@ -11,25 +12,26 @@ from urllib.parse import quote
 from prefect_imagegen.core import answers
 from prefect_imagegen.core.errors import ProviderError
 from prefect_imagegen.core.policy.outcomes import classify_failure
+from prefect_imagegen.net.bodies import UNREADABLE, describe_error, read_body
 from prefect_imagegen.ports import Delivery
 from prefect_imagegen.providers.segmind.history import SegmindHistory
-from prefect_imagegen.providers.segmind.http import GET_TRIES, UNREADABLE, SegmindHttp, plain_name, read_body
+from prefect_imagegen.providers.segmind.http import GET_TRIES, SegmindHttp
 from prefect_imagegen.providers.segmind.polls import Polls
 
 _EXPIRED = 404
 _OUTPUT_PATIENCE = 3
-"""So often a finished job is asked for its output before the history is."""
+"""A job that has a record but no end yet is looked up in the history at every third poll."""
 
 
 class SegmindJobs:
-    """The accepted calls of one account. `has_records`: whether they have a record of their own (v2)."""
+    """The accepted calls of one account. `has_records`: the API serves a record for each call (v2)."""
 
     def __init__(
         self,
         base_url: str,
         http: SegmindHttp,
         history: SegmindHistory,
-        odd: Callable[[str], None],
+        report_odd: Callable[[str], None],
         *,
         deadline: float,
         has_records: bool,
@@ -37,17 +39,18 @@ class SegmindJobs:
         self._base = base_url
         self._http = http
         self._history = history
-        self._odd = odd
+        self._report_odd = report_odd
         self._deadline = deadline
         self._has_records = has_records
         self._polls = Polls()
 
     async def fetch(self, request_id: str, *, is_old: bool = False) -> Delivery:
-        """The result of a call by its id, from its record or the history; asks until --deadline. Outputs live 7 days.
+        """The result of a call by its id, from its record or the history, asked for until the deadline.
 
-        One that an earlier run sent (`is_old`), and of which neither knows anything, is asked for once.
+        The API keeps outputs for 7 days. A call that an earlier run sent (`is_old`) is given up at once if neither the
+        record nor the history knows it. Raises ProviderError.
         """
-        job = await self._ended(request_id, is_old=is_old)
+        job = await self._await_end(request_id, is_old=is_old)
         if job.state == "FAILED":
             text = job.error or ""
             raise ProviderError(
@@ -70,12 +73,12 @@ class SegmindJobs:
             if error.status not in (404, 410):
                 raise
             try:
-                other = await self._recorded(request_id)  # it may know another address
-            except ProviderError as untold:
-                if untold.kind == "auth":
+                other = await self._look_up(request_id)  # it may have another address
+            except ProviderError as failure:
+                if failure.kind == "auth":
                     raise
-                # Whether there is one is not known: without its status the error says nothing for good.
-                text = f"{error.message}; {untold.message}"
+                # Whether there is another address is not known: an error without a status is not final.
+                text = f"{error.message}; {failure.message}"
                 raise ProviderError("submitted", text, request_id=request_id) from error
             if other is None or other.state != "COMPLETED" or other.outputs == job.outputs:
                 raise
@@ -84,50 +87,50 @@ class SegmindJobs:
     async def delivery(
         self, outputs: Sequence[answers.Output], request_id: str | None, media: str | None, facts: Mapping[str, Any]
     ) -> Delivery:
-        """The bytes of all images of one answer."""
-        found: list[bytes] = []
+        """The bytes of all images of one answer, downloaded where it names URLs. Raises ProviderError."""
+        images: list[bytes] = []
         for output in outputs:
             if output.data is not None:
-                found.append(output.data)
+                images.append(output.data)
             else:
                 data, media = await self._http.download(output.url or "", request_id)
-                found.append(data)
-        return Delivery(found[0], media, more=tuple(found[1:]), **facts)
+                images.append(data)
+        return Delivery(images[0], media, more=tuple(images[1:]), **facts)
 
-    async def _ended(self, request_id: str, *, is_old: bool) -> answers.JobAnswer:
-        """Ask until the job has ended: failed, as two answers agree, or completed, with its outputs named."""
+    async def _await_end(self, request_id: str, *, is_old: bool) -> answers.JobAnswer:
+        """Poll until the job has ended: completed with named outputs, or failed according to two answers."""
         loop = asyncio.get_running_loop()
-        started, asked = loop.time(), 0
+        started, polls = loop.time(), 0
         while (elapsed := loop.time() - started) < self._deadline:
-            if asked or not is_old:
+            if polls or not is_old:
                 await self._polls.wait(elapsed)
-            asked += 1
-            found, is_there = await self._record(request_id)
+            polls += 1
+            job, has_record = await self._poll_record(request_id)
             if is_old and self._polls.failures >= GET_TRIES:
-                break  # nobody is there who could tell
-            if found is None and (not is_there or asked % _OUTPUT_PATIENCE == 0):
+                break  # the API is away
+            if job is None and (not has_record or polls % _OUTPUT_PATIENCE == 0):
                 try:
-                    found = await self._recorded(request_id)
+                    job = await self._look_up(request_id)
                 except ProviderError as error:
                     if error.kind == "auth":
                         raise
-                    found, is_there = None, True  # what it knows is not known: ask again
-                if found is None and not is_there and (is_old or not self._has_records):
+                    job, has_record = None, True  # the history did not answer: ask again
+                if job is None and not has_record and (is_old or not self._has_records):
                     text = "neither the record nor the history tells the result"
                     raise ProviderError("submitted", text, status=_EXPIRED, request_id=request_id)
-            if found is not None and found.state != "PENDING":
-                self._polls.ended(loop.time() - started)
-                return found
+            if job is not None and job.state != "PENDING":
+                self._polls.note_latency(loop.time() - started)
+                return job
         raise ProviderError("submitted", f"no result after {loop.time() - started:.0f} s", request_id=request_id)
 
-    async def _record(self, request_id: str) -> tuple[answers.JobAnswer | None, bool]:
-        """What the record says once: an end that counts, or None; and whether there still is a record."""
+    async def _poll_record(self, request_id: str) -> tuple[answers.JobAnswer | None, bool]:
+        """Ask the record once: its answer (PENDING, or an end that counts), or None; and whether the record exists."""
         url = f"{self._base}/v2/requests/{quote(request_id, safe='')}"
         first, status = await self._job(f"{url}/status", request_id)
         if first is None or first.state == "PENDING":
             pending = first is not None and first.state == "PENDING"
             return (first if pending else None), status != _EXPIRED
-        # A failure leads to another call, and only the result names outputs: the other answer has to say so too.
+        # A failure leads to another paid call, and only the result names outputs: both answers have to agree.
         second, _ = await self._job(url, request_id)
         if second is not None and second.state == "COMPLETED" and second.outputs:
             return second, True
@@ -136,8 +139,8 @@ class SegmindJobs:
         agree = second is not None and first.state == second.state == "FAILED"
         return (second if agree else None), True
 
-    async def _recorded(self, request_id: str) -> answers.JobAnswer | None:
-        """What the history says once of an end that counts; None if it does not tell (yet)."""
+    async def _look_up(self, request_id: str) -> answers.JobAnswer | None:
+        """Ask the history once for an end that counts; None if it has none (yet)."""
         record = await self._history.detail(request_id)
         if record is None:
             return None
@@ -151,16 +154,16 @@ class SegmindJobs:
         return None
 
     async def _job(self, url: str, request_id: str) -> tuple[answers.JobAnswer | None, int | None]:
-        """One poll: what it says, if it is understood, and its HTTP status. Raises ProviderError for a rejected key."""
+        """One poll: its answer, if it is understood, and its HTTP status. Raises ProviderError for a rejected key."""
         sent = await self._polls.take()
-        what = "the result" if url.endswith(quote(request_id, safe="")) else "a poll"
+        label = "the result" if url.endswith(quote(request_id, safe="")) else "a poll"
         try:
             async with self._http.get(url) as response:
-                self._http.heard(response)
+                self._http.note_answer(response)
                 body, status = await read_body(response), response.status_code
         except UNREADABLE as error:
-            self._http.lost(plain_name(error))
-            self._polls.failed()
+            self._http.note_failure(describe_error(error))
+            self._polls.note_failure()
             return None, None
         if status == 429:
             self._polls.refused(sent, self._http.pause(response))
@@ -169,19 +172,19 @@ class SegmindJobs:
         value = answers.parse_json(body)
         job = answers.job_of(value, status=status, request_id=request_id)
         if job is not None:
-            self._polls.understood()
+            self._polls.note_success()
             if not job.is_known:
-                self._odd(f"{what}: an unknown state")
+                self._report_odd(f"{label}: an unknown state")
             return job, status
         if status == 401:
             raise self._http.refusal(response, body, request_id)
         if status not in (429, _EXPIRED):
-            self._polls.failed()
-            self._odd(f"{what}: status {status}, {answers.shape_of(value)}")
+            self._polls.note_failure()
+            self._report_odd(f"{label}: status {status}, {answers.shape_of(value)}")
         return None, status
 
 
 def applied_seed(seed: Any) -> dict[str, Any]:
-    """The seed that was used, where the API tells."""
-    found = answers.number(seed)
-    return {} if found is None else {"seed": int(found)}
+    """The applied parameters as far as the API reports them: the seed that was used, or nothing."""
+    value = answers.number(seed)
+    return {} if value is None else {"seed": int(value)}

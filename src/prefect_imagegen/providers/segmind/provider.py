@@ -1,8 +1,8 @@
 """The Segmind API as a provider: v2 (submit, await, download) and v1 (one blocking call).
 
-A wrong answer here never buys an image again: polls, downloads and look-ups are only ever GETs, and what a failed
-POST means is decided by `core.outcomes`. The key goes to the endpoint's own hosts only; URLs are rebuilt from the
-base URL and the request id.
+Only `submit` sends a paid POST, and it sends one: polls, downloads and look-ups are GETs, and what a failed POST means
+is decided by `core.policy.outcomes`. The key is sent to the endpoint's own hosts only; URLs are rebuilt from the base
+URL and the request id.
 """
 
 import asyncio
@@ -23,10 +23,11 @@ from prefect_imagegen.core.errors import ProviderError
 from prefect_imagegen.core.policy.history_lookup import Look, Window
 from prefect_imagegen.core.request.request import GenerationRequest
 from prefect_imagegen.core.tally import Tally
+from prefect_imagegen.net.bodies import UNREADABLE, body_pieces, describe_error, read_body
 from prefect_imagegen.net.client import TRANSPORT_ERRORS, never_sent
 from prefect_imagegen.ports import Balance, Delivery, Health, HistoryRecord, Submission
 from prefect_imagegen.providers.segmind.history import SegmindHistory
-from prefect_imagegen.providers.segmind.http import UNREADABLE, SegmindHttp, pieces, plain_name, read_body
+from prefect_imagegen.providers.segmind.http import SegmindHttp
 from prefect_imagegen.providers.segmind.jobs import SegmindJobs, applied_seed
 
 SEGMIND_URL = "https://api.segmind.com"
@@ -34,13 +35,13 @@ SEGMIND_HISTORY_URL = "https://api.spotprod.segmind.com"
 SEGMIND_ASSETS_URL = "https://workflows-api.segmind.com"
 ENGINE_HEADER = "x-imagegen-engine"
 PROBE_S = 20.0
-"""What is asked before any call, of the key and of the endpoint, is answered in so many seconds, or not at all."""
+"""Seconds that the API has to answer each question asked before the first call (balance, engine)."""
 SANDBOX_ENGINES = frozenset({"sandbox", "static"})
 
 
 @dataclass(frozen=True, slots=True)
 class Endpoints:
-    """The hosts of one provider. One that is not Segmind's serves history and uploads itself, unless told otherwise."""
+    """The base URLs of one account: `base` for calls, `history` for the request history, `assets` for uploads."""
 
     base: str
     history: str
@@ -48,14 +49,14 @@ class Endpoints:
 
     @classmethod
     def of(cls, base_url: str | None, history_url: str | None, assets_url: str | None = None) -> "Endpoints":
-        """From what the user set; None means the default."""
+        """The URLs from what the user set; None means Segmind's own, or `base_url` where that is another host."""
         base = (base_url or SEGMIND_URL).rstrip("/")
         own = (base, base) if base != SEGMIND_URL else (SEGMIND_HISTORY_URL, SEGMIND_ASSETS_URL)
         return cls(base, (history_url or own[0]).rstrip("/"), (assets_url or own[1]).rstrip("/"))
 
 
 class SegmindProvider:
-    """A `ports.Backend` over one Segmind-compatible endpoint. Close it with `aclose`."""
+    """One Segmind-compatible endpoint: its calls (a `ports.Dialect`), history and uploads. Close it with `aclose`."""
 
     def __init__(
         self,
@@ -66,9 +67,9 @@ class SegmindProvider:
         max_in_flight: int = 16,
         deadline: float = 600.0,
         connect_timeout: float = 2.0,
-        tells: bool = True,
+        logs_outages: bool = True,
     ) -> None:
-        """`tells`: whether it says in the log that the API is away; of a pool's workers the pool does."""
+        """`logs_outages`: whether an API that is away is logged (a pool logs for its workers)."""
         parts = urlsplit(endpoints.base)
         self.endpoint = f"{parts.scheme}://{parts.hostname or ''}" + (f":{parts.port}" if parts.port else "")
         self.name = "segmind"
@@ -84,22 +85,25 @@ class SegmindProvider:
             (endpoints.base, endpoints.history, endpoints.assets),
             max_in_flight=max_in_flight,
             connect_timeout=connect_timeout,
-            tells=f"The image API at {self.endpoint}" if tells else None,
+            outage_name=f"The image API at {self.endpoint}" if logs_outages else None,
         )
-        self._history = SegmindHistory(endpoints.history, self._http.get_json, self._odd)
+        self._history = SegmindHistory(endpoints.history, self._http.get_json, self._report_odd)
         self._jobs = SegmindJobs(
-            endpoints.base, self._http, self._history, self._odd, deadline=deadline, has_records=self.queues
+            endpoints.base, self._http, self._history, self._report_odd, deadline=deadline, has_records=self.queues
         )
 
     def now(self) -> datetime | None:
-        """The present time by the API's clock: what its last answer said, and the time since."""
+        """The present time by the API's clock: the `Date` of its last answer, and the time since; None before it."""
         return self._http.now()
 
-    def _odd(self, what: str) -> None:
-        self.not_understood[self._http.safe(what)] += 1
+    def _report_odd(self, description: str) -> None:
+        self.not_understood[self._http.safe(description)] += 1
 
     async def check(self) -> Balance:
-        """Read the balance: proves address and key, costs nothing. One more try after a failed connection."""
+        """The balance, which also proves address and key; a failed connection is tried again once.
+
+        Raises ProviderError.
+        """
         try:
             answer = await self._http.get_json(f"{self._base}/v1/get-user-credits", tries=2, within=PROBE_S)
         except ProviderError as error:
@@ -112,13 +116,16 @@ class SegmindProvider:
         return Balance(sum(known) if known else None)
 
     async def upload(self, data: bytes, media_type: str) -> str:
-        """Upload a reference; the address that the API fetches it from. It holds the account's e-mail address."""
+        """Upload a reference image; returns the URL that the API fetches it from.
+
+        The URL contains the account's e-mail address. Raises ProviderError.
+        """
         url = f"data:{media_type};base64,{b64encode(data).decode()}"
         try:
             async with asyncio.timeout(self._deadline):
                 answer = await self._http.post_json(f"{self._assets}/upload-asset", {"data_urls": [url]})
         except TimeoutError:
-            # A host that refuses is asked ever more rarely, by one row after the other: no row waits for ever.
+            # The rows wait in line for a host that answers 429: the deadline keeps one from waiting for ever.
             raise ProviderError("upload_failed", f"an upload was not taken within {self._deadline:.0f} s") from None
         value = answer if isinstance(answer, dict) else {}
         urls = value.get("file_urls") or value.get("urls")
@@ -131,27 +138,32 @@ class SegmindProvider:
         return await self._http.is_there(url)
 
     async def submit(self, request: GenerationRequest, image_urls: Sequence[str]) -> Submission:
-        """POST once. Returns with the request_id (v2), or with the opened answer (v1)."""
+        """Send the paid POST, once. Returns with the request_id (v2) or the opened answer (v1).
+
+        Raises ProviderError, whose kind says what is known of the money.
+        """
         version = "v1" if self._v1 else "v2"
         data = json.dumps(request.body(image_urls), ensure_ascii=False).encode()
         call = self._http.client.build_request(
             "POST",
             f"{self._base}/{version}/{quote(request.model, safe='')}",
-            content=pieces(data),
-            headers=self._http.posting(data),
-            # Nothing that was learned of other calls cuts a paid one short.
+            content=body_pieces(data),
+            headers=self._http.post_headers(data),
+            # A paid call gets the whole deadline, however quick other calls are.
             timeout=httpx.Timeout(self._deadline, connect=4.0),
         )
         try:
             response = await self._http.client.send(call, stream=True)
         except TRANSPORT_ERRORS as error:
-            self._http.lost(plain_name(error))
+            self._http.note_failure(describe_error(error))
             if never_sent(error):
-                raise ProviderError("unsent", f"{self.endpoint} could not be reached: {plain_name(error)}") from error
+                raise ProviderError(
+                    "unsent", f"{self.endpoint} could not be reached: {describe_error(error)}"
+                ) from error
             raise ProviderError(
-                "unknown", f"{self.endpoint} took the call and gave no answer: {plain_name(error)}"
+                "unknown", f"{self.endpoint} took the call and gave no answer: {describe_error(error)}"
             ) from error
-        self._http.heard(response)
+        self._http.note_answer(response)
         request_id = response.headers.get("x-request-id")
         if self._v1 and 200 <= response.status_code < 300:
             self._check_engine(response, request_id)
@@ -161,36 +173,39 @@ class SegmindProvider:
         except UNREADABLE as error:
             if response.status_code < 300:
                 raise ProviderError(
-                    "unknown", f"the answer to the call broke off: {plain_name(error)}", status=response.status_code
+                    "unknown", f"the answer to the call broke off: {describe_error(error)}", status=response.status_code
                 ) from error
             body = b""
         if response.status_code >= 300:
             raise self._http.refusal(response, body)
-        found = self._request_id_of(body, response.status_code)
-        self._check_engine(response, found)
-        return Submission(request, found)
+        request_id = self._request_id_of(body, response.status_code)
+        self._check_engine(response, request_id)
+        return Submission(request, request_id)
 
     async def collect(self, submission: Submission) -> Delivery:
-        """The bytes of an accepted call. v1 reads the open answer first; all else is polls, history and downloads."""
+        """The bytes of an accepted call: from the open answer (v1), or by polls, history and download.
+
+        Raises ProviderError.
+        """
         response: httpx.Response | None = submission.open_body
         if response is not None:
             submission.open_body = None
             return await self._read_v1(submission, response)
         if submission.request_id is None:
             raise ProviderError("unknown", "the answer broke off and named no request_id")
-        # The records of v1 calls are not served: those are found in the history.
+        # The API serves no record of a v1 call: it is looked up in the history.
         return await self.fetch(submission.request_id, is_old=submission.is_old)
 
     async def find(self, model: str, claimed: Mapping[str, Any], window: Window) -> Look:
-        """Look once in the history for a call with the body of a claim."""
+        """Look once in the request history for a call with the body of a claim. Raises ProviderError."""
         return await self._history.find(model, claimed, window)
 
     async def record(self, request_id: str) -> HistoryRecord | None:
-        """One call as the history tells it."""
+        """One call as the request history shows it; None where it is not there (yet). Raises ProviderError."""
         return await self._history.detail(request_id)
 
     async def records(self, start: date, end: date) -> list[HistoryRecord]:
-        """All own calls between two days, at most 31 apart."""
+        """All own calls between two days (inclusive, at most 31 apart). Raises ProviderError."""
         return await self._history.records("", start, end)
 
     async def aclose(self) -> None:
@@ -199,27 +214,30 @@ class SegmindProvider:
         await self._http.aclose()
 
     async def health(self) -> Health:
-        """What a gateway says of itself in /health."""
+        """What a gateway reports in /health; not ready where it gives no answer."""
         try:
             async with self._http.get(f"{self._base}/health", with_key=False) as response:
                 value = answers.parse_json(await read_body(response))
                 engine = response.headers.get(ENGINE_HEADER)
         except UNREADABLE as error:
-            return Health(False, f"no answer: {plain_name(error)}")
-        told = value if isinstance(value, dict) else {}
-        models, batch = told.get("models"), told.get("max_batch")
+            return Health(False, f"no answer: {describe_error(error)}")
+        report = value if isinstance(value, dict) else {}
+        models, batch = report.get("models"), report.get("max_batch")
         return Health(
             response.status_code == 200,
-            str(told.get("status") or f"status {response.status_code}"),
+            str(report.get("status") or f"status {response.status_code}"),
             engine,
-            told.get("profile"),
+            report.get("profile"),
             frozenset(map(str, models)) if isinstance(models, list) else None,
-            # A batch that runs, and a whole one that waits: with fewer calls the next batch would not be full.
+            # One batch that runs and one that waits: with fewer calls the next batch would not be full.
             2 * batch if isinstance(batch, int) else None,
         )
 
     async def engine(self) -> str | None:
-        """The engine that a gateway names in /health; None for any other service. ProviderError if out of reach."""
+        """The engine that a gateway names in /health; None for any other service.
+
+        Raises ProviderError (`unsent`) if it is out of reach.
+        """
         for last_try in (False, True):
             try:
                 async with (
@@ -231,11 +249,11 @@ class SegmindProvider:
                     return name
             except UNREADABLE as error:
                 if last_try:
-                    raise ProviderError("unsent", f"{self.endpoint} gave no answer: {plain_name(error)}") from error
+                    raise ProviderError("unsent", f"{self.endpoint} gave no answer: {describe_error(error)}") from error
         return None
 
     def expect(self, *, sandbox: bool) -> None:
-        """Check from now on that every answer comes from a sandbox, or that none does."""
+        """From now on require that every answer comes from a sandbox, or that none does (`sandbox_mismatch`)."""
         self._sandbox = sandbox
         self.name = "sandbox" if sandbox else "segmind"
 
@@ -244,7 +262,10 @@ class SegmindProvider:
             body = await read_body(response)
         except UNREADABLE as error:
             raise ProviderError(
-                "bad_output", f"the answer broke off: {plain_name(error)}", request_id=submission.request_id, status=200
+                "bad_output",
+                f"the answer broke off: {describe_error(error)}",
+                request_id=submission.request_id,
+                status=200,
             ) from error
         headers = response.headers
         facts: dict[str, Any] = {
@@ -265,7 +286,7 @@ class SegmindProvider:
         return await self._jobs.delivery(outputs, submission.request_id, headers.get("content-type"), facts)
 
     async def fetch(self, request_id: str, *, is_old: bool = False) -> Delivery:
-        """The result of a call by its id; `is_old`: an earlier run sent it."""
+        """The result of a call by its id; `is_old`: an earlier run sent it. Raises ProviderError."""
         return await self._jobs.fetch(request_id, is_old=is_old)
 
     def _request_id_of(self, body: bytes, status: int) -> str:
@@ -274,7 +295,7 @@ class SegmindProvider:
         if isinstance(request_id, str) and request_id:
             return request_id
         # A 2xx without an id: the work may have been queued, so it is not sent again.
-        self._odd(f"a submit: status {status}, {answers.shape_of(value)}")
+        self._report_odd(f"a submit: status {status}, {answers.shape_of(value)}")
         raise ProviderError(
             "unknown",
             self._http.safe(f"the answer to the call has no request_id: {answers.error_text(body)}"),
@@ -286,6 +307,6 @@ class SegmindProvider:
             return
         engine = response.headers.get(ENGINE_HEADER)
         if (engine in SANDBOX_ENGINES) != self._sandbox:
-            what = f"engine {engine!r}" if engine else "no sandbox"
-            text = f"{self.endpoint} changed during the run: it is now {what}"
+            service = f"engine {engine!r}" if engine else "no sandbox"
+            text = f"{self.endpoint} changed during the run: it is now {service}"
             raise ProviderError("sandbox_mismatch", text, status=response.status_code, request_id=request_id)
