@@ -141,10 +141,10 @@ class FakeReferences:
     def __init__(self) -> None:
         self.steps: list[Exception] = []
 
-    async def addresses(self, request: GenerationRequest, *, fresh: bool) -> Sequence[str]:
+    async def addresses(self, request: GenerationRequest, *, force_upload: bool) -> Sequence[str]:
         if self.steps:
             raise self.steps.pop(0)
-        return [f"{one.uri}{'?fresh' if fresh else ''}" for one in request.references]
+        return [f"{one.uri}{'?fresh' if force_upload else ''}" for one in request.references]
 
 
 class FakeAccounts:
