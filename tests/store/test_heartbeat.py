@@ -96,7 +96,7 @@ async def life(store, run_id, process, *, beats: bool = True) -> str:
     heartbeat = Heartbeat(store, "run-2", process, Ticks())
     if beats:
         await heartbeat.beat()
-    return await StoreRunLiveness(store, heartbeat, process, Ticks()).life(layout.heartbeat(run_id))
+    return await StoreRunLiveness(store, heartbeat, process, Ticks()).liveness_of(layout.heartbeat(run_id))
 
 
 async def test_the_heartbeat_names_its_process(store) -> None:
@@ -235,19 +235,19 @@ async def test_an_unreadable_heartbeat_without_a_time(data) -> None:
     """Where the store tells no times either, the day begins when this process first sees the bytes as they are."""
     store, clock, me = DatedStore(), Passing(), Process.this("n1")
     store.time = None
-    neighbours = StoreRunLiveness(store, Heartbeat(store, "run-2", me, clock), me, clock)
+    run_liveness = StoreRunLiveness(store, Heartbeat(store, "run-2", me, clock), me, clock)
     path = layout.heartbeat("run-1")
     await store.put(path, data)
-    assert await neighbours.life(path) == "alive"
+    assert await run_liveness.liveness_of(path) == "alive"
     clock.time += 24 * 3600
-    assert await neighbours.life(path) == "alive"
+    assert await run_liveness.liveness_of(path) == "alive"
     await store.put(path, data + b" changed")
     clock.time += 6
-    assert await neighbours.life(path) == "alive"
+    assert await run_liveness.liveness_of(path) == "alive"
     clock.time += 24 * 3600
-    assert await neighbours.life(path) == "alive"
+    assert await run_liveness.liveness_of(path) == "alive"
     clock.time += 6
-    assert await neighbours.life(path) == "stale"
+    assert await run_liveness.liveness_of(path) == "stale"
 
 
 async def test_before_our_own_beat_nobody_is_declared_dead() -> None:
@@ -265,17 +265,17 @@ async def test_a_store_without_times_counts_as_alive_for_a_day(ahead, lives) -> 
     theirs = Passing()
     theirs.time = ahead * 3600.0
     await Heartbeat(store, "run-1", ELSEWHERE, theirs).beat()
-    neighbours = StoreRunLiveness(store, Heartbeat(store, "run-2", me, clock), me, clock)
+    run_liveness = StoreRunLiveness(store, Heartbeat(store, "run-2", me, clock), me, clock)
     path = layout.heartbeat("run-1")
-    assert await neighbours.life(path) == "alive"
+    assert await run_liveness.liveness_of(path) == "alive"
     clock.time = lives * 3600.0
-    assert await neighbours.life(path) == "alive"
+    assert await run_liveness.liveness_of(path) == "alive"
     theirs.time = clock.time
     await Heartbeat(store, "run-1", ELSEWHERE, theirs).beat()
     clock.time += 23 * 3600
-    assert await neighbours.life(path) == "alive"
+    assert await run_liveness.liveness_of(path) == "alive"
     clock.time += 3601
-    assert await neighbours.life(path) == "stale"
+    assert await run_liveness.liveness_of(path) == "stale"
 
 
 @pytest.mark.parametrize(
@@ -373,14 +373,14 @@ async def test_the_age_of_a_beat_counts_from_its_beginning() -> None:
 
     store = Slow()
     heartbeat = Heartbeat(store, "run-1", me, clock)
-    neighbours = StoreRunLiveness(store, heartbeat, me, clock)
+    run_liveness = StoreRunLiveness(store, heartbeat, me, clock)
     assert heartbeat.age() == float("inf")
     await heartbeat.ask_time()
-    assert neighbours.since_beat() == float("inf")
+    assert run_liveness.since_beat() == float("inf")
     await heartbeat.beat()
     assert heartbeat.age() == 20
     clock.time += 7
-    assert neighbours.since_beat() == heartbeat.age() == 27
+    assert run_liveness.since_beat() == heartbeat.age() == 27
 
 
 async def test_a_zombie_is_dead(store, child) -> None:
@@ -432,7 +432,7 @@ async def test_containers_of_one_machine(tmp_path) -> None:
     there = dataclasses.replace(us, nonce="n2", boot_id=f"{boot} pid:[1]", pid=4_000_000)
     await Heartbeat(store, "run2", there, clock).beat()
     await Heartbeat(store, "run3", dataclasses.replace(there, boot_id=us.boot_id), clock).beat()
-    neighbours = StoreRunLiveness(store, heartbeat, us, clock)
-    found = [await neighbours.life(layout.heartbeat(name)) for name in ("run2", "run3")]
+    run_liveness = StoreRunLiveness(store, heartbeat, us, clock)
+    found = [await run_liveness.liveness_of(layout.heartbeat(name)) for name in ("run2", "run3")]
     assert found == ["alive", "dead"]
     store.close()

@@ -137,7 +137,7 @@ async def test_claims_come_back_as_made(store) -> None:
     await book.record_request_id(KEY, 2, "id-2")
     await book.claim(OTHER, 1, claim(attempt="other"))
     found = await book.claims(KEY)
-    assert [(one.n, one.request_id) for one in found] == [(1, None), (2, "id-2"), (10, None)]
+    assert [(one.claim_no, one.request_id) for one in found] == [(1, None), (2, "id-2"), (10, None)]
     assert found[0].claim == claim()
     assert await book.claims(bytes(16)) == []
 
@@ -208,7 +208,7 @@ async def test_claim_id_and_events_are_one(store) -> None:
     await book.record(event("submitted", OTHER, named(1, OTHER), request_id="id-9"))
 
     def told(known):
-        return [(one.n, one.rank, one.request_id, one.error_kind, one.record is not None) for one in known]
+        return [(one.claim_no, one.rank, one.request_id, one.error_kind, one.record is not None) for one in known]
 
     expected = [(1, 1, "id-1", None, True), (2, 2, "id-2", "unsent", False), (3, -1, "id-3", None, True)]
     before = await book.known(KEY)
@@ -260,7 +260,7 @@ async def test_a_listing_that_lags_hides_no_claim(store, lost) -> None:
     book = ledger(LaggingStore(store, 0))
     assert await book.known(KEY) == await book.claims(KEY) == []
     assert [one.request_id for one in await book.known(KEY, lost=lost)] == ["id-1", None][:lost]
-    assert [one.n for one in await book.claims(KEY, lost=lost)] == [1, 2][:lost]
+    assert [one.claim_no for one in await book.claims(KEY, lost=lost)] == [1, 2][:lost]
     await book.record(event(attempt=named(1)))
     assert [one.record is not None for one in await book.known(KEY)] == [True]
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from prefect_imagegen.core import layout
 from prefect_imagegen.core.errors import StoreError
-from prefect_imagegen.ports import Clock, Life, ObjectInfo, ObjectStore
+from prefect_imagegen.ports import Clock, Liveness, ObjectInfo, ObjectStore
 
 PERIOD_S = 15.0
 _BEAT_WITHIN_S = 60.0
@@ -172,7 +172,7 @@ class Sights:
 
 
 class StoreRunLiveness:
-    """A `ports.Neighbours`: other runs by their heartbeats, asked for at most every 5 seconds each."""
+    """`ports.RunLiveness` from the heartbeats in the store; each is read at most every 5 seconds."""
 
     def __init__(self, store: ObjectStore, heartbeat: Heartbeat, process: Process, clock: Clock) -> None:
         self._store = store
@@ -180,14 +180,16 @@ class StoreRunLiveness:
         self._process = process
         self._clock = clock
         self._sights = Sights(clock)
-        self._known: dict[str, tuple[float, Life]] = {}
+        self._known: dict[str, tuple[float, Liveness]] = {}
 
-    async def life(self, owner: str) -> Life:
+    async def liveness_of(self, owner: str) -> Liveness:
         """Whether the owner of a heartbeat (its path) still works, by the store's times of both heartbeats."""
         now = self._clock.monotonic()
         asked, found = self._known.get(owner, (0.0, None))
         if found is None or (found != "dead" and now - asked > _KNOWN_FOR_S):
-            found = await life_of(self._store, owner, self._heartbeat.store_now(), self._process, self._sights)
+            found = await heartbeat_liveness(
+                self._store, owner, self._heartbeat.store_now(), self._process, self._sights
+            )
             self._known[owner] = (now, found)
         return found
 
@@ -200,11 +202,13 @@ class StoreRunLiveness:
         return self._heartbeat.store_now()
 
 
-async def life_of(store: ObjectStore, owner: str, moment: datetime, process: Process, sights: Sights) -> Life:
+async def heartbeat_liveness(
+    store: ObjectStore, owner: str, moment: datetime, process: Process, sights: Sights
+) -> Liveness:
     """The state of the owner of a heartbeat (its path) at a moment of the store's time. Doubt counts as life.
 
-    Gone at once if it has ended, or if it ran on this boot of this machine and its process is no more. A heartbeat
-    that cannot be read, or that the store tells no time of, counts as alive for a day, then as silent.
+    Dead at once if it has ended, or if it ran on this boot of this machine and its process is no more. A heartbeat
+    that cannot be read, or that the store tells no time of, counts as alive for a day, then as stale.
     """
     info, data = await store.head(owner), await store.get(owner)
     if info is None or data is None:

@@ -85,7 +85,7 @@ class UploadingReferences:
     def __init__(self, provider: Provider) -> None:
         self._provider = provider
 
-    async def addresses(self, request: GenerationRequest, *, fresh: bool) -> Sequence[str]:
+    async def addresses(self, request: GenerationRequest, *, force_upload: bool) -> Sequence[str]:
         return [await self._provider.upload(b"a picture", "image/png") for _ in request.references]
 
 
@@ -178,7 +178,7 @@ async def _execute(order: Order) -> Ended:
         ),
         accounts=await _accounts(order, provider, store, view),
         clock=clock,
-        neighbours=StoreRunLiveness(store, heartbeat, order.process, clock),
+        run_liveness=StoreRunLiveness(store, heartbeat, order.process, clock),
         jitter=draw,
         run_decode=decoder,
         concurrency=AdaptiveLimit(options.in_flight),
@@ -217,7 +217,7 @@ async def _work(executor: Executor, todo: list[GenerationRequest], results: dict
     async with asyncio.TaskGroup() as group:
         for request in todo:
             group.create_task(make(request))
-    for result in await executor.settle():
+    for result in await executor.finish_deferred():
         results[result.key] = result
 
 

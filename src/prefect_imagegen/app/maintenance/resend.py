@@ -70,7 +70,7 @@ async def _retry(store: FsspecObjectStore, run_id: str, kinds: frozenset[str]) -
     ledger = StoreLedger(store, view, run_id=run_id, nonce=process.nonce, clock=clock)
     heartbeat = Heartbeat(store, run_id, process, clock)
     await heartbeat.ask_time()
-    neighbours = StoreRunLiveness(store, heartbeat, process, clock)
+    run_liveness = StoreRunLiveness(store, heartbeat, process, clock)
     found = ResendReport()
     for part in await store.list(layout.run(run_id, "failures")):
         table = _failures(part.path, await store.get(part.path) or b"")
@@ -86,7 +86,10 @@ async def _retry(store: FsspecObjectStore, run_id: str, kinds: frozenset[str]) -
             known = await ledger.known(key)
             last = known[-1] if known else None
             owner = last.record.claim.owner if last is not None and last.record is not None else None
-            if last is not None and await neighbours.life(owner or layout.heartbeat(str(last.run_id))) == "alive":
+            if (
+                last is not None
+                and await run_liveness.liveness_of(owner or layout.heartbeat(str(last.run_id))) == "alive"
+            ):
                 found.still_alive += 1
                 continue
             on_its_way = last is not None and last.request_id and not last.is_closed
@@ -98,7 +101,7 @@ async def _retry(store: FsspecObjectStore, run_id: str, kinds: frozenset[str]) -
                 Event(
                     "failed",
                     key,
-                    f"{key.hex()}-{last.n if last else 1}",
+                    f"{key.hex()}-{last.claim_no if last else 1}",
                     run_id,
                     clock.now(),
                     error_kind=RETRY_ASKED,

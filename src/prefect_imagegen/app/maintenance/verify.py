@@ -108,8 +108,8 @@ async def verify(
         heartbeat = Heartbeat(store, run_id, process, clock)
         if repair:
             await heartbeat.ask_time()
-        neighbours = StoreRunLiveness(store, heartbeat, process, clock)
-        verification = _Verification(store, view, ledger, neighbours, mending, on_progress)
+        run_liveness = StoreRunLiveness(store, heartbeat, process, clock)
+        verification = _Verification(store, view, ledger, run_liveness, mending, on_progress)
         try:
             await verification.run()
         finally:
@@ -126,7 +126,7 @@ class _Verification:
         store: FsspecObjectStore,
         view: LedgerView,
         ledger: StoreLedger,
-        neighbours: StoreRunLiveness,
+        run_liveness: StoreRunLiveness,
         mending: Repairer | None,
         on_progress: Callable[[int], None],
     ) -> None:
@@ -134,7 +134,7 @@ class _Verification:
         self._store = store
         self._view = view
         self._ledger = ledger
-        self._neighbours = neighbours
+        self._run_liveness = run_liveness
         self._mending = mending
         self._on_progress = on_progress
         self._adopted: set[bytes] = set()
@@ -241,7 +241,7 @@ class _Verification:
         if not claims:
             return False
         last = claims[-1].claim
-        return await self._neighbours.life(last.owner or layout.heartbeat(last.run_id)) == "alive"
+        return await self._run_liveness.liveness_of(last.owner or layout.heartbeat(last.run_id)) == "alive"
 
     async def _check_one_unrecorded(self, path: str, key: bytes | None) -> None:
         """`key`: the request whose image it can be; None where it is out of place."""

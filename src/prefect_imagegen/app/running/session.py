@@ -145,7 +145,7 @@ class Session:
 
     async def _settle(self) -> None:
         """Wait for what the shards left parked, and write down what became of it."""
-        results = await self.executor.settle()
+        results = await self.executor.finish_deferred()
         for result in results:
             self.stats.replace(self._held[result.key], result)
         if results:

@@ -71,22 +71,22 @@ class ReferenceRoutes:
         self._kept: set[str] = set()
         self._open_hosts: dict[str, bool] = {}
 
-    async def addresses(self, request: GenerationRequest, *, fresh: bool) -> Sequence[str]:
+    async def addresses(self, request: GenerationRequest, *, force_upload: bool) -> Sequence[str]:
         """What to send for each reference, in order."""
-        return [await self._address(reference, fresh) for reference in request.references]
+        return [await self._address(reference, force_upload) for reference in request.references]
 
-    async def _address(self, reference: Reference, fresh: bool) -> str:
+    async def _address(self, reference: Reference, force_upload: bool) -> str:
         try:
             reference = await self._looked_at(reference)
             if self._keep is not None:
                 await self._store(reference, self._keep)
-            linked = not (fresh or reference.changes or self._options.bytes_only)
+            linked = not (force_upload or reference.changes or self._options.bytes_only)
             url = await self._link(reference) if linked else None
             if url is not None:
                 return url
             if self.inline:
                 return _data_url(await self._to_send(reference))
-            return await self._upload(reference, fresh)
+            return await self._upload(reference, force_upload)
         except ReferenceReadError as error:
             kind = "reference_busy" if error.is_busy else "reference_unreadable"
             raise ProviderError(kind, f"{redact(reference.uri)}: {error}") from error
@@ -139,13 +139,15 @@ class ReferenceRoutes:
             self._open_hosts[host] = reach == "public" or (reach == "loopback" and self._options.provider_is_local)
         return self._open_hosts[host]
 
-    async def _upload(self, reference: Reference, fresh: bool) -> str:
+    async def _upload(self, reference: Reference, force_upload: bool) -> str:
         """The address of an upload: of this run, or of an earlier one that is still there."""
         name = " ".join(filter(None, (reference.sha256, *reference.changes))) or reference.uri
         lock = self._locks.setdefault(name, asyncio.Lock())
         async with lock, self._gate:
             known = await self._reader.cache.upload(self._options.account, name)
-            if known is not None and (name in self._uploaded or (not fresh and await self._is_there(name, known))):
+            if known is not None and (
+                name in self._uploaded or (not force_upload and await self._is_there(name, known))
+            ):
                 return known
             data = await self._to_send(reference)
             try:

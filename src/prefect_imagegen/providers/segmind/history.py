@@ -18,7 +18,8 @@ from itertools import pairwise
 from typing import Any
 from urllib.parse import quote
 
-from prefect_imagegen.core import answers
+from prefect_imagegen.core.answers.history import announces_more, detail_rows, listed_rows, listed_total, parse_inputs
+from prefect_imagegen.core.answers.json_values import parse_number, parse_time, shape_of
 from prefect_imagegen.core.errors import ProviderError
 from prefect_imagegen.core.policy.history_lookup import Candidate, Look, Window, compare_calls, compare_models
 from prefect_imagegen.ports import HistoryRecord
@@ -94,9 +95,9 @@ class SegmindHistory:
             if error.status == 404:
                 return None
             raise
-        rows = answers.detail_rows(answer, request_id)
+        rows = detail_rows(answer, request_id)
         if rows is None:
-            raise self._not_understood(f"the record of a request: {answers.shape_of(answer)}")
+            raise self._not_understood(f"the record of a request: {shape_of(answer)}")
         records = [_record(row) for row in rows]
         return _joined(records) if records else None
 
@@ -210,13 +211,13 @@ class SegmindHistory:
             "to_date": end.isoformat(),
         } | ({"model_name": model} if model else {})
         answer = await self._asked("the request history", self._url, params=params)
-        rows = answers.listed_rows(answer)
+        rows = listed_rows(answer)
         if rows is None:
-            raise self._not_understood(f"the request history: {answers.shape_of(answer)}")
+            raise self._not_understood(f"the request history: {shape_of(answer)}")
         return Page(
             tuple(_record(row) if isinstance(row, dict) else None for row in rows),
-            answers.listed_total(answer),
-            answers.announces_more(answer),
+            listed_total(answer),
+            announces_more(answer),
         )
 
     async def _asked(self, what: str, url: str, **more: Any) -> Any:
@@ -363,8 +364,8 @@ def _record(row: Mapping[str, Any]) -> HistoryRecord:
         request_id=str(row.get("request_id") or ""),
         model=str(row.get("model_name") or ""),
         status=_STATES.get(str(row.get("model_status") or "").upper(), "PENDING"),
-        cost_usd=answers.number(row.get("credits_deduction")),
-        body=answers.parse_inputs(row.get("request_body")),
+        cost_usd=parse_number(row.get("credits_deduction")),
+        body=parse_inputs(row.get("request_body")),
         generation_urls=(url,) if isinstance(url, str) and url else (),
         error=str(row["error"]) if row.get("error") else None,
         created=created,
@@ -382,7 +383,7 @@ def _joined(records: list[HistoryRecord]) -> HistoryRecord:
 def _created(row: Mapping[str, Any]) -> tuple[datetime | None, bool]:
     """When a row was made, and whether it says in which zone."""
     for name in ("model_created", "created_at", "created", "timestamp"):
-        found = answers.moment(row.get(name))
+        found = parse_time(row.get(name))
         if found is not None:
             return (found, True) if found.tzinfo else (found.replace(tzinfo=UTC), False)
     return None, True

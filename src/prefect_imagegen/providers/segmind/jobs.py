@@ -8,9 +8,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 from urllib.parse import quote
 
-from prefect_imagegen.core import answers
+from prefect_imagegen.core.answers.jobs import JobAnswer, job_of
+from prefect_imagegen.core.answers.json_values import parse_json, parse_number, shape_of
+from prefect_imagegen.core.answers.outputs import Output
 from prefect_imagegen.core.errors import ProviderError
-from prefect_imagegen.core.policy.outcomes import classify_failure
+from prefect_imagegen.core.policy.classify import classify_failure
 from prefect_imagegen.ports import Delivery
 from prefect_imagegen.providers.segmind.history import SegmindHistory
 from prefect_imagegen.providers.segmind.http import GET_TRIES, UNREADABLE, SegmindHttp, plain_name, read_body
@@ -82,7 +84,7 @@ class SegmindJobs:
             return await self.delivery(other.outputs, request_id, None, facts)
 
     async def delivery(
-        self, outputs: Sequence[answers.Output], request_id: str | None, media: str | None, facts: Mapping[str, Any]
+        self, outputs: Sequence[Output], request_id: str | None, media: str | None, facts: Mapping[str, Any]
     ) -> Delivery:
         """The bytes of all images of one answer."""
         found: list[bytes] = []
@@ -94,7 +96,7 @@ class SegmindJobs:
                 found.append(data)
         return Delivery(found[0], media, more=tuple(found[1:]), **facts)
 
-    async def _ended(self, request_id: str, *, is_old: bool) -> answers.JobAnswer:
+    async def _ended(self, request_id: str, *, is_old: bool) -> JobAnswer:
         """Ask until the job has ended: failed, as two answers agree, or completed, with its outputs named."""
         loop = asyncio.get_running_loop()
         started, asked = loop.time(), 0
@@ -120,7 +122,7 @@ class SegmindJobs:
                 return found
         raise ProviderError("submitted", f"no result after {loop.time() - started:.0f} s", request_id=request_id)
 
-    async def _record(self, request_id: str) -> tuple[answers.JobAnswer | None, bool]:
+    async def _record(self, request_id: str) -> tuple[JobAnswer | None, bool]:
         """What the record says once: an end that counts, or None; and whether there still is a record."""
         url = f"{self._base}/v2/requests/{quote(request_id, safe='')}"
         first, status = await self._job(f"{url}/status", request_id)
@@ -136,21 +138,19 @@ class SegmindJobs:
         agree = second is not None and first.state == second.state == "FAILED"
         return (second if agree else None), True
 
-    async def _recorded(self, request_id: str) -> answers.JobAnswer | None:
+    async def _recorded(self, request_id: str) -> JobAnswer | None:
         """What the history says once of an end that counts; None if it does not tell (yet)."""
         record = await self._history.detail(request_id)
         if record is None:
             return None
-        outputs = tuple(answers.Output(url=url) for url in record.generation_urls)
+        outputs = tuple(Output(url=url) for url in record.generation_urls)
         if outputs and record.status != "PENDING":
-            return answers.JobAnswer("COMPLETED", outputs=outputs, cost_usd=record.cost_usd)
+            return JobAnswer("COMPLETED", outputs=outputs, cost_usd=record.cost_usd)
         if record.status == "FAILED":
-            return answers.JobAnswer(
-                "FAILED", error=record.error or "the history says FAILED", cost_usd=record.cost_usd
-            )
+            return JobAnswer("FAILED", error=record.error or "the history says FAILED", cost_usd=record.cost_usd)
         return None
 
-    async def _job(self, url: str, request_id: str) -> tuple[answers.JobAnswer | None, int | None]:
+    async def _job(self, url: str, request_id: str) -> tuple[JobAnswer | None, int | None]:
         """One poll: what it says, if it is understood, and its HTTP status. Raises ProviderError for a rejected key."""
         sent = await self._polls.take()
         what = "the result" if url.endswith(quote(request_id, safe="")) else "a poll"
@@ -166,8 +166,8 @@ class SegmindJobs:
             self._polls.refused(sent, self._http.pause(response))
         else:
             self._polls.answered(sent)
-        value = answers.parse_json(body)
-        job = answers.job_of(value, status=status, request_id=request_id)
+        value = parse_json(body)
+        job = job_of(value, status=status, request_id=request_id)
         if job is not None:
             self._polls.understood()
             if not job.is_known:
@@ -177,11 +177,11 @@ class SegmindJobs:
             raise self._http.refusal(response, body, request_id)
         if status not in (429, _EXPIRED):
             self._polls.failed()
-            self._odd(f"{what}: status {status}, {answers.shape_of(value)}")
+            self._odd(f"{what}: status {status}, {shape_of(value)}")
         return None, status
 
 
 def applied_seed(seed: Any) -> dict[str, Any]:
     """The seed that was used, where the API tells."""
-    found = answers.number(seed)
+    found = parse_number(seed)
     return {} if found is None else {"seed": int(found)}

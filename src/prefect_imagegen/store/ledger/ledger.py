@@ -93,7 +93,7 @@ class StoreLedger:
                 n = int(match[1])
                 found[n] = _with_event(found.get(n, KnownAttempt(n)), row)
         for record in await self._claims(key, {*found, *range(1, lost + 1)}):
-            found[record.n] = _with_claim(found.get(record.n, KnownAttempt(record.n)), record)
+            found[record.claim_no] = _with_claim(found.get(record.claim_no, KnownAttempt(record.claim_no)), record)
         return [found[n] for n in sorted(found)]
 
     async def claims(self, key: bytes, *, lost: int = 0) -> Sequence[ClaimRecord]:
@@ -114,21 +114,21 @@ class StoreLedger:
                 raise damaged(layout.claim(key.hex(), n))
         return found
 
-    async def claim(self, key: bytes, n: int, claim: Claim) -> bool:
-        """Create claim number n: True if it is ours (an own put re-sent by a client library included)."""
-        path = layout.claim(key.hex(), n)
+    async def claim(self, key: bytes, claim_no: int, claim: Claim) -> bool:
+        """Create claim number `claim_no`: True if it is ours (an own put re-sent by a client library included)."""
+        path = layout.claim(key.hex(), claim_no)
         content = asdict(claim) | {
             name: moment and moment.isoformat() for name in _CLAIM_TIMES for moment in [getattr(claim, name)]
         }
         if await self._store.create(path, json.dumps(content, ensure_ascii=False).encode(), "application/json"):
             return True
-        found = await self._read_claim(key, n)
+        found = await self._read_claim(key, claim_no)
         return found is not None and (found.claim.nonce, found.claim.attempt_id) == (claim.nonce, claim.attempt_id)
 
-    async def record_request_id(self, key: bytes, n: int, request_id: str) -> None:
-        """Make the request_id of claim n durable."""
+    async def record_request_id(self, key: bytes, claim_no: int, request_id: str) -> None:
+        """Make the request_id of a claim durable."""
         data = json.dumps({"request_id": request_id}).encode()
-        path = layout.claim_id(key.hex(), n)
+        path = layout.claim_id(key.hex(), claim_no)
         if not await self._store.create(path, data, "application/json") and await self._store.get(path) != data:
             raise StoreError("store_conflict", f"{path} names another request_id.", remedy="Run `verify` on the store.")
 
@@ -177,7 +177,7 @@ class StoreLedger:
         """Whether, when the ledger was read, the key had an attempt without an end, and no image."""
         return self.view.state(key) == "open"
 
-    def is_settled(self, key: bytes) -> bool:
+    def is_finished(self, key: bytes) -> bool:
         """Whether, when the ledger was read, the key had its image or had failed for good."""
         state = self.view.state(key)
         return state == "delivered" or (state == "failed" and is_permanent(self.view.failure(key)[0]))
@@ -249,9 +249,9 @@ class StoreLedger:
                 self._seen.add(path)
             self._refreshed = self._clock.monotonic()
 
-    async def _read_claim(self, key: bytes, n: int, stored: datetime | None = None) -> ClaimRecord | None:
+    async def _read_claim(self, key: bytes, claim_no: int, stored: datetime | None = None) -> ClaimRecord | None:
         """One claim, and its id if it got one; None if there is no such claim. Raises StoreError for a damaged one."""
-        path, id_path = layout.claim(key.hex(), n), layout.claim_id(key.hex(), n)
+        path, id_path = layout.claim(key.hex(), claim_no), layout.claim_id(key.hex(), claim_no)
         data, about = await asyncio.gather(self._store.get(path), self._store.get(id_path))
         if data is None:
             return None
@@ -261,7 +261,7 @@ class StoreLedger:
             request_id = None if about is None else str(json_object(path, about)["request_id"])
         except (KeyError, ValueError, TypeError) as error:
             raise damaged(path) from error
-        return ClaimRecord(n, claim, request_id, stored)
+        return ClaimRecord(claim_no, claim, request_id, stored)
 
 
 def _claim_of(content: Mapping[str, Any]) -> Claim:
