@@ -232,7 +232,7 @@ async def _drop_claims(store: ObjectStore, attempts: Attempts, before: datetime)
 
     A failed key keeps its claims: it may be asked for again, and the numbers have to go on from there.
     """
-    await asyncio.to_thread(attempts.settle)
+    await asyncio.to_thread(attempts.compact)
     for start in range(0, 256, _AT_ONCE):
         folders = (layout.claims_below(first) for first in range(start, start + _AT_ONCE))
         for infos in await asyncio.gather(*map(store.list, folders)):
