@@ -151,7 +151,7 @@ async def test_a_black_hole_takes_twice_the_slots_at_most(pause: float, tmp_path
 
 @pytest.mark.usefixtures("impatient")
 async def test_an_interruption_waits_for_what_is_worked_on(tmp_path: Path) -> None:
-    """A parked row whose answer has come is not let go amid its id: the id is durable, and the row held by it."""
+    """A deferred request whose answer has come is not let go amid its id: the id is durable, and the row held by it."""
     bench = Bench(tmp_path, LedgerView.empty(), max_in_flight=1)
     for _ in range(40):
         bench.context.submits.add(0.001)

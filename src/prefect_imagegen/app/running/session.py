@@ -144,7 +144,7 @@ class Session:
         return Counter(result.status for result in results)
 
     async def _settle(self) -> None:
-        """Wait for what the shards left parked, and write down what became of it."""
+        """Wait for the requests that the shards left deferred, and write their results."""
         results = await self.executor.finish_deferred()
         for result in results:
             self.stats.replace(self._held[result.key], result)
@@ -168,7 +168,7 @@ class Session:
         return {} if data is None else results_of(pq.read_table(pa.BufferReader(data)))
 
     async def for_each_shard(self, run_one: Callable[[int], Awaitable[object]]) -> None:
-        """Run all shards, so many at once as keep the pipe full, then wait for parked rows. Raises what a shard raises.
+        """Run all shards, so many at once as keep the pipe full, then wait for deferred ones. Raises what a shard raises.
 
         Shards with rows that an earlier run left unsettled come first.
         """
