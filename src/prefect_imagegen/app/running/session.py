@@ -168,9 +168,9 @@ class Session:
         return {} if data is None else results_of(pq.read_table(pa.BufferReader(data)))
 
     async def for_each_shard(self, run_one: Callable[[int], Awaitable[object]]) -> None:
-        """Run all shards, so many at once as keep the pipe full, then wait for deferred ones. Raises what a shard raises.
+        """Run all shards, as many at once as keep the slots full, then wait for deferred rows.
 
-        Shards with rows that an earlier run left unsettled come first.
+        Raises what a shard raises. Shards with rows that an earlier run left unsettled come first.
         """
         self.control.moved()
         watching = asyncio.create_task(self.control.watch())

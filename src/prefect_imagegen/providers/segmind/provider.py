@@ -1,8 +1,8 @@
 """The Segmind API as a provider: v2 (submit, await, download) and v1 (one blocking call).
 
 A wrong answer here never buys an image again: polls, downloads and look-ups are only ever GETs, and what a failed
-POST means is decided by `core.policy.outcomes`. The key goes to the endpoint's own hosts only; URLs are rebuilt from the
-base URL and the request id.
+POST means is decided by `core.policy.outcomes`. The key goes to the endpoint's own hosts only; URLs are rebuilt from
+the base URL and the request id.
 """
 
 import asyncio
