@@ -1,4 +1,7 @@
-"""What the executor and the app need of the outside world, as Protocols. Adapters live in `io`."""
+"""The ports: what the executor and the app need from the outside world, as Protocols, and the values they exchange.
+
+The implementations are in `store` and `providers`.
+"""
 
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
@@ -12,26 +15,23 @@ from prefect_imagegen.core.request.request import GenerationRequest
 
 
 class Clock(Protocol):
-    """Time and waiting; tests bring their own."""
+    """Time and waiting; tests replace it."""
 
     def now(self) -> datetime:
         """The present time, in UTC."""
-        ...
 
     def monotonic(self) -> float:
         """Seconds on a clock that never goes back."""
-        ...
 
     async def sleep(self, seconds: float) -> None:
         """Wait."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
 class ObjectInfo:
-    """One object: its root-relative path, size in bytes, and the store's own time of writing, where it tells.
+    """One object: its root-relative path, its size in bytes, and when it was written, by the store's clock.
 
-    The content type is told by `head`, where the store has one.
+    `modified` is None where the store does not say. Only `head` gives a content type, where the store has one.
     """
 
     path: str
@@ -44,135 +44,117 @@ class ObjectStore(Protocol):
     """A root in object storage. Every failure is a `StoreError` that names the path, the store and the remedy."""
 
     url: str
-    """The root as the user wrote it, without credentials."""
+    """The root as the user gave it, without credentials."""
 
     async def get(self, path: str) -> bytes | None:
         """The bytes of an object; None if there is none."""
-        ...
 
     async def create(self, path: str, data: bytes, content_type: str = "application/octet-stream") -> bool:
-        """Create-only put, atomic and durable: True if written, False if the path exists (and stays as it is)."""
-        ...
+        """Write an object that must not exist yet, atomically and durably.
+
+        False if the path exists already; the object there stays as it is.
+        """
 
     async def put(self, path: str, data: bytes, content_type: str = "application/octet-stream") -> None:
-        """Write or replace, atomically."""
-        ...
+        """Write or replace an object, atomically."""
 
     async def delete(self, path: str) -> None:
-        """Remove an object; one that is not there is no error."""
-        ...
+        """Remove an object; a missing one is no error."""
 
     async def head(self, path: str) -> ObjectInfo | None:
         """Size and time of an object; None if there is none."""
-        ...
 
     async def list(self, prefix: str) -> Sequence[ObjectInfo]:
         """All objects below a folder, sorted by path; empty if there are none."""
-        ...
 
 
 class Ledger(Protocol):
-    """What the store knows of every request key: claims and events (shared by all shards of a process)."""
+    """What the store knows of every request key, from claims and events. Shared by all shards of a process."""
 
     async def known(self, key: bytes, *, lost: int = 0) -> Sequence[KnownAttempt]:
-        """All that is known of the attempts of a key, by number: claims, ids, events. The one answer to that question.
+        """All that is known of the attempts of a key, from claims, ids and events; in the order of their numbers.
 
-        `lost`: the number of a claim that is known to exist, whatever a listing says.
+        `lost`: the number of a claim that exists, though a listing may not show it yet.
         """
-        ...
 
-    async def claim(self, key: bytes, n: int, claim: Claim) -> bool:
-        """Create claim number n: True if it is ours (an own put re-sent by a client library included)."""
-        ...
+    async def claim(self, key: bytes, claim_no: int, claim: Claim) -> bool:
+        """Create a claim: True if it is ours, also where a client library has sent the put twice."""
 
-    async def record_request_id(self, key: bytes, n: int, request_id: str) -> None:
-        """Make the request_id of claim n durable. Raises StoreError if one try fails (the caller tries again)."""
-        ...
+    async def record_request_id(self, key: bytes, claim_no: int, request_id: str) -> None:
+        """Make the request_id of a claim durable. Raises StoreError."""
 
     async def record(self, event: Event) -> None:
-        """Take an event in; it is durable after the next flush (every N events or T seconds)."""
-        ...
+        """Take an event; it is durable after the next flush (every N events or T seconds)."""
 
     async def flush(self) -> None:
-        """Write all events taken in so far as one immutable segment."""
-        ...
+        """Write all events taken so far as one immutable segment."""
 
     def is_open(self, key: bytes) -> bool:
-        """Whether, when the ledger was read, the key had an attempt without an end, and no image."""
-        ...
+        """Whether, when the ledger was read, the key had no image and an attempt without an end."""
 
-    def is_settled(self, key: bytes) -> bool:
+    def is_finished(self, key: bytes) -> bool:
         """Whether, when the ledger was read, the key had its image or had failed for good.
 
-        A run that was planned before does not know.
+        The plan may be older than that reading, and list the key as new.
         """
-        ...
 
     def next_attempt(self, key: bytes) -> int:
-        """The number of the claim to try first: numbers are never used twice, whatever became of older claims."""
-        ...
+        """The number of the claim to try first. No number is used twice, even after its claim was removed."""
 
     async def known_ids(self, request_ids: Collection[str]) -> frozenset[str]:
-        """Those of some request ids that are known to be calls of this store."""
-        ...
+        """Those of some request ids that belong to calls of this store."""
 
     async def refresh(self, *, at_once: bool = False) -> None:
-        """Read what other runs have written meanwhile; unless `at_once`, cheap if it was done a moment ago."""
-        ...
+        """Read what other runs have written since; without `at_once` a reading of a moment ago is enough."""
 
 
-Life = Literal["alive", "stale", "dead"]
-"""`live`: shows signs of life. `silent`: none for 90 s, or unclear ones for 24 h.
-`gone`: has ended for certain."""
+Liveness = Literal["alive", "stale", "dead"]
+"""The state of another run. `alive`: its heartbeat is young. `stale`: no heartbeat for 90 s, or only unreadable ones
+for 24 h. `dead`: it has certainly ended."""
 
 
 class RunLiveness(Protocol):
-    """Other runs on the same store, and the store's clock, which is the one that all runs share."""
+    """Whether other runs on the same store are alive, and the store's clock, which all runs share."""
 
-    async def life(self, owner: str) -> Life:
-        """Whether the owner of a heartbeat (its path) still works."""
-        ...
+    async def liveness_of(self, owner: str) -> Liveness:
+        """The state of the run that writes a heartbeat; `owner` is the path of the heartbeat."""
 
     def since_beat(self) -> float:
-        """Seconds since our own last good sign of life was begun; infinite before the first."""
-        ...
+        """Seconds since our own last successful heartbeat was begun; infinite before the first."""
 
     def store_now(self) -> datetime:
-        """The present time by the store's clock, never later than it really is there."""
-        ...
+        """The present time by the store's clock: an estimate that is never later than the true time there."""
 
 
 Ownership = Literal["same", "linked", "other"]
-"""Whose call an attempt is. `same`: sent with our key. `linked`: with another key of our account. `other`: of another
-account, or of one that is not known."""
+"""Whose call an attempt is. `same`: sent with our API key. `linked`: with another key of our account. `other`: by
+another account, or by an unknown one."""
 
 
 class Accounts(Protocol):
-    """Whose calls the store holds, seen from the key in use."""
+    """The accounts whose calls are in the store, seen from the API key in use."""
 
     name: str | None
-    """Our account; None where calls belong to nobody."""
+    """Our account; None where the provider has no accounts."""
     fingerprint: str | None
-    """The fingerprint of our key."""
+    """The fingerprint of our API key."""
     forgets: bool
-    """Whether the API's memory ends with a run: an embedded sandbox knows nothing of earlier ones."""
+    """Whether the API's history ends with the run, as that of an embedded sandbox does."""
 
     async def ownership(self, attempt: KnownAttempt) -> Ownership:
         """Whose call an attempt is."""
-        ...
 
     def shows(self, attempt: KnownAttempt, request_ids: Collection[str]) -> bool:
-        """Whether some request ids of a listing are known as calls of the attempt's account."""
-        ...
+        """Whether any of these request ids is known as a call of the attempt's account."""
 
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """What a provider delivered for one request: the bytes as received, and what it said of them.
+    """The answer to one request: the bytes of its image as received, and what the provider said about it.
 
-    `cost_usd` is None where the answer names none; `latency_s` is the provider's own generation time if told.
-    `applied` holds parameters as the provider reports them (seed), sizes in pixels come from the bytes later.
-    `endpoint` is where it was made, where a provider has several.
+    `cost_usd` is None where the answer names no cost. `latency_s` is the provider's own generation time in seconds.
+    `applied` holds parameters as the provider reports them (the seed). `endpoint` is the worker that made the image,
+    where a provider has several.
     """
 
     data: bytes
@@ -184,15 +166,15 @@ class Delivery:
     applied: dict[str, Any] = field(default_factory=dict)
     endpoint: str | None = None
     more: tuple[bytes, ...] = ()
-    """Further images of the same answer, where there are several."""
+    """The bytes of further images of the same answer."""
 
 
 @dataclass(slots=True)
 class Submission:
-    """An accepted call.
+    """An accepted call, whose result `Provider.collect` fetches.
 
-    `open_body` and `taken_by` are provider-private: the answer that is still being read (v1), and who took the call.
-    `is_old`: an earlier run sent it, so that nobody waits for a call of which nothing is known.
+    `open_body` (an answer that is still being read, v1) and `taken_by` (the worker that took the call) are private to
+    the provider. `is_old`: an earlier run sent it, so that a call unknown to the API is not waited for.
     """
 
     request: GenerationRequest
@@ -204,16 +186,16 @@ class Submission:
 
 @dataclass(frozen=True, slots=True)
 class Balance:
-    """Credits left, in US dollars; None where the provider has no such notion."""
+    """The credits left, in US dollars; None where the provider has no balance."""
 
     credits_usd: float | None
 
 
 @dataclass(frozen=True, slots=True)
 class HistoryRecord:
-    """One own request as the provider's history tells it. `status` is COMPLETED, FAILED or PENDING.
+    """One of our calls in the provider's history. `status` is COMPLETED, FAILED or PENDING.
 
-    `body` is the inputs as sent, or None where the history has not got them yet.
+    `body` is the body as sent; None where the history does not have it (yet).
     """
 
     request_id: str
@@ -222,16 +204,16 @@ class HistoryRecord:
     cost_usd: float | None = None
     body: dict[str, Any] | None = None
     generation_urls: tuple[str, ...] = ()
-    """One for each output."""
+    """The URLs of the outputs."""
     error: str | None = None
     created: datetime | None = None
     zoned: bool = True
-    """Whether `created` came with a time zone; one that did not may be hours off."""
+    """Whether `created` came with a time zone; without one it may be hours off."""
 
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """What an endpoint says of itself. `models`, `profile` and `limit` (calls that it wants at once) where it tells."""
+    """The health of an endpoint, as it reports it; `limit` is the number of calls that it takes at once."""
 
     ready: bool
     detail: str = ""
@@ -250,109 +232,92 @@ class Dialect(Protocol):
     """As that of `Provider`."""
 
     async def health(self) -> Health:
-        """Whether it can work just now; never raises for want of an answer."""
-        ...
+        """Whether the endpoint can work now; an endpoint that does not answer is not ready, and raises nothing."""
 
     async def check(self) -> Balance:
-        """Prove the key by a call that draws nothing, as far as the protocol has one; the balance where it tells."""
-        ...
+        """Verify the API key by a free call, where the protocol has one; the balance, where it is known."""
 
     async def submit(self, request: GenerationRequest, image_urls: Sequence[str]) -> Submission:
         """As that of `Provider`."""
-        ...
 
     async def collect(self, submission: Submission) -> Delivery:
         """As that of `Provider`."""
-        ...
 
     async def aclose(self) -> None:
         """Close the connections."""
-        ...
 
 
 class Provider(Protocol):
-    """Where images come from. Every failure is a `ProviderError`, whose kind is a row of `core.outcomes`."""
+    """Who makes images. Every failure is a `ProviderError` whose kind is a row of `core.policy.outcomes`."""
 
     name: str
     """`segmind`, or `sandbox` for a gateway that draws placeholders."""
     endpoint: str
     """The base URL, without credentials."""
     queues: bool
-    """Whether a POST only queues the work (v2), so that an answered 5xx may hide accepted work and a job outlives the
-    connection; else the answer is the image, and only a 200 is billed (v1)."""
+    """Whether a POST only queues the work (v2): work may be accepted despite a 5xx, and a job outlives the connection.
+    Otherwise the answer is the image, and only a 200 is billed (v1)."""
     free: bool
-    """Whether calls cost nothing: they need no claims, and a lost one is repeated at once."""
+    """Whether calls cost nothing: they need no claims, and a lost call is repeated at once."""
 
     @property
     def not_understood(self) -> Counter[str]:
-        """Answers that were not understood, by what they were: they proved nothing."""
-        ...
+        """The number of answers that were not understood, by description. Such an answer proves nothing."""
 
     def now(self) -> datetime | None:
-        """The present time by the API's clock, as its last answer told it; None until one has."""
-        ...
+        """The present time by the API's clock, from its last answer; None before the first."""
 
     async def check(self) -> Balance:
-        """Reach the endpoint, prove the key and read the balance, before anything is spent."""
-        ...
+        """Reach the endpoint, verify the API key and read the balance, before anything is spent."""
 
     async def upload(self, data: bytes, media_type: str) -> str:
-        """Make a reference known to the provider, for nothing; the address to send for it."""
-        ...
+        """Upload a reference, free of charge; the address to send for it."""
 
     async def has_upload(self, url: str) -> bool:
         """Whether an upload is still there."""
-        ...
 
     async def submit(self, request: GenerationRequest, image_urls: Sequence[str]) -> Submission:
         """Send one POST, with the addresses of the references.
 
-        Returns as soon as the call is accepted (v2: answer read; v1: headers of a 200).
+        Returns as soon as the call is accepted (v2: the answer is read; v1: the headers of a 200 are).
         """
-        ...
 
     async def collect(self, submission: Submission) -> Delivery:
-        """Wait for the result and fetch its bytes; never submits. Called again, it fetches afresh."""
-        ...
+        """Wait for the result and fetch its bytes; never submits. It may be called again, and fetches again."""
 
     async def find(self, model: str, claimed: Mapping[str, Any], window: Window) -> Look:
-        """Look once in the history for a call with the body of a claim that was made in a span of time.
+        """Look once in the history for a call with the body of a claim, created within a window of time.
 
         Raises ProviderError where the look proves nothing.
         """
-        ...
 
     async def record(self, request_id: str) -> HistoryRecord | None:
-        """One call as the history tells it; None where it does not (yet) know it."""
-        ...
+        """The history's record of one call; None where the history does not have it (yet)."""
 
     async def aclose(self) -> None:
         """Close the connections."""
-        ...
 
 
 class References(Protocol):
-    """How the references of requests reach the provider."""
+    """Makes the addresses under which a provider can fetch the references of requests."""
 
     inline: bool
-    """Whether addresses are the pictures themselves: too large to be made before a call is about to be sent."""
+    """Whether the addresses are data URLs, which hold the images: they are made just before the call, being large."""
 
     async def addresses(self, request: GenerationRequest, *, force_upload: bool) -> Sequence[str]:
-        """What to send for each reference, in order; `force_upload`: upload it in this run, since its URL failed.
+        """The address to send for each reference, in order.
 
-        Raises ProviderError (`reference_unreadable`, `reference_busy`, `upload_failed`, or what an upload met with),
-        or StoreError where references are kept.
+        `force_upload`: upload each in this run, since the API could not fetch one from its address. Raises
+        ProviderError (`reference_unreadable`, `reference_busy`, `upload_failed`, or the error of the upload), and
+        StoreError where the store keeps references.
         """
-        ...
 
 
 class RateLimiter(Protocol):
-    """When the next call may go out: requests per minute, and pauses that everybody shares."""
+    """Limits the calls per minute, and holds the pauses that all senders of the run share."""
 
     async def acquire(self) -> None:
         """Wait until one call may be sent (or until the run stops)."""
-        ...
 
     def pause(self, seconds: float) -> None:
-        """Let nobody send for so long: the provider asked for it."""
-        ...
+        """Let no call be sent for so many seconds, since the provider asked for it."""

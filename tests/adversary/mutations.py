@@ -13,7 +13,11 @@ from unittest.mock import patch
 
 import pyarrow as pa
 
-from prefect_imagegen.core import answers, layout
+from prefect_imagegen.core import layout
+from prefect_imagegen.core.answers import jobs, outputs
+from prefect_imagegen.core.answers.jobs import job_of
+from prefect_imagegen.core.answers.json_values import error_text
+from prefect_imagegen.core.answers.outputs import outputs_of
 from prefect_imagegen.core.errors import ProviderError
 from prefect_imagegen.core.ledger.attempts import Attempts
 from prefect_imagegen.core.ledger.events import RANK
@@ -26,6 +30,7 @@ from prefect_imagegen.executor.deferred import DeferredRequests
 from prefect_imagegen.executor.executor import Executor
 from prefect_imagegen.executor.pending import PendingRequest, Retry
 from prefect_imagegen.providers.segmind import history as segmind_history
+from prefect_imagegen.providers.segmind import jobs as segmind_jobs
 from prefect_imagegen.providers.segmind.history import SegmindHistory
 from prefect_imagegen.providers.segmind.history_pages import Page
 from prefect_imagegen.providers.segmind.provider import SegmindProvider
@@ -41,7 +46,7 @@ Mutation = Callable[[], AbstractContextManager[Any]]
 @contextmanager
 def a1_own_id_excluded() -> Iterator[None]:
     """The id that the ledger alone knows counts as that of another call; and it is told before it is stored."""
-    known, keep = StoreLedger.known, AttemptRunner._keep_id
+    known, keep = StoreLedger.known, AttemptRunner._store_request_id
 
     async def claims_only(self: StoreLedger, key: bytes, *, lost: int = 0) -> Any:
         found = await known(self, key, lost=lost)
@@ -57,13 +62,12 @@ def a1_own_id_excluded() -> Iterator[None]:
 
 def a2_any_status_is_a_job() -> AbstractContextManager[Any]:
     """A body with a `status` tells of a job under any HTTP status, and an unknown word is a failure."""
-    original = answers.job_of
 
-    def job_of(value: Any, *, status: int = 200, request_id: str | None = None) -> Any:
-        job = original(value)
-        return replace(job, state="FAILED", error=answers.error_text(b"")) if job and not job.is_known else job
+    def any_job_of(value: Any, *, status: int = 200, request_id: str | None = None) -> Any:
+        job = job_of(value)
+        return replace(job, state="FAILED", error=error_text(b"")) if job and not job.is_known else job
 
-    return patch.object(answers, "job_of", job_of)
+    return patch.object(segmind_jobs, "job_of", any_job_of)
 
 
 def a3_unknown_shape_is_empty() -> AbstractContextManager[Any]:
@@ -174,7 +178,7 @@ def a8_kind_of_the_end_is_not_asked() -> AbstractContextManager[Any]:
     """After a closed attempt comes the next one, whatever it was closed with."""
 
     def after(self: Claims, row: PendingRequest, last: Any, highest: int) -> Retry:
-        row.claim_no = max(last.n, highest) + 1
+        row.claim_no = max(last.claim_no, highest) + 1
         return Retry()
 
     return patch.object(Claims, "_after_its_end", after)
@@ -210,10 +214,16 @@ def a12_damage_ends_the_run() -> AbstractContextManager[Any]:
     return patch.object(Executor, "_guarded", unguarded)
 
 
-def a13_first_image_only() -> AbstractContextManager[Any]:
+@contextmanager
+def a13_first_image_only() -> Iterator[None]:
     """Of several images in an answer the first is taken."""
-    original = answers.outputs_of
-    return patch.object(answers, "outputs_of", lambda value: original(value)[:1])
+
+    def first_of(value: Any) -> Any:
+        return outputs_of(value)[:1]
+
+    in_job, in_body = (patch.object(module, "outputs_of", first_of) for module in (jobs, outputs))
+    with in_job, in_body:
+        yield
 
 
 def a14_no_cost_no_measure() -> AbstractContextManager[Any]:
@@ -234,7 +244,7 @@ def a15_lists_are_trusted() -> Iterator[None]:
 
     async def listed(self: StoreLedger, key: bytes, *, lost: int = 0) -> Any:
         names = {info.path.rsplit("/", 1)[1] for info in await self._store.list(layout.claims_of(key.hex()))}
-        return [one for one in await known(self, key) if layout.claim_name(one.n) in names]
+        return [one for one in await known(self, key) if layout.claim_name(one.claim_no) in names]
 
     async def at_once(self: Claims, row: PendingRequest, lost: int) -> Any:
         return await self._context.ledger.known(row.key)
@@ -243,7 +253,7 @@ def a15_lists_are_trusted() -> Iterator[None]:
         yield
 
 
-def e_kept_id_is_kept() -> AbstractContextManager[Any]:
+def e_stored_id_is_kept() -> AbstractContextManager[Any]:
     """The second POST's id is never stored."""
     original = PendingRequest.begin
 
@@ -255,20 +265,21 @@ def e_kept_id_is_kept() -> AbstractContextManager[Any]:
     return patch.object(PendingRequest, "begin", begin)
 
 
-def e_busy_rows_are_cut() -> AbstractContextManager[Any]:
-    """Parked rows that are just worked on are given up like the others."""
-    original = DeferredRequests.empty
+def e_rows_in_use_are_cut() -> AbstractContextManager[Any]:
+    """Deferred requests that are being worked on are given up like the others."""
+    original = DeferredRequests.finish
 
-    async def empty(self: DeferredRequests) -> Any:
-        while waiting := [one for one in self._rows.values() if not one.task.done()]:
-            if self._context.control.interrupted.is_set() or all(self._is_straggler(one) for one in waiting):
+    async def finish(self: DeferredRequests) -> Any:
+        while waiting := [request for request in self._requests.values() if not request.task.done()]:
+            if self._context.control.interrupted.is_set() or all(map(self._is_straggler, waiting)):
                 break
-            await asyncio.wait([one.task for one in waiting], timeout=0.25, return_when=asyncio.FIRST_COMPLETED)
-        for one in self._rows.values():
-            one.task.cancel()
+            tasks = [request.task for request in waiting]
+            await asyncio.wait(tasks, timeout=0.25, return_when=asyncio.FIRST_COMPLETED)
+        for request in self._requests.values():
+            request.task.cancel()
         return await original(self)
 
-    return patch.object(DeferredRequests, "empty", empty)
+    return patch.object(DeferredRequests, "finish", finish)
 
 
 def e_seen_after_the_ledger() -> AbstractContextManager[Any]:

@@ -172,7 +172,7 @@ def test_a_question_about_one_key_touches_few_rows(tmp_path: Path, touched: Touc
         await book.known(keys[0])  # the course of what has no image is put together once
         before = touched.rows
         for key in keys[:: len(keys) // 64]:
-            assert (book.is_open(key), book.is_settled(key)) == (False, not flushed)
+            assert (book.is_open(key), book.is_finished(key)) == (False, not flushed)
             assert book.next_attempt(key) == (1 if flushed else 2)
             (known,) = await book.known(key)
             assert known.is_delivered is not flushed

@@ -11,8 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from prefect_imagegen.core import answers
-from prefect_imagegen.core.answers import Output
+from prefect_imagegen.core.answers.history import detail_rows, listed_rows, parse_inputs
+from prefect_imagegen.core.answers.jobs import job_of
+from prefect_imagegen.core.answers.json_values import error_text, parse_json, parse_number, parse_time, shape_of
+from prefect_imagegen.core.answers.outputs import Output, images_of_body, looks_like_image, outputs_of
 
 
 def picture(kind: str) -> bytes:
@@ -31,14 +33,14 @@ ID = "11111111-2222-3333-4444-555555555555"
 @pytest.mark.parametrize("data", [PNG, JPEG, WEBP, picture("gif"), picture("bmp"), picture("tiff")])
 def test_images_are_known_by_their_first_bytes(data) -> None:
     """An answer is an image if its bytes say so, whatever its headers say."""
-    assert answers.looks_like_image(data)
-    assert answers.images_of_body(data) == (Output(data=data),)
+    assert looks_like_image(data)
+    assert images_of_body(data) == (Output(data=data),)
 
 
 @pytest.mark.parametrize("data", [b"", b"<html>", b'{"error": "x"}', b"RIFF1234WAVE", b"\x00" * 40, TEXT64.encode()])
 def test_other_bytes_are_no_image(data) -> None:
     """HTML, JSON, nothing and other media are not taken for an image."""
-    assert not answers.looks_like_image(data)
+    assert not looks_like_image(data)
 
 
 @pytest.mark.parametrize(
@@ -73,8 +75,8 @@ def test_other_bytes_are_no_image(data) -> None:
 )
 def test_a_url_is_found_wherever_it_is(body) -> None:
     """The image's URL is found in every shape: images first, then output, then any other URL but those of the job."""
-    assert answers.outputs_of(body) == (Output(url=URL),)
-    assert answers.images_of_body(json.dumps(body).encode()) == (Output(url=URL),)
+    assert outputs_of(body) == (Output(url=URL),)
+    assert images_of_body(json.dumps(body).encode()) == (Output(url=URL),)
 
 
 @pytest.mark.parametrize(
@@ -93,13 +95,13 @@ def test_a_url_is_found_wherever_it_is(body) -> None:
 )
 def test_several_images_are_all_found(body) -> None:
     """Where an answer gives several images all of them were paid: each is told, in order and once."""
-    assert answers.outputs_of(body) == (Output(url=URL), Output(url=OTHER))
+    assert outputs_of(body) == (Output(url=URL), Output(url=OTHER))
 
 
 def test_several_images_in_their_own_bytes() -> None:
     """Several images as base64 are all decoded."""
     body = {"data": [{"b64_json": TEXT64}, {"b64_json": base64.b64encode(JPEG).decode()}]}
-    assert answers.images_of_body(json.dumps(body).encode()) == (Output(data=PNG), Output(data=JPEG))
+    assert images_of_body(json.dumps(body).encode()) == (Output(data=PNG), Output(data=JPEG))
 
 
 @pytest.mark.parametrize(
@@ -118,13 +120,13 @@ def test_several_images_in_their_own_bytes() -> None:
 )
 def test_base64_is_decoded(body) -> None:
     """An image as base64, as a data URI, wrapped or URL-safe, is decoded where it stands."""
-    assert answers.outputs_of(body) == (Output(data=PNG),)
+    assert outputs_of(body) == (Output(data=PNG),)
 
 
 def test_plain_base64_is_a_body() -> None:
     """A body that is plain base64 text is an image too."""
-    assert answers.images_of_body(TEXT64.encode()) == (Output(data=PNG),)
-    assert answers.images_of_body(base64.encodebytes(PNG)) == (Output(data=PNG),)
+    assert images_of_body(TEXT64.encode()) == (Output(data=PNG),)
+    assert images_of_body(base64.encodebytes(PNG)) == (Output(data=PNG),)
 
 
 @pytest.mark.parametrize(
@@ -146,7 +148,7 @@ def test_plain_base64_is_a_body() -> None:
 )
 def test_a_200_without_image_is_an_error(body, text) -> None:
     """An error under status 200, HTML, or an answer without image is told as an error, never as an image."""
-    (found,) = answers.images_of_body(body)
+    (found,) = images_of_body(body)
     assert (found.data, found.url) == (None, None)
     assert text in found.error
 
@@ -170,7 +172,7 @@ def test_a_200_without_image_is_an_error(body, text) -> None:
 )
 def test_the_error_text_of_every_body(body, text) -> None:
     """The reason is found under error, detail or message, nested or not; text and HTML are shown as they are."""
-    assert answers.error_text(body) == text
+    assert error_text(body) == text
 
 
 RESULT = {
@@ -193,7 +195,7 @@ RESULT = {
 
 def test_a_whole_result_is_read() -> None:
     """A result gives the output, the seed that came as text, the cost and the API's own time."""
-    job = answers.job_of(RESULT)
+    job = job_of(RESULT)
     assert (job.state, job.outputs, job.error) == ("COMPLETED", (Output(url=URL),), None)
     assert (job.seed, job.cost_usd, job.latency_s) == (7, 0.0402, 15.8)
     assert job.metrics == RESULT["metrics"]
@@ -202,7 +204,7 @@ def test_a_whole_result_is_read() -> None:
 @pytest.mark.parametrize("more", [{}, {"output": None}, {"output": []}, {"images": []}, {"output": "soon"}], ids=str)
 def test_a_finished_status_has_no_output_yet(more) -> None:
     """A COMPLETED that names no output is no failure: it has none yet; older metrics have the inference time only."""
-    job = answers.job_of({"status": "COMPLETED", "request_id": ID, "metrics": {"inference_time": 13.06}, **more})
+    job = job_of({"status": "COMPLETED", "request_id": ID, "metrics": {"inference_time": 13.06}, **more})
     assert (job.state, job.outputs, job.latency_s, job.cost_usd) == ("COMPLETED", (), 13.06, None)
 
 
@@ -211,74 +213,74 @@ def test_a_finished_status_has_no_output_yet(more) -> None:
 def test_a_failed_job_gives_its_reason(word, status) -> None:
     """FAILED in the body of a 200 or 422 is a failure, with the API's reason."""
     body = {"status": word, "error": "Prompt is Mandatory and must be string", "metrics": {"inference_time": 0.007}}
-    job = answers.job_of(body, status=status)
+    job = job_of(body, status=status)
     assert (job.state, job.error) == ("FAILED", "Prompt is Mandatory and must be string")
-    assert answers.job_of({"status": word}).error == "the API gave no reason"
+    assert job_of({"status": word}).error == "the API gave no reason"
 
 
 @pytest.mark.parametrize("word", ["QUEUED", "PROCESSING", "queued", "STARTING", "IN_PROGRESS"])
 def test_a_job_under_way_is_known(word) -> None:
     """Queued and processing are understood, and waited for."""
-    job = answers.job_of({"status": word, "request_id": ID, "metrics": {}})
+    job = job_of({"status": word, "request_id": ID, "metrics": {}})
     assert (job.state, job.is_known) == ("PENDING", True)
 
 
 @pytest.mark.parametrize("word", ["", "WARMING_UP", "ERROR", "error", "CANCELLED", "CANCELED", "TIMEOUT", "ok"])
 def test_an_unknown_state_is_not_terminal(word) -> None:
     """Only FAILED ends a paid job without an image: any other word is waited for, and said not to be understood."""
-    job = answers.job_of({"status": word, "request_id": ID, "error": "x"})
+    job = job_of({"status": word, "request_id": ID, "error": "x"})
     assert (job.state, job.is_known) == ("PENDING", False)
 
 
 @pytest.mark.parametrize("word", ["SUCCESS", "Succeeded", "completed"])
 def test_other_words_for_done(word) -> None:
     """The words for success that users have seen are understood."""
-    assert answers.job_of({"status": word, "output": URL}).outputs == (Output(url=URL),)
+    assert job_of({"status": word, "output": URL}).outputs == (Output(url=URL),)
 
 
 def test_a_job_counts_with_its_own_statuses_only() -> None:
     """A body that looks like a job's is none under any HTTP status but 200 and 422: a proxy or a limiter wrote it."""
     body = {"status": "FAILED", "message": "upstream"}
-    counted = [status for status in range(100, 600) if answers.job_of(body, status=status) is not None]
+    counted = [status for status in range(100, 600) if job_of(body, status=status) is not None]
     assert counted == [200, 422]
 
 
 def test_a_job_of_another_request_proves_nothing() -> None:
     """A body that names another request is not ours; one that names none may be."""
     body = {"status": "FAILED", "error": "x"}
-    assert answers.job_of(body | {"request_id": "other"}, request_id=ID) is None
-    assert answers.job_of(body | {"request_id": 7}, request_id=ID) is None
+    assert job_of(body | {"request_id": "other"}, request_id=ID) is None
+    assert job_of(body | {"request_id": 7}, request_id=ID) is None
     for ours in ({}, {"request_id": None}, {"request_id": ID}, {"request_id": ID.upper()}):
-        assert answers.job_of(body | ours, request_id=ID).state == "FAILED"
-    assert answers.job_of(body | {"request_id": 17}, request_id="17").state == "FAILED"
-    assert answers.detail_rows({"request_id": "AB-1"}, "ab-1") == [{"request_id": "AB-1"}]
+        assert job_of(body | ours, request_id=ID).state == "FAILED"
+    assert job_of(body | {"request_id": 17}, request_id="17").state == "FAILED"
+    assert detail_rows({"request_id": "AB-1"}, "ab-1") == [{"request_id": "AB-1"}]
 
 
 @pytest.mark.parametrize("name", ["image_url", "url", "image", "data", "input_image"])
 def test_an_address_beside_the_output_is_none(name: str) -> None:
     """What the answer calls its output is the output, whatever else it echoes."""
     body = {"status": "COMPLETED", name: "https://example.com/sent.png", "output": URL}
-    assert answers.job_of(body).outputs == (Output(url=URL),)
+    assert job_of(body).outputs == (Output(url=URL),)
 
 
 @pytest.mark.parametrize("text", ['"half \\ud83d"', '{"a": ["half \\uD83D"]}', '{"half \\udc00": 1}'])
 def test_half_a_character_becomes_a_whole_one(text: str) -> None:
     """A text that was cut within a character (a lone surrogate) can be stored all the same; whole ones are kept."""
-    assert json.dumps(answers.parse_json(text), ensure_ascii=False).encode()
-    assert answers.parse_json('"a cup \\ud83d\\ude00"') == "a cup \U0001f600"
-    assert answers.parse_inputs("{'prompt': 'half \\ud83d'}") == {"prompt": "half ?"}
+    assert json.dumps(parse_json(text), ensure_ascii=False).encode()
+    assert parse_json('"a cup \\ud83d\\ude00"') == "a cup \U0001f600"
+    assert parse_inputs("{'prompt': 'half \\ud83d'}") == {"prompt": "half ?"}
 
 
 @pytest.mark.parametrize("body", [None, [], "COMPLETED", 7, {}, {"status": 200}, {"status": None}, {"error": "x"}])
 def test_another_service_is_no_job(body) -> None:
     """A body without a state in words is no answer about a job."""
-    assert answers.job_of(body) is None
+    assert job_of(body) is None
 
 
 @pytest.mark.parametrize("metrics", [None, [], "x", {"cost": "free", "total_time": True}, {"cost": -1}, {"cost": None}])
 def test_odd_metrics_are_left_out(metrics) -> None:
     """Metrics that are no numbers are unknown, not zero."""
-    job = answers.job_of({**RESULT, "metrics": metrics})
+    job = job_of({**RESULT, "metrics": metrics})
     assert (job.cost_usd, job.latency_s) == (None, None)
 
 
@@ -292,7 +294,7 @@ def test_odd_metrics_are_left_out(metrics) -> None:
 )
 def test_history_inputs_come_in_three_forms(text) -> None:
     """The inputs of a history row are an object, JSON text or the repr of a Python dict."""
-    assert answers.parse_inputs(text) == {"prompt": "fox", "seed": 7}
+    assert parse_inputs(text) == {"prompt": "fox", "seed": 7}
 
 
 @pytest.mark.parametrize(
@@ -300,7 +302,7 @@ def test_history_inputs_come_in_three_forms(text) -> None:
 )
 def test_other_history_inputs_are_unknown(text) -> None:
     """Inputs in no known form are unknown; nothing in them is ever executed."""
-    assert answers.parse_inputs(text) is None
+    assert parse_inputs(text) is None
 
 
 @pytest.mark.parametrize(
@@ -322,7 +324,7 @@ def test_other_history_inputs_are_unknown(text) -> None:
 )
 def test_numbers_are_finite_and_not_negative(value, found) -> None:
     """A number may come as text; what is negative, infinite or no number is unknown."""
-    assert answers.number(value) == found
+    assert parse_number(value) == found
 
 
 json_values = st.recursive(
@@ -350,8 +352,8 @@ json_values = st.recursive(
 @given(st.binary(max_size=300) | json_values.map(lambda value: json.dumps(value).encode()))
 def test_no_body_raises(data) -> None:
     """Whatever bytes come, each reader gives an answer; an output is an image, a URL or an error."""
-    assert answers.error_text(data)
-    check_outputs(answers.images_of_body(data))
+    assert error_text(data)
+    check_outputs(images_of_body(data))
 
 
 def check_outputs(found) -> None:
@@ -364,22 +366,22 @@ def check_outputs(found) -> None:
 @given(json_values, st.sampled_from([200, 422, 500]))
 def test_no_json_raises(value, status) -> None:
     """Whatever JSON comes, each reader gives an answer."""
-    check_outputs(answers.outputs_of(value))
-    job = answers.job_of(value, status=status, request_id=ID)
+    check_outputs(outputs_of(value))
+    job = job_of(value, status=status, request_id=ID)
     assert job is None or job.state in {"COMPLETED", "FAILED", "PENDING"}
     assert job is None or all(one.error is None for one in job.outputs)
-    assert answers.listed_rows(value) is None or isinstance(value["data"], list)
-    assert answers.detail_rows(value, ID) is None or answers.detail_rows(value, ID)
-    assert len(answers.shape_of(value)) < 1000
-    answers.moment(value)
-    answers.number(value)
-    answers.parse_inputs(value)
+    assert listed_rows(value) is None or isinstance(value["data"], list)
+    assert detail_rows(value, ID) is None or detail_rows(value, ID)
+    assert len(shape_of(value)) < 1000
+    parse_time(value)
+    parse_number(value)
+    parse_inputs(value)
 
 
 @given(st.text() | st.text("{}[]()'\":, 01aNone", max_size=40))
 def test_no_inputs_raise(text) -> None:
     """Whatever text a history row holds as inputs, it is a dict or unknown."""
-    assert isinstance(answers.parse_inputs(text), dict | None)
+    assert isinstance(parse_inputs(text), dict | None)
 
 
 @pytest.mark.parametrize("opening", ['{"error":', "[", '{"detail":[', '{"output":', '{"images":['])
@@ -389,9 +391,9 @@ def test_deep_nesting_is_understood(opening, depth) -> None:
     closing = {"{": "}", "[": "]"}
     end = "".join(closing[one] for one in reversed(opening) if one in closing)
     data = (opening * depth + '"x"' + end * depth).encode()
-    assert answers.error_text(data)
-    assert answers.images_of_body(data)[0].data is None
-    job = answers.job_of({"status": "FAILED", "error": answers.parse_json(data)})
+    assert error_text(data)
+    assert images_of_body(data)[0].data is None
+    job = job_of({"status": "FAILED", "error": parse_json(data)})
     assert job is not None
     assert (job.state, bool(job.error)) == ("FAILED", True)
 
@@ -404,8 +406,8 @@ ROWS = [{"request_id": "a"}, None, "x"]
 )
 def test_a_listing_is_a_list_of_rows(value) -> None:
     """A page of the history is an object with its rows under `data`, whatever the rows are."""
-    assert answers.listed_rows(value) == ROWS
-    assert answers.listed_rows({"data": []}) == []
+    assert listed_rows(value) == ROWS
+    assert listed_rows({"data": []}) == []
 
 
 @pytest.mark.parametrize(
@@ -429,7 +431,7 @@ def test_a_listing_is_a_list_of_rows(value) -> None:
 )
 def test_another_envelope_proves_nothing(value) -> None:
     """A page in any other form, or one that says it failed, is not understood: it is never an empty list."""
-    assert answers.listed_rows(value) is None
+    assert listed_rows(value) is None
 
 
 @pytest.mark.parametrize(
@@ -450,7 +452,7 @@ def test_another_envelope_proves_nothing(value) -> None:
 )
 def test_a_detail_has_to_name_its_request(value, rows) -> None:
     """A record counts if it names the request that was asked for; an answer without it is none of that request."""
-    assert answers.detail_rows(value, "a") == rows
+    assert detail_rows(value, "a") == rows
 
 
 @pytest.mark.parametrize(
@@ -467,7 +469,7 @@ def test_a_detail_has_to_name_its_request(value, rows) -> None:
 )
 def test_a_shape_in_words_tells_no_content(value, words) -> None:
     """What was not understood is told by its form: by names, never by what it holds."""
-    assert answers.shape_of(value) == words
+    assert shape_of(value) == words
 
 
 MOMENT = datetime(2026, 11, 23, 20, 5, 6, tzinfo=UTC)
@@ -487,13 +489,13 @@ MOMENT = datetime(2026, 11, 23, 20, 5, 6, tzinfo=UTC)
 )
 def test_a_time_in_any_form(value) -> None:
     """ISO and mail forms, seconds and milliseconds are one moment."""
-    assert answers.moment(value) == MOMENT
+    assert parse_time(value) == MOMENT
 
 
 def test_a_time_without_a_zone_has_none() -> None:
     """Where no zone is told none is made up."""
-    assert answers.moment("2026-11-23T20:05:06") == MOMENT.replace(tzinfo=None)
-    assert answers.moment("Mon Nov 23 20:05:06 2026") == MOMENT.replace(tzinfo=None)
+    assert parse_time("2026-11-23T20:05:06") == MOMENT.replace(tzinfo=None)
+    assert parse_time("Mon Nov 23 20:05:06 2026") == MOMENT.replace(tzinfo=None)
 
 
 @pytest.mark.parametrize(
@@ -508,7 +510,7 @@ def test_a_time_without_a_zone_has_none() -> None:
 )
 def test_what_is_no_certain_time_is_none(value) -> None:
     """A time that is missing, a placeholder or half told is no time: by it no call would be out of the window."""
-    assert answers.moment(value) is None
+    assert parse_time(value) is None
 
 
 @pytest.mark.parametrize(
@@ -524,14 +526,14 @@ def test_what_is_no_certain_time_is_none(value) -> None:
 )
 def test_base64_however_it_is_written(text: str) -> None:
     """An image in text is found in every way in which servers write base64, bare or within JSON."""
-    assert answers.images_of_body(text.encode()) == (Output(data=PNG),)
-    assert answers.images_of_body(json.dumps({"image": text}).encode()) == (Output(data=PNG),)
+    assert images_of_body(text.encode()) == (Output(data=PNG),)
+    assert images_of_body(json.dumps({"image": text}).encode()) == (Output(data=PNG),)
 
 
 @pytest.mark.parametrize("text", ["A" * 64 + " " * 2_000_000 + "!", " " * 2_000_000, "data:" + ";base64" * 300_000])
 def test_hostile_text_costs_no_more_than_its_length(text: str) -> None:
     """Text that is made to be tried again and again at every blank is read once."""
-    (found,) = answers.images_of_body(text.encode())
+    (found,) = images_of_body(text.encode())
     assert found.data is None
 
 
@@ -540,9 +542,9 @@ def test_an_answer_of_millions_of_values_is_none(unit: str) -> None:
     """JSON that would take gigabytes proves nothing, and costs next to no memory."""
     text = f"[{unit * 6_000_000}0]"
     tracemalloc.start()
-    assert answers.parse_json(text.encode()) is None
-    assert answers.parse_json(text) is None
-    assert answers.parse_inputs(f"{{'a': {text}}}") is None
+    assert parse_json(text.encode()) is None
+    assert parse_json(text) is None
+    assert parse_inputs(f"{{'a': {text}}}") is None
     assert tracemalloc.get_traced_memory()[1] < 8 * len(text)
     tracemalloc.stop()
 
@@ -550,7 +552,7 @@ def test_an_answer_of_millions_of_values_is_none(unit: str) -> None:
 @pytest.mark.parametrize("unit", ["(),", "'' ", "0<", "0or ", "a.", "-"])
 def test_inputs_of_millions_of_values_are_none(unit: str) -> None:
     """A Python dict that would take gigabytes to read is not read; one with large pictures in it is."""
-    assert answers.parse_inputs("{'a': [" + unit * 1_000_000 + "0]}") is None
+    assert parse_inputs("{'a': [" + unit * 1_000_000 + "0]}") is None
     body = {"prompt": "a, b" * 16_000, "image_urls": ["data:image/png;base64," + "iVBORw0KGgo" * 1_000_000] * 3}
-    assert answers.parse_inputs(repr(body)) == body
-    assert answers.parse_inputs(json.dumps(body)) == body
+    assert parse_inputs(repr(body)) == body
+    assert parse_inputs(json.dumps(body)) == body

@@ -22,7 +22,7 @@ from prefect_imagegen.core.results import RequestResult
 from prefect_imagegen.executor import Executor, ExecutorContext, Policy
 from prefect_imagegen.executor import attempt as calls_module
 from prefect_imagegen.executor.control import RunControl
-from prefect_imagegen.ports import Balance, Delivery, HistoryRecord, Life, ObjectInfo, Ownership, Submission
+from prefect_imagegen.ports import Balance, Delivery, HistoryRecord, Liveness, ObjectInfo, Ownership, Submission
 from prefect_imagegen.providers.limits import RateGate
 from prefect_imagegen.store.ledger.ledger import StoreLedger
 from prefect_imagegen.store.object_store import FsspecObjectStore, open_object_store
@@ -175,7 +175,7 @@ class Bench:
         self.store: FsspecObjectStore = more.get("store") or open_object_store(str(folder))
         self.alive: set[str] = set()
         self.beat_age = 0.0
-        self.dead: Life = "dead"
+        self.dead: Liveness = "dead"
         self.store_ahead = datetime.now(UTC) - self.clock.time
         self.control = RunControl(self.clock, deadline=600.0, max_failure_rate=1.0)
         self.ledger = StoreLedger(self.store, view, run_id=run_id, nonce=nonce, clock=self.clock)
@@ -201,10 +201,10 @@ class Bench:
     async def make(self, request: GenerationRequest = REQUEST) -> RequestResult:
         """What becomes of a request, also if it has to wait for others first."""
         result = await self.executor.make(request, request.key)
-        late = {one.key: one for one in await self.executor.settle()}
+        late = {one.key: one for one in await self.executor.finish_deferred()}
         return late.get(request.key, result)
 
-    async def life(self, owner: str) -> Life:
+    async def liveness_of(self, owner: str) -> Liveness:
         return "alive" if owner.split("/")[1] in self.alive else self.dead
 
     def since_beat(self) -> float:

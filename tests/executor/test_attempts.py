@@ -114,7 +114,7 @@ async def test_each_post_has_a_claim_of_its_own(bench: Bench) -> None:
     assert (result.status, result.attempts, result.maybe_paid, result.request_id) == ("generated", 3, 2, "r3")
     assert bench.provider.history == ["submit", "find", "submit", "find", "submit", "collect"]
     claims = await bench.ledger.claims(REQUEST.key)
-    assert [(claim.n, claim.request_id) for claim in claims] == [(1, None), (2, None), (3, "r3")]
+    assert [(claim.claim_no, claim.request_id) for claim in claims] == [(1, None), (2, None), (3, "r3")]
 
 
 async def test_each_post_has_an_id_of_its_own(bench: Bench) -> None:
@@ -124,7 +124,7 @@ async def test_each_post_has_an_id_of_its_own(bench: Bench) -> None:
     result = await bench.make()
     assert (result.status, result.attempts, result.request_id) == ("generated", 3, "r3")
     claims = await bench.ledger.claims(REQUEST.key)
-    assert [(claim.n, claim.request_id) for claim in claims] == [(1, "r1"), (2, "r2"), (3, "r3")]
+    assert [(claim.claim_no, claim.request_id) for claim in claims] == [(1, "r1"), (2, "r2"), (3, "r3")]
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ async def test_a_lost_answer_is_not_taken_for_an_earlier_call(bench: Bench) -> N
     result = await bench.make()
     assert (result.status, result.attempts, result.request_id) == ("generated", 3, "r3")
     claims = await bench.ledger.claims(REQUEST.key)
-    assert [(claim.n, claim.request_id) for claim in claims] == [(1, "r1"), (2, None), (3, "r3")]
+    assert [(claim.claim_no, claim.request_id) for claim in claims] == [(1, "r1"), (2, None), (3, "r3")]
 
 
 async def test_work_hidden_behind_a_5xx_is_taken_over(bench: Bench) -> None:
@@ -64,7 +64,7 @@ async def test_an_unknown_outcome_found_is_fetched(bench: Bench) -> None:
     assert claimed["prompt"] == "a cup"
     assert "sig=x" not in str(claimed)
     claims = await bench.ledger.claims(request.key)
-    assert [(claim.n, claim.request_id) for claim in claims] == [(1, "hidden")]
+    assert [(claim.claim_no, claim.request_id) for claim in claims] == [(1, "hidden")]
 
 
 async def test_a_run_does_not_stay_open_for_unknown_outcomes(bench: Bench) -> None:

@@ -104,7 +104,7 @@ async def test_stuck_jobs_give_their_slots_away(tmp_path: Path) -> None:
         calls_module.STUCK_AT_LEAST_S = before
     assert [result.status for result in results] == ["held", "generated", "generated"]
     bench.clock.time += timedelta(minutes=1)
-    (late,) = await bench.executor.settle()
+    (late,) = await bench.executor.finish_deferred()
     assert (late.status, late.error_kind, late.request_id) == ("held", "submitted", "r1")
 
 
@@ -119,7 +119,7 @@ async def test_a_slow_answer_is_awaited_without_a_slot(tmp_path: Path) -> None:
     assert (result.status, result.error_kind) == ("held", "unknown")
     assert (bench.executor.slots.used, bench.executor.awaited) == (0, 1)
     hanging.answers[0].set_result("r9")
-    (late,) = await bench.executor.settle()
+    (late,) = await bench.executor.finish_deferred()
     assert (late.status, late.request_id, late.attempts) == ("generated", "r9", 1)
     assert bench.executor.awaited == 0
     assert "find" not in bench.provider.history
@@ -146,12 +146,12 @@ async def test_a_black_hole_takes_twice_the_slots_at_most(pause: float, tmp_path
     await asyncio.gather(*tasks, return_exceptions=True)
     bench.control.interrupt("signal", "the test is over")
     bench.clock.ends_in(20)
-    assert {result.status for result in await bench.executor.settle()} == {"held"}
+    assert {result.status for result in await bench.executor.finish_deferred()} == {"held"}
 
 
 @pytest.mark.usefixtures("impatient")
 async def test_an_interruption_waits_for_what_is_worked_on(tmp_path: Path) -> None:
-    """A parked row whose answer has come is not let go amid its id: the id is durable, and the row held by it."""
+    """A deferred request whose answer has come is not let go amid its id: the id is durable, and the row held by it."""
     bench = Bench(tmp_path, LedgerView.empty(), max_in_flight=1)
     for _ in range(40):
         bench.context.submits.add(0.001)
@@ -166,9 +166,9 @@ async def test_an_interruption_waits_for_what_is_worked_on(tmp_path: Path) -> No
 
     bench.ledger.record_request_id = slow  # type: ignore[method-assign]
     hanging.answers[0].set_result("r9")
-    (late,) = await bench.executor.settle()
+    (late,) = await bench.executor.finish_deferred()
     assert (late.status, late.error_kind, late.request_id) == ("held", "submitted", "r9")
-    assert [(claim.n, claim.request_id) for claim in await bench.ledger.claims(REQUEST.key)] == [(1, "r9")]
+    assert [(claim.claim_no, claim.request_id) for claim in await bench.ledger.claims(REQUEST.key)] == [(1, "r9")]
 
 
 async def test_a_post_ends_after_the_deadline(tmp_path: Path) -> None:

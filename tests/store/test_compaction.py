@@ -633,5 +633,5 @@ async def test_what_is_known_of_an_attempt_outlives_its_claims(timed_store) -> N
     view = await load_ledger(timed_store)
     later = StoreLedger(timed_store, view, run_id="run-2", nonce="n2", clock=CLOCK)
     (known,) = await later.known(key)
-    assert (known.n, known.record, known.request_id, known.rank) == (1, None, "id-1", RANK["quarantined"])
+    assert (known.claim_no, known.record, known.request_id, known.rank) == (1, None, "id-1", RANK["quarantined"])
     assert later.next_attempt(key) == 2

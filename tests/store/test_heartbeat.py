@@ -96,7 +96,7 @@ async def life(store, run_id, process, *, beats: bool = True) -> str:
     heartbeat = Heartbeat(store, "run-2", process, Ticks())
     if beats:
         await heartbeat.beat()
-    return await StoreRunLiveness(store, heartbeat, process, Ticks()).life(layout.heartbeat(run_id))
+    return await StoreRunLiveness(store, heartbeat, process, Ticks()).liveness_of(layout.heartbeat(run_id))
 
 
 async def test_the_heartbeat_names_its_process(store) -> None:
@@ -238,16 +238,16 @@ async def test_an_unreadable_heartbeat_without_a_time(data) -> None:
     run_liveness = StoreRunLiveness(store, Heartbeat(store, "run-2", me, clock), me, clock)
     path = layout.heartbeat("run-1")
     await store.put(path, data)
-    assert await run_liveness.life(path) == "alive"
+    assert await run_liveness.liveness_of(path) == "alive"
     clock.time += 24 * 3600
-    assert await run_liveness.life(path) == "alive"
+    assert await run_liveness.liveness_of(path) == "alive"
     await store.put(path, data + b" changed")
     clock.time += 6
-    assert await run_liveness.life(path) == "alive"
+    assert await run_liveness.liveness_of(path) == "alive"
     clock.time += 24 * 3600
-    assert await run_liveness.life(path) == "alive"
+    assert await run_liveness.liveness_of(path) == "alive"
     clock.time += 6
-    assert await run_liveness.life(path) == "stale"
+    assert await run_liveness.liveness_of(path) == "stale"
 
 
 async def test_before_our_own_beat_nobody_is_declared_dead() -> None:
@@ -267,15 +267,15 @@ async def test_a_store_without_times_counts_as_alive_for_a_day(ahead, lives) -> 
     await Heartbeat(store, "run-1", ELSEWHERE, theirs).beat()
     run_liveness = StoreRunLiveness(store, Heartbeat(store, "run-2", me, clock), me, clock)
     path = layout.heartbeat("run-1")
-    assert await run_liveness.life(path) == "alive"
+    assert await run_liveness.liveness_of(path) == "alive"
     clock.time = lives * 3600.0
-    assert await run_liveness.life(path) == "alive"
+    assert await run_liveness.liveness_of(path) == "alive"
     theirs.time = clock.time
     await Heartbeat(store, "run-1", ELSEWHERE, theirs).beat()
     clock.time += 23 * 3600
-    assert await run_liveness.life(path) == "alive"
+    assert await run_liveness.liveness_of(path) == "alive"
     clock.time += 3601
-    assert await run_liveness.life(path) == "stale"
+    assert await run_liveness.liveness_of(path) == "stale"
 
 
 @pytest.mark.parametrize(
@@ -433,6 +433,6 @@ async def test_containers_of_one_machine(tmp_path) -> None:
     await Heartbeat(store, "run2", there, clock).beat()
     await Heartbeat(store, "run3", dataclasses.replace(there, boot_id=us.boot_id), clock).beat()
     run_liveness = StoreRunLiveness(store, heartbeat, us, clock)
-    states = [await run_liveness.life(layout.heartbeat(name)) for name in ("run2", "run3")]
+    states = [await run_liveness.liveness_of(layout.heartbeat(name)) for name in ("run2", "run3")]
     assert states == ["alive", "dead"]
     store.close()

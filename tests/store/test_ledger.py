@@ -139,7 +139,7 @@ async def test_claims_come_back_as_made(store) -> None:
     await book.record_request_id(KEY, 2, "id-2")
     await book.claim(OTHER, 1, claim(attempt="other"))
     records = await book.claims(KEY)
-    assert [(record.n, record.request_id) for record in records] == [(1, None), (2, "id-2"), (10, None)]
+    assert [(record.claim_no, record.request_id) for record in records] == [(1, None), (2, "id-2"), (10, None)]
     assert records[0].claim == claim()
     assert await book.claims(bytes(16)) == []
 
@@ -211,7 +211,7 @@ async def test_claim_id_and_events_are_one(store) -> None:
 
     def facts_of(known):
         return [
-            (attempt.n, attempt.rank, attempt.request_id, attempt.error_kind, attempt.record is not None)
+            (attempt.claim_no, attempt.rank, attempt.request_id, attempt.error_kind, attempt.record is not None)
             for attempt in known
         ]
 
@@ -265,7 +265,7 @@ async def test_a_listing_that_lags_hides_no_claim(store, lost) -> None:
     book = ledger(LaggingStore(store, 0))
     assert await book.known(KEY) == await book.claims(KEY) == []
     assert [record.request_id for record in await book.known(KEY, lost=lost)] == ["id-1", None][:lost]
-    assert [record.n for record in await book.claims(KEY, lost=lost)] == [1, 2][:lost]
+    assert [record.claim_no for record in await book.claims(KEY, lost=lost)] == [1, 2][:lost]
     await book.record(event(attempt=named(1)))
     assert [record.record is not None for record in await book.known(KEY)] == [True]
 

@@ -129,7 +129,7 @@ class LedgerModel(RuleBasedStateMachine):
             last = self.wait(ledger.claims(key))[-1]
             if not ledger.is_closed(last.claim.attempt_id):
                 return
-            n = last.n + 1
+            n = last.claim_no + 1
         if key in self.ever_delivered() - run.knew:
             return  # it read the ledger long ago, wins what was removed since, and finds the image
         assert (key, n) not in self.used
@@ -162,7 +162,7 @@ class LedgerModel(RuleBasedStateMachine):
     @rule(run=runs, key=st.sampled_from(KEYS))
     def known(self, run: Run, key: bytes) -> None:
         """What is known of an attempt holds all that was durable when the run began, and all that it recorded."""
-        known = {attempt.n: attempt for attempt in self.wait(run.ledger.known(key))}
+        known = {attempt.claim_no: attempt for attempt in self.wait(run.ledger.known(key))}
         for kind, its_key, attempt in [*run.durable, *run.recorded]:
             n = attempt.split("-")[1]
             if its_key == key and n.isdigit():

@@ -1,1 +1,1 @@
-"""Pure: values in, values out. No I/O, no clock, no randomness, no environment."""
+"""The pure core: values in, values out. No I/O, no clock, no randomness, no environment."""

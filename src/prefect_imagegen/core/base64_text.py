@@ -1,4 +1,4 @@
-"""Bytes that came as text: base64 as servers really write it."""
+"""Decoding base64 in all forms that servers write."""
 
 import base64
 
@@ -6,9 +6,9 @@ _URL_SAFE = str.maketrans("-_", "+/")
 
 
 def decode_base64(text: str) -> bytes:
-    """The bytes of base64 text: with a `data:` prefix or none, in either alphabet, in lines, with padding or without.
+    """The bytes of base64 text: with or without a `data:` prefix, line breaks and padding, in either alphabet.
 
-    Takes time in proportion to the text. Raises ValueError for what is no base64, or is cut off within a byte.
+    Takes time in proportion to the text. Raises ValueError for text that is not base64, or is cut off within a byte.
     """
     text = text.lstrip()
     if text[:5].lower() == "data:":
@@ -24,5 +24,5 @@ def decode_base64(text: str) -> bytes:
 
 
 def lacks_padding(text: str) -> bool:
-    """Whether the last group of base64 text is not full: its writer pads nothing, or it is cut off."""
+    """Whether the last group of base64 text is incomplete: the text is unpadded, or cut off."""
     return len("".join(text.rpartition(",")[2].split())) % 4 != 0

@@ -1,10 +1,10 @@
-"""The one family of errors: each carries data, names the culprit and the remedy, and holds no secret."""
+"""The errors of this package. Each carries data, names the cause and the remedy, and holds no secret."""
 
 
 class ImagegenError(Exception):
-    """Something that a user can act on: `message` names the culprit, `remedy` says what to do.
+    """An error that a user can act on: `message` names the cause, `remedy` says what to do.
 
-    `kind` is a stable machine word (an error kind of metadata, or a refusal such as `store_not_found`).
+    `kind` is a stable identifier (an error kind of the metadata, or a refusal such as `store_not_found`).
     The message never holds a key, a token or a signed URL.
     """
 
@@ -20,14 +20,14 @@ class RefusedError(ImagegenError):
 
 
 class StoreError(ImagegenError):
-    """The store could not be read or written; the culprit is the path and the store's own word."""
+    """The store could not be read or written; the message names the path and the store's own error."""
 
 
 class ProviderError(ImagegenError):
-    """One call to a backend went wrong. What it means is a row of `core.outcomes.OUTCOMES`, found by `kind`.
+    """A call to a provider failed. Its `kind` is a row of `core.policy.outcomes.OUTCOMES`, which says what follows.
 
-    `status` is the HTTP status if an answer came; `retry_after` is in seconds; `request_id` is the backend's own
-    name of the call, where it became known; `cost_usd` is what the call cost all the same, where the answer says so.
+    `status` is the HTTP status if an answer came; `retry_after` is in seconds; `request_id` is the provider's own name
+    of the call, if known; `cost_usd` is the cost of the failed call, if the answer names one.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Amounts of money, as people and as programs read them."""
+"""Formatting amounts of money, for people and for programs."""
 
 import math
 
@@ -7,16 +7,16 @@ _EXACT = 6
 
 
 def usd(amount: float, *, places: int = _PLACES, signed: bool = False) -> str:
-    """An amount in US dollars with its unit: `1,234.5000 USD`, never `-0.0000`, an exponent or a tail of digits.
+    """An amount in US dollars with its unit, as `1,234.5000 USD`; never `-0.0000`, and never with an exponent.
 
-    `places`: digits after the point, more where nothing would be seen of a small amount. `signed`: with a plus before
-    what is more than nothing.
+    `places`: digits after the point; a small amount that would show as zero gets four. `signed`: a plus sign before a
+    positive amount.
     """
     return f"{figure(amount, places=places, signed=signed)} USD"
 
 
 def figure(amount: float, *, places: int = _PLACES, signed: bool = False) -> str:
-    """The amount without its unit, for columns that name it; what is no number is `unknown`."""
+    """The amount without its unit, for columns that name the unit; `unknown` for an infinite amount or NaN."""
     if not math.isfinite(amount):
         return "unknown"
     shown = _rounded(amount, places)
@@ -26,15 +26,15 @@ def figure(amount: float, *, places: int = _PLACES, signed: bool = False) -> str
 
 
 def exact(amount: float) -> float:
-    """The amount for reports and JSON: to the millionth, since sums of floating-point numbers carry dust."""
+    """The amount for reports and JSON, rounded to the millionth, which removes floating-point errors of sums."""
     return _rounded(amount, _EXACT)
 
 
 def plain(amount: float) -> str:
-    """The amount for headers: to the millionth, without an exponent, and without zeros that say nothing."""
+    """The amount for HTTP headers: rounded to the millionth, without an exponent or trailing zeros."""
     return f"{exact(amount):.{_EXACT}f}".rstrip("0").rstrip(".")
 
 
 def _rounded(amount: float, places: int) -> float:
-    # Adding nothing takes the sign from a nothing that has one.
+    # Adding 0.0 turns -0.0 into 0.0.
     return round(amount, places) + 0.0

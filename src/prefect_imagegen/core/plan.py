@@ -1,4 +1,4 @@
-"""The plan of a run: what is to be done for each manifest row. Pure; windows of rows in, tables out."""
+"""The plan of a run: what has to be done for each manifest row. Pure; windows of rows in, tables out."""
 
 from collections import Counter
 from dataclasses import dataclass, field
@@ -30,9 +30,9 @@ PLAN_SCHEMA = pa.schema(
 )
 """The columns of a plan's parts; the carried manifest columns come after them, as `c_<position>`.
 
-state: new, done, identical, invalid, busy (the host of a reference is; nothing is known to be wrong), failed, or
-unsettled. shard: the shard that makes the row's image; for an
-identical row, the one of the first such row.
+state: new, done, identical, invalid, busy (the host of a reference was busy; nothing is known to be wrong), failed, or
+unsettled (an earlier run left the row without an end). shard: the shard that makes the row's image; for an identical
+row, that of the first such row.
 """
 STATES = ("new", "done", "identical", "invalid", "busy", "failed", "unsettled")
 WORKED = frozenset({"new", "unsettled"})
@@ -40,28 +40,28 @@ SHOWN_ERRORS = 20
 
 
 class KeySeen:
-    """Which keys came before, and one number for each: 20 bytes a key, looked up a window at a time."""
+    """The keys of earlier rows with one number each, in 20 bytes a key; looked up for a window of rows at a time."""
 
     def __init__(self, number: pa.DataType | None = None) -> None:
         self._schema = pa.schema([("key", KEY_TYPE), ("number", number or pa.int32())])
         self._rows = KeyedTable(self._schema, sorted_by_key)
 
     def numbers(self, keys: pa.Array) -> list[int | None]:
-        """The number that each key came with, None for a new one, and for null."""
+        """The number that was added with each key; None for a new key and for null."""
         before = self._rows.of(keys.drop_null())
         positions = pc.index_in(keys, before["key"].combine_chunks(), skip_nulls=True)
         return list(before["number"].take(positions).to_pylist())
 
     def add(self, keys: pa.Array, numbers: pa.Array) -> None:
-        """Remember new keys."""
+        """Add new keys with their numbers."""
         self._rows.add(pa.table([keys, numbers], schema=self._schema))
 
 
 @dataclass(slots=True)
 class PlanSummary:
-    """What a plan comes to. `errors` holds the first 20 row errors, `reasons` counts all by column and reason.
+    """The summary of a plan. `errors` holds the first 20 row errors, `reasons` counts all by column and reason.
 
-    Reasons, and warnings, that differ in a value alone are counted together from the sixth on.
+    Reasons and warnings that differ only in a value are counted together from the sixth on.
     """
 
     rows: int = 0
@@ -69,28 +69,28 @@ class PlanSummary:
     shards: int = 0
     models: Counter[str] = field(default_factory=Counter)
     to_make_by_class: Counter[str] = field(default_factory=Counter)
-    """Images to be called for, by cost class."""
+    """The number of images to make, by cost class."""
     forecast: Forecast = field(default_factory=Forecast)
     warnings: Counter[str] = field(default_factory=Tally)
     errors: list[RowError] = field(default_factory=list)
     reasons: Counter[str] = field(default_factory=Tally)
     carried: dict[str, str] = field(default_factory=dict)
     unsettled_shards: list[int] = field(default_factory=list)
-    """Shards with rows that an earlier run left unsettled: they come first."""
+    """Shards with rows that an earlier run left without an end; they are worked on first."""
 
     @property
     def to_make(self) -> int:
-        """Images that have to be called for."""
+        """The number of images to make."""
         return self.counts["new"] + self.counts["unsettled"]
 
     def note(self, error: RowError) -> None:
-        """Take a row error in."""
+        """Count a row error."""
         if len(self.errors) < SHOWN_ERRORS:
             self.errors.append(error)
         self.reasons[f"{error.column}: {error.reason}"] += 1
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """The summary as a dict for JSON."""
         return {
             "rows": self.rows,
             "counts": {state: self.counts[state] for state in STATES},
@@ -105,7 +105,7 @@ class PlanSummary:
 
 
 class Sharder:
-    """Numbers the rows to be worked: `size` rows a shard; a window's last shard may be shorter."""
+    """Assigns rows to shards of `size` rows; the last shard before `close_shard` may be shorter."""
 
     def __init__(self, size: int) -> None:
         self.shards = 0
@@ -113,7 +113,7 @@ class Sharder:
         self._filled = 0
 
     def next(self) -> int:
-        """The shard of the next row to be worked."""
+        """The shard of the next row to be made."""
         if self._filled in {0, self._size}:
             self.shards += 1
             self._filled = 0
@@ -121,5 +121,5 @@ class Sharder:
         return self.shards - 1
 
     def close_shard(self) -> None:
-        """Begin a new shard with the next row: a shard never spans two parts."""
+        """Begin a new shard with the next row, so that no shard spans two parts."""
         self._filled = 0

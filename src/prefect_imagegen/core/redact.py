@@ -1,4 +1,4 @@
-"""Texts from outside, made safe to show and to store: no keys, no signed queries, no asset addresses."""
+"""Removes secrets from texts from outside, before they are shown or stored: keys, signed queries, asset addresses."""
 
 import base64
 import re
@@ -28,14 +28,14 @@ _NAMED = re.compile(
 )
 _BEARER = re.compile(r"\b(bearer|basic) +[\w.~+/=-]{8,}", re.IGNORECASE)
 _SHORTEST = 8
-"""A shorter key is not looked for: it might be a part of many words."""
+"""A shorter key is not searched for: it might be part of ordinary words."""
 MAX_TEXT = 500
 _READ = 8 * MAX_TEXT
-"""The patterns look at no more than this: a page of HTML or a huge cell costs no time."""
+"""Characters that are searched at most, so that a page of HTML or a huge cell takes no time."""
 
 
 def has_user(address: str) -> bool:
-    """Whether an address has a user part, also one with a password that is not encoded."""
+    """Whether an address has a user part, even with a password that is not percent-encoded."""
     user = _USER.search(address)
     return user is not None and user.end(1) == address.index("://") + len("://")
 
@@ -43,9 +43,8 @@ def has_user(address: str) -> bool:
 def redact(text: str, key: str = "") -> str:
     """The text without API keys, user parts and queries of URLs, asset and data URLs; at most 500 characters.
 
-    `key` is one that is known, whatever it looks like: it goes as it is, percent-encoded and in base64. Half
-    characters (lone surrogates), which no file can hold, become question marks. Signs that command a terminal
-    or turn the direction of writing are replaced, line breaks become blanks.
+    `key` is a known API key of any form; it is removed as it is, percent-encoded and in base64. Lone surrogates become
+    question marks, control characters (also those of writing direction) are replaced, line breaks become blanks.
     """
     text = text[:_READ].encode("utf-8", "replace").decode()
     for spelling in _spellings(key):
@@ -58,18 +57,18 @@ def redact(text: str, key: str = "") -> str:
 
 
 def printable(text: str) -> str:
-    """The text without signs that command a terminal, or turn or hide what is written; line breaks stay."""
+    """The text with control characters, also those of writing direction, replaced; line breaks stay."""
     return "".join(sign if sign.isprintable() or sign == "\n" else "\N{REPLACEMENT CHARACTER}" for sign in text)
 
 
 def traceback_of(error: BaseException) -> str:
-    """The traceback of an error, its causes included, as a log may hold it: redacted line by line."""
+    """The traceback of an error with its causes, redacted line by line, for the log."""
     lines = "".join(traceback.format_exception(error)).splitlines()
     return "\n".join(line[: len(line) - len(line.lstrip())] + redact(line) for line in lines)
 
 
 def _spellings(key: str) -> list[str]:
-    """How servers repeat a key; none for one that is too short to be told from other words."""
+    """The forms in which servers repeat a key; none for a key that is too short to search for."""
     if len(key) < _SHORTEST:
         return []
     encoded = base64.b64encode(key.encode()).decode().rstrip("=")

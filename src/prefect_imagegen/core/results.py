@@ -1,4 +1,4 @@
-"""What became of one request in one run."""
+"""The results of requests in a run, and their table."""
 
 import json
 from dataclasses import dataclass, field
@@ -13,11 +13,11 @@ from prefect_imagegen.core.ledger.fold import KEY_TYPE, image_facts
 
 @dataclass(slots=True)
 class RequestResult:
-    """The end of one request: its status (as in metadata), the image or the reason, and what it took.
+    """The result of one request in one run: its status (as in metadata), the image or the reason, cost and time.
 
-    `attempts` is the number of POSTs sent in this run; `maybe_paid` counts those re-sent on a guess, `paid` the
-    images billed in this run, whether they were stored or not;
-    `cost_usd` is None where no answer named it.
+    `attempts` is the number of POSTs sent in this run. `maybe_paid` counts calls that were sent again although the
+    earlier one may be billed; `paid` counts the calls billed in this run, stored or not. `cost_usd` is None where no
+    answer named it.
     """
 
     key: bytes
@@ -82,8 +82,8 @@ def results_table(results: list[RequestResult]) -> pa.Table:
 
 def results_of(table: pa.Table) -> dict[bytes, RequestResult]:
     """The results of a table of `RESULT_SCHEMA`, by request key."""
-    found = {}
+    results = {}
     for row in table.to_pylist():
         facts = {name: row[name] for name in _OWN} | {"applied": json.loads(row["applied"] or "{}")}
-        found[row["key"]] = RequestResult(image=image_facts(row), **facts)
-    return found
+        results[row["key"]] = RequestResult(image=image_facts(row), **facts)
+    return results

@@ -1,4 +1,4 @@
-"""What looks like a secret in options and addresses, so that it is asked for where nobody stores or sees it. Pure."""
+"""Detects secrets in options and addresses, so that they are refused where they would be stored or shown. Pure."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -14,21 +14,21 @@ _NAMES = re.compile(
 )
 _CONTAINER_FIRST = frozenset({"abfs", "abfss", "az", "adl", "wasb", "wasbs"})
 FROM_ENVIRONMENT = "env:"
-"""With this begins a value that stands for a variable of the environment."""
+"""The prefix of a value that names an environment variable."""
 _NO_SECRETS = frozenset({"", "anon", "anonymous", "cloud", "google_default", "cache", "browser", "default"})
-"""Values of such options that name a way to get credentials, as gcsfs and adlfs take them."""
+"""Values of credential options that name a way to get credentials, as gcsfs and adlfs take them, and no secret."""
 
 
 def secret_option(options: Mapping[str, Any]) -> str | None:
-    """The first option that looks like a secret, at any depth, as `client_kwargs.aws_secret_access_key`; None if none.
+    """The first option that looks like a secret, at any depth, as `client_kwargs.aws_secret_access_key`; or None.
 
-    An address with a password or a signature is one, whatever its option is called.
+    An address with a password or a signature counts as a secret, whatever its option is called.
     """
     return _secret_in(options, "")
 
 
 def holds_secret(address: str) -> bool:
-    """Whether an address holds a user part or a signature. In Azure's addresses the container stands before an @."""
+    """Whether an address has a user part or a signature. In Azure's addresses the part before an @ is the container."""
     protocol, separator, rest = address.partition("://")
     if separator and protocol in _CONTAINER_FIRST:
         return ":" in rest.partition("/")[0].rpartition("@")[0] or is_signed(address)
@@ -37,12 +37,12 @@ def holds_secret(address: str) -> bool:
 
 def _secret_in(value: Any, name: str) -> str | None:
     if isinstance(value, Mapping):
-        pairs = [(f"{name}.{inner}" if name else str(inner), one) for inner, one in value.items()]
+        pairs = [(f"{name}.{inner}" if name else str(inner), item) for inner, item in value.items()]
     elif isinstance(value, Sequence) and not isinstance(value, str | bytes):
-        pairs = [(name, one) for one in value]
+        pairs = [(name, item) for item in value]
     else:
         return name if _is_secret(name.rpartition(".")[2], value) else None
-    return next(filter(None, (_secret_in(one, inner) for inner, one in pairs)), None)
+    return next(filter(None, (_secret_in(item, inner) for inner, item in pairs)), None)
 
 
 def _is_secret(name: str, value: Any) -> bool:

@@ -1,13 +1,13 @@
-"""Counting remarks whose texts hold values of the manifest: as many texts as rows, in bounded memory. Pure."""
+"""Counting messages that contain values of the manifest, in bounded memory. Pure."""
 
 import re
 from collections import Counter
 
 SHOWN_OF_A_KIND = 5
-"""So many texts of a kind are counted by themselves; what follows is counted as the kind."""
+"""The number of texts of a kind that are counted separately; further ones are counted under the kind."""
 MOST_KINDS = 100
 OTHERS = "others"
-"""What further kinds are counted as."""
+"""The text under which further kinds are counted."""
 _VALUES = re.compile(
     r"""
     '(?:[^'\\]|\\.)*' | "(?:[^"\\]|\\.)*"   # quoted
@@ -20,9 +20,9 @@ _VALUES = re.compile(
 
 
 class Tally(Counter[str]):
-    """A counter of texts that stays small: the sum is that of all, the first texts of each kind stand as they are.
+    """A counter of texts that stays small: it keeps the first texts of each kind, and counts the rest by kind.
 
-    The kind of a text is what is left without its values: "it must lie in … to …".
+    The kind of a text is the text with its values replaced: "it must lie in … to …". No count is lost.
     """
 
     def __init__(self, counts: Counter[str] | dict[str, int] | None = None) -> None:
@@ -37,7 +37,7 @@ class Tally(Counter[str]):
         super().__setitem__(text, count)
 
     def _name_of(self, text: str) -> str:
-        """What a new text is counted as."""
+        """The text under which a new text is counted."""
         kind = kind_of(text)
         if kind not in self._shown and len(self._shown) >= MOST_KINDS:
             return OTHERS

@@ -1,7 +1,7 @@
-"""What a picture host's answer says about a reference: it is there, it is wrong, or its host is busy. Pure.
+"""Judges the answer of an image host about a reference: it is there, it is wrong, or its host is busy. Pure.
 
-Busy is not wrong: whatever may be otherwise in an hour (limits, overload, a server behind a proxy that is away) says
-nothing about the address. Sources: RFC 9110 and 6585; the 52x statuses are those of Cloudflare for origins in trouble.
+A busy host says nothing about the address: limits, overload or a missing server behind a proxy may be gone in an hour.
+Sources: RFC 9110 and 6585; the 52x statuses are Cloudflare's for origins in trouble.
 """
 
 import re
@@ -50,10 +50,9 @@ _REMEDIES = {
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What is wrong with an answer, for people, and what to do; `is_passing`: it may be otherwise later.
+    """What is wrong with an answer and the remedy, for people. `is_passing`: it may succeed later.
 
-    `slows`: the host wants fewer requests, of everybody. `is_of_host`: it says something of the host; an internal
-    error may be that of one picture.
+    `slows`: the host wants fewer requests in general. `is_of_host`: it concerns the whole host, not just one image.
     """
 
     problem: str
@@ -64,7 +63,7 @@ class Verdict:
 
 
 def judge_status(status: int) -> Verdict | None:
-    """What an HTTP status (other than a redirect) says; None where a picture may follow."""
+    """The verdict on an HTTP status other than a redirect; None where an image may follow."""
     if status in (200, 203):
         return None
     if status in _PASSING or (status > 500 and status not in _HOSTILE_TO_RETRY):
@@ -75,7 +74,7 @@ def judge_status(status: int) -> Verdict | None:
 
 
 def judge_body(data: bytes) -> Verdict:
-    """What bytes are that do not begin like a picture."""
+    """The verdict on a body that does not begin like an image."""
     if not data:
         return Verdict("it is empty", "Check the address.")
     kind = next((name for pattern, name in _KINDS if pattern.match(data[:1024])), None)

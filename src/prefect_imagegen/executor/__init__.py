@@ -1,8 +1,11 @@
 """Drives requests: slot -> claim -> attempt -> verify -> put -> record. Knows core and ports only.
 
-`Executor` has the slots; `Calls` makes one attempt; `Claims` wins and follows claims and settles unknown outcomes;
-`Closing` decides about every retry, by the table of `core.outcomes`; the `Lot` holds rows that wait. A paid call is
-never sent without a claim of its own, never sent twice on a guess, and what was sent is fetched, never bought again.
+`Executor` gives out the slots. `Claims` makes claims and goes on with those of earlier runs. `AttemptRunner` makes one
+attempt. `Lookups` finds out what became of calls without an answer. `FailureHandler` decides about every retry, by the
+table in `core.policy.outcomes`. `DeferredRequests` holds the requests that wait without a slot.
+
+A paid call always has a claim of its own and is never sent twice on a guess; the result of a call that was sent is
+fetched, never bought again.
 """
 
 from prefect_imagegen.executor.context import ExecutorContext, Policy

@@ -1,4 +1,4 @@
-"""One attempt: claim, POST, result, store. Says how the row goes on; waits for nothing but the call itself."""
+"""One attempt: claim, POST, result, image in the store. Returns the next step, and waits for nothing but the call."""
 
 import asyncio
 import logging
@@ -23,9 +23,9 @@ from prefect_imagegen.ports import Delivery, Submission
 
 COLLECT_TRIES = 5
 OUTPUTS_LIVE = timedelta(days=8)
-"""Segmind keeps outputs for seven days."""
+"""The time after which a result is surely gone: Segmind keeps outputs for seven days."""
 SUBMIT_GRACE_S = 5.0
-"""How long an interrupted run waits for the answers to POSTs under way, so that their ids become durable."""
+"""Seconds that an interrupted run waits for the answers to POSTs under way, so that their ids become durable."""
 STUCK_AT_LEAST_S = 5.0
 STUCK_UNMEASURED_S = 60.0
 _REFUSALS = (429, 503)
@@ -34,36 +34,40 @@ _STRANGE = frozenset({"protocol", "sandbox_mismatch"})
 _logger = logging.getLogger(__name__)
 
 Collected = tuple[Delivery, list[Decoded]]
+"""A delivery, and its images decoded, in order."""
 
 
 class AttemptRunner:
-    """Makes attempts. A paid call has a claim of its own, and what was accepted is fetched, never bought again."""
+    """Makes attempts. Every paid call has a claim of its own; an accepted call is fetched, never bought again."""
 
-    def __init__(self, context: ExecutorContext, claims: Claims, lookups: Lookups, closing: FailureHandler) -> None:
+    def __init__(self, context: ExecutorContext, claims: Claims, lookups: Lookups, failures: FailureHandler) -> None:
         self.sent = 0
+        """POSTs sent."""
         self.waiting = 0
         """POSTs whose answers are awaited without a slot."""
         self._context = context
         self._claims = claims
         self._lookups = lookups
-        self._closing = closing
+        self._failures = failures
         self._stuck = 0
 
     async def attempt(self, row: PendingRequest) -> NextStep:
-        """One claim, one POST, one result; or the result of a call that was accepted before."""
+        """Make one claim and one POST and fetch the result; or fetch the result of a call that was accepted before."""
         submission: Submission | NextStep | None = row.accepted
         if submission is None and not self._context.provider.free:
             submission = await self._claims.win(row)
         if submission is None:
-            if (found := await self._claims.adopt(row)) is not None:
-                return found
-            if not await self._context.vouched():
-                return await self._closing.close(
+            if (result := await self._claims.adopt(row)) is not None:
+                return result
+            if not await self._context.wait_for_heartbeat():
+                return await self._failures.handle(
                     row, ProviderError("unsent", "the run stopped before the call was sent")
                 )
             if self._claims.is_stale(row):
-                # Whoever looks for a call looks around the time of its claim: an old one is not used any more.
-                return await self._closing.close(row, ProviderError("unsent", "its claim grew old before it was sent"))
+                # Calls are looked up around the time of their claim, so that an old claim must not be used.
+                return await self._failures.handle(
+                    row, ProviderError("unsent", "its claim grew old before it was sent")
+                )
             return await self._send(row)
         if not isinstance(submission, Submission):
             return submission
@@ -71,14 +75,14 @@ class AttemptRunner:
         return await self._receive(row, submission)
 
     async def _send(self, row: PendingRequest) -> NextStep:
-        """One POST. Its slot is given away when it takes longer than is usual; its answer is awaited all the same."""
+        """Send one POST. If its answer takes longer than usual, the row is deferred and its slot becomes free."""
         context = self._context
         call = asyncio.ensure_future(self._post(row))
         patience = context.submits.patience(at_least=STUCK_AT_LEAST_S, unmeasured=STUCK_UNMEASURED_S)
         try:
             await asyncio.wait((call,), timeout=None if context.provider.free else patience)
-            # No more answers are awaited beside the slots than there are slots, so a black hole takes twice that at
-            # most. Others may have given their slots away meanwhile, so this is asked when it is our turn.
+            # At most as many answers are awaited without a slot as there are slots, so that an API that answers
+            # nothing gets at most twice that many calls. The number may have changed while we waited.
             while not call.done() and self.waiting >= context.concurrency.most:
                 await asyncio.wait((call,), timeout=patience)
         except BaseException:
@@ -95,7 +99,7 @@ class AttemptRunner:
     def _no_longer_awaited(self, call: "asyncio.Task[Submission]") -> None:
         self.waiting -= 1
         if not call.cancelled():
-            call.exception()  # it was heard, or the row has been given up
+            call.exception()  # mark it as retrieved: the row has got it, or has been given up
 
     async def _await_answer(self, row: PendingRequest, call: "asyncio.Task[Submission]") -> NextStep:
         await asyncio.wait((call,))
@@ -113,13 +117,13 @@ class AttemptRunner:
         return await self._receive(row, submission)
 
     async def _post(self, row: PendingRequest) -> Submission:
-        """Send the call. It ends by its answer, by the connection, or after --deadline; only a stop cuts it earlier."""
+        """Send the call. It ends with its answer, with its connection, after --deadline, or by an interruption."""
         context, queues = self._context, self._context.provider.queues
         row.posts += 1
         row.is_posting = True
         self.sent += 1
         started = row.sent_at = context.clock.monotonic()
-        # A pool knows each of its workers, and when one is overdue.
+        # A pool has time limits of its own for each of its workers.
         limit = None if context.provider.free else context.policy.deadline
         call = asyncio.wait_for(context.provider.submit(row.request, row.addresses), limit)
         grace = SUBMIT_GRACE_S if queues else context.drain_left
@@ -134,7 +138,7 @@ class AttemptRunner:
             raise
         finally:
             row.is_posting = False
-            row.sending_s = context.clock.monotonic() - (started if row.claimed is None else row.claimed)
+            row.sending_s = context.clock.monotonic() - (started if row.claimed_at is None else row.claimed_at)
         row.request_id = submission.request_id
         context.concurrency.answered(refused=False, sent=started, at=context.clock.monotonic())
         context.submits.add(context.clock.monotonic() - started)
@@ -142,35 +146,35 @@ class AttemptRunner:
         return submission
 
     async def _receive(self, row: PendingRequest, submission: Submission) -> NextStep:
-        """From an accepted call to the stored image. The request_id is durable before the first poll."""
+        """Fetch and store the image of an accepted call. Its request_id is durable before the first poll."""
         row.request_id = submission.request_id or row.request_id
-        keeping: asyncio.Task[None] | None = None
+        storing_id: asyncio.Task[None] | None = None
         if submission.request_id is not None and row.stored_request_id is None:
-            keeping = asyncio.ensure_future(self._keep_id(row, submission.request_id))
+            storing_id = asyncio.ensure_future(self._store_request_id(row, submission.request_id))
             if submission.open_body is None:
                 # Polling goes on beside a store that is slow to take the id.
-                await asyncio.wait((keeping,), timeout=SUBMIT_GRACE_S)
+                await asyncio.wait((storing_id,), timeout=SUBMIT_GRACE_S)
         collecting = asyncio.ensure_future(self._collect(submission))
         try:
             patience = await self._wait_for(collecting, submission)
-            if keeping is not None:
-                await keeping
+            if storing_id is not None:
+                await storing_id
         except BaseException:
-            for task in filter(None, (collecting, keeping)):
+            for task in filter(None, (collecting, storing_id)):
                 task.cancel()
             raise
         if collecting.done():
-            return await self._end(row, submission, collecting)
-        # The job is the API's now: it is polled without a slot, so that others can be sent.
+            return await self._deliver(row, submission, collecting)
+        # The API works on the job: it is polled without a slot, so that other calls can be sent.
         error = ProviderError("submitted", f"no result after {patience:.0f} s", request_id=submission.request_id)
         return Defer(lambda: self._await_stuck(row, submission, collecting), row.held(error), collecting)
 
     async def _wait_for(self, collecting: "asyncio.Task[Collected]", submission: Submission) -> float:
-        """Wait for a result, but not longer than others should wait for the slot; the seconds."""
+        """Wait for a result as long as others should wait for the slot; that time in seconds."""
         patience = self._context.totals.patience(at_least=STUCK_AT_LEAST_S, unmeasured=STUCK_UNMEASURED_S)
-        # An open v1 answer is a call of ours; and no more jobs are left to themselves than are in flight.
-        keep = submission.open_body is not None or self._stuck >= self._context.concurrency.most
-        await asyncio.wait((collecting,), timeout=None if keep else patience)
+        # An open v1 answer keeps its slot; and at most as many jobs are polled without a slot as there are slots.
+        keeps_slot = submission.open_body is not None or self._stuck >= self._context.concurrency.most
+        await asyncio.wait((collecting,), timeout=None if keeps_slot else patience)
         return patience
 
     async def _await_stuck(
@@ -180,15 +184,15 @@ class AttemptRunner:
         try:
             await asyncio.wait((collecting,))
             row.in_use = True
-            return await self._end(row, submission, collecting)
+            return await self._deliver(row, submission, collecting)
         finally:
             row.in_use = False
             self._stuck -= 1
 
-    async def _end(
+    async def _deliver(
         self, row: PendingRequest, submission: Submission, collecting: "asyncio.Task[Collected]"
     ) -> NextStep:
-        """Decide about the result of an accepted call, and store its image."""
+        """Store the image of an accepted call, or decide what follows from its failure."""
         context = self._context
         try:
             delivery, decoded = await collecting
@@ -204,10 +208,10 @@ class AttemptRunner:
         return await context.delivered(row, facts, delivery)
 
     async def _stored(self, row: PendingRequest, delivery: Delivery, decoded: Sequence[Decoded]) -> ImageFacts:
-        """Store the image, and any further ones of the same answer before it; the facts of what is there."""
+        """Store the image, after any further ones of the same answer; the facts of the image that the store holds."""
         context, key, extension = self._context, row.key.hex(), row.request.extension
-        for number, (data, one) in enumerate(zip(delivery.more, decoded[1:], strict=True), 2):
-            await context.store.create(layout.more_image(key, number, extension), data, one.content_type)
+        for number, (data, further) in enumerate(zip(delivery.more, decoded[1:], strict=True), 2):
+            await context.store.create(layout.more_image(key, number, extension), data, further.content_type)
         path = layout.image(key, extension)
         facts = facts_of(path, decoded[0], len(delivery.data))
         if not await context.store.create(path, delivery.data, decoded[0].content_type):
@@ -215,14 +219,14 @@ class AttemptRunner:
         return replace(facts, flags=(*facts.flags, MORE_IMAGES)) if delivery.more else facts
 
     async def _collect(self, submission: Submission) -> Collected:
-        """The bytes, decoded in full; bad ones are fetched again, ever later, and never bought again."""
+        """Fetch and decode the images; bad bytes are fetched again, after growing pauses, and never bought again."""
         context = self._context
         failure = ProviderError("bad_output", "no bytes came", request_id=submission.request_id)
         for failures in range(COLLECT_TRIES):
             if failures:
                 pause = context.clock.sleep(backoff(failures, context.jitter()))
                 await context.unless_interrupted(pause, "submitted", 0.0)
-            # A v1 answer that is being read is lost if it is let go; a job can be polled by the next run.
+            # The v1 answer that is being read would be lost; a job can be polled by the next run.
             grace = 0.0 if submission.open_body is None else context.drain_left
             try:
                 delivery = await context.unless_interrupted(context.provider.collect(submission), "submitted", grace)
@@ -240,49 +244,49 @@ class AttemptRunner:
         raise failure
 
     async def _after_refused_post(self, row: PendingRequest, error: ProviderError) -> NextStep:
-        """Decide about a POST that was not answered with success."""
+        """Decide what follows from a POST that was not answered with success."""
         outcome, context = OUTCOMES[error.kind], self._context
         if context.provider.free:
-            return await self._closing.close(row, _lost(error))
+            return await self._failures.handle(row, _lost(error))
         if error.kind in _STRANGE and (error.status or 0) < 400:
             return await self._after_strange_answer(row, error)
         if outcome.accepted == "answered_5xx" and context.provider.queues:
-            found = await self._lookups.after_5xx(row, error)
-            if not isinstance(found, Submission):
-                return found
+            step = await self._lookups.after_5xx(row, error)
+            if not isinstance(step, Submission):
+                return step
             row.accepted = None
-            return await self._receive(row, found)
+            return await self._receive(row, step)
         if error.kind == "unknown":
             return self._lookups.unknown(row, error)
-        return await self._closing.close(row, error)
+        return await self._failures.handle(row, error)
 
     async def _after_strange_answer(self, row: PendingRequest, error: ProviderError) -> NextStep:
-        """Somebody else than expected answered a POST, or led it elsewhere: it may be taken, and the run stops."""
+        """An unexpected server answered a POST, or redirected it: it may have been accepted, and the run stops."""
         self._context.control.stop(error.kind, error.message)
         if error.request_id is None:
             return self._lookups.unknown(row, ProviderError("unknown", error.message, status=error.status))
         row.request_id = error.request_id
-        await self._keep_id(row, error.request_id)
+        await self._store_request_id(row, error.request_id)
         return self._not_yet(row, error)
 
     async def _after_failed_result(self, row: PendingRequest, error: ProviderError) -> NextStep:
-        """Decide about an accepted call that led to no image (yet). Whose id is known is never looked up without it."""
+        """Decide what follows from an accepted call without an image. With a known id it is never looked up by body."""
         if self._context.provider.free:
-            return await self._closing.close(row, _lost(error))
+            return await self._failures.handle(row, _lost(error))
         if error.kind == "unknown" and error.request_id is None:
             return self._lookups.unknown(row, error)
         if error.kind == "bad_output" or error.kind in HELD_KINDS:
             return await self._after_missing_result(row, error)
         outcome = OUTCOMES[error.kind]
         if outcome.scope == "run" and error.kind != "sandbox_mismatch":
-            # The key or the store gave way while a paid result was being fetched: it stays to be fetched.
+            # The key or the store failed while a paid result was fetched: the next run fetches it.
             self._context.control.stop(error.kind, error.message)
         elif outcome.accepted == "yes":
-            return await self._closing.close(row, error)
+            return await self._failures.handle(row, error)
         return self._not_yet(row, error)
 
     async def _after_missing_result(self, row: PendingRequest, error: ProviderError) -> NextStep:
-        """A result that is not there, or is no image: not yet, until outputs are deleted; then never."""
+        """A result that is missing or no image counts as not ready, until outputs are deleted; then the row fails."""
         is_gone, is_junk = error.status in _GONE, error.kind == "bad_output"
         if is_gone and not self._context.provider.queues and await self._lookups.is_under_another_id(row):
             return Retry()
@@ -290,19 +294,19 @@ class AttemptRunner:
             return self._not_yet(row, error)
         if not is_junk:
             error.kind = "output_lost"
-        return await self._closing.close(row, error)
+        return await self._failures.handle(row, error)
 
     def _not_yet(self, row: PendingRequest, error: ProviderError) -> RequestResult:
-        """Accepted, and not to be had just now: asked for again by every later run, until outputs are deleted."""
+        """Hold a row whose result cannot be fetched now: every later run tries again until outputs are deleted."""
         kind = "other_account" if row.ownership == "other" else "submitted"
         return row.held(ProviderError(kind, error.message, status=error.status, request_id=error.request_id))
 
     def _is_past_its_time(self, row: PendingRequest) -> bool:
-        """Whether outputs of the row's call are gone for good; before that, one that is not found may come back."""
+        """Whether the outputs of the row's call are deleted for good; before that a missing one may appear again."""
         return self._lookups.age(row) > OUTPUTS_LIVE.total_seconds()
 
-    async def _keep_id(self, row: PendingRequest, request_id: str) -> None:
-        """Make the id durable, then tell the ledger; where the store does not take it, the run sends nothing more."""
+    async def _store_request_id(self, row: PendingRequest, request_id: str) -> None:
+        """Store the id beside its claim, then record it in the ledger; if the store refuses, the run stops sending."""
         context = self._context
         try:
             await context.ledger.record_request_id(row.key, row.claim_no, request_id)
@@ -317,7 +321,7 @@ class AttemptRunner:
 
 
 def _lost(error: ProviderError) -> ProviderError:
-    """A free call whose fate nobody knows: nothing is owed for it, and the row is as if it had not been sent."""
+    """The error of a free call: one of unknown outcome becomes `worker_lost`, since sending again costs nothing."""
     if error.kind in HELD_KINDS:
         return ProviderError("worker_lost", error.message, status=error.status, retry_after=0.0)
     return error

@@ -1,4 +1,4 @@
-"""What all parts of the executor share: the ports, the policy of the run, and what was measured so far."""
+"""What all parts of the executor share: the run's ports, its policy and its measurements."""
 
 import asyncio
 import json
@@ -30,18 +30,23 @@ from prefect_imagegen.ports import (
 
 T = TypeVar("T")
 HEARTBEAT_FRESH_S = 45.0
-"""Nothing is sent while the last sign of life is older: others may take over what looks dead after 90 s."""
+"""Seconds; nothing is sent while our last heartbeat is older: other runs take over from one that is silent for 90 s."""
 LATE = "late"
-"""The flag of an image that came from an attempt which had been given up."""
+"""The flag of an image that came from an attempt that had been given up."""
 MORE_IMAGES = "more_images"
-"""The flag of an image whose answer held further ones: they lie beside it."""
+"""The flag of an image whose answer held further images; they are stored beside it."""
 ASK_GRACE_S = 5.0
 _TICK_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """Limits of one run, and who asks. Times in seconds."""
+    """The identity and the limits of one run; times are in seconds.
+
+    `nonce` tells this process from others of the same run. `history_lag`: how long the request history may lack a
+    call. `drain_seconds`: how long calls may go on after an interruption. `straggler_seconds`: the least time after
+    which a call is no reason for the run to stay open.
+    """
 
     run_id: str
     nonce: str
@@ -51,12 +56,15 @@ class Policy:
     drain_seconds: float = 20.0
     straggler_seconds: float = 30.0
     deadline: float = 600.0
-    """How long one paid call may take, and how long the store is tried."""
+    """How long one paid call may take, and how long a failing store is tried again."""
 
 
 @dataclass(slots=True)
 class ExecutorContext:
-    """The ports of one run, its policy, and its measurements."""
+    """The ports of one run, its policy and its measurements.
+
+    `jitter` draws a number in 0..1; `run_decode` runs the CPU-bound decoding of an image in a thread.
+    """
 
     provider: Provider
     store: ObjectStore
@@ -73,9 +81,9 @@ class ExecutorContext:
     concurrency: AdaptiveLimit
     budget: Budget = field(default_factory=Budget)
     submits: Latencies = field(default_factory=Latencies)
-    """From POST to its answer."""
+    """Times from a POST to its answer."""
     totals: Latencies = field(default_factory=Latencies)
-    """From POST to the image's bytes."""
+    """Times from a POST to the image's bytes."""
 
     @property
     def straggler_limit(self) -> float:
@@ -85,12 +93,12 @@ class ExecutorContext:
 
     @property
     def drain_left(self) -> float:
-        """How long a call under way may go on after an interruption: the same moment ends them all."""
+        """Seconds that calls under way may still take after an interruption: all end at the same moment."""
         left = self.control.time_left(self.policy.drain_seconds)
         return self.policy.drain_seconds if left is None else left
 
     async def record(self, row: PendingRequest, kind: EventType, **facts: Any) -> None:
-        """Write one event of the row's present attempt. Its account is the claim's, whoever fetches the result."""
+        """Record one event of the row's present attempt. Its account is the claim's, whoever fetches the result."""
         claimant = row.claim.account if row.claim else None
         event = Event(
             kind,
@@ -108,8 +116,8 @@ class ExecutorContext:
         await self.ledger.record(event)
 
     async def delivered(self, row: PendingRequest, facts: ImageFacts, delivery: Delivery) -> RequestResult:
-        """The row has its image: recorded, and as a result."""
-        if row.late:
+        """Record that the row has its image; its result."""
+        if row.is_late:
             facts = replace(facts, flags=(*facts.flags, LATE))
         result = RequestResult(
             row.key,
@@ -139,7 +147,7 @@ class ExecutorContext:
         return result
 
     async def stored_facts(self, path: str) -> ImageFacts:
-        """The facts of an image that is there already: what is there counts, not what was received.
+        """The facts of an image that the store holds already: those count, not those of the bytes received.
 
         Raises ProviderError (`image_damaged`).
         """
@@ -150,21 +158,24 @@ class ExecutorContext:
             raise ProviderError("image_damaged", f"{path} in the store is no whole image: {error}") from error
         return facts_of(path, decoded, len(data))
 
-    async def vouched(self) -> bool:
-        """Wait until our sign of life is young enough to send anything; False if the run stops first."""
+    async def wait_for_heartbeat(self) -> bool:
+        """Wait until our heartbeat is young enough to send anything; False if the run stops first."""
         while self.run_liveness.since_beat() > HEARTBEAT_FRESH_S and not self.control.stopped:
             await self.control.sleep(_TICK_S)
         return not self.control.stopped
 
-    async def asked(self, call: Coroutine[Any, Any, T]) -> T:
-        """Await what only GETs tell. A run that is told to stop has time for a usual answer, and for none that hangs.
+    async def look_up(self, call: Coroutine[Any, Any, T]) -> T:
+        """Await a call that only reads. After an interruption it has `ASK_GRACE_S` seconds left.
 
-        Raises ProviderError (`unknown`) then: the next run can ask as well.
+        Raises ProviderError (`unknown`) when they have passed: the next run can ask as well.
         """
         return await self.unless_interrupted(call, "unknown", ASK_GRACE_S)
 
     async def unless_interrupted(self, call: Coroutine[Any, Any, T], kind: str, grace: float) -> T:
-        """Await a call; an interruption of the run ends it, after some grace, with the outcome `kind`."""
+        """Await a call. An interruption of the run ends it after `grace` seconds.
+
+        Raises ProviderError of the error kind `kind` then.
+        """
         working = asyncio.ensure_future(call)
         interrupted = asyncio.ensure_future(self.control.interrupted.wait())
         try:

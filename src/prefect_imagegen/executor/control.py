@@ -1,4 +1,4 @@
-"""How a run stops: shared by all its shards, and by whatever listens to signals."""
+"""Stopping a run: one object that all its shards and the signal handlers share."""
 
 import asyncio
 from collections.abc import Callable, Coroutine
@@ -10,13 +10,16 @@ from prefect_imagegen.core.results import RequestResult
 from prefect_imagegen.ports import Clock
 
 STOP_CLOCK_S = 25.0
-"""What an interrupted run has left for draining, for what is not stored yet, and for its results: Prefect kills a
-cancelled run after 30 s."""
+"""Seconds that an interrupted run has to drain its calls and to store its results: Prefect kills a cancelled run
+after 30 s."""
 _WATCH_S = 1.0
 
 
 class RunControl:
-    """How a run stops, shared by all its shards: first reason wins; an interruption also lets go of what was sent."""
+    """Stops a run; shared by all its shards. The first reason is kept.
+
+    `stop` ends the sending: calls that were sent are still fetched. `interrupt` also gives up waiting for them.
+    """
 
     def __init__(self, clock: Clock, *, deadline: float, max_failure_rate: float) -> None:
         self.stop_reason: str | None = None
@@ -24,7 +27,7 @@ class RunControl:
         self.dead_models: dict[str, str] = {}
         self.interrupted = asyncio.Event()
         self.store_trouble: Callable[[], StoreError | None] = lambda: None
-        """What is wrong with the store, where something is: then that is why nothing moves."""
+        """The store's present error, if any; set by the app. A run that does not move then stops for that reason."""
         self._stopped = asyncio.Event()
         self._clock = clock
         self._deadline = deadline
@@ -38,46 +41,46 @@ class RunControl:
         return self._stopped.is_set()
 
     def stop(self, reason: str, message: str) -> None:
-        """Send nothing more; what was sent is still fetched."""
+        """Send nothing more; results of calls that were sent are still fetched."""
         if self.stop_reason is None:
             self.stop_reason, self.stop_message = reason, message
         self._stopped.set()
 
     def interrupt(self, reason: str, message: str) -> None:
-        """Stop, and leave what was sent as held: its request ids are durable, the next run fetches it."""
+        """Stop, and leave calls that were sent as held: their request ids are durable, so the next run fetches them."""
         self.stop(reason, message)
         if self._interrupted_at is None:
             self._interrupted_at = self._clock.monotonic()
         self.interrupted.set()
 
     def time_left(self, within: float = STOP_CLOCK_S) -> float | None:
-        """Seconds left on the stop clock, which all that still waits shares; None while the run goes on.
+        """Seconds left until everything has to have ended; None while the run is not interrupted.
 
-        `within`: those left of an earlier end, so many seconds after the interruption.
+        `within`: seconds after the interruption, where something has to end before `STOP_CLOCK_S`.
         """
         if self._interrupted_at is None:
             return None
         return max(0.0, self._interrupted_at + min(within, STOP_CLOCK_S) - self._clock.monotonic())
 
     async def sleep(self, seconds: float) -> None:
-        """Wait, but not longer than until the run stops."""
+        """Wait for so many seconds, or until the run stops."""
         await self.unless_stopped(self._clock.sleep(seconds))
 
     async def unless_stopped(self, waiting: Coroutine[Any, Any, object]) -> None:
-        """Wait for something, but not longer than until the run stops."""
-        both = (asyncio.ensure_future(waiting), asyncio.ensure_future(self._stopped.wait()))
+        """Await something, or until the run stops; it is cancelled then."""
+        tasks = (asyncio.ensure_future(waiting), asyncio.ensure_future(self._stopped.wait()))
         try:
-            await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            for one in both:
-                one.cancel()
+            for task in tasks:
+                task.cancel()
 
     def moved(self) -> None:
-        """Note that some row has gone a step further, whatever that was."""
+        """Note that some row took a step, of any kind."""
         self._moved = self._clock.monotonic()
 
     async def watch(self) -> None:
-        """Until cancelled: interrupt the run when no row has moved for so long as the deadline allows."""
+        """Interrupt the run once no row has taken a step for the length of the deadline. Runs until it is cancelled."""
         while True:
             await self._clock.sleep(_WATCH_S)
             if self._interrupted_at is None and self._clock.monotonic() - self._moved >= self._deadline:
@@ -88,17 +91,17 @@ class RunControl:
                     self.interrupt("deadline", f"nothing moved for {self._deadline:.0f} s")
 
     def progressed(self) -> None:
-        """Note that a call was accepted or an image came."""
+        """Note that a call was accepted or an image arrived."""
         self._progress = self._clock.monotonic()
         self.moved()
 
     def check_progress(self, why: str) -> None:
-        """Stop if nothing has moved for so long as the deadline allows."""
+        """Stop the run if no call was accepted and no image arrived for the length of the deadline."""
         if self._clock.monotonic() - self._progress >= self._deadline:
             self.stop("deadline", f"no progress for {self._deadline:.0f} s: {why}")
 
     def finished(self, result: RequestResult) -> None:
-        """Take a finished request into the circuit breaker's account; one that waits for others says nothing."""
-        telling = result.status in ("generated", "failed", "held") and result.error_kind != "other_run"
-        if telling and self._breaker.record(failed=result.status != "generated"):
+        """Report a finished request to the circuit breaker; one that waits for another run does not count."""
+        counts = result.status in ("generated", "failed", "held") and result.error_kind != "other_run"
+        if counts and self._breaker.record(failed=result.status != "generated"):
             self.stop("too_many_failures", f"too many rows failed, the last with: {result.error_message}")

@@ -1,6 +1,6 @@
-"""Calls of unknown fate: looked up in the account's request history, and sent again only if they are proven absent.
+"""Calls of unknown outcome: looked up in the account's request history, sent again only if they are proven absent.
 
-What cannot be told, and what is not understood, is held: named, counted, and looked at again by the next run.
+If the history is unclear or not understood, the row is held, counted, and looked up again by the next run.
 """
 
 from collections.abc import Sequence
@@ -16,53 +16,57 @@ from prefect_imagegen.executor.pending import Defer, NextStep, PendingRequest, R
 from prefect_imagegen.ports import Submission
 
 CLAIM_SAFE_S = 120.0
-"""Nobody sends over the claim of another, unless that process is gone for certain, before it is so old."""
+"""The age in seconds from which another run's claim may be followed by ours, though its process may be alive."""
 EARLY_LOOK_S = 30.0
+"""The age in seconds of a call at its only lookup under `--on-unknown retry-once`."""
 GIVEN_UP_AFTER_S = timedelta(days=31).total_seconds()
-"""A call that the history has not told of by then will not become clear: the row is left to a person."""
+"""The age in seconds after which an unclear history stays unclear: the row is left to a person."""
 _LOOK_AGAIN_S = 30.0
 
 
 class Lookups:
-    """Finds out what became of calls that got no answer, or none that is understood."""
+    """Finds out what became of calls that got no answer, or an answer that was not understood."""
 
-    def __init__(self, context: ExecutorContext, closing: FailureHandler) -> None:
+    def __init__(self, context: ExecutorContext, failures: FailureHandler) -> None:
         self._context = context
-        self._closing = closing
+        self._failures = failures
 
     def unknown(self, row: PendingRequest, error: ProviderError, attempt: KnownAttempt | None = None) -> NextStep:
-        """A call was sent under the row's claim and nobody knows its fate: look it up before anything else.
+        """Hold a row whose call got no answer, and defer it to look the call up.
 
-        `attempt` is what is known of it, where an earlier run sent it.
+        `attempt` is what is known of the call, where an earlier run sent it.
         """
         held = row.held(error)
         if self._context.policy.on_unknown == "hold":
             return held
         if not row.is_left_behind:
-            # Ours, and bad news at once; what an earlier run left says nothing of how things go now.
+            # The breaker counts our own calls only: those of an earlier run say nothing about the API now.
             self._context.control.finished(held)
             row.breaker_notified = True
         return Defer(lambda: self._reconcile(row, held, attempt), held)
 
     async def after_5xx(self, row: PendingRequest, error: ProviderError) -> Submission | NextStep:
-        """A call was answered with 5xx: one look that is understood decides; absent, it is the one guess to re-send."""
+        """Decide about a call that was answered with 5xx, by one lookup; if the call is absent, it is sent again.
+
+        That is the one guess of the pay-once protocol.
+        """
         if self._context.policy.on_unknown == "hold":
             return row.held(ProviderError("unknown", error.message, status=error.status))
-        finding = await self._understood(row)
+        finding = await self._try_look(row)
         if finding is None or finding.unclear is not None:
             text = f"{error.message}; {_why(finding)}"
             return Defer(lambda: self._retried_5xx(row, error), row.held(ProviderError("unknown", text)))
-        return self._taken(row, finding) or await self._closing.close(row, error)
+        return self._take(row, finding) or await self._failures.handle(row, error)
 
     async def before_sending(
         self, row: PendingRequest, doubtful: Sequence[KnownAttempt]
     ) -> Submission | NextStep | None:
-        """Earlier runs gave calls up on a guess: one look for each; None if none of them shows, so that one is sent.
+        """Look up calls that earlier runs gave up on a guess; None if none is found, so that a new one may be sent.
 
-        A person's word to send again outweighs a look that proves nothing.
+        An unclear lookup forbids that, unless a person has asked for it with `resend`.
         """
         for attempt in doubtful:
-            row.ownership = await self._context.asked(self._context.accounts.ownership(attempt))
+            row.ownership = await self._context.look_up(self._context.accounts.ownership(attempt))
             if row.ownership == "other" and not attempt.is_asked:
                 return await self._unsent(row, "an earlier call of it was sent by another account", "other_account")
             try:
@@ -72,46 +76,46 @@ class Lookups:
                 finding, why = Finding(), error.message
             if why is not None and not attempt.is_asked:
                 return await self._unsent(row, f"an earlier call of it may have been accepted: {why}")
-            taken = self._taken(row, finding)
-            if taken is not None:
-                row.late, row.found_under = True, attempt.record
-                return taken
+            submission = self._take(row, finding)
+            if submission is not None:
+                row.is_late, row.late_claim = True, attempt.record
+                return submission
         row.ownership = "same"
         row.maybe_paid += 1
         return None
 
     async def _unsent(self, row: PendingRequest, why: str, kind: str = "unknown") -> RequestResult:
-        """Send nothing now: the claim is closed, so that the next run looks again."""
-        await self._closing.leave(row, ProviderError("unsent", f"not sent: {why}"))
+        """Send nothing now, and close the claim, so that the next run looks again."""
+        await self._failures.record_failure(row, ProviderError("unsent", f"not sent: {why}"))
         return row.held(ProviderError(kind, f"not sent: {why}"))
 
     async def is_under_another_id(self, row: PendingRequest) -> bool:
-        """Whether the history shows the row's call, which it does not know by its id, under another one.
+        """Whether the history has the row's call under another id than the answer gave; the row takes that id then.
 
-        The header of a v1 answer may name something else than the history does.
+        The header of a v1 answer may give another id than the history.
         """
-        named, finding = row.request_id, await self._understood(row)
-        if finding is None or finding.request_id in (None, named) or self._taken(row, finding) is None:
+        named, finding = row.request_id, await self._try_look(row)
+        if finding is None or finding.request_id in (None, named) or self._take(row, finding) is None:
             return False
-        # Its claim names the other id for good, so that the ledger has to name this one before it is polled.
+        # The claim keeps the id of the answer, so the ledger has to know this one before it is polled.
         await self._context.record(row, "submitted", request_id=row.request_id)
         await self._context.ledger.flush()
         return True
 
     async def forgotten(self, row: PendingRequest, last: KnownAttempt) -> NextStep:
-        """An embedded sandbox knows nothing of earlier runs, and its calls cost nothing: the row is drawn anew."""
+        """Begin a new attempt for a row of an earlier embedded sandbox: its calls are gone, and cost nothing."""
         text = f"the sandbox of run {last.run_id} is gone"
-        await self._closing.leave(row, ProviderError("not_accepted", text))
+        await self._failures.record_failure(row, ProviderError("not_accepted", text))
         row.begin()
         return Retry()
 
     def age(self, row: PendingRequest) -> float:
-        """Seconds since the call's claim was made: by the smallest account of any clock that knows both moments."""
+        """Seconds since the call's claim was made: the smallest age by any clock that knows both moments."""
         context, claim, stored = self._context, row.claim, row.stored_at
-        elapsed = [] if row.claimed is None else [context.clock.monotonic() - row.claimed]
-        if row.found_under is not None:
-            claim, elapsed = row.found_under.claim, []
-            stored = row.found_under.stored or claim.store_time
+        elapsed = [] if row.claimed_at is None else [context.clock.monotonic() - row.claimed_at]
+        if row.late_claim is not None:
+            claim, elapsed = row.late_claim.claim, []
+            stored = row.late_claim.stored or claim.store_time
         if claim is None:
             return 0.0
         clocks = [(claim.api_time, context.provider.now())]
@@ -124,13 +128,13 @@ class Lookups:
     async def _retried_5xx(self, row: PendingRequest, error: ProviderError) -> NextStep:
         while True:
             await self._context.clock.sleep(_LOOK_AGAIN_S)
-            finding = await self._understood(row)
+            finding = await self._try_look(row)
             if finding is not None and finding.unclear is None:
-                taken = self._taken(row, finding)
-                return Retry() if taken is not None else await self._closing.close(row, error)
+                is_found = self._take(row, finding) is not None
+                return Retry() if is_found else await self._failures.handle(row, error)
 
     async def _reconcile(self, row: PendingRequest, held: RequestResult, attempt: KnownAttempt | None) -> NextStep:
-        """Look into the history when it is due; absent after its lag means that the call was not accepted."""
+        """Look into the history whenever that is due; a call that is absent after the lag was not accepted."""
         context, lag, base = self._context, self._context.policy.history_lag, held.error_message
         looked: float | None = None
         once = context.policy.on_unknown == "retry-once"
@@ -143,7 +147,7 @@ class Lookups:
                 looked_at = self.age(row)
                 finding = await self._look(row, attempt)
             except ProviderError as error:
-                # A look that failed proves nothing.
+                # A failed lookup proves nothing.
                 held.error_message = f"{base}; {error.message}"
                 row.in_use = False
                 await self._wait(row, _LOOK_AGAIN_S)
@@ -151,10 +155,10 @@ class Lookups:
             finally:
                 row.in_use = False
             held.error_message = base if finding.unclear is None else f"{base}; {_why(finding)}"
-            if self._taken(row, finding) is not None:
+            if self._take(row, finding) is not None:
                 return Retry()
             if finding.unclear is not None and looked_at > GIVEN_UP_AFTER_S:
-                return await self._closing.close(row, ProviderError("outcome_unknown", _why(finding)))
+                return await self._failures.handle(row, ProviderError("outcome_unknown", _why(finding)))
             looked = looked_at
             if once:
                 break
@@ -163,18 +167,18 @@ class Lookups:
     async def _was_sent_again(self, row: PendingRequest) -> bool:
         """Whether the row was sent again on a guess before, by this run or an earlier one."""
         known = await self._context.ledger.known(row.key)
-        return bool(row.by_kind["sent_again"]) or any(one.error_kind == "sent_again" for one in known)
+        return bool(row.by_kind["sent_again"]) or any(attempt.error_kind == "sent_again" for attempt in known)
 
     async def _wait(self, row: PendingRequest, seconds: float) -> None:
-        """Wait for the next look; a run does not stay open for what an earlier one left."""
-        row.waits = row.is_left_behind
+        """Wait for the next lookup; the run does not stay open for calls of earlier runs."""
+        row.is_waiting = row.is_left_behind
         try:
             await self._context.clock.sleep(seconds)
         finally:
-            row.waits = False
+            row.is_waiting = False
 
     async def _not_found(self, row: PendingRequest, held: RequestResult, finding: Finding, *, once: bool) -> NextStep:
-        """The call does not show, after the last look that was due."""
+        """Decide about a call that the last lookup did not find."""
         if finding.unclear is not None or (once and await self._was_sent_again(row)):
             return held
         if row.ownership == "other":
@@ -184,12 +188,12 @@ class Lookups:
         if not row.claimant_gone:
             await self._context.clock.sleep(max(0.0, CLAIM_SAFE_S - self.age(row)))
         kind = "sent_again" if once else "not_accepted"
-        return await self._closing.close(
+        return await self._failures.handle(
             row, ProviderError(kind, f"{held.error_message}; the history does not know it")
         )
 
-    def _taken(self, row: PendingRequest, finding: Finding) -> Submission | None:
-        """The call that was found, as the row's own."""
+    def _take(self, row: PendingRequest, finding: Finding) -> Submission | None:
+        """Make the call that was found the row's accepted call; None if none was found."""
         if finding.request_id is None:
             return None
         if finding.more > 0:
@@ -198,15 +202,18 @@ class Lookups:
         row.accepted = Submission(row.request, finding.request_id)
         return row.accepted
 
-    async def _understood(self, row: PendingRequest) -> Finding | None:
-        """One look; None if it proves nothing."""
+    async def _try_look(self, row: PendingRequest) -> Finding | None:
+        """One lookup of the row's call; None if it failed, and so proves nothing."""
         try:
             return await self._look(row, None)
         except ProviderError:
             return None
 
     async def _look(self, row: PendingRequest, attempt: KnownAttempt | None) -> Finding:
-        """One look into the history for the call of the row's claim, or of an earlier attempt. Raises ProviderError."""
+        """Look once into the history for the call of the row's claim, or of an earlier attempt.
+
+        Raises ProviderError.
+        """
         context = self._context
         record = attempt.record if attempt else None
         claim = record.claim if record else row.claim
@@ -215,13 +222,14 @@ class Lookups:
         stored = record.stored if record else row.stored_at
         sending = context.policy.deadline + CLAIM_SAFE_S if row.sending_s is None else row.sending_s
         window = window_of(claim, stored, sending)
-        look = await context.asked(context.provider.find(row.request.model, claim.body, window))
-        others = [one for one in await context.ledger.known(row.key) if one.n != row.claim_no]
-        known = {one.request_id for one in others if one.request_id is not None}
-        asked = {one.request_id for one in look.candidates if one.request_id} - known
-        known |= await context.ledger.known_ids(asked) if asked else frozenset()
+        look = await context.look_up(context.provider.find(row.request.model, claim.body, window))
+        others = [attempt for attempt in await context.ledger.known(row.key) if attempt.claim_no != row.claim_no]
+        known = {attempt.request_id for attempt in others if attempt.request_id is not None}
+        shown = {candidate.request_id for candidate in look.candidates if candidate.request_id} - known
+        known |= await context.ledger.known_ids(shown) if shown else frozenset()
         known.discard(row.request_id)
-        unnamed = sum(one.n < row.claim_no and one.record is not None and one.request_id is None for one in others)
+        earlier = [attempt for attempt in others if attempt.claim_no < row.claim_no and attempt.record is not None]
+        unnamed = sum(attempt.request_id is None for attempt in earlier)
         finding = finding_of(look, frozenset(filter(None, known)), unnamed)
         is_absent = finding.is_absent and row.ownership == "linked"
         if is_absent and attempt and not context.accounts.shows(attempt, look.shown):
@@ -230,7 +238,7 @@ class Lookups:
 
 
 def _why(finding: Finding | None) -> str:
-    """Why a look settled nothing."""
+    """Why a lookup decided nothing."""
     if finding is None or finding.unclear is None:
         return "the request history could not be read"
     return f"whether it is {finding.unclear} in the request history cannot be told"

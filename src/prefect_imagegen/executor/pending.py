@@ -1,4 +1,4 @@
-"""One request on its way, and the steps that lead on from one try to the next."""
+"""A request that the executor works on, and the steps that lead from one try to the next."""
 
 import asyncio
 from collections import Counter
@@ -18,94 +18,98 @@ from prefect_imagegen.ports import Ownership, Submission
 
 @dataclass(slots=True)
 class PendingRequest:
-    """One request on its way."""
+    """One request that the executor works on: its claim, its calls, its money and how often it failed."""
 
     request: GenerationRequest
     key: bytes
     claim_no: int
-    """The number of the present claim."""
+    """The number of the present claim and attempt, from 1."""
     posts: int = 0
     """POSTs sent in this run."""
     counted_posts: int = 0
-    """Those that count against the limits of trying again."""
+    """Those of them that count against --max-attempts."""
     failures: int = 0
+    """Attempts of this run that failed, of any kind."""
     maybe_paid: int = 0
+    """Calls that were sent again although the earlier one may have been billed."""
     paid: int = 0
-    """Images that this run had to pay for."""
+    """Calls that this run was billed for."""
     by_kind: Counter[str] = field(default_factory=Counter)
+    """Failed attempts of this run, by error kind."""
     claim: Claim | None = None
-    """The open claim of the present attempt, ours or one that was taken over."""
-    claimed: float | None = None
-    """When we made the claim, by our monotonic clock; None for one that was taken over."""
+    """The open claim of the present attempt: ours, or that of an earlier run that was taken over."""
+    claimed_at: float | None = None
+    """When we made the claim (monotonic clock); None for a claim that was taken over."""
     stored_at: datetime | None = None
     """When the claim was made, by the store's clock."""
     claimant_gone: bool = True
-    """Whether nobody else can still be about to send under this claim."""
+    """Whether no other run can still be about to send under this claim."""
     ownership: Ownership = "same"
-    """Whose call it is, seen from our key."""
+    """Whose call it is, seen from our API key."""
     sending_s: float | None = None
-    """How long after the claim its POST had ended; None where nobody knows."""
+    """Seconds from the claim to the end of its POST; None if unknown."""
     is_posting: bool = False
-    """A POST of it is out, and not answered yet."""
+    """Whether a POST was sent and is not answered yet."""
     sent_at: float | None = None
-    """When the last POST went out, by our monotonic clock."""
+    """When the last POST was sent (monotonic clock)."""
     addresses: Sequence[str] = ()
-    """What is sent for the request's references."""
+    """The addresses that are sent for the request's references, in order."""
     force_upload: bool = False
-    """The API could not fetch a reference: it is uploaded anew."""
+    """Whether references are uploaded anew, since the API could not fetch one from its address."""
     accepted: Submission | None = None
-    """A call known to be accepted, whose result is still to be fetched."""
+    """An accepted call whose result is still to be fetched."""
     request_id: str | None = None
-    """The request_id of the present attempt, once it is known."""
+    """The request_id of the present attempt, once known."""
     stored_request_id: str | None = None
-    """The request_id of the present claim, once the store has it."""
-    waits: bool = False
-    """It only waits for the next look for what an earlier run left: the run need not stay open for it."""
-    late: bool = False
-    found_under: ClaimRecord | None = None
-    """The earlier claim under which the call was sent that showed late; else it is the row's own."""
-    """Its result is that of an attempt that had been given up."""
+    """The request_id that the store holds for the present claim."""
+    is_waiting: bool = False
+    """Whether it only waits for the next lookup of an earlier run's call: this run need not stay open for it."""
+    is_late: bool = False
+    """Whether its result is that of an earlier attempt, which had been given up."""
+    late_claim: ClaimRecord | None = None
+    """The claim of that earlier attempt, where the history showed its call only now."""
     breaker_notified: bool = False
-    """Whether the circuit breaker has heard of it already."""
+    """Whether the circuit breaker knows of its failure already."""
     reservation: Reservation | None = None
+    """The money set aside for its present call."""
     in_use: bool = False
-    """It is just being looked for, or worked on: not the moment to give it up."""
+    """Whether it is being looked up or worked on just now, and must not be given up."""
 
     @property
     def attempt_id(self) -> str:
-        """The name of the present attempt."""
+        """The name of the present attempt: `<key in hex>-<claim_no>`."""
         return f"{self.key.hex()}-{self.claim_no}"
 
     @property
     def is_left_behind(self) -> bool:
-        """Whether all that was ever sent for it was sent by earlier runs."""
+        """Whether this run has sent nothing for it: whatever was sent, earlier runs sent."""
         return self.posts == 0
 
     @property
     def may_be_out(self) -> bool:
-        """Whether a call of its present attempt may have been sent."""
+        """Whether a call of the present attempt may have been sent."""
         return self.sent_at is not None or self.request_id is not None or self.accepted is not None
 
     def begin(self) -> None:
-        """Leave the present attempt behind: nothing of it counts for the next one."""
+        """Begin the next attempt: nothing of the present one counts for it."""
         self.claim_no += 1
-        self.claim = self.stored_at = self.claimed = self.sending_s = self.sent_at = None
+        self.claim = self.stored_at = self.claimed_at = self.sending_s = self.sent_at = None
         self.request_id = self.stored_request_id = None
-        self.ownership, self.late, self.found_under = "same", False, None
+        self.ownership, self.is_late, self.late_claim = "same", False, None
 
     @property
     def claim_body(self) -> dict[str, Any]:
-        """The body as the claim holds it."""
+        """The body of the call as the claim holds it."""
         return claim_form(self.request.body(self.addresses))
 
     def held(self, error: ProviderError) -> RequestResult:
-        """Sent, or claimed by somebody, and not known to have ended."""
+        """The result `held`: sent, or claimed by another run, and not known to have ended."""
         return RequestResult(
             self.key, "held", error.kind, error.message, request_id=error.request_id, http_status=error.status
         )
 
     def failed(self, error: ProviderError) -> RequestResult:
-        """Ended without an image."""
+        """The result `failed`: ended without an image."""
         return RequestResult(
             self.key, "failed", error.kind, error.message, request_id=error.request_id, http_status=error.status
         )
@@ -113,22 +117,25 @@ class PendingRequest:
 
 @dataclass(frozen=True, slots=True)
 class Retry:
-    """The row needs a slot again, after so many seconds."""
+    """Next step: the request needs a slot again, after so many seconds."""
 
     seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class Defer:
-    """The row waits for something other than a slot: `wait` leads on; `held` is what it ends as if it is given up."""
+    """Next step: the request waits for something other than a slot.
+
+    `wait` returns the step after that; `held` is the result if the request is given up while it waits.
+    """
 
     wait: Callable[[], Coroutine[Any, Any, "NextStep"]]
     held: RequestResult
     work: "asyncio.Task[Any] | None" = None
-    """What goes on meanwhile, to be cancelled if the row is given up."""
+    """The task that goes on meanwhile; it is cancelled if the request is given up."""
 
     def drop(self) -> RequestResult:
-        """Give the row up."""
+        """Give the request up: cancel the task, return the held result."""
         if self.work is not None:
             self.work.cancel()
         return self.held

@@ -14,7 +14,7 @@ from urllib.parse import urljoin
 import aiohttp
 from yarl import URL
 
-from prefect_imagegen.core.answers import looks_like_image
+from prefect_imagegen.core.answers.outputs import looks_like_image
 from prefect_imagegen.core.policy.backoff import backoff, pause_seconds
 from prefect_imagegen.core.redact import redact
 from prefect_imagegen.core.web_answers import judge_body, judge_status

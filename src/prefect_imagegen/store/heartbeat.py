@@ -13,7 +13,7 @@ from pathlib import Path
 
 from prefect_imagegen.core import layout
 from prefect_imagegen.core.errors import StoreError
-from prefect_imagegen.ports import Clock, Life, ObjectInfo, ObjectStore
+from prefect_imagegen.ports import Clock, Liveness, ObjectInfo, ObjectStore
 
 PERIOD_S = 15.0
 _BEAT_TIMEOUT_S = 60.0
@@ -198,14 +198,14 @@ class StoreRunLiveness:
         self._process = process
         self._clock = clock
         self._ages = HeartbeatAges(clock)
-        self._known: dict[str, tuple[float, Life]] = {}
+        self._known: dict[str, tuple[float, Liveness]] = {}
 
-    async def life(self, owner: str) -> Life:
-        """Whether the run that owns the heartbeat at path `owner` is alive, stale or dead; see `life_of`."""
+    async def liveness_of(self, owner: str) -> Liveness:
+        """Whether the run that owns the heartbeat at path `owner` is alive, stale or dead; see `heartbeat_liveness`."""
         now = self._clock.monotonic()
         asked_at, state = self._known.get(owner, (0.0, None))
         if state is None or (state != "dead" and now - asked_at > _STATE_VALID_S):
-            state = await life_of(self._store, owner, self._heartbeat.store_now(), self._process, self._ages)
+            state = await heartbeat_liveness(self._store, owner, self._heartbeat.store_now(), self._process, self._ages)
             self._known[owner] = (now, state)
         return state
 
@@ -218,7 +218,9 @@ class StoreRunLiveness:
         return self._heartbeat.store_now()
 
 
-async def life_of(store: ObjectStore, owner: str, moment: datetime, process: Process, ages: HeartbeatAges) -> Life:
+async def heartbeat_liveness(
+    store: ObjectStore, owner: str, moment: datetime, process: Process, ages: HeartbeatAges
+) -> Liveness:
     """Whether the run that owns the heartbeat at path `owner` is alive, stale or dead. Raises StoreError.
 
     `moment` is the present time by the store's clock, `process` our own process.

@@ -209,7 +209,7 @@ async def _execute(order: Order) -> Ended:
 
 
 async def _work(executor: Executor, todo: list[GenerationRequest], results: dict[bytes, RequestResult]) -> None:
-    """One shard of everything, then what was left parked."""
+    """One shard with all rows, then the deferred requests."""
 
     async def make(request: GenerationRequest) -> None:
         results[request.key] = await executor.make(request, request.key)
@@ -217,7 +217,7 @@ async def _work(executor: Executor, todo: list[GenerationRequest], results: dict
     async with asyncio.TaskGroup() as group:
         for request in todo:
             group.create_task(make(request))
-    for result in await executor.settle():
+    for result in await executor.finish_deferred():
         results[result.key] = result
 
 

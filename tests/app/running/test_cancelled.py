@@ -90,11 +90,11 @@ async def test_rows_that_wait_for_the_history(tmp_path: Path) -> None:
         backend = ProviderSettings(base_url=gateway.url, api_key=SecretStr("k"))
         tasks, threads = asyncio.all_tasks(), set(threading.enumerate())
 
-        def is_parked() -> bool:
+        def is_deferred() -> bool:
             return sum("_wait_out" in repr(task) for task in asyncio.all_tasks()) == ROWS
 
         await cancelled(
-            prefect_imagegen.agenerate(path, store, backend=backend, history_lag=600.0), lambda: until(is_parked)
+            prefect_imagegen.agenerate(path, store, backend=backend, history_lag=600.0), lambda: until(is_deferred)
         )
         await nothing_is_left(tasks, threads)
         again = await prefect_imagegen.agenerate(path, store, backend=backend, history_lag=0.0)

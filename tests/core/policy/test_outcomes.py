@@ -2,15 +2,8 @@
 
 import pytest
 
-from prefect_imagegen.core.policy.outcomes import (
-    HELD_KINDS,
-    OUTCOMES,
-    classify_answer,
-    classify_failure,
-    classify_refusal,
-    is_fetch_failure,
-    is_permanent,
-)
+from prefect_imagegen.core.policy.classify import classify_answer, classify_failure, classify_refusal, is_fetch_failure
+from prefect_imagegen.core.policy.outcomes import HELD_KINDS, OUTCOMES, is_permanent
 
 
 @pytest.mark.parametrize(
@@ -138,7 +131,15 @@ TABLE = {
 def test_the_table_is_this_one() -> None:
     """Each kind's money and retry rules are exactly these: a change of the table is a change of policy."""
     found = {
-        kind: (row.accepted, row.billed, row.retryable, row.scope, row.max_posts, row.counted, is_permanent(kind))
+        kind: (
+            row.accepted,
+            row.billed,
+            row.retryable,
+            row.scope,
+            row.max_posts,
+            row.counts_as_attempt,
+            is_permanent(kind),
+        )
         for kind, row in OUTCOMES.items()
     }
     assert found == TABLE

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from prefect_imagegen.core.answers import parse_inputs
+from prefect_imagegen.core.answers.history import parse_inputs
 from prefect_imagegen.core.ledger.events import Claim
 from prefect_imagegen.core.policy.history_lookup import (
     Candidate,

@@ -89,7 +89,10 @@ async def _resend(store: FsspecObjectStore, run_id: str, kinds: frozenset[str]) 
             known = await ledger.known(key)
             last = known[-1] if known else None
             owner = last.record.claim.owner if last is not None and last.record is not None else None
-            if last is not None and await run_liveness.life(owner or layout.heartbeat(str(last.run_id))) == "alive":
+            if (
+                last is not None
+                and await run_liveness.liveness_of(owner or layout.heartbeat(str(last.run_id))) == "alive"
+            ):
                 report.still_alive += 1
                 continue
             on_its_way = last is not None and last.request_id and not last.is_closed
@@ -101,7 +104,7 @@ async def _resend(store: FsspecObjectStore, run_id: str, kinds: frozenset[str]) 
                 Event(
                     "failed",
                     key,
-                    f"{key.hex()}-{last.n if last else 1}",
+                    f"{key.hex()}-{last.claim_no if last else 1}",
                     run_id,
                     clock.now(),
                     error_kind=RETRY_ASKED,

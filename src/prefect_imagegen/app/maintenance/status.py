@@ -8,7 +8,7 @@ from prefect_imagegen.app.maintenance.access import existing_store
 from prefect_imagegen.core import layout
 from prefect_imagegen.core.errors import RefusedError, StoreError
 from prefect_imagegen.providers.limits import SystemClock
-from prefect_imagegen.store.heartbeat import HeartbeatAges, Process, life_of
+from prefect_imagegen.store.heartbeat import HeartbeatAges, Process, heartbeat_liveness
 from prefect_imagegen.store.ledger.accounts import KeyRecord, known_keys
 from prefect_imagegen.store.ledger.files import json_object
 from prefect_imagegen.store.object_store import FsspecObjectStore
@@ -66,7 +66,9 @@ async def _status(store: FsspecObjectStore, run_id: str) -> RunStatus:
     if await store.head(layout.run(run_id, "started.json")) is None:
         return RunStatus(run_id, "planned", about.get("manifest", ""), {})
     clock = SystemClock()
-    life = await life_of(store, layout.heartbeat(run_id), clock.now(), Process.this(""), HeartbeatAges(clock))
+    life = await heartbeat_liveness(
+        store, layout.heartbeat(run_id), clock.now(), Process.this(""), HeartbeatAges(clock)
+    )
     return RunStatus(run_id, "running" if life == "alive" else "abandoned", about.get("manifest", ""), {})
 
 

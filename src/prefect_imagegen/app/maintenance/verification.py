@@ -158,7 +158,7 @@ class Verification:
         if not claims:
             return False
         last = claims[-1].claim
-        return await self._run_liveness.life(last.owner or layout.heartbeat(last.run_id)) == "alive"
+        return await self._run_liveness.liveness_of(last.owner or layout.heartbeat(last.run_id)) == "alive"
 
     async def _check_unrecorded_image(self, path: str, key: bytes | None) -> None:
         """Check an image that the ledger does not have. `key`: the request it belongs to by its path, if any."""

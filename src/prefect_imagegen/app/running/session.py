@@ -145,7 +145,7 @@ class Session:
 
     async def _finish_deferred(self) -> None:
         """Wait for the requests that the shards deferred, and store their final results."""
-        results = await self.executor.settle()
+        results = await self.executor.finish_deferred()
         for result in results:
             self.stats.replace(self._held[result.key], result)
         if results:

@@ -1,1 +1,1 @@
-"""What the bytes of pictures say."""
+"""Images: decoding, facts, and preparing references."""

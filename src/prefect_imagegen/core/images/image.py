@@ -1,4 +1,4 @@
-"""What the bytes of an image say: decoded in full, since anything less lets truncated files pass."""
+"""Decodes images in full, since anything less would accept truncated files, and reports their facts."""
 
 import hashlib
 import io
@@ -25,7 +25,7 @@ from prefect_imagegen.core.images.pixels import eight_bits
 from prefect_imagegen.core.ledger.events import ImageFacts
 
 MAX_PIXELS = 64 * 1024 * 1024
-"""Refuse to decode more: no model delivers it, and a decompression bomb might. Below Pillow's own limit."""
+"""Larger images are refused: no model delivers them, but a decompression bomb might. Below Pillow's own limit."""
 CONTENT_TYPES = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp"}
 PICTURE_FORMATS: Mapping[str, Callable[[io.BytesIO], ImageFile.ImageFile]] = MappingProxyType(
     {
@@ -39,11 +39,11 @@ PICTURE_FORMATS: Mapping[str, Callable[[io.BytesIO], ImageFile.ImageFile]] = Map
         "PPM": PpmImageFile,
     }
 )
-"""All that is taken for a picture, by Pillow's names. Its other readers stay shut: EPS would start Ghostscript."""
+"""The accepted formats, by Pillow's names. Its other readers are never used: that of EPS would start Ghostscript."""
 _GUARDED = dict.fromkeys(("TIFF", "GIF", "WEBP"), 89_000_000)
-"""Pixels from which on Pillow's own readers of a format warn on the terminal, or give up."""
+"""The number of pixels from which on Pillow's readers of these formats warn on the terminal, or fail."""
 OTHER_FORMAT = "other_format"
-"""The flag of an image that was delivered in another format than was asked for; it is kept as it came."""
+"""The flag of an image that came in another format than requested; its bytes are stored as they came."""
 _EXTENSIONS = {"jpg": "jpeg"}
 _PARTS: Mapping[str, Callable[[bytes], PictureFile]] = MappingProxyType(
     {
@@ -88,9 +88,9 @@ _PAGES = (b"<!doctype html", b"<html")
 _TAKEN = "PNG, JPEG, WebP, AVIF, TIFF, BMP, GIF and PPM are taken"
 _BLANK_STDDEV = 2.0
 _TURNED = 5
-"""From this EXIF orientation on, a picture lies on its side."""
+"""From this EXIF orientation on, width and height are swapped."""
 _PNG_LEVEL = 1
-"""Higher ones cost many times the CPU for files hardly smaller."""
+"""Higher levels take many times the CPU time for hardly smaller files."""
 
 
 class BadImageError(ValueError):
@@ -98,7 +98,7 @@ class BadImageError(ValueError):
 
 
 class TooManyPixelsError(ValueError):
-    """The picture is larger than whoever opens it allows; `size` and `limit` are in pixels."""
+    """The image has more pixels than the caller allows; `size` is (width, height), `limit` a number of pixels."""
 
     def __init__(self, size: tuple[int, int], limit: float) -> None:
         super().__init__(f"it has {size[0]}x{size[1]} pixels, more than {limit / 1e6:.4g} megapixels")
@@ -107,7 +107,7 @@ class TooManyPixelsError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Decoded:
-    """Width and height in pixels, the format by content (`png`, `jpeg`, `webp`, ...), SHA-256 (hex) and flags."""
+    """A decoded image: width and height in pixels, format by content (`png`, `jpeg`, ...), SHA-256 (hex) and flags."""
 
     width: int
     height: int
@@ -117,12 +117,12 @@ class Decoded:
 
     @property
     def content_type(self) -> str:
-        """The media type that the bytes really are."""
+        """The media type, by content."""
         return CONTENT_TYPES.get(self.format, f"image/{self.format}")
 
 
 def format_of(data: bytes) -> str | None:
-    """Pillow's name of the format by the first bytes; None where it is none of `PICTURE_FORMATS`."""
+    """Pillow's name of the format, by the first bytes; None if it is not one of `PICTURE_FORMATS`."""
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return "WEBP"
     if data[4:8] == b"ftyp" and (data[8:12] in _AVIF_BRANDS or (data[8:12] == b"mif1" and b"avif" in data[16:64])):
@@ -133,7 +133,7 @@ def format_of(data: bytes) -> str | None:
 
 
 def take_apart(data: bytes) -> PictureFile:
-    """The file without its metadata. Raises BadImageError for what is none of `PICTURE_FORMATS`, or ends early."""
+    """The file without its metadata. Raises BadImageError if it ends early or is not one of `PICTURE_FORMATS`."""
     kind = format_of(data)
     if kind is None:
         raise BadImageError(_no_picture(data))
@@ -145,9 +145,9 @@ def take_apart(data: bytes) -> PictureFile:
 
 @contextmanager
 def opened(file: PictureFile, max_pixels: float) -> Iterator[ImageFile.ImageFile]:
-    """The picture in a file, its pixels not read yet. Raises TooManyPixelsError, or one of Pillow's many types.
+    """The image in a file, with its pixels not read yet. Raises TooManyPixelsError, or any error of Pillow.
 
-    `Image.open` would look for all formats, and warn of large pictures.
+    `Image.open` would try all formats, and warn about large images.
     """
     limit = min(max_pixels, _GUARDED.get(file.kind, max_pixels))
     _check_size(file.size, limit)
@@ -157,7 +157,7 @@ def opened(file: PictureFile, max_pixels: float) -> Iterator[ImageFile.ImageFile
 
 
 def upright_size(data: bytes) -> tuple[int, int]:
-    """Width and height in pixels of an image as it is seen, from its head alone. Raises BadImageError."""
+    """Width and height in pixels of an image, turned upright, from its head alone. Raises BadImageError."""
     try:
         file = take_apart(data)
         with opened(file, float("inf")) as image:
@@ -169,7 +169,7 @@ def upright_size(data: bytes) -> tuple[int, int]:
 
 
 def orientation_of(file: PictureFile, image: Image.Image) -> int:
-    """How an opened picture has to be turned: the EXIF orientation, 1 to 8."""
+    """The EXIF orientation of an opened image, 1 to 8."""
     exif = image.info.get("exif")
     if file.kind != "AVIF" or not exif:
         return file.orientation
@@ -177,7 +177,7 @@ def orientation_of(file: PictureFile, image: Image.Image) -> int:
 
 
 def encode(image: Image.Image, image_format: str, quality: int, **options: Any) -> bytes:
-    """The file of a picture: PNG without loss, JPEG and WebP at this quality; CPU-bound, so call it in a thread."""
+    """Encode an image: PNG without loss, JPEG and WebP at this quality. CPU-bound, so call it in a thread."""
     sink = io.BytesIO()
     options |= {"compress_level": _PNG_LEVEL} if image_format == "png" else {"quality": quality}
     image.save(sink, image_format.upper(), **options)
@@ -185,11 +185,10 @@ def encode(image: Image.Image, image_format: str, quality: int, **options: Any) 
 
 
 def decode(data: bytes) -> Decoded:
-    """Decode fully and describe; CPU-bound, so call it in a thread.
+    """Decode an image fully and report its facts. CPU-bound, so call it in a thread. Raises BadImageError.
 
-    Pixels that decode are whole: metadata that cannot be read, and what follows the end, are no reason to give a paid
-    picture away. A decodable but (nearly) one-coloured one is flagged `blank`: typical of a safety filter that answers
-    with HTTP 200. Raises BadImageError.
+    Unreadable metadata and bytes after the end are accepted, since the image was paid. An image of (nearly) one colour
+    is flagged `blank`: safety filters that answer with HTTP 200 send such images.
     """
     if not data:
         raise BadImageError("the answer is empty")
@@ -209,7 +208,7 @@ def decode(data: bytes) -> Decoded:
 
 
 def facts_of(path: str, decoded: Decoded, size: int) -> ImageFacts:
-    """The facts of an image of so many bytes. One in another format than its name says is flagged `other_format`."""
+    """The facts of an image of `size` bytes at a path; flagged `other_format` if the path names another format."""
     asked = path.rpartition(".")[2]
     is_other = asked != "bin" and decoded.format != _EXTENSIONS.get(asked, asked)
     flags = (*decoded.flags, *((OTHER_FORMAT,) if is_other else ()))

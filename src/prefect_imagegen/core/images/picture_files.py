@@ -1,7 +1,7 @@
-"""Files of pictures taken apart: what their pixels need goes on to Pillow, what is told about them is read here.
+"""Splits image files into the data that Pillow needs for the pixels, and the metadata, which is read here.
 
-Pillow reads metadata before pixels. It gives up whole pictures for an unreadable text chunk or colour profile, and its
-warnings go to the terminal, where no thread can hold them back alone. So it gets files without metadata.
+Pillow reads metadata before pixels: an unreadable text chunk or colour profile makes it refuse the whole image, and its
+warnings reach the terminal, since they cannot be silenced for one thread. So it gets files without metadata.
 Sources: PNG (W3C, third edition), JPEG (ITU T.81, annex B), WebP container (RFC 9649), EXIF 2.32, 4.6.2.
 """
 
@@ -12,16 +12,16 @@ from dataclasses import dataclass, replace
 
 PNG_START = b"\x89PNG\r\n\x1a\n"
 _MOST_INFLATED = 1 << 20
-"""Bytes of a compressed chunk: Pillow refuses more, and so does whoever reads a picture with it."""
+"""The most bytes of a decompressed chunk: Pillow, and all who use it, refuse more."""
 _ORIENTATION = 0x0112
 _XMP_ORIENTATION = re.compile(rb'tiff:Orientation(?:="|>)([1-8])')
 _EXIF_START = b"Exif\0\0"
 _JPEG_XMP_START = b"http://ns.adobe.com/xap/1.0/\0"
 _JPEG_ICC_START = b"ICC_PROFILE\0"
 _MOST_TEXT = 64 * _MOST_INFLATED
-"""Bytes of all texts of a PNG together: the same."""
+"""The most bytes of all texts of a PNG together: Pillow refuses more."""
 _PNG_LENGTHS = {b"gAMA": 4, b"cHRM": 32, b"sRGB": 1, b"pHYs": 9, b"acTL": 8, b"fcTL": 26, b"fdAT": 4}
-"""The bytes that a chunk has at least: others fail at a shorter one, though they need none of them."""
+"""The least length of chunks in bytes: other programs fail at shorter ones."""
 _START_OF_SCAN, _END_OF_IMAGE = 0xDA, 0xD9
 _MARKER = re.compile(rb"\xff([^\x00\x01\xd0-\xd7\xff])")
 """A JPEG marker among coded pixels, in which other bytes 0xFF are followed by zeros."""
@@ -44,11 +44,11 @@ class PictureFileError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class PictureFile:
-    """A picture's file without what its pixels do not need, and what was found beside them.
+    """An image file reduced to what its pixels need, and facts from its metadata.
 
-    `kind` is Pillow's name of the format. `orientation` is that of EXIF (1 to 8), else of XMP. `is_damaged`: metadata
-    that others may fail at. `size` (pixels, as stored) and `has_more` (frames or pages behind the first) are None where
-    only Pillow knows.
+    `kind` is Pillow's name of the format. `orientation` is that of EXIF (1 to 8), else of XMP. `is_damaged`: it had
+    metadata at which other programs may fail. `size` (pixels, as stored) and `has_more` (further frames or pages) are
+    None where only Pillow knows.
     """
 
     kind: str
@@ -62,7 +62,7 @@ class PictureFile:
 
 @dataclass(slots=True)
 class Metadata:
-    """What is collected of a file on the way through it."""
+    """The metadata collected while a file is read."""
 
     exif: bytes = b""
     xmp: bytes = b""
@@ -72,10 +72,10 @@ class Metadata:
     texts: int = 0
     """Bytes of the texts of a PNG."""
     unpacked: int = 0
-    """Bytes that were unpacked to read a PNG."""
+    """Bytes that were decompressed to read a PNG."""
 
     def applied(self, file: PictureFile) -> PictureFile:
-        """The file with what its metadata say."""
+        """The file with the facts from this metadata."""
         orientation = self.orientation
         if self.exif:
             try:
@@ -90,7 +90,7 @@ class Metadata:
 
 
 def exif_orientation(exif: bytes) -> int | None:
-    """The orientation (1 to 8); None where there is none. Raises struct.error or KeyError for what is no EXIF."""
+    """The orientation in EXIF data (1 to 8), or None. Raises struct.error or KeyError for data that is not EXIF."""
     body = exif.removeprefix(_EXIF_START)
     order = {b"II": "<", b"MM": ">"}[body[:2]]
     if 42 not in struct.unpack_from("<H", body, 2) + struct.unpack_from(">H", body, 2):
@@ -106,11 +106,11 @@ def exif_orientation(exif: bytes) -> int | None:
 
 
 def png(data: bytes) -> PictureFile:
-    """A PNG without ancillary chunks, but for the key of transparency, and without what follows its end.
+    """A PNG without ancillary chunks (except the transparency key) and without bytes after its end.
 
-    Of an animated one the still picture is left. Raises PictureFileError.
+    Of an animated PNG the still image is left. Raises PictureFileError.
     """
-    found, kept, position, has_more, name = Metadata(), [PNG_START], len(PNG_START), False, b""
+    metadata, pieces, position, has_more, name = Metadata(), [PNG_START], len(PNG_START), False, b""
     header = data[16:29]
     if data[12:16] != b"IHDR" or len(header) < 13:
         raise PictureFileError("its head is damaged")
@@ -120,32 +120,32 @@ def png(data: bytes) -> PictureFile:
         if end > len(data):
             raise PictureFileError("its end is missing")
         if not name[0] & 0x20:
-            kept.append(data[position:end])
+            pieces.append(data[position:end])
         else:
             body = data[position + 8 : end - 4]
             if zlib.crc32(body, zlib.crc32(name)) != int.from_bytes(data[end - 4 : end]) or len(
                 body
             ) < _PNG_LENGTHS.get(name, 0):
-                found.is_damaged = True
+                metadata.is_damaged = True
             elif name == b"tRNS":
                 key = _transparency(header, body)
-                found.is_damaged |= key is None
-                kept.extend([_chunk(name, key)] if key else ())
+                metadata.is_damaged |= key is None
+                pieces.extend([_chunk(name, key)] if key else ())
             else:
                 has_more |= name == b"acTL" and int.from_bytes(body[:4]) > 1
-                _note_png_chunk(found, name, body)
+                _note_png_chunk(metadata, name, body)
         position = end
-    found.is_damaged |= found.texts > _MOST_TEXT
+    metadata.is_damaged |= metadata.texts > _MOST_TEXT
     width, height = struct.unpack_from(">II", header)
-    return found.applied(PictureFile("PNG", b"".join(kept), size=(width, height), has_more=has_more))
+    return metadata.applied(PictureFile("PNG", b"".join(pieces), size=(width, height), has_more=has_more))
 
 
 def jpeg(data: bytes) -> PictureFile:
-    """A JPEG whose head is without application segments (but for those about its colours) and comments.
+    """A JPEG without comments and without application segments, except those about its colours.
 
     Raises PictureFileError.
     """
-    found, kept, position = Metadata(), [data[:2]], 2
+    metadata, pieces, position = Metadata(), [data[:2]], 2
     exif, profiles = list[bytes](), list[bytes]()
     marker = 0
     while marker != _START_OF_SCAN:
@@ -159,42 +159,42 @@ def jpeg(data: bytes) -> PictureFile:
         end = position + 2 + int.from_bytes(data[position + 2 : position + 4])
         if end < position + 4 or end > len(data):
             raise PictureFileError("its head is damaged, or cut off")
-        if marker not in _APPLICATIONS or _is_about_colours(found, marker, data[position + 4 : end]):
-            kept.append(data[position:end])
+        if marker not in _APPLICATIONS or _is_about_colours(metadata, marker, data[position + 4 : end]):
+            pieces.append(data[position:end])
         elif marker == 0xE1 and data.startswith(_EXIF_START, position + 4, end):
             exif.append(data[position + 4 + len(_EXIF_START) : end])
         else:
-            _note_jpeg_segment(found, profiles, marker, data[position + 4 : end])
+            _note_jpeg_segment(metadata, profiles, marker, data[position + 4 : end])
         position = end
     _check_scans(data, position)
-    kept.append(data[position:])
+    pieces.append(data[position:])
     if exif:
-        found.exif = _EXIF_START + b"".join(exif)
+        metadata.exif = _EXIF_START + b"".join(exif)
     if profiles:
-        _join_jpeg_profile(found, profiles)
-    return found.applied(PictureFile("JPEG", b"".join(kept), has_more=False))
+        _join_jpeg_profile(metadata, profiles)
+    return metadata.applied(PictureFile("JPEG", b"".join(pieces), has_more=False))
 
 
 def _check_scans(data: bytes, position: int) -> None:
     """Refuse a JPEG of very many scans: each goes over all pixels, however few bytes it has."""
     scans = 0
-    while (found := _MARKER.search(data, position)) is not None and found[1][0] != _END_OF_IMAGE:
-        scans += found[1][0] == _START_OF_SCAN
+    while (match := _MARKER.search(data, position)) is not None and match[1][0] != _END_OF_IMAGE:
+        scans += match[1][0] == _START_OF_SCAN
         if scans > _MOST_SCANS:
             raise PictureFileError(f"its pixels are spread over more than {_MOST_SCANS} scans; save it again")
-        position = found.end() + int.from_bytes(data[found.end() : found.end() + 2])
+        position = match.end() + int.from_bytes(data[match.end() : match.end() + 2])
 
 
 def ppm(data: bytes) -> PictureFile:
-    """A PPM as it is. Raises PictureFileError for very many comments, over which Pillow takes hours."""
+    """A PPM as it is. Raises PictureFileError for very many comments, which would take Pillow hours."""
     if data[1:2] in b"123" and data.count(b"#") > _MOST_COMMENTS:
         raise PictureFileError(f"its pixels are spread among more than {_MOST_COMMENTS} comments; save it again")
     return PictureFile("PPM", data)
 
 
 def webp(data: bytes) -> PictureFile:
-    """A WebP without metadata, and without what follows its end. Raises PictureFileError."""
-    found, kept, position, head = Metadata(), list[bytes](), 12, data[12:42]
+    """A WebP without metadata and without bytes after its end. Raises PictureFileError."""
+    metadata, pieces, position, head = Metadata(), list[bytes](), 12, data[12:42]
     total = min(len(data), 8 + int.from_bytes(data[4:8], "little"))
     while position + 8 <= total:
         name, length = struct.unpack_from("<4sI", data, position)
@@ -202,27 +202,27 @@ def webp(data: bytes) -> PictureFile:
         body = data[position + 8 : end]
         if name in _WEBP_METADATA:
             if name == b"ICCP":
-                found.icc_profile = body
+                metadata.icc_profile = body
             elif name == b"EXIF":
-                found.exif = body
+                metadata.exif = body
             else:
-                found.xmp = body
-            found.is_damaged |= end > len(data)
+                metadata.xmp = body
+            metadata.is_damaged |= end > len(data)
         else:
             if name == b"VP8X" and body:
                 body = bytes([body[0] & ~sum(_WEBP_METADATA.values())]) + body[1:]
             # A chunk that is cut off keeps its length, so that the decoder sees it.
-            kept.append(struct.pack("<4sI", name, length) + body + b"\0" * (length % 2 and end <= len(data)))
+            pieces.append(struct.pack("<4sI", name, length) + body + b"\0" * (length % 2 and end <= len(data)))
         position = end + length % 2
-    chunks = b"".join(kept)
+    chunks = b"".join(pieces)
     whole = b"RIFF" + struct.pack("<I", 4 + len(chunks)) + b"WEBP" + chunks
     is_extended = head[:4] == b"VP8X"
     has_more = bool(is_extended and len(head) > 8 and head[8] & _WEBP_ANIMATION)
-    return found.applied(PictureFile("WEBP", whole, size=_webp_size(head), has_more=has_more))
+    return metadata.applied(PictureFile("WEBP", whole, size=_webp_size(head), has_more=has_more))
 
 
 def avif(data: bytes) -> PictureFile:
-    """An AVIF whose EXIF is hidden: its orientation stands in properties of its own, which count alone."""
+    """An AVIF whose EXIF is hidden: only the orientation in the file's own properties counts."""
     return PictureFile("AVIF", _AVIF_EXIF.sub(rb"\1free", data[:_AVIF_HEAD]) + data[_AVIF_HEAD:])
 
 
@@ -246,13 +246,13 @@ def _transparency(header: bytes, body: bytes) -> bytes | None:
     return body
 
 
-def _note_png_chunk(found: Metadata, name: bytes, body: bytes) -> None:
+def _note_png_chunk(metadata: Metadata, name: bytes, body: bytes) -> None:
     """Read what an ancillary chunk tells about the picture; most of them tell nothing of use here."""
     if name == b"eXIf":
-        found.exif = body
+        metadata.exif = body
         return
     if name == b"tEXt":
-        found.texts += len(body)
+        metadata.texts += len(body)
     if name not in (b"iCCP", b"zTXt", b"iTXt"):
         return
     keyword, _, rest = body.partition(b"\0")
@@ -260,61 +260,61 @@ def _note_png_chunk(found: Metadata, name: bytes, body: bytes) -> None:
     if name == b"iTXt":
         is_packed, parts = rest[:1] == b"\1", rest[2:].split(b"\0", 2)
         text = parts[2] if len(parts) == 3 else None
-        text = _inflated(found, text) if is_packed and text is not None else text
+        text = _inflated(metadata, text) if is_packed and text is not None else text
     else:
-        text = _inflated(found, rest[1:])
-    found.texts += len(text or b"") * (name != b"iCCP")
+        text = _inflated(metadata, rest[1:])
+    metadata.texts += len(text or b"") * (name != b"iCCP")
     if text is None:
-        found.is_damaged = True
+        metadata.is_damaged = True
     elif name == b"iCCP":
-        found.icc_profile = text
+        metadata.icc_profile = text
     elif keyword == b"XML:com.adobe.xmp":
-        found.xmp = text
-    elif keyword == b"Raw profile type exif" and not found.exif:  # as ImageMagick wrote it before there was eXIf
+        metadata.xmp = text
+    elif keyword == b"Raw profile type exif" and not metadata.exif:  # as ImageMagick wrote it before there was eXIf
         try:
-            found.exif = bytes.fromhex("".join(text.decode("latin-1").split("\n")[3:]))
+            metadata.exif = bytes.fromhex("".join(text.decode("latin-1").split("\n")[3:]))
         except ValueError:
-            found.is_damaged = True
+            metadata.is_damaged = True
 
 
-def _inflated(found: Metadata, data: bytes) -> bytes | None:
+def _inflated(metadata: Metadata, data: bytes) -> bytes | None:
     """The text of a compressed chunk; None where it cannot be had, or is more than others take."""
-    if found.unpacked > _MOST_TEXT:
+    if metadata.unpacked > _MOST_TEXT:
         return None
     inflater = zlib.decompressobj()
     try:
         text = inflater.decompress(data, _MOST_INFLATED)
     except zlib.error:
         return None
-    found.unpacked += len(text)
+    metadata.unpacked += len(text)
     return None if inflater.unconsumed_tail else text
 
 
-def _is_about_colours(found: Metadata, marker: int, body: bytes) -> bool:
+def _is_about_colours(metadata: Metadata, marker: int, body: bytes) -> bool:
     """Whether an application segment tells how the colours were coded, which the decoder has to know."""
     if not (marker == 0xE0 and body.startswith(b"JFIF\0")) and not (marker == 0xEE and body.startswith(b"Adobe")):
         return False
     is_whole = len(body) >= _COLOURS_LENGTH
-    found.is_damaged |= not is_whole
+    metadata.is_damaged |= not is_whole
     return is_whole
 
 
-def _note_jpeg_segment(found: Metadata, profiles: list[bytes], marker: int, body: bytes) -> None:
+def _note_jpeg_segment(metadata: Metadata, profiles: list[bytes], marker: int, body: bytes) -> None:
     """Read what an application segment other than EXIF tells about the picture."""
     if marker == 0xE1 and body.startswith(_JPEG_XMP_START):
-        found.xmp = found.xmp or body
+        metadata.xmp = metadata.xmp or body
     elif marker == 0xE2 and body.startswith(_JPEG_ICC_START):
         profiles.append(body[len(_JPEG_ICC_START) :])
 
 
-def _join_jpeg_profile(found: Metadata, parts: list[bytes]) -> None:
+def _join_jpeg_profile(metadata: Metadata, parts: list[bytes]) -> None:
     """The colour profile from its numbered parts, where all of them are there."""
     is_whole = all(len(part) > 2 for part in parts)
     parts.sort(key=lambda part: part[:1])
     if is_whole and [part[0] for part in parts] == list(range(1, len(parts) + 1)) and parts[0][1] == len(parts):
-        found.icc_profile = b"".join(part[2:] for part in parts)
+        metadata.icc_profile = b"".join(part[2:] for part in parts)
     else:
-        found.is_damaged = True
+        metadata.is_damaged = True
 
 
 def _webp_size(head: bytes) -> tuple[int, int] | None:

@@ -1,4 +1,4 @@
-"""Pixels of any kind, as Pillow decodes them, made plain: upright, with 8 bits a channel, grey or RGB."""
+"""Converts images of any Pillow mode: upright, 8 bits a channel, grey or RGB."""
 
 import io
 import math
@@ -21,16 +21,16 @@ _PREMULTIPLIED = {"RGBa": "RGBA", "La": "LA"}
 
 
 def upright(image: Image.Image, orientation: int) -> Image.Image:
-    """The picture as it is seen, for an EXIF orientation (1 to 8)."""
+    """The image turned upright, from an EXIF orientation (1 to 8)."""
     return image.transpose(_TRANSPOSED[orientation]) if orientation in _TRANSPOSED else image
 
 
 def eight_bits(image: Image.Image) -> Image.Image:
-    """The picture in a mode that Pillow converts to RGB. Raises ValueError for one with values that are no numbers.
+    """The image in a mode that Pillow converts to RGB. Raises ValueError if values are infinite or NaN.
 
-    16-bit grey is divided by 256. 32-bit grey and floating point have no white of their own: the values are read as
-    0 to 1 (floating point only), 0 to 255 or 0 to 65535, whichever is the narrowest that holds all, else the least
-    becomes black and the greatest white.
+    16-bit grey is divided by 256. For 32-bit grey and floating point, white is not defined: the range is taken as
+    0 to 1 (floating point only), 0 to 255 or 0 to 65535, whichever is the narrowest that holds all values; else the
+    least value becomes black and the greatest white.
     """
     if image.mode in DEEP_MODES:
         return _grey(image)
@@ -47,7 +47,7 @@ def eight_bits(image: Image.Image) -> Image.Image:
 
 
 def has_alpha(image: Image.Image) -> bool:
-    """Whether any pixel lets something shine through."""
+    """Whether any pixel is transparent, in part or fully."""
     if image.mode in DEEP_MODES:
         mask = _mask(image)
         return mask is not None and mask.getextrema() != (0, 0)
@@ -58,7 +58,7 @@ def has_alpha(image: Image.Image) -> bool:
 
 
 def on_white(image: Image.Image) -> Image.Image:
-    """The picture in RGB (grey stays L), 8 bits a channel, what is transparent laid on white."""
+    """The image in RGB (grey stays L) with 8 bits a channel, transparency laid on white."""
     mask = _mask(image) if image.mode in DEEP_MODES else None
     plain = eight_bits(image)
     if mask is not None:
@@ -72,7 +72,7 @@ def on_white(image: Image.Image) -> Image.Image:
 
 
 def from_cmyk(image: Image.Image, profile: bytes | None) -> Image.Image:
-    """The RGB of a CMYK picture, by its colour profile where that can be used."""
+    """A CMYK image converted to RGB, by its colour profile if that is usable."""
     if profile:
         try:
             source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
@@ -85,7 +85,7 @@ def from_cmyk(image: Image.Image, profile: bytes | None) -> Image.Image:
 
 
 def fitting_profile(profile: bytes | None, mode: str) -> bytes | None:
-    """The colour profile, where it can be read and is one for pixels of this mode."""
+    """The colour profile if it is readable and made for pixels of this mode; else None."""
     if not profile:
         return None
     try:

@@ -1,4 +1,4 @@
-"""Reference pictures: what their bytes say, and what makes them fit to send. Pure, and CPU-bound.
+"""Reference images: their facts, and how they are prepared for sending. Pure and CPU-bound.
 
 Sources of the limits: the model takes sides of at least 64 px and aspect ratios up to 8:1 (diffusers'
 Flux2KleinPipeline refuses others); png, jpeg and webp are what the API itself deals in.
@@ -24,7 +24,7 @@ from prefect_imagegen.core.images.pixels import (
 
 DEFAULT_MEGAPIXELS = 64.0
 JUDGEMENT = 2
-"""Raised whenever `inspect` judges anew: what was remembered of pictures before is not believed then."""
+"""The version of the rules of `inspect`; raised when they change, so that remembered facts are not used any more."""
 MIN_SIDE = 64
 MAX_RATIO = 8
 CLEARED = "cleared of metadata that others cannot read"
@@ -35,22 +35,22 @@ _MODES = frozenset(
 )
 _JPEG_QUALITY = 95
 _DARK = 32
-"""Of 255: deeper pictures that stay below it have lost nearly all that was to be seen."""
+"""Of 255: an image of more than 8 bits that stays below it at 8 bits has lost nearly all of its contents."""
 _SIXTEEN_BITS = 16
 _UNREAD = ("unknown pixel mode", "unknown data organization", "cannot handle 12-bit layers")
-"""What Pillow says of whole files."""
+"""Pillow's errors for files that are whole."""
 
 
 class UnusablePictureError(ValueError):
-    """A picture cannot be a reference; the message says why, for people."""
+    """An image cannot be used as a reference; the message says why, for people."""
 
 
 @dataclass(frozen=True, slots=True)
 class ReferenceFacts:
-    """What is known of the bytes of a reference: SHA-256 (hex), and where they were looked at, their picture.
+    """The facts of a reference: SHA-256 (hex) and size in bytes; of a decoded one also those of its image.
 
-    `width` and `height` are in pixels, as seen upright. `changes` says what has to be done to the picture before it
-    can be sent; `problem` why it cannot be used at all.
+    `width` and `height` are in pixels, turned upright. `changes` lists what has to be done to the image before it is
+    sent; `problem` says why it cannot be used at all.
     """
 
     sha256: str
@@ -63,7 +63,7 @@ class ReferenceFacts:
 
 
 def inspect(data: bytes, *, max_megapixels: float = DEFAULT_MEGAPIXELS) -> ReferenceFacts:
-    """Decode a reference fully and say what it is; CPU-bound, so call it in a thread."""
+    """Decode a reference fully and report its facts. CPU-bound, so call it in a thread."""
     sha256, size = hashlib.sha256(data).hexdigest(), len(data)
     try:
         width, height, kind, changes = _look(data, max_megapixels)
@@ -78,7 +78,7 @@ def inspect(data: bytes, *, max_megapixels: float = DEFAULT_MEGAPIXELS) -> Refer
 
 
 def media_type(data: bytes) -> str:
-    """The media type of a picture, by its first bytes; without a known one, just bytes."""
+    """The media type of an image by its first bytes; `application/octet-stream` for an unknown one."""
     for start, kind in ((b"\xff\xd8\xff", "jpeg"), (b"\x89PNG", "png"), (b"GIF8", "gif")):
         if data.startswith(start):
             return f"image/{kind}"
@@ -86,10 +86,10 @@ def media_type(data: bytes) -> str:
 
 
 def normalised(data: bytes) -> bytes:
-    """The picture as `inspect` says that it has to be changed: upright, 8 bits a channel, RGB or grey, no alpha.
+    """The image with the `changes` of `inspect` made: upright, 8 bits a channel, RGB or grey, without alpha.
 
-    A JPEG stays one (quality 95); everything else becomes a PNG. Where only metadata have to go, the pixels are not
-    encoded again.
+    A JPEG stays a JPEG (quality 95); everything else becomes a PNG. If only metadata has to be removed, the pixels are
+    not encoded again.
     """
     file = take_apart(data)
     with opened(file, float("inf")) as image:
@@ -109,7 +109,7 @@ def normalised(data: bytes) -> bytes:
 
 
 def plain_picture(data: bytes) -> Image.Image:
-    """A picture as a model sees it: upright, RGB, what is transparent on white. Raises what Pillow does."""
+    """An image as a model sees it: upright, RGB, transparency laid on white. Raises any error of Pillow."""
     file = take_apart(data)
     with opened(file, float("inf")) as image:
         image.load()

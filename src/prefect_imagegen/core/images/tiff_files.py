@@ -1,6 +1,6 @@
-"""TIFF files of which only the first page is left, and of its tags only those that its pixels need.
+"""Reduces TIFF files to their first page, with only the tags that the pixels need.
 
-Pillow reads each tag before the pixels, and warns on the terminal of those that are damaged.
+Pillow reads all tags before the pixels, and warns on the terminal about damaged ones.
 Sources: TIFF 6.0; its supplements (JPEG, floating-point predictor); BigTIFF as libtiff has it.
 """
 
@@ -17,7 +17,7 @@ _SEVERAL = frozenset({258, 273, 279, 320, 324, 325, 338, 339, 347, 519, 520, 521
 _WIDTH, _HEIGHT, _CHANNELS = 256, 257, 277
 _TILE_WIDTH, _TILE_HEIGHT = 322, 323
 _LARGEST_TILE = 4096 * 4096
-"""Pixels of a tile that any picture may have: room is made for whole tiles, also for their part beyond the picture."""
+"""Pixels of a tile that are always allowed: memory is taken for whole tiles, even beyond the image's edge."""
 _ORIENTATION, _XMP, _ICC_PROFILE = 274, 700, 34675
 _MOST_CHANNELS = 6
 _READ = frozenset({_WIDTH, _HEIGHT, _CHANNELS, _ORIENTATION, _TILE_WIDTH, _TILE_HEIGHT})
@@ -42,7 +42,7 @@ class _Entry(NamedTuple):
 
 
 def tiff(data: bytes) -> PictureFile:
-    """A TIFF of one page and without metadata. Raises PictureFileError."""
+    """A TIFF reduced to one page without metadata. Raises PictureFileError."""
     try:
         return _first_page(data)
     except (struct.error, OverflowError) as error:
@@ -58,7 +58,7 @@ def _first_page(data: bytes) -> PictureFile:
     head = 8 if is_big else 4
     (start,) = struct.unpack_from(order + layout.offset, data, head)
     entries, following = _entries(data, layout, start)
-    found, kept, size = Metadata(), dict[int, _Entry](), dict[int, int]()
+    metadata, needed, size = Metadata(), dict[int, _Entry](), dict[int, int]()
     texts = dict[int, memoryview]()
     view = memoryview(data)  # many entries may point to the same large values
     for entry in entries:
@@ -66,22 +66,22 @@ def _first_page(data: bytes) -> PictureFile:
         if entry.tag in _SINGLE | _SEVERAL:
             if values is None or (entry.tag in _SINGLE and entry.values != 1):
                 raise PictureFileError(f"its tag {entry.tag} is damaged")
-            kept[entry.tag] = entry
+            needed[entry.tag] = entry
         if values is None:
-            found.is_damaged = True
+            metadata.is_damaged = True
         elif entry.tag in _READ and entry.values == 1 and entry.kind in _NUMBERS:
             (size[entry.tag],) = struct.unpack_from(order + _NUMBERS[entry.kind], values)
         elif entry.tag in (_XMP, _ICC_PROFILE):
             texts[entry.tag] = values
-    found.xmp, found.icc_profile = bytes(texts.get(_XMP, b"")), bytes(texts.get(_ICC_PROFILE, b""))
+    metadata.xmp, metadata.icc_profile = bytes(texts.get(_XMP, b"")), bytes(texts.get(_ICC_PROFILE, b""))
     if size.get(_CHANNELS, 1) > _MOST_CHANNELS:
         raise PictureFileError(f"it has {size[_CHANNELS]} channels")
     _check_tiles(size)
     orientation = size.get(_ORIENTATION)
-    found.orientation = orientation if orientation in range(1, 9) else None
+    metadata.orientation = orientation if orientation in range(1, 9) else None
     stored = (size[_WIDTH], size[_HEIGHT]) if size.keys() >= {_WIDTH, _HEIGHT} else None
-    return found.applied(
-        PictureFile("TIFF", _rewritten(data, layout, head, kept.values()), size=stored, has_more=following != 0)
+    return metadata.applied(
+        PictureFile("TIFF", _rewritten(data, layout, head, needed.values()), size=stored, has_more=following != 0)
     )
 
 

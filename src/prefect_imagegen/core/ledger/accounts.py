@@ -1,6 +1,6 @@
-"""Who sends: the fingerprint of an API key, which tells senders apart and gives nothing of the key away.
+"""The fingerprint of an API key, which identifies the sender of calls without revealing the key.
 
-An account is the sender whose calls a key can look up, not who is billed: a teammate's calls may be out of sight.
+An account is the sender whose calls an API key can look up, not who is billed: teammates may not see each other's.
 """
 
 import hashlib
@@ -11,7 +11,7 @@ _COST, _BLOCK, _LENGTH = 2**14, 8, 8
 
 
 def fingerprint_of(api_key: str, base_url: str) -> str:
-    """The fingerprint of a key at an API: 16 hex digits. Slow on purpose: keys are short.
+    """The fingerprint of an API key at an API: 16 hex digits, computed slowly on purpose, since keys are short.
 
     >>> fingerprint_of("SG_0123456789abcdef", "https://api.segmind.com/v2") == fingerprint_of(
     ...     "SG_0123456789abcdef", "https://api.segmind.com"
@@ -23,6 +23,6 @@ def fingerprint_of(api_key: str, base_url: str) -> str:
 
 
 def origin_of(base_url: str) -> str:
-    """Scheme, host and port of an API."""
+    """The scheme, host and port of an API, without a user part, in lower case."""
     parts = urlsplit(base_url)
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}".lower()

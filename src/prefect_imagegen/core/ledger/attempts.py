@@ -1,7 +1,7 @@
-"""The rank of every attempt in 21 bytes: request key, number, highest rank seen. Pure, in any order of events.
+"""The rank of every attempt, in 21 bytes: request key, number, highest rank. Pure, for any order of events.
 
-The state of a key is that of its highest attempt: an attempt below it has ended, whether the ledger learned how or not.
-An attempt without a number stands below none, so an open one keeps its key open.
+The state of a key is that of its attempt with the highest number: lower ones have ended, even if the ledger has no
+event of that. An attempt whose id has no number is below no other, so that it keeps its key open while it is open.
 """
 
 import re
@@ -24,9 +24,9 @@ _DELIVERED = RANK["delivered"]
 
 
 class Attempts:
-    """Takes events in, table by table, and knows the rank of every attempt and the state of every key.
+    """The rank of every attempt and the state of every key, built from tables of events.
 
-    An attempt id is `<key in hex>-<n>`; any other text is an attempt too, remembered as text.
+    An attempt id is `<key in hex>-<claim number>`; an id in any other form counts as an attempt too.
     """
 
     def __init__(self) -> None:
@@ -34,7 +34,7 @@ class Attempts:
         self._odd: dict[str, int] = {}
 
     def add(self, events: pa.Table) -> None:
-        """Take in the events of a table of `EVENT_SCHEMA`; unknown types count for nothing."""
+        """Add the events of a table of `EVENT_SCHEMA`; events of unknown types are ignored."""
         ranks = _RANKS.take(pc.index_in(events["type"].combine_chunks(), _TYPES))
         asked = pc.and_(pc.equal(ranks, RANK["failed"]), pc.equal(events["error_kind"].combine_chunks(), RETRY_ASKED))
         ranks = pc.if_else(asked.fill_null(False), pa.scalar(RETRY_ASKED_RANK, pa.int8()), ranks)
@@ -43,8 +43,8 @@ class Attempts:
         ranked = pa.table([keys, self._numbers(keys, attempt_ids), ranks.filter(known)], schema=_SCHEMA)
         self._ranked.add(ranked)
 
-    def settle(self) -> None:
-        """Put all that came in into one order: what is asked afterwards is answered sooner."""
+    def compact(self) -> None:
+        """Merge all that was added into one sorted table, so that later queries are faster."""
         self._ranked.table()
 
     @property
@@ -54,18 +54,18 @@ class Attempts:
 
     def states(self, keys: pa.Array) -> pa.Array:
         """`delivered`, `open`, `failed` or null for each key (binary(16))."""
-        found = self._ranked.of(keys.drop_null())
-        last = found.filter(last_of_each(found["key"]))
-        delivered = pc.unique(found.filter(pc.equal(found["rank"], _DELIVERED))["key"].combine_chunks())
+        ranked = self._ranked.of(keys.drop_null())
+        last = ranked.filter(last_of_each(ranked["key"]))
+        delivered = pc.unique(ranked.filter(pc.equal(ranked["rank"], _DELIVERED))["key"].combine_chunks())
         is_open = pc.less(last["rank"].combine_chunks(), _OPEN_BELOW)
-        odd = found.filter(pc.and_(pc.less(found["n"], 0), pc.less(found["rank"], _OPEN_BELOW)))["key"]
+        odd = ranked.filter(pc.and_(pc.less(ranked["n"], 0), pc.less(ranked["rank"], _OPEN_BELOW)))["key"]
         is_open = pc.or_(is_open, pc.is_in(last["key"].combine_chunks(), pc.unique(odd.combine_chunks())))
         states = pc.if_else(is_open, "open", "failed")
         states = pc.if_else(pc.is_in(last["key"].combine_chunks(), delivered), "delivered", states)
         return states.take(pc.index_in(keys, last["key"].combine_chunks()))
 
     def state(self, key: bytes) -> str | None:
-        """The state of one key, as `states` tells it."""
+        """The state of one key: see `states`."""
         ranks = self.ranks(key)
         if not ranks:
             return None
@@ -75,23 +75,23 @@ class Attempts:
         return "open" if min(deciding) < _OPEN_BELOW else "failed"
 
     def ranks(self, key: bytes) -> Mapping[int, int]:
-        """The rank of each attempt of a key by its number; attempts with other ids have numbers below zero."""
+        """The rank of each attempt of a key, by its number; attempts whose id has no number get negative ones."""
         ranks: dict[int, int] = {}
         for row in self._ranked.rows_of(key).to_pylist():
             ranks[row["n"]] = max(row["rank"], ranks.get(row["n"], -1))
         return ranks
 
     def delivered_among(self, keys: pa.Array) -> pa.Array:
-        """Those of some keys that have a delivered attempt; each once."""
+        """The distinct keys among these that have a delivered attempt."""
         return _delivered_in(self._ranked.of(keys.drop_null()))
 
     def undelivered_among(self, keys: pa.Array) -> pa.Array:
-        """Those of some keys that have attempts, and none of them delivered; each once."""
+        """The distinct keys among these that have attempts, but no delivered one."""
         known = self._ranked.of(keys.drop_null())
         return _distinct(known.filter(pc.invert(pc.is_in(known["key"], _delivered_in(known))))["key"])
 
     def rank_of(self, attempt_id: str) -> int:
-        """The rank of an attempt; -1 if nothing is known of it."""
+        """The rank of an attempt; -1 for an unknown one."""
         match = _ATTEMPT_ID.fullmatch(attempt_id)
         rank = self.ranks(bytes.fromhex(match[1])).get(int(match[2]), -1) if match else -1
         if attempt_id in self._odd:
@@ -101,7 +101,7 @@ class Attempts:
         return rank
 
     def _numbers(self, keys: pa.Array, attempt_ids: pa.Array) -> pa.Array:
-        """The n of every `<key in hex>-<n>`; a number below zero, the same for the same text, for any other id."""
+        """The number in every `<key in hex>-<number>`; for any other id a negative number, the same for the same id."""
         tails = pc.utf8_slice_codeunits(attempt_ids, 2 * KEY_BYTES + 1)
         plain = pc.and_(
             pc.equal(attempt_ids, pc.binary_join_element_wise(_hex(keys), tails, "-")),
@@ -110,13 +110,13 @@ class Attempts:
         numbers = pc.if_else(plain, tails, "0").cast(pa.int32())
         if pc.all(plain).as_py() is False:
             others = attempt_ids.filter(pc.invert(plain)).to_pylist()
-            codes = [self._odd.setdefault(str(one), -1 - len(self._odd)) for one in others]
+            codes = [self._odd.setdefault(str(attempt_id), -1 - len(self._odd)) for attempt_id in others]
             numbers = pc.replace_with_mask(numbers, pc.invert(plain), pa.array(codes, pa.int32()))
         return numbers
 
 
 def last_of_each(keys: pa.ChunkedArray) -> pa.Array:
-    """Where, in a sorted column of keys, the last row of each key stands; a mask."""
+    """A mask of the last row of each key in a sorted column of keys."""
     values = keys.combine_chunks()
     if not len(values):
         return pa.array([], pa.bool_())
@@ -124,7 +124,7 @@ def last_of_each(keys: pa.ChunkedArray) -> pa.Array:
 
 
 def numbers_of(attempt_ids: pa.Array) -> pa.Array:
-    """The n of every `<key in hex>-<n>`, whatever the key; -1 for any other id."""
+    """The number in every `<key in hex>-<number>`, whatever the key; -1 for any other id."""
     tails = pc.utf8_slice_codeunits(attempt_ids, 2 * KEY_BYTES + 1)
     plain = pc.match_substring_regex(tails, f"^{_NUMBER}$").fill_null(False)
     return pc.if_else(plain, tails, "-1").cast(pa.int32())
@@ -139,8 +139,8 @@ def _distinct(keys: pa.ChunkedArray) -> pa.Array:
 
 
 def _highest(ranked: pa.Table) -> pa.Table:
-    found = ranked.group_by(["key", "n"]).aggregate([("rank", "max")])
-    return found.rename_columns(_SCHEMA.names).sort_by([("key", "ascending"), ("n", "ascending")])
+    highest = ranked.group_by(["key", "n"]).aggregate([("rank", "max")])
+    return highest.rename_columns(_SCHEMA.names).sort_by([("key", "ascending"), ("n", "ascending")])
 
 
 def _hex(keys: pa.Array) -> pa.Array:

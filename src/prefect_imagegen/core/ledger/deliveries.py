@@ -1,4 +1,4 @@
-"""The delivered events of many keys, brought to the groups that ask for them in one reading of the ledger. Pure."""
+"""Distributes the delivered events of many keys to the groups that ask for them, in one reading of the ledger. Pure."""
 
 from collections import defaultdict
 from collections.abc import Iterable
@@ -11,31 +11,28 @@ from prefect_imagegen.core.ledger.fold import EVENT_ORDER, EVENT_SCHEMA, KEY_TYP
 from prefect_imagegen.core.ledger.keyed_table import KeyedTable, sorted_by_key
 
 MOST_GROUPS = 256
-"""More groups would cost more small parts than they save memory."""
+"""The most groups: more would cost more small parts than they save memory."""
 _ASKED = pa.schema([("key", KEY_TYPE), ("group", pa.int32())])
 _ROWS_AT_ONCE = 1 << 18
 
 
 class Spool(Protocol):
-    """Where events wait for their group: written through once, then read by number."""
+    """A temporary place for events: parts are written once, then read by number."""
 
     def write(self, events: pa.Table) -> None:
-        """Take a table of `EVENT_SCHEMA` as one part."""
-        ...
+        """Write a table of `EVENT_SCHEMA` as one part."""
 
     def __len__(self) -> int:
-        """The number of parts."""
-        ...
+        """The number of parts written."""
 
     def __getitem__(self, number: int, /) -> pa.Table:
-        """One part, when all are written."""
-        ...
+        """One part, after all are written."""
 
 
 class Deliveries:
-    """First every group asks (`ask`), then all events come by (`bring`), then each group has its own (`of`).
+    """The delivered events of groups of keys: groups `ask`, then all events are read (`bring`), then `of` returns them.
 
-    Holds 20 bytes for each key asked for, until all were brought.
+    Takes 20 bytes of memory for each key asked for, until the events are read.
     """
 
     def __init__(self, spool: Spool) -> None:
@@ -44,12 +41,12 @@ class Deliveries:
         self._parts: defaultdict[int, list[int]] = defaultdict(list)
 
     def ask(self, group: int, keys: pa.Array) -> None:
-        """Let the events of some keys (none null) be brought to a group. Several groups may ask for one key."""
+        """Ask for the events of some keys (none null) for a group. Several groups may ask for one key."""
         keys = pc.unique(keys)
         self._asked.add(pa.table([keys, pa.array([group], pa.int32()).take(_zeros(len(keys)))], schema=_ASKED))
 
     def bring(self, delivered: Iterable[pa.Table]) -> None:
-        """Take all delivered events in, as tables of `EVENT_SCHEMA`; once."""
+        """Read all delivered events, as tables of `EVENT_SCHEMA`. To be called once."""
         waiting: list[pa.Table] = []
         self._asked.table()
         for events in delivered:
@@ -82,7 +79,7 @@ class Deliveries:
 
 
 def group_of(index: int, count: int) -> int:
-    """The group of one of `count` things in a row, so that there are no more than `MOST_GROUPS`."""
+    """The group of the item at `index` of `count` items in a row, for at most `MOST_GROUPS` groups."""
     return index // -(-count // MOST_GROUPS)
 
 

@@ -1,4 +1,4 @@
-"""What the ledger records: one event per step of an attempt, and the facts of an image."""
+"""The records of the ledger: events of attempts, claims, and the facts of images."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -6,16 +6,16 @@ from typing import Literal
 
 EventType = Literal["claimed", "submitted", "delivered", "failed", "quarantined"]
 RETRY_ASKED = "retry_asked"
-"""The error kind of the `failed` event with which a person gives a key free."""
+"""The error kind of the `failed` event by which `resend` frees a key for a new attempt."""
 RANK: dict[EventType, int] = {"claimed": 0, "submitted": 1, "failed": 2, "delivered": 4, "quarantined": 5}
-"""Inside one attempt the higher rank wins; never the clock."""
+"""The event of the highest rank decides about an attempt; times never do."""
 RETRY_ASKED_RANK = 3
-"""A person's word outranks the failure that it answers."""
+"""A `failed` event of the kind `RETRY_ASKED` outranks the failure that it answers."""
 
 
 @dataclass(frozen=True, slots=True)
 class ImageFacts:
-    """What the decoded bytes say of an image. `path` is store-relative, sizes are pixels and bytes."""
+    """The facts of a stored image, from its decoded bytes. `path` is store-relative, width and height are pixels."""
 
     path: str
     width: int
@@ -28,9 +28,9 @@ class ImageFacts:
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """One step of one attempt. `cost_usd` and times are null until known; `image` comes with `delivered` only.
+    """One step of one attempt. Fields are None where unknown; only a `delivered` event has an `image`.
 
-    `key` is the request key (16 bytes); `attempt_id` names the attempt: events of one attempt fold by `RANK`.
+    `key` is the request key (16 bytes). `attempt_id` names the attempt; of its events the highest `RANK` counts.
     """
 
     type: EventType
@@ -47,47 +47,47 @@ class Event:
     image: ImageFacts | None = None
     model: str | None = None
     cost_class: str | None = None
-    """What the price depends on: see `GenerationRequest.cost_class`."""
+    """The group of requests with one price: see `GenerationRequest.cost_class`."""
     seed: int | None = None
     backend: str | None = None
     endpoint: str | None = None
     applied: str | None = None
-    """The parameters as applied, JSON."""
+    """The parameters as the provider applied them, JSON."""
     account: str | None = None
-    """Whose call it is: see `Claim.account`."""
+    """The account that the call belongs to: see `Claim.account`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """The mark made before a paid call. `body` is what is sent, with every reference URL replaced by its SHA-256.
+    """The mark made before a paid call. `body` is the body sent, with every reference URL replaced by its SHA-256.
 
-    What follows `body` is null in claims of stores that were written before it was known.
+    The fields after `body` are None in claims of older stores, which did not have them.
     """
 
     run_id: str
     nonce: str
     attempt_id: str
     time: datetime
-    """By the clock of the machine that made it."""
+    """When it was made, by the clock of the machine that made it."""
     body: dict[str, object]
     account: str | None = None
-    """The account that the call belongs to: the sender whose calls a key can look up."""
+    """The account that the call belongs to: the sender whose calls an API key can look up."""
     fingerprint: str | None = None
-    """The fingerprint of the key that sends it."""
+    """The fingerprint of the API key that sends the call."""
     endpoint: str | None = None
     owner: str | None = None
-    """The path of the heartbeat that vouches for the claim."""
+    """The path of the heartbeat of the run that made the claim."""
     store_time: datetime | None = None
-    """By the store's clock."""
+    """When it was made, by the store's clock."""
     api_time: datetime | None = None
-    """By the API's clock, as its last answer told it."""
+    """When it was made, by the API's clock, as its last answer gave the time."""
 
 
 @dataclass(frozen=True, slots=True)
 class ClaimRecord:
-    """A claim as found in the store: its number, who made it, the request_id if it got one, the store's own time."""
+    """A claim read from the store: its number, its request_id if it has one, and when the store wrote it."""
 
-    n: int
+    claim_no: int
     claim: Claim
     request_id: str | None
     stored: datetime | None = None
@@ -95,30 +95,30 @@ class ClaimRecord:
 
 @dataclass(frozen=True, slots=True)
 class KnownAttempt:
-    """All that is known of one attempt of a key: its claim, its id, and what the ledger says of its course.
+    """All that is known of one attempt of a key: its claim, its request_id and its course in the ledger.
 
-    `rank` is -1 where the ledger says nothing. Who asks what became of an attempt asks this, and nothing else.
+    `rank` is -1 where the ledger has no event of it. This is the only source for what became of an attempt.
     """
 
-    n: int
+    claim_no: int
     rank: int = -1
     record: ClaimRecord | None = None
     request_id: str | None = None
     error_kind: str | None = None
-    """Why it was closed as failed."""
+    """Why it failed, where it did."""
     error_message: str | None = None
     is_asked: bool = False
-    """Whether a person has given it free."""
+    """Whether `resend` has freed the key after it."""
     account: str | None = None
     endpoint: str | None = None
     run_id: str | None = None
 
     @property
     def is_closed(self) -> bool:
-        """Whether it has ended, with an image or without."""
+        """Whether the attempt has ended, with an image or without."""
         return self.rank >= RANK["failed"]
 
     @property
     def is_delivered(self) -> bool:
-        """Whether it led to an image that still counts."""
+        """Whether the attempt led to an image that is not quarantined."""
         return self.rank == RANK["delivered"]

@@ -1,4 +1,4 @@
-"""The ledger's fold: what a pile of events says of every request key. Pure, vectorised, in any order of events.
+"""The fold of the ledger: the state of every request key, from its events. Pure, vectorised, for any order of events.
 
 Inside one attempt the highest rank wins (quarantined > delivered > retry_asked > failed > submitted > claimed), never
 the clock. A key is delivered if any attempt is; else its highest attempt says whether it is open or failed, and why.
@@ -55,9 +55,9 @@ EVENT_SCHEMA = pa.schema(
         *_FACTS,
     ]
 )
-"""One row per event: the columns of `core.events.Event`, the image's facts beside them."""
+"""One row per event: the fields of `core.ledger.events.Event`, with the facts of the image as columns."""
 EVENT_ORDER = [("time", "ascending"), ("attempt_id", "ascending")]
-"""Which of several failures is the last: told alike whatever the order of segments."""
+"""The order of events, which does not depend on the order of segments."""
 _FAILURES = pa.schema(
     [
         ("key", KEY_TYPE),
@@ -66,7 +66,7 @@ _FAILURES = pa.schema(
         *(EVENT_SCHEMA.field(name) for name in ("time", "attempt_id", "error_kind", "error_message")),
     ]
 )
-"""What is remembered of failures, sorted by it: the last row of a key is its last failure, by number, not by clock."""
+"""The columns kept of failures, in sort order: the last row of a key is its last failure, by number, not by time."""
 COURSE = pa.schema(
     [
         EVENT_SCHEMA.field(name)
@@ -76,7 +76,7 @@ COURSE = pa.schema(
         )
     ]
 )
-"""What is told of the course of attempts that have led to no image."""
+"""The columns of the course of attempts that led to no image."""
 _CALLS = pa.schema([EVENT_SCHEMA.field(name) for name in ("request_id", "time")])
 _GATHERED_ROWS = 1 << 15
 _PLAIN = [name for name in EVENT_SCHEMA.names if name not in _FACTS.names]
@@ -94,7 +94,7 @@ def events_table(events: Sequence[Event]) -> pa.Table:
 
 
 def image_facts(row: dict[str, Any]) -> ImageFacts | None:
-    """The image's facts in a row of `EVENT_SCHEMA` (or any row with its columns); None if there is no image."""
+    """The image's facts in a row with the columns of `EVENT_SCHEMA`; None if it has no image."""
     if row.get("image_path") is None:
         return None
     facts = {name: row[name] for name in _FACTS.names[1:-1]}
@@ -102,13 +102,13 @@ def image_facts(row: dict[str, Any]) -> ImageFacts | None:
 
 
 def first_of_each_key(events: pa.Table) -> dict[bytes, dict[str, Any]]:
-    """The first row of each key of a table of `EVENT_SCHEMA`."""
+    """The first row of each key in a table of `EVENT_SCHEMA`."""
     return {row["key"]: row for row in reversed(events.to_pylist())}
 
 
 @dataclass(frozen=True, slots=True)
 class CostStats:
-    """Measured costs of one class, in US dollars, and the backend's own mean latency in seconds, where it told one."""
+    """The measured costs of one cost class in US dollars, and the provider's own mean latency in seconds, if known."""
 
     count: int
     low: float
@@ -117,16 +117,14 @@ class CostStats:
     latency_s: float | None
 
 
-class Kept(Protocol):
-    """Where a fold puts the events that tell of an image, a call or an end: written through once, then read at will."""
+class EventStorage(Protocol):
+    """Where a fold keeps the events with an image, a request_id or an end: written once, then read on demand."""
 
     def write(self, events: pa.Table) -> None:
-        """Take a table of `EVENT_SCHEMA`."""
-        ...
+        """Write a table of `EVENT_SCHEMA`."""
 
     def __iter__(self) -> Iterator[pa.Table]:
-        """All that was written, in parts that fit into memory."""
-        ...
+        """All events written, in parts that fit into memory."""
 
 
 class _InMemory(list[pa.Table]):
@@ -135,17 +133,18 @@ class _InMemory(list[pa.Table]):
 
 
 class LedgerView:
-    """What the ledger said when it was read: the state of every key, and the facts of every image.
+    """The ledger as it was read: the state of every key and the facts of every image.
 
-    Holds 21 bytes an attempt and the last failure of each failed key; what is asked for less often is read from `kept`
-    on demand.
+    Holds 21 bytes an attempt, and the last failure of each failed key; all else is read from `events` on demand.
     """
 
-    def __init__(self, attempts: Attempts, failures: pa.Table, quarantined: pa.Array, kept: Iterable[pa.Table]) -> None:
+    def __init__(
+        self, attempts: Attempts, failures: pa.Table, quarantined: pa.Array, events: Iterable[pa.Table]
+    ) -> None:
         self._attempts = attempts
         self._failures = SortedRun(failures)
         self._quarantined = quarantined
-        self._kept = kept
+        self._storage = events
 
     @classmethod
     def empty(cls) -> "LedgerView":
@@ -162,11 +161,11 @@ class LedgerView:
         return self._attempts.states(keys)
 
     def state(self, key: bytes) -> str | None:
-        """The state of one key, as `states` tells it."""
+        """The state of one key: see `states`."""
         return self._attempts.state(key)
 
     def failure(self, key: bytes) -> tuple[str, str]:
-        """Kind and message of the last failure of a key."""
+        """The error kind and message of the last failure of a key."""
         rows = self._failures.rows_of(key).to_pylist()
         if not rows:
             return ("unknown", "the ledger gives no reason")
@@ -174,32 +173,32 @@ class LedgerView:
         return (kind or "unknown", message or "")
 
     def delivered(self, keys: pa.Array) -> pa.Table:
-        """All delivered events of some keys, sorted by time. Reads what is kept, all of it: see `core.deliveries`."""
+        """All delivered events of some keys, sorted by time. Reads all events; for many keys see `Deliveries`."""
         wanted = (events.filter(pc.is_in(events["key"], keys)) for events in self.all_delivered())
         return pa.concat_tables([EVENT_SCHEMA.empty_table(), *wanted]).sort_by(EVENT_ORDER)
 
     def all_delivered(self) -> Iterator[pa.Table]:
         """All delivered events, in parts that fit into memory."""
-        for part in self._kept:
+        for part in self._storage:
             events = part.filter(_delivered(part))
             yield events.filter(pc.invert(pc.is_in(events["attempt_id"], self._quarantined)))
 
     def facts(self, keys: pa.Array) -> dict[bytes, dict[str, Any]]:
-        """The (first) delivered event of each key that has one, as a row of `EVENT_SCHEMA`."""
+        """The first delivered event of each key that has one, as a row of `EVENT_SCHEMA`."""
         return first_of_each_key(self.delivered(keys))
 
     def course(self, key: bytes) -> list[dict[str, Any]]:
-        """What is known of the attempts of a key that has no image: rows of `COURSE`."""
+        """The events of the attempts of a key without an image: rows of `COURSE`."""
         return list(self._courses.rows_of(key).to_pylist())
 
     def ranks(self, key: bytes) -> Mapping[int, int]:
-        """The rank of each attempt of a key by its number."""
+        """The rank of each attempt of a key, by its number."""
         return self._attempts.ranks(key)
 
     def newest_calls(
         self, *, account: str | None = None, run_id: str | None = None, before: datetime | None = None, most: int = 3
     ) -> list[tuple[str, datetime]]:
-        """The newest request ids of an account, or of a run, and the times of their events; newest first."""
+        """The newest request ids of an account, or of a run, with the times of their first events; newest first."""
         calls = GrowingTable(_CALLS, _earliest)
         for part in self._calls_of(account, run_id):
             early = part if before is None else part.filter(pc.less(part["time"], before))
@@ -212,42 +211,42 @@ class LedgerView:
     ) -> frozenset[str]:
         """Those of some request ids that are known as calls of an account, or of a run."""
         asked = pa.array(sorted(request_ids), pa.string())
-        found: set[str] = set()
+        calls: set[str] = set()
         for part in self._calls_of(account, run_id):
-            found.update(part.filter(pc.is_in(part["request_id"], asked))["request_id"].to_pylist())
-        return frozenset(found)
+            calls.update(part.filter(pc.is_in(part["request_id"], asked))["request_id"].to_pylist())
+        return frozenset(calls)
 
     def _calls_of(self, account: str | None, run_id: str | None) -> Iterator[pa.Table]:
-        for part in self._kept:
+        for part in self._storage:
             owned = pc.equal(part["account"], account) if account is not None else pc.equal(part["run_id"], run_id)
             yield part.filter(pc.and_(owned, pc.is_valid(part["request_id"])).fill_null(False))
 
     def known_ids(self, request_ids: Collection[str]) -> frozenset[str]:
-        """Those of some request ids that any event names. Reads what is kept, all of it."""
+        """Those of some request ids that any event names. Reads all events."""
         asked = pa.array(sorted(request_ids), pa.string())
-        found: set[str] = set()
-        for part in self._kept:
-            found.update(part.filter(pc.is_in(part["request_id"], asked))["request_id"].to_pylist())
-        return frozenset(found)
+        known: set[str] = set()
+        for part in self._storage:
+            known.update(part.filter(pc.is_in(part["request_id"], asked))["request_id"].to_pylist())
+        return frozenset(known)
 
     def costs(self) -> dict[str, CostStats]:
-        """What the answers said of cost and latency so far, by cost class, quarantined images included."""
+        """The costs and latencies measured so far, by cost class; quarantined images count too."""
         columns = ["cost_class", "cost_usd", "latency_s"]
-        parts = (part.select(columns).filter(_measured(part)) for part in self._kept)
+        parts = (part.select(columns).filter(_measured(part)) for part in self._storage)
         costs = pa.concat_tables([EVENT_SCHEMA.empty_table().select(columns), *parts])
         figures = [("cost_usd", how) for how in ("count", "min", "max", "mean")] + [("latency_s", "mean")]
-        found = costs.group_by("cost_class").aggregate(figures)
+        stats = costs.group_by("cost_class").aggregate(figures)
         names = [f"{name}_{how}" for name, how in figures]
-        return {row["cost_class"]: CostStats(*(row[name] for name in names)) for row in found.to_pylist()}
+        return {row["cost_class"]: CostStats(*(row[name] for name in names)) for row in stats.to_pylist()}
 
     def rank_of(self, attempt_id: str) -> int:
-        """The rank of an attempt; -1 if nothing is known of it."""
+        """The rank of an attempt; -1 for an unknown one."""
         return self._attempts.rank_of(attempt_id)
 
     def next_attempt(self, key: bytes) -> int:
-        """The number of the claim to try first: the last attempt's if it is open, else the one after it.
+        """The number of the claim to try first: that of the last attempt if it is open, else the next one.
 
-        Numbers are never used twice, also where compaction has removed the claims of the key.
+        No number is used twice, even after compaction has removed the claims of the key.
         """
         ranks = self._attempts.ranks(key)
         last = max(ranks, default=0)
@@ -255,8 +254,8 @@ class LedgerView:
 
     @cached_property
     def _courses(self) -> SortedRun:
-        """The course of all keys without an image. Few runs ask for it."""
-        wanted = (self._undelivered(part).select(COURSE.names) for part in self._kept)
+        """The course of all keys without an image; made on demand, since few runs need it."""
+        wanted = (self._undelivered(part).select(COURSE.names) for part in self._storage)
         return SortedRun(pa.concat_tables([COURSE.empty_table(), *wanted]).sort_by("key"))
 
     def _undelivered(self, events: pa.Table) -> pa.Table:
@@ -265,10 +264,10 @@ class LedgerView:
 
 
 class LedgerFold:
-    """Folds events into a `LedgerView`, a table at a time."""
+    """Folds events into a `LedgerView`, table by table."""
 
-    def __init__(self, kept: Kept) -> None:
-        self._kept = kept
+    def __init__(self, events: EventStorage) -> None:
+        self._storage = events
         self._attempts = Attempts()
         self._failures = KeyedTable(_FAILURES, _last_of_each_key)
         self._quarantined: list[pa.Array] = []
@@ -276,21 +275,21 @@ class LedgerFold:
         self._waiting_rows = 0
 
     def add(self, events: pa.Table) -> None:
-        """Take in a table of `EVENT_SCHEMA`. Small ones are gathered: every step has a price of its own."""
+        """Add a table of `EVENT_SCHEMA`. Small tables are gathered, since every step has a fixed cost."""
         self._waiting.append(events)
         self._waiting_rows += len(events)
         if self._waiting_rows >= _GATHERED_ROWS:
             self._take_in()
 
     def view(self) -> LedgerView:
-        """What all of them say."""
+        """The view of all events added."""
         self._take_in()
-        self._attempts.settle()
+        self._attempts.compact()
         failures = self._failures.table()
         delivered = self._attempts.delivered_among(failures["key"].combine_chunks())
         failures = failures.filter(pc.invert(pc.is_in(failures["key"], delivered)))
         quarantined = pa.concat_arrays([pa.array([], pa.string()), *self._quarantined])
-        return LedgerView(self._attempts, failures, quarantined, self._kept)
+        return LedgerView(self._attempts, failures, quarantined, self._storage)
 
     def _take_in(self) -> None:
         if not self._waiting:
@@ -298,14 +297,14 @@ class LedgerFold:
         events = pa.concat_tables(self._waiting).combine_chunks()
         self._waiting, self._waiting_rows = [], 0
         self._attempts.add(events)
-        self._kept.write(events.filter(pc.or_(_told(events), pc.is_valid(events["request_id"]))))
+        self._storage.write(events.filter(pc.or_(_is_final(events), pc.is_valid(events["request_id"]))))
         quarantined = events.filter(pc.equal(events["type"], "quarantined"))
         self._quarantined.append(quarantined["attempt_id"].combine_chunks())
         self._failures.add(_failures_of(events))
 
 
 def fold(tables: Iterable[pa.Table]) -> LedgerView:
-    """The view of all events of some tables, held in memory."""
+    """The view of all events in some tables, which are held in memory."""
     folding = LedgerFold(_InMemory())
     for table in tables:
         folding.add(table.cast(EVENT_SCHEMA))
@@ -314,8 +313,8 @@ def fold(tables: Iterable[pa.Table]) -> LedgerView:
 
 def _earliest(calls: pa.Table) -> pa.Table:
     """Each call once, with the time of its first event."""
-    found = calls.group_by("request_id").aggregate([("time", "min")])
-    return found.rename_columns(_CALLS.names).cast(_CALLS)
+    earliest = calls.group_by("request_id").aggregate([("time", "min")])
+    return earliest.rename_columns(_CALLS.names).cast(_CALLS)
 
 
 def _last_of_each_key(failures: pa.Table) -> pa.Table:
@@ -332,8 +331,8 @@ def _failures_of(events: pa.Table) -> pa.Table:
     return table.select(_FAILURES.names)
 
 
-def _told(events: pa.Table) -> pa.ChunkedArray:
-    """Where events tell of an image or of an end."""
+def _is_final(events: pa.Table) -> pa.ChunkedArray:
+    """A mask of the events with an image or an end."""
     return pc.is_in(events["type"], pa.array(["delivered", "failed"]))
 
 

@@ -1,7 +1,7 @@
-"""Rows by request key, in sorted runs: what is asked of a few keys touches a few rows, however many there are. Pure.
+"""Tables with an index on the request key: a query for a few keys reads a few rows, however many there are. Pure.
 
-Keys are hashes, so the first bytes of one say nearly where it stands in a sorted run. Keys that share them are found
-as well, only slower.
+Keys are hashes, so the first bytes of a key tell its approximate place in a sorted table. Keys that share them are
+found as well, only slower.
 """
 
 import sys
@@ -14,14 +14,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 FAN_OUT = 4
-"""So many runs of one size become one of the next size: a row is sorted again once for each size."""
+"""This many runs of one size are merged into one of the next size: a row is sorted again once for each size."""
 _BUCKET_ROWS = 8
 _PREFIX_BYTES = 4
 _PREFIX_BITS = 8 * _PREFIX_BYTES
 
 
 class SortedRun:
-    """A table, sorted by its column `key` (binary(16), none null), and where the first bytes of keys begin in it."""
+    """A table sorted by its column `key` (binary(16), none null), with an index on the first bytes of the keys."""
 
     def __init__(self, table: pa.Table) -> None:
         self.table = table.combine_chunks()
@@ -30,7 +30,7 @@ class SortedRun:
         return len(self.table)
 
     def near(self, keys: pa.Array) -> pa.Table:
-        """All rows of some keys (none null), and the few that stand in between."""
+        """All rows of some keys (none null), and a few of others near them."""
         if not len(self.table) or not len(keys):
             return self.table.slice(0, 0)
         prefixes = _unsigned(_prefixes(keys))
@@ -71,11 +71,11 @@ class SortedRun:
 
 
 class KeyedTable:
-    """Holds `reduce` of all parts that were added, in runs of growing size (`FAN_OUT` of a size become one).
+    """Holds `reduce` of all parts added, in sorted runs of growing size (`FAN_OUT` runs of a size become one).
 
-    `reduce` takes a table of all rows of some keys and gives back those that count, sorted by `key`, which none lacks;
-    it may be applied again and again. Adding n rows sorts each of them log(n) times, in about three times their memory.
-    Rows of one key stay in the order in which they came, where `reduce` leaves them so.
+    `reduce` takes all rows of some keys and returns those that count, sorted by `key` (none null). It must be
+    idempotent. Adding n rows sorts each of them log(n) times, in about three times their memory. Rows of one key stay
+    in the order in which they were added, if `reduce` keeps it.
     """
 
     def __init__(self, schema: pa.Schema, reduce: Callable[[pa.Table], pa.Table]) -> None:
@@ -84,7 +84,7 @@ class KeyedTable:
         self._sizes: list[list[SortedRun]] = []
 
     def add(self, part: pa.Table) -> None:
-        """Take in a part."""
+        """Add a part."""
         if not len(part):
             return
         run = self._run(part)
@@ -97,7 +97,7 @@ class KeyedTable:
         self._sizes.append([run])
 
     def of(self, keys: pa.Array) -> pa.Table:
-        """The rows of some keys (none null), as `reduce` leaves them."""
+        """The rows of some keys (none null), after `reduce`."""
         near = []
         for run in self._runs:
             rows = run.near(keys)
@@ -105,11 +105,11 @@ class KeyedTable:
         return self._reduce(pa.concat_tables([self._schema.empty_table(), *near])).combine_chunks()
 
     def rows_of(self, key: bytes) -> pa.Table:
-        """The rows of one key, those included that `reduce` would leave out."""
+        """The rows of one key, before `reduce`."""
         return pa.concat_tables([self._schema.empty_table(), *(run.rows_of(key) for run in self._runs)])
 
     def table(self) -> pa.Table:
-        """All rows that count, in one chunk, sorted by key. Cheap where nothing came in since the last time."""
+        """All rows that count, in one chunk, sorted by key. Cheap if nothing was added since the last call."""
         runs = self._runs
         if len(runs) > 1:
             self._sizes.clear()
@@ -129,7 +129,7 @@ class KeyedTable:
 
 
 def sorted_by_key(rows: pa.Table) -> pa.Table:
-    """The rows, sorted by key: the plainest `reduce`."""
+    """The rows, sorted by key: a `reduce` that keeps all rows."""
     return rows.sort_by("key")
 
 

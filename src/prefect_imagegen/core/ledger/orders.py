@@ -1,4 +1,4 @@
-"""What the earlier executions of an order have spent. Pure.
+"""The money that the earlier executions of an order have spent. Pure.
 
 An order is one Prefect flow run with all its retries and re-executions, or one `generate` call without Prefect. Its
 cap holds over all of them: execution n begins with what the calls of executions 1 to n-1 cost, and with a reservation
@@ -20,7 +20,7 @@ from prefect_imagegen.core.request.models import DEFAULT_PRICE_USD, PUBLISHED_PR
 CAP_USED = "this flow run's cap is used; start a new run to allow more"
 _ROUNDING = 1e-9
 _OPEN, _FREE, _MAYBE_BILLED, _DELIVERED = 0, 1, 2, 3
-"""How a call ended so far; the highest of its events counts."""
+"""How a call has ended so far; the highest value of its events counts."""
 _STEP = pa.schema(
     [
         ("attempt_id", pa.string()),
@@ -32,15 +32,14 @@ _STEP = pa.schema(
         ("cost_class", pa.string()),
     ]
 )
-"""What the events of one run say of one attempt."""
+"""The state of one attempt, by the events of one run."""
 
 
 @dataclass(frozen=True, slots=True)
 class Spending:
-    """What the earlier executions of an order cost, in US dollars.
+    """The cost of the earlier executions of an order, in US dollars.
 
-    `unpriced` are their calls that may cost something and named no cost yet: the cost class (None if unknown) by
-    attempt id.
+    `unpriced` holds their calls of unknown cost that may be billed: the cost class (None if unknown) by attempt id.
     """
 
     executions: int = 0
@@ -48,7 +47,7 @@ class Spending:
     unpriced: Mapping[str, str | None] = field(default_factory=dict)
 
     def reservations(self, worst: Mapping[str, float]) -> dict[str, float]:
-        """US dollars to set aside for each unpriced call, by attempt id; `worst` are the worst costs seen by class."""
+        """US dollars to reserve for each unpriced call, by attempt id; `worst` holds the highest cost of each class."""
         dearest = max(worst.values(), default=DEFAULT_PRICE_USD)
         return {
             attempt_id: dearest if name is None else worst.get(name, price_of(name))
@@ -57,12 +56,12 @@ class Spending:
 
 
 def price_of(cost_class: str) -> float:
-    """What to expect of a cost class that nobody has measured, in US dollars: the published price of its model."""
+    """The expected price of a cost class without a measured cost, in US dollars: the published price of its model."""
     return PUBLISHED_PRICES_USD.get(cost_class.split(" ", 1)[0], DEFAULT_PRICE_USD)
 
 
 def cap_is_used(budget: Budget, cost_classes: Iterable[str]) -> bool:
-    """Whether the cap leaves room for no image of any of these classes."""
+    """Whether the rest of the cap is less than the price of an image of every one of these classes."""
     if budget.cap is None:
         return False
     left = budget.cap - budget.spent - budget.reserved + _ROUNDING
@@ -70,40 +69,40 @@ def cap_is_used(budget: Budget, cost_classes: Iterable[str]) -> bool:
 
 
 class SpendingFold:
-    """Takes in events, table by table and in any order, and says what some runs have spent.
+    """Folds events, table by table and in any order, into the spending of some runs.
 
-    `claimed` are attempt ids whose claims were found in the store: those that no event tells of are in `unheard`.
-    `queues`: the backend queues work before it answers, so an answered 5xx may have been taken, and billed.
+    `claimed` are the attempt ids of claims found in the store; `unheard` holds those without a `claimed` event.
+    `queues`: the provider queues work before it answers, so work answered with 5xx may be accepted and billed.
     """
 
     def __init__(self, run_ids: Collection[str], *, queues: bool, claimed: Collection[str] = ()) -> None:
         self.unheard = set(claimed)
         self._claimed = pa.array(sorted(claimed), pa.string())
         self._run_ids = pa.array(sorted(run_ids), pa.string())
-        self._may_cost = pa.array([one for one in OUTCOMES if _may_cost(one, queues=queues)], pa.string())
+        self._may_cost = pa.array([kind for kind in OUTCOMES if _may_cost(kind, queues=queues)], pa.string())
         self._known = pa.array(list(OUTCOMES), pa.string())
         self._steps = GrowingTable(_STEP, lambda steps: _merged(steps, ["attempt_id", "run_id"]))
         self._executions = len(run_ids)
 
     def add(self, events: pa.Table) -> None:
-        """Take in a table of `EVENT_SCHEMA`; events that come twice count once."""
+        """Add a table of `EVENT_SCHEMA`; an event that comes twice counts once."""
         if self.unheard:
-            # Only who claimed says that it did: others may have settled the call meanwhile.
-            told = pc.and_(pc.equal(events["type"], "claimed"), pc.is_in(events["attempt_id"], self._claimed))
-            self.unheard.difference_update(events["attempt_id"].filter(told).to_pylist())
+            # Only the `claimed` event counts here: other runs may have recorded the end of the call.
+            claims = pc.and_(pc.equal(events["type"], "claimed"), pc.is_in(events["attempt_id"], self._claimed))
+            self.unheard.difference_update(events["attempt_id"].filter(claims).to_pylist())
         own = events.filter(pc.is_in(events["run_id"], self._run_ids))
         if len(own):
             self._steps.add(self._steps_of(own))
 
     def spending(self, unheard: Iterable[str] = ()) -> Spending:
-        """What all of it comes to; `unheard` are further calls of these runs, of which only a claim is left."""
-        # A claim whose image was there already led to no call: the run that won it recorded an image without answer.
+        """The total spending; `unheard` are further calls of these runs, of which only a claim is left."""
+        # If the image was in the store already, the claim led to no call: its run recorded an image without an answer.
         steps = self._steps.table()
-        found_there = pc.and_(
+        is_reused = pc.and_(
             pc.and_(pc.equal(steps["end"], _DELIVERED), pc.equal(steps["sent"], 1)),
             pc.and_(pc.equal(steps["answered"], 0), pc.is_null(steps["cost_usd"])),
         )
-        ends = pc.if_else(found_there, pa.scalar(_FREE, pa.int8()), steps["end"])
+        ends = pc.if_else(is_reused, pa.scalar(_FREE, pa.int8()), steps["end"])
         calls = _merged(steps.set_column(steps.schema.get_field_index("end"), "end", ends), ["attempt_id"])
         priced = calls["cost_usd"].drop_null()
         unpriced = calls.filter(
@@ -112,14 +111,14 @@ class SpendingFold:
                 pc.not_equal(calls["end"], _FREE),
             )
         )
-        settled = calls.filter(pc.or_(pc.is_valid(calls["cost_usd"]), pc.equal(calls["end"], _FREE)))
-        unheard = set(unheard) - set(settled["attempt_id"].to_pylist())
+        priced_or_free = calls.filter(pc.or_(pc.is_valid(calls["cost_usd"]), pc.equal(calls["end"], _FREE)))
+        unheard = set(unheard) - set(priced_or_free["attempt_id"].to_pylist())
         classes = dict(zip(unpriced["attempt_id"].to_pylist(), unpriced["cost_class"].to_pylist(), strict=True))
         return Spending(self._executions, pc.sum(priced, min_count=0).as_py(), dict.fromkeys(sorted(unheard)) | classes)
 
     def _steps_of(self, events: pa.Table) -> pa.Table:
         kind = events["error_kind"]
-        # An unknown kind is of another version of this package: who knows what it means.
+        # An unknown kind comes from another version of this package: it may cost something.
         may_cost = pc.or_(pc.is_in(kind, self._may_cost), pc.invert(pc.is_in(kind, self._known)))
         failed = pc.if_else(may_cost, _MAYBE_BILLED, _FREE)
         is_image = pc.is_in(events["type"], pa.array(["delivered", "quarantined"]))
@@ -138,10 +137,10 @@ class SpendingFold:
 
 
 def _merged(steps: pa.Table, keys: list[str]) -> pa.Table:
-    """One row for each value of the keys: the highest of every other column."""
+    """One row for each combination of the keys, with the highest value of every other column."""
     names = [name for name in _STEP.names if name not in keys]
-    found = steps.group_by(keys).aggregate([(name, "max") for name in names])
-    renamed = found.rename_columns([name.removesuffix("_max") for name in found.column_names])
+    highest = steps.group_by(keys).aggregate([(name, "max") for name in names])
+    renamed = highest.rename_columns([name.removesuffix("_max") for name in highest.column_names])
     return renamed.select(_STEP.names).cast(_STEP)
 
 

@@ -1,1 +1,1 @@
-"""Decisions: what outcomes mean, when to try again, how much at once, how much money."""
+"""Decisions: the meaning of outcomes, waiting and retries, concurrency, and money."""

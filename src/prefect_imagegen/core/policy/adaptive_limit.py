@@ -1,18 +1,18 @@
-"""How many calls may be out at once: additive increase, one cut per burst of refusals (429 or 503). Pure."""
+"""The adaptive limit on concurrent calls: additive increase, one cut per burst of refusals (429 or 503). Pure."""
 
 from collections import deque
 from dataclasses import dataclass, field
 
 _STEPS = 8
-"""So many rounds lead from the floor back to the most; the floor is as small a part of it."""
+"""The floor is this fraction (1/8) of the highest limit; it takes as many rounds to return to the highest."""
 _BURST = 0.2
-"""A larger share of refusals among the last answers is a burst; a stray one is not."""
+"""A larger share of refusals among the last answers is a burst; a single refusal is not."""
 _AT_LEAST = 5
 
 
 @dataclass(slots=True)
 class AdaptiveLimit:
-    """A limit between an eighth of `most` and `most`, which is where it begins. Times are of one monotonic clock."""
+    """A limit between an eighth of `most` and `most`; it starts at `most`. Times are of one monotonic clock."""
 
     most: int
     cuts: int = 0
@@ -25,15 +25,15 @@ class AdaptiveLimit:
 
     @property
     def now(self) -> int:
-        """Calls that may be out at present."""
+        """The present limit on concurrent calls."""
         return max(1, int(self._limit))
 
     def raise_to(self, most: int) -> None:
-        """There is room for more, from now on; the limit grows towards it with the next answers."""
+        """Raise the highest limit; the present limit grows towards it with the next answers."""
         self.most = max(self.most, most)
 
     def answered(self, *, refused: bool, sent: float, at: float) -> None:
-        """Take the answer to a call in that was sent at a time."""
+        """Adjust the limit to an answer at the time `at` to a call sent at the time `sent`."""
         self._answers.append(refused)
         while len(self._answers) > max(_AT_LEAST, self.now):
             self._answers.popleft()

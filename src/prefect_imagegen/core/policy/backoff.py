@@ -1,4 +1,4 @@
-"""When to try again: back-off, the API's own words about waiting, and the pace of polls. Pure functions."""
+"""How long to wait: back-off before retries, pauses that the API asks for, and the time between polls. Pure."""
 
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -15,7 +15,7 @@ _EPOCH_MS = 1e11
 
 
 def backoff(failures: int, draw: float) -> float:
-    """Seconds before the next try after so many failures: full jitter, `draw` being uniform in 0..1."""
+    """Seconds before the next try after so many failures, with full jitter; `draw` is a random number in 0..1."""
     return float(draw * min(MAX_DELAY_S, BASE_DELAY_S * 2.0 ** min(failures, 16)))
 
 
@@ -32,10 +32,10 @@ def pause_seconds(*, reset: str | None, retry_after: str | None, now: datetime) 
 
 
 def next_poll(elapsed: float, usual: float | None) -> float:
-    """Seconds until the next poll of a job submitted `elapsed` seconds ago.
+    """Seconds until the next poll of a job submitted `elapsed` seconds ago; `usual` is the usual latency, if known.
 
-    The first comes at 0.6 of the usual latency, as soon as that is known; then every 3 % of the time that the
-    job has taken so far, at most 5 s: so a result is noticed within about 3 % of its latency, whatever that is.
+    The first poll comes at 0.6 of the usual latency; the next ones follow after 3 % of the time elapsed, at most 5 s.
+    So a result is noticed within about 3 % of its latency.
     """
     start = _FIRST_POLL * usual if usual else 0.0
     if elapsed < start:

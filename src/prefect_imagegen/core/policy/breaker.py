@@ -1,4 +1,4 @@
-"""The circuit breaker: a run in which too much fails stops before it has spent more."""
+"""The circuit breaker: it stops a run in which too many rows fail, before more is spent."""
 
 from collections import deque
 from dataclasses import dataclass, field
@@ -15,6 +15,6 @@ class Breaker:
     _last: deque[bool] = field(default_factory=lambda: deque(maxlen=WINDOW))
 
     def record(self, *, failed: bool) -> bool:
-        """Take one finished row in; True if the run is to stop."""
+        """Count one finished row; True if the run has to stop."""
         self._last.append(failed)
         return len(self._last) >= AT_LEAST and sum(self._last) / len(self._last) > self.max_failure_rate

@@ -1,10 +1,10 @@
 """The budget: a hard cap on what a run may spend, kept by reserving each call's worst known cost. Pure.
 
 Costs come from the answers. A call reserves the worst cost measured so far of its class (model, steps, sampler,
-number of references). Until five answers of a class are in, at most two of its calls are out at once, so the
-overshoot is at most the calls in flight times what the worst seen exceeds the reservation by. Where answers name no
-cost, each counts as its reservation, and after five of them the reservation is the published price or the worst cost
-seen, whichever is more: an assumed price, and the report says so.
+number of references). Until five answers of a class have arrived, at most two of its calls are in flight. So the
+overshoot is at most the number of calls in flight times the amount by which a cost exceeds its reservation. An answer
+without a cost counts as its reservation. After five of those, the reservation is the published price or the worst
+measured cost, whichever is more; the report says that this price is assumed.
 """
 
 from collections import Counter
@@ -21,7 +21,7 @@ _ROUNDING = 1e-9
 
 @dataclass(slots=True)
 class Reservation:
-    """The price of one call, set aside. `out`: the call is under way, so others may wait for what it leaves over."""
+    """The price of one call, set aside. `out`: the call is in flight, so others may wait for what it leaves over."""
 
     cost_class: str
     amount: float
@@ -30,10 +30,10 @@ class Reservation:
 
 @dataclass(slots=True)
 class Budget:
-    """Money of one run, in US dollars. `cap` None means no limit.
+    """The money of one run, in US dollars; a `cap` of None means no limit.
 
-    `worst` is the worst cost seen of each class, `measured` how many are known, those of earlier runs included;
-    `unnamed` counts this run's billed answers that named no cost.
+    By cost class: `worst` is the highest cost measured, `measured` the number of costs measured (both with those of
+    earlier runs), and `unnamed` the number of this run's billed answers without a cost.
     """
 
     cap: float | None = None
@@ -43,23 +43,23 @@ class Budget:
     spent: float = 0.0
     reserved: float = 0.0
     carried: dict[str, float] = field(default_factory=dict)
-    """What of `reserved` is for calls that earlier executions of the same order have sent, by attempt id."""
+    """The part of `reserved` for calls that earlier executions of the same order have sent, by attempt id."""
     _out: Counter[str] = field(default_factory=Counter)
 
     @classmethod
     def of(cls, cap: float | None, history: Mapping[str, CostStats]) -> "Budget":
-        """With what earlier runs measured of each class."""
+        """A budget with the costs that earlier runs measured of each class."""
         worst = {name: stats.high for name, stats in history.items()}
         return cls(cap, worst, Counter({name: stats.count for name, stats in history.items()}))
 
     def carry(self, spent: float, calls: Mapping[str, float]) -> None:
-        """Begin with what earlier executions of the order spent, and reserve for their calls without a cost."""
+        """Add what earlier executions of the order spent, and reserve money for their calls of unknown cost."""
         self.spent += spent
         self.carried = dict(calls)
         self.reserved += sum(calls.values())
 
     def uncarry(self, attempt_id: str) -> float:
-        """An attempt came to its end: what was reserved for it as an earlier execution's call, now given back."""
+        """Release what was reserved for an earlier execution's call, since its attempt has ended; the amount."""
         amount = self.carried.pop(attempt_id, 0.0)
         self.reserved -= amount
         return amount
@@ -71,15 +71,15 @@ class Budget:
 
     @property
     def assumed(self) -> bool:
-        """Whether there is a cap, and it is held against a price that nobody has measured, or no answer names now."""
+        """Whether the cap is checked with an assumed price, since answers name no cost or none was measured."""
         return self.cap is not None and any(
             count >= MEASURED_ENOUGH or not self.measured[name] for name, count in self.unnamed.items() if count
         )
 
     def reserve(self, cost_class: str, default: float) -> Reservation | Literal["wait", "over"]:
-        """Set the price of one more call aside; or say to wait until others have come back, or that it is too much.
+        """Reserve the price of one more call. `wait`: others have to end first. `over`: it could exceed the cap.
 
-        `default` is what to expect of a class that nobody has measured (the published price), in US dollars.
+        `default` is the price of a class that was never measured (the published price), in US dollars.
         """
         amount = self.worst.get(cost_class, default)
         if self.unnamed[cost_class] >= MEASURED_ENOUGH:
@@ -95,12 +95,12 @@ class Budget:
         return Reservation(cost_class, amount)
 
     def release(self, reservation: Reservation) -> None:
-        """The call was not billed."""
+        """Give a reservation back: the call was not billed."""
         self.detach(reservation)
         self.reserved -= reservation.amount
 
     def settle(self, reservation: Reservation, cost: float | None) -> None:
-        """The call was billed; a cost that nobody told counts as its reservation."""
+        """Turn a reservation into its cost: the call was billed. An unknown cost counts as the reservation."""
         self.release(reservation)
         self.spent += reservation.amount if cost is None else cost
         name = reservation.cost_class
@@ -111,7 +111,7 @@ class Budget:
             self.worst[name] = max(cost, self.worst.get(name, 0.0))
 
     def detach(self, reservation: Reservation) -> None:
-        """Nobody knows when, or whether, this call comes back: its money stays reserved, and nobody waits for it."""
+        """Keep the money of a call reserved that may end late or never; other calls do not wait for it any more."""
         if reservation.out:
             reservation.out = False
             self._out[reservation.cost_class] -= 1

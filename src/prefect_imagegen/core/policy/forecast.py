@@ -1,7 +1,7 @@
-"""What images will cost and how long they will take, as a low-high range. Pure.
+"""The forecast of cost and time for a number of images, as a range from low to high. Pure.
 
-From what the store's own ledger measured of the same cost class; else from the averages that Segmind publishes (August
-2026), halved and doubled: the price is metered, so it varies with steps, sampler and references.
+It uses the costs that the store's ledger measured of the same cost class; else the averages that Segmind publishes
+(August 2026), halved and doubled, since the metered price varies with steps, sampler and references.
 """
 
 from collections.abc import Mapping
@@ -21,7 +21,7 @@ _LOW, _HIGH = 0.5, 2.0
 
 @dataclass(frozen=True, slots=True)
 class Forecast:
-    """US dollars and seconds, low and high; `measured`: so many of the images are of a class that was measured."""
+    """A range of cost (US dollars) and time (seconds); `measured` is the number of images of a measured class."""
 
     images: int = 0
     measured: int = 0
@@ -30,10 +30,10 @@ class Forecast:
     low_seconds: float = 0.0
     high_seconds: float = 0.0
     free: bool = False
-    """Workers of one's own draw them: there is nothing to pay, and nothing known of their speed."""
+    """Whether own workers make the images: they cost nothing, and their speed is not forecast."""
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """The forecast as a dict for JSON, rounded to 4 places."""
         return {name: round(value, 4) for name, value in asdict(self).items()}
 
 
@@ -45,7 +45,7 @@ def forecast(
     per_minute: float | None,
     free: bool = False,
 ) -> Forecast:
-    """The forecast for so many images of each cost class, with so many calls at once and submits a minute."""
+    """The forecast for a number of images of each cost class, at most `in_flight` at once and `per_minute` a minute."""
     if free:
         return Forecast(sum(to_make.values()), free=True)
     images = measured = 0

@@ -1,4 +1,4 @@
-"""How long calls take: the newest thousand, and the limits that follow from them. Pure; all times in seconds."""
+"""Latencies of the newest thousand calls, and the time limits that follow from them. Pure; all times in seconds."""
 
 import math
 from collections import deque
@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 
 WINDOW = 1000
 AT_LEAST = 20
-"""Fewer measured calls than this say nothing of the 99th percentile."""
+"""The least number of measured calls from which percentiles are computed."""
 LOST = 10.0
 LATER = 2.0
-"""Times the longest call of late: what may still be usual."""
+"""A call may take this many times the longest recent latency."""
 STUCK = 5.0
 
 
@@ -22,7 +22,7 @@ class Latencies:
     _ordered: list[float] | None = None
 
     def add(self, seconds: float) -> None:
-        """Take one in."""
+        """Add one latency."""
         self._newest.append(seconds)
         self._ordered = None
 
@@ -38,7 +38,7 @@ class Latencies:
 
     @property
     def longest(self) -> float:
-        """The longest of them; 0 where none is known."""
+        """The longest latency; 0 if none is known."""
         return max(self._newest, default=0.0)
 
     def limit(self, *, at_least: float, unmeasured: float) -> float:
@@ -59,18 +59,18 @@ class Latencies:
 
 @dataclass(slots=True)
 class WorkLatencies:
-    """The latencies of one worker, by the cost class of the work: what is usual for one says nothing of another."""
+    """The latencies of one worker, by the cost class of the work."""
 
     _classes: dict[str, Latencies] = field(default_factory=dict)
 
     def add(self, cost_class: str, seconds: float) -> None:
-        """Take one in. A call that was given up counts with the time after which it was: it takes at least as long."""
+        """Add one latency. For a call that was given up, it is the time until then: the call took at least as long."""
         self._classes.setdefault(cost_class, Latencies()).add(seconds)
 
     def overdue(self, queue: Iterable[str], *, at_least: float, unmeasured: float) -> float:
-        """How long a call may take where work of these classes, its own among them, is at the worker.
+        """How long a call may take while the worker has calls of these classes, its own among them.
 
-        Which of them is drawn first only the worker knows, so their times add up.
+        Only the worker knows their order, so their times add up.
         """
         total = 0.0
         for cost_class in queue:

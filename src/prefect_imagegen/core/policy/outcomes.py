@@ -1,9 +1,8 @@
-"""What the outcome of a call means: the one table that decides about retries, stops and money.
+"""The table of outcomes: what each kind of failure means for retries, for the run and for money.
 
 Sources: Segmind's error documentation, and the pay-once protocol (docs/pay-once.md).
 """
 
-import re
 from dataclasses import dataclass
 from typing import Literal
 
@@ -15,10 +14,10 @@ Billed = Literal["no", "maybe", "yes"]
 class Outcome:
     """One kind of failure, and what follows from it.
 
-    `accepted`: whether the backend may have taken the work. `billed`: whether the attempt costs money.
-    `retryable`: whether the same row may be asked for again. `scope`: what the failure ends. `max_posts`: how many
-    POSTs of one row and run may end so. `counted`: whether the POST counts against that and against --max-attempts.
-    `slows`: everybody pauses.
+    `accepted`: whether the provider may have taken the work. `billed`: whether the attempt costs money.
+    `retryable`: whether the same row may be sent again. `scope`: what the failure ends. `max_posts`: the number of
+    POSTs of one row in one run that may end like this. `counts_as_attempt`: whether the POST counts against
+    `max_posts` and --max-attempts. `slows`: whether all senders of the run pause.
     """
 
     kind: str
@@ -29,7 +28,7 @@ class Outcome:
     retryable: bool = False
     scope: Literal["row", "model", "run"] = "row"
     max_posts: int = 5
-    counted: bool = True
+    counts_as_attempt: bool = True
     slows: bool = False
 
 
@@ -40,7 +39,7 @@ _ROWS = (
         "no connection: DNS, refused, TLS or connect time-out; nothing was sent",
         "Check the base URL and the network; the run tries again until --deadline passes without progress.",
         retryable=True,
-        counted=False,
+        counts_as_attempt=False,
     ),
     Outcome(
         "rate_limited",
@@ -48,7 +47,7 @@ _ROWS = (
         "429: too many requests per minute",
         "Lower --requests-per-minute to your plan's limit; the run waits and goes on by itself.",
         retryable=True,
-        counted=False,
+        counts_as_attempt=False,
         slows=True,
     ),
     Outcome(
@@ -272,7 +271,7 @@ _ROWS = (
         "a GPU worker's queue is full; another one is asked",
         "Lower --endpoint-limit.",
         retryable=True,
-        counted=False,
+        counts_as_attempt=False,
     ),
     Outcome(
         "no_worker",
@@ -291,79 +290,10 @@ _ROWS = (
 )
 OUTCOMES: dict[str, Outcome] = {row.kind: row for row in _ROWS}
 HELD_KINDS = frozenset({"unknown", "submitted", "other_run", "other_account"})
-"""Kinds that end a row as `held`: sent, or claimed by somebody, and never guessed."""
-
-_POLICY = re.compile(
-    r"nsfw|content[ _-]?(polic|filter|guideline|moderat|violation)|(inappropriate|explicit|unsafe|harmful|prohibited|"
-    r"sensitive|sexual|adult) (content|image|material|prompt)",
-    re.IGNORECASE,
-)
-"""What speaks of a content policy by itself. The word content alone does not: content is downloaded, and has a type."""
-_POLICY_PLACE = re.compile(
-    r"safety(?!_tolerance)|moderat|(usage|use|community|our|platform) (polic|guideline)|terms of (use|service)",
-    re.IGNORECASE,
-)
-"""What speaks of a content policy where a verdict stands beside it."""
-_VERDICT = re.compile(
-    r"violat|block|flag|reject|refus|detect|not allowed|disallow|prohibit|against|den(y|ied)|declin", re.IGNORECASE
-)
-_INFRASTRUCTURE = re.compile(
-    r"time.?out|timed out|unavailable|internal|out of memory|cuda|oom|gpu|worker|overload|try again|capacity",
-    re.IGNORECASE,
-)
-_FETCH = re.compile(
-    r"fetch|download|retriev|load|access|reach|forbidden|redirect|public|status [45]\d\d|\b40[34]\b", re.IGNORECASE
-)
-_PICTURE = re.compile(r"image|url|reference|input|https?://", re.IGNORECASE)
-_CREDITS = re.compile(r"credit|balance|spend|limit|billing|payment", re.IGNORECASE)
-_ANSWERED = {402: "credits", 403: "model_unavailable", 404: "model_unavailable", 410: "model_unavailable"}
-_ANSWERED |= {401: "auth", 429: "rate_limited", 405: "protocol", 408: "unavailable"}
+"""Kinds that end a row as `held`: it was sent, or another run has claimed it, and its end is not known yet."""
 
 
 def is_permanent(kind: str) -> bool:
-    """Whether a failed row of this kind stays failed, without a call, until it is edited or retried by hand."""
+    """Whether a row that failed like this stays failed, without a call, until it is edited or resent by hand."""
     outcome = OUTCOMES.get(kind)
     return outcome is not None and not outcome.retryable and outcome.scope == "row" and kind not in HELD_KINDS
-
-
-def classify_answer(status: int, text: str) -> str:
-    """The kind of an answer to a submit, from its HTTP status and error text. Only answers other than 200."""
-    if status in _ANSWERED:
-        return _ANSWERED[status]
-    if status == 406 and _CREDITS.search(text):
-        return "credits"
-    if status == 500:
-        return "server_error"
-    if status > 500:
-        return "unavailable"
-    if status >= 400:
-        return classify_refusal(text)
-    return "protocol"
-
-
-def classify_refusal(text: str) -> str:
-    """The kind of a 4xx about the request's content."""
-    return "content_policy" if _is_policy(text) else "invalid_request"
-
-
-def is_fetch_failure(kind: str, text: str) -> bool:
-    """Whether a refused or failed call sounds as if the API could not fetch a reference from its address."""
-    plain = kind in ("generation_failed", "generation_error", "invalid_request")
-    return plain and bool(_FETCH.search(text) and _PICTURE.search(text))
-
-
-def classify_failure(text: str) -> str:
-    """The kind of a job that the API reports as FAILED, from its error text."""
-    if _is_policy(text):
-        return "content_policy"
-    if _INFRASTRUCTURE.search(text):
-        return "generation_error"
-    return "generation_failed"
-
-
-def _is_policy(text: str) -> bool:
-    """Whether a text tells that a content policy has refused something, and not that its checker has broken down."""
-    has_verdict = _VERDICT.search(text) is not None
-    if _POLICY.search(text):
-        return has_verdict or not _INFRASTRUCTURE.search(text)
-    return has_verdict and _POLICY_PLACE.search(text) is not None

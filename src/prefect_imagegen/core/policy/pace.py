@@ -1,8 +1,8 @@
-"""How fast an API lets itself be asked: pauses, and a rate that is learned from its refusals (429). Pure.
+"""The rate at which an API may be called: pauses, and a rate learned from its refusals (429). Pure.
 
-Times are seconds of one monotonic clock. A stray refusal costs its pause and nothing more. Refusals that follow each
-other mean a limit: then no more is asked than was answered before, and a little more is tried from time to time, so
-that a limit which is gone is forgotten. Segmind publishes no limit for GETs, and several for POSTs.
+Times are seconds of one monotonic clock. A single refusal causes a pause and nothing more. Refusals that follow each
+other mean a limit: the rate then stays below that of the answers before, and is raised a little from time to time, so
+that a limit that no longer exists is forgotten. Segmind publishes no limit for GETs, and several for POSTs.
 """
 
 from collections import deque
@@ -11,23 +11,23 @@ from dataclasses import dataclass, field
 WINDOW_S = 60.0
 """Rates are counted over the last minute, as APIs do."""
 RELATED_S = 120.0
-"""A refusal so soon after the pause of the last one is no stray one."""
+"""A refusal within so many seconds after the last one's pause is not a single one."""
 DEFAULT_PAUSE_S = 5.0
 LONGEST_PAUSE_S = 60.0
 _SAFE = 0.9
-"""Part of what was answered that is asked for afterwards."""
+"""The learned rate as a share of the rate at which calls were answered."""
 _GROWTH = 1.25
 _GROW_EVERY_S = 20.0
 _TRY_AFTER_S, _TRY_AT_LAST_S = 30.0, 240.0
-"""How long a learned rate is kept before more is tried: twice as long after each try that was refused."""
+"""Seconds for which a learned rate is kept before a higher one is tried; doubled after each try that was refused."""
 _FORGOTTEN = 4.0
-"""A learned rate that has grown so many times without a refusal is no limit any more."""
+"""A rate that has grown to this many times the learned one without a refusal counts as unlimited."""
 _LEAST_PER_S = 0.2
 
 
 @dataclass(slots=True)
 class Pace:
-    """When the next call may go out. `rate` is in calls per second, None where no limit is known."""
+    """Decides when the next call may be sent. `rate` is in calls per second; None means no known limit."""
 
     rate: float | None = None
     _learned: float = 0.0
@@ -35,37 +35,37 @@ class Pace:
     _next: float = 0.0
     _began: float | None = None
     _answered: deque[float] = field(default_factory=deque)
-    """Times of the good answers of the last minute."""
+    """The times of the answers of the last minute that were no refusals."""
     _refused_at: float = float("-inf")
     _in_a_row: int = 0
-    """Refusals since the last good answer."""
+    """Refusals since the last answer that was none."""
     _grow_at: float = 0.0
     _try_after: float = _TRY_AFTER_S
 
     def due(self, now: float) -> float:
-        """The time from which the next call may go out."""
+        """The time from which on the next call may be sent."""
         return max(now, self._paused_until, self._next)
 
     @property
     def is_free(self) -> bool:
-        """Whether no call waits for another: no limit is known, and the last answer was no refusal."""
+        """Whether calls need not wait: no limit is known, and the last answer was no refusal."""
         return self.rate is None and not self._in_a_row
 
     def sent(self, at: float) -> None:
-        """A call goes out."""
+        """Note that a call is sent."""
         self._began = at if self._began is None else self._began
         if self._in_a_row:
-            # Whether the refusal still holds is asked once, not by everybody at the same time.
+            # One call tests whether the API still refuses; the others wait for its answer.
             self._next = at + DEFAULT_PAUSE_S
         elif self.rate is not None:
             self._next = at + 1 / self.rate
 
     def answered(self, *, sent: float, at: float) -> None:
-        """A call that was sent at a time was answered, with anything but a refusal."""
+        """Note an answer other than a refusal to a call sent at the time `sent`."""
         self._answered.append(at)
         self._forget(at)
         if sent <= self._refused_at:
-            return  # it says nothing of what holds since
+            return  # sent before the last refusal: it says nothing about the limit since then
         if self._in_a_row:
             self._in_a_row, self._next = 0, at
         if self.rate is None or at < self._grow_at:
@@ -75,7 +75,7 @@ class Pace:
             self.rate, self._try_after = None, _TRY_AFTER_S
 
     def refused(self, *, sent: float, at: float, pause: float | None) -> None:
-        """A call that was sent at a time was refused; `pause` is what the refusal asks for, in seconds."""
+        """Note the refusal of a call sent at the time `sent`; `pause` is the pause it asks for, in seconds."""
         if sent <= self._refused_at:
             # It was on its way already when the last refusal came: nothing new but its pause.
             self._paused_until = max(self._paused_until, at + (pause or 0.0))

@@ -1,1 +1,1 @@
-"""From manifest rows to requests: models, validation, identity."""
+"""Manifests, models, validation of rows, and the identity of requests."""

@@ -1,6 +1,6 @@
-"""The text of CSV files: which character separates the cells, which cells are quoted, and what the header names.
+"""The text of CSV files: the separator, quoted cells and the header.
 
-Records are split by Python's `csv` module in its strict mode; here is what that module does not tell.
+Python's `csv` module, in its strict mode, splits the records; this module finds out what `csv` does not report.
 """
 
 import csv
@@ -17,12 +17,12 @@ _QUOTED = re.compile(r'"[^"]*+(?:""[^"]*+)*+"')
 
 
 class BadCsvError(ValueError):
-    """A text is no CSV; the message says why, for people."""
+    """A text is not CSV; the message says why, for people."""
 
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """The named columns of a CSV: `positions[i]` is where `names[i]` stands; `width` counts the unnamed ones too."""
+    """The header of a CSV: the column `names[i]` is at `positions[i]`; `width` counts unnamed columns too."""
 
     names: tuple[str, ...]
     positions: tuple[int, ...]
@@ -33,7 +33,7 @@ class Header:
 
 
 def dialect_of(separator: str) -> dict[str, Any]:
-    """The arguments of `csv.reader`: quotes are doubled inside of quotes, and nothing may follow a closing quote."""
+    """The arguments of `csv.reader`: quotes within quotes are doubled, and nothing may follow a closing quote."""
     return {"delimiter": separator, "strict": True, "doublequote": True}
 
 
@@ -44,10 +44,10 @@ def declared_separator(line: str) -> str | None:
 
 
 def separator_of(header: str, wanted: Collection[str], usual: str = ",") -> str:
-    """The character that separates the cells, by the record that holds the header.
+    """The separator of a CSV, found from its header.
 
-    It is the usual one, unless another one splits the header, quotes respected, into more of the `wanted` names
-    (fields and mapped columns), or the usual one does not split it at all. Raises BadCsvError where two would do.
+    It is the usual one, unless another one splits the header into more of the `wanted` names (fields and mapped
+    columns), or the usual one does not split it at all. Raises BadCsvError if several others fit equally well.
     """
     splits = {mark: cells for mark in SEPARATORS if len(cells := _split(header, mark)) > 1}
     # A mapped column may be named like a whole header; the fields are what a header is known by.
@@ -65,48 +65,48 @@ def separator_of(header: str, wanted: Collection[str], usual: str = ",") -> str:
 
 
 def goes_on(header: str, separators: Iterable[str] = SEPARATORS) -> bool:
-    """Whether a header's quoted name may end in a later line, whichever of the characters separates its cells."""
+    """Whether a quoted name of the header may end in a later line, for any of the separators."""
     return any(open_quote(header, mark) is not None for mark in separators)
 
 
 def header_of(cells: Sequence[str]) -> Header:
-    """The columns that a header names. Empty cells, which spreadsheets leave behind, name none."""
+    """The header from its cells. Empty cells, which spreadsheets leave behind, are unnamed columns."""
     positions = tuple(position for position, name in enumerate(cells) if name.strip())
     unnamed = tuple(sorted(set(range(len(cells))) - set(positions)))
     return Header(tuple(cells[position] for position in positions), positions, len(cells), unnamed)
 
 
 def may_quote(record: str, separator: str, words: Iterable[str]) -> bool:
-    """Whether a cell of the record may be one of the words, or empty, in quotes: False is certain."""
+    """Whether the record may have a quoted cell that is empty or one of the words; only False is certain."""
     if '"' not in record:
         return False
     return bool(_empty_quotes(separator).search(record)) or any(f'"{word}"' in record for word in words)
 
 
 def has_odd_quote(record: str, separator: str) -> bool:
-    """Whether a blank seems to stand between a separator and a quote, which makes the quote a part of the text."""
+    """Whether there seems to be a blank between a separator and a quote, so that the quote counts as text."""
     return '"' in record and (f'{separator} "' in record or f'{separator}\t"' in record)
 
 
 def quoted_cells(record: str, separator: str) -> list[bool]:
-    """Which cells of a record's text stand in quotes."""
+    """For each cell of a record's text, whether it is quoted."""
     pattern = _cell(separator)
-    found, at, text = [], 0, record.rstrip("\r\n")
+    quoted, at, text = list[bool](), 0, record.rstrip("\r\n")
     while at <= len(text):
         match = pattern.match(text, at)
         if match is None:  # not reached for what the csv module took
             break
-        found.append(match[1].startswith('"'))
+        quoted.append(match[1].startswith('"'))
         if match.end() == len(text):
             if text.endswith(separator) and match.end(1) < match.end():
-                found.append(False)
+                quoted.append(False)
             break
         at = match.end()
-    return found
+    return quoted
 
 
 def open_quote(record: str, separator: str) -> int | None:
-    """How many lines into a record's text the quote opens that nothing closes; None if all are closed."""
+    """The line within a record's text, from 0, in which a quote opens that is never closed; None without one."""
     at = 0
     while at < len(record):
         if record[at] == '"':

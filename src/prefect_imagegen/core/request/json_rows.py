@@ -1,4 +1,4 @@
-"""Rows of JSON lines: what a line may be, and the one type in which a column of any values is carried."""
+"""Rows of JSON Lines manifests: parsing a line, and the Arrow type of a column with any values."""
 
 import json
 from collections import Counter
@@ -15,11 +15,11 @@ _EXACT = range(-(2**53), 2**53 + 1)
 
 
 class BadJsonError(ValueError):
-    """A line is no JSON object that can be read without loss; the message says why, for people."""
+    """A line is not a JSON object that can be read without loss; the message says why, for people."""
 
 
 def row_of(line: str) -> dict[str, Any]:
-    """The object of one line. Raises BadJsonError, for doubled names and numbers beyond a float too."""
+    """The object in one line. Raises BadJsonError, also for repeated names and for numbers too large for a float."""
     try:
         row = _DECODER.decode(line.strip(" \t\r\n"))
     except RecursionError:
@@ -27,7 +27,7 @@ def row_of(line: str) -> dict[str, Any]:
     except json.JSONDecodeError as error:
         raise BadJsonError(f"it is no JSON ({error.msg}, column {error.colno})") from None
     if not isinstance(row, dict):
-        raise BadJsonError(f"it is no JSON object, but {_what(row)}")
+        raise BadJsonError(f"it is no JSON object, but {_kind_name(row)}")
     for name in row:
         if not name.isascii() and not is_encodable(name):
             raise BadJsonError(f"the name {name!a} holds half a character (a lone surrogate)")
@@ -35,13 +35,13 @@ def row_of(line: str) -> dict[str, Any]:
 
 
 class ColumnKinds:
-    """The kinds of values that every column of some JSON lines holds; nothing is kept but their names."""
+    """The kinds of values in each column of some JSON lines, collected row by row without keeping the values."""
 
     def __init__(self) -> None:
         self._kinds: dict[str, set[str]] = {}
 
     def add(self, row: Mapping[str, Any]) -> None:
-        """Take a row in."""
+        """Add the values of a row."""
         for name, value in row.items():
             self._kinds.setdefault(name, set()).add(_kind(value))
 
@@ -56,7 +56,7 @@ class ColumnKinds:
 
 
 def carried_array(values: Iterable[Any], kind: pa.DataType) -> pa.Array:
-    """The values of a column, in the type that `ColumnKinds` gave it."""
+    """The values of a column as an array of the type that `ColumnKinds` found."""
     if pa.types.is_string(kind):
         return pa.array([None if value is None else _as_text(value) for value in values], kind)
     return pa.array(list(values), kind)
@@ -91,11 +91,11 @@ def _type(kinds: set[str]) -> pa.DataType:
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    unique = dict(pairs)
+    if len(unique) < len(pairs):
         counts = Counter(name for name, _ in pairs)
         raise BadJsonError(f"the name {counts.most_common(1)[0][0]!r} occurs twice in one object")
-    return found
+    return unique
 
 
 def _float(text: str) -> float:
@@ -117,7 +117,7 @@ def _constant(name: str) -> None:
         raise BadJsonError(f"{name} is no JSON")
 
 
-def _what(value: Any) -> str:
+def _kind_name(value: Any) -> str:
     return {list: "a list", str: "a text", bool: "a truth value", type(None): "null"}.get(type(value), "a number")
 
 

@@ -1,4 +1,4 @@
-"""How the columns of a manifest become the fields of requests."""
+"""Matches the columns of a manifest with the fields of requests."""
 
 import difflib
 import json
@@ -18,17 +18,16 @@ from prefect_imagegen.core.request.references import is_signed
 TYPED_FIELDS = frozenset({"prompt", "model", "image_urls", "seed"}).union(
     *({name for name, spec in model.fields.items() if spec.type == "string"} for model in MODELS.values())
 )
-"""Fields that are text wherever they stand, and the seed: what looks like a number in them is read by no guess."""
+"""The seed, and fields that are text in every model: no number in them is guessed from text."""
 _SHOWN = 30
 
 
 @dataclass(frozen=True, slots=True)
 class ManifestOptions:
-    """What the user says of a manifest.
+    """The user's options for reading a manifest.
 
-    `columns` maps a field to the column or columns that feed it (several only for `image_urls`, in order);
-    `values` are per-run defaults of fields; `id_column` names the row's own identity; `model` is the slug of rows
-    that name none.
+    `columns` maps a field to the column that feeds it (`image_urls` to several, in order). `values` holds defaults of
+    fields for this run. `id_column` is the column with the row's identity. `model` is used for rows that name no model.
     """
 
     columns: Mapping[str, Sequence[str]] = field(default_factory=dict)
@@ -36,41 +35,41 @@ class ManifestOptions:
     id_column: str | None = None
     model: str = DEFAULT_MODEL
     reference_identity: Literal["url", "content"] = "url"
-    """What http(s) references are known by; all others are known by their content."""
+    """How http(s) references are identified; all others are identified by their content."""
     profile: Profile | None = None
-    """How own GPUs run the model: its values replace the model's defaults."""
+    """How own GPU workers run the model: its fixed values replace the model's defaults."""
     weights: str | None = None
     strict_parameters: bool = False
-    """Whether a row that asks for what the profile cannot do is an error."""
+    """Whether a row with parameters that the profile ignores is an error."""
     carry: Sequence[str] = ()
-    """Columns of bytes that come through to the metadata all the same."""
+    """Columns of bytes that are copied to the metadata nevertheless."""
     allow_local_references: bool = False
-    """Whether a manifest that does not lie on this machine may name files of it."""
+    """Whether a manifest that is not on this machine may name files of this machine."""
 
 
 @dataclass(frozen=True, slots=True)
 class ColumnPlan:
-    """Which column feeds which field, and which columns come through to the metadata, under which name."""
+    """Which columns feed which field (`sources`), and which are copied to the metadata under which name (`carried`)."""
 
     sources: Mapping[str, tuple[str, ...]]
     carried: Mapping[str, str]
     named: frozenset[str]
-    """Fields that the user named with --column or --set: sent to models without a ModelSpec too."""
+    """Fields that the user named with --column or --set; models without a ModelSpec get these too."""
     near: Mapping[str, str] = field(default_factory=dict)
-    """Columns that feed nothing and look like a field that nothing else feeds, with that field."""
+    """Unused columns whose name looks like an unfed field, with that field."""
     left_out: tuple[str, ...] = ()
-    """Columns of bytes, which are neither read nor carried."""
+    """Columns of bytes, which are neither read nor copied."""
     id_column: str | None = None
 
     @property
     def fed(self) -> frozenset[str]:
-        """The columns that requests are made of, the id's among them."""
+        """The columns that feed fields, and the id column."""
         feeding = {column for columns in self.sources.values() for column in columns}
         return frozenset(feeding | ({self.id_column} if self.id_column else set()))
 
     @property
     def untyped(self) -> frozenset[str]:
-        """Fed fields whose type no model tells."""
+        """Fields fed by a column whose type no model defines."""
         return self.named.intersection(self.sources) - TYPED_FIELDS
 
     @property
@@ -135,13 +134,13 @@ def plan_columns(columns: Sequence[str], options: ManifestOptions, binary: Colle
 
 
 def names_to_look_for(options: ManifestOptions) -> frozenset[str]:
-    """The names that a header is expected to hold: those of fields, and those that the user named."""
+    """The column names expected in a header: those of fields, and those that the user named."""
     named = {column for feeding in options.columns.values() for column in feeding}
     return KNOWN_FIELDS | named | ({options.id_column} if options.id_column else set())
 
 
 def check_fields(named: Iterable[str], models: Iterable[str]) -> None:
-    """Refuse a field that no model of the manifest knows, if all its models are known ones.
+    """Refuse a field that no model of the manifest has, if all its models are known ones.
 
     Raises RefusedError (`unknown_field`).
     """
@@ -159,7 +158,7 @@ def check_fields(named: Iterable[str], models: Iterable[str]) -> None:
 
 
 def parse_value(name: str, text: str) -> Any:
-    """The value of `--set NAME=TEXT`, in the type that the field has; JSON or text where no model knows it.
+    """The value of `--set NAME=TEXT`, in the field's type; JSON, else text, for a field that no model defines.
 
     Raises RefusedError (`bad_value`).
     """

@@ -1,4 +1,4 @@
-"""Types of manifest columns: one schema for several files, and what of it the metadata can hold."""
+"""Types of manifest columns: joining the schemas of several files, and checking what the metadata can hold."""
 
 import io
 from collections import Counter
@@ -13,7 +13,7 @@ from prefect_imagegen.core.request.manifest import ColumnPlan, ManifestOptions, 
 
 
 def columns_of(schemas: Sequence[tuple[str, pa.Schema]], options: ManifestOptions) -> tuple[ColumnPlan, pa.Schema]:
-    """What the columns of all files are for, and the joined schema of those that are carried.
+    """The column plan for all files of a manifest, and their joined schema.
 
     Each file's schema comes with its name. Raises RefusedError (`manifest_schema`).
     """
@@ -58,14 +58,14 @@ def join_schemas(schemas: Iterable[tuple[str, pa.Schema]], fed: Iterable[str] = 
     return pa.schema([(name, kind) for name, (kind, _) in fields.items()])
 
 
-def joined_type(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
-    """The type that holds the values of both without loss of meaning; None where there is none."""
-    if one == other:
-        return one
-    one, other = _plain(one), _plain(other)
-    if _is_bytes(one) != _is_bytes(other) and pa.null() not in (one, other):
+def joined_type(first: pa.DataType, second: pa.DataType) -> pa.DataType | None:
+    """The type that holds the values of both types without loss of meaning; None if there is none."""
+    if first == second:
+        return first
+    first, second = _plain(first), _plain(second)
+    if _is_bytes(first) != _is_bytes(second) and pa.null() not in (first, second):
         return None
-    pair = (pa.schema([("x", one)]), pa.schema([("x", other)]))
+    pair = (pa.schema([("x", first)]), pa.schema([("x", second)]))
     try:
         return pa.unify_schemas(pair, promote_options="permissive").field("x").type
     except pa.ArrowException:
@@ -82,7 +82,7 @@ def conform(column: pa.Array, kind: pa.DataType) -> pa.Array:
 
 
 def holds_bytes(kind: pa.DataType) -> bool:
-    """Whether values of the type hold bytes of any length, at any depth: pictures, mostly."""
+    """Whether values of the type hold bytes of any length (images, mostly), at any depth."""
     if _is_bytes(kind):
         return True
     if pa.types.is_dictionary(kind):

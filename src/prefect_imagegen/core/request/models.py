@@ -1,4 +1,4 @@
-"""What is known of each model: its fields, their types, defaults, ranges and enums.
+"""The models: their fields with types, defaults, ranges and enums, their published prices and latencies.
 
 Source of the facts: Segmind's model pages of flux-2-klein-9b and flux-2-klein-4b (August 2026).
 A new model is one row in `MODELS` and one golden payload in the tests.
@@ -19,7 +19,7 @@ FieldType = Literal["string", "integer", "number", "boolean"]
 
 @dataclass(frozen=True, slots=True)
 class FieldSpec:
-    """One scalar field of a model: its type, what is sent when nothing is asked for, and its limits.
+    """One scalar field of a model: its type, its default (which is always sent) and its limits.
 
     `minimum` and `maximum` are inclusive and binding. `choices` is what the API's page shows: the page cuts its
     list of aspect ratios, so a value outside of it is a warning, never an error.
@@ -104,9 +104,9 @@ ASPECT_SIZES: Mapping[str, tuple[int, int]] = MappingProxyType(
         "9:21": (672, 1568),
     }
 )
-"""Width and height in pixels for about one megapixel in multiples of 16: what our own engines draw.
+"""Width and height in pixels that our own engines draw: about one megapixel, in multiples of 16.
 
-Segmind publishes no sizes; what it returns is read from the decoded bytes.
+Segmind publishes no sizes; the size of its images is read from the decoded bytes.
 """
 
 _MEGAPIXEL = 1024 * 1024
@@ -130,9 +130,9 @@ def pixels_of(aspect_ratio: str, first: tuple[int, int] | None, megapixels: floa
 PUBLISHED_PRICES_USD: Mapping[str, float] = MappingProxyType({"flux-2-klein-9b": 0.04019, "flux-2-klein-4b": 0.03185})
 """Average price of an image at Segmind (published in August 2026; the price is metered, so it varies by request)."""
 DEFAULT_PRICE_USD = 0.045
-"""What to expect of a model without a published price."""
+"""The expected price of a model without a published one."""
 
 PUBLISHED_LATENCIES_S: Mapping[str, float] = MappingProxyType({"flux-2-klein-9b": 15.4, "flux-2-klein-4b": 10.65})
 """Average seconds that an image takes at Segmind (published in August 2026)."""
 DEFAULT_LATENCY_S = 20.0
-"""What to expect of a model without a published latency."""
+"""The expected latency of a model without a published one."""

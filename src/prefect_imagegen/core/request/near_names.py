@@ -1,4 +1,4 @@
-"""Column names that are nearly those of fields: what a person meant, and what must not be guessed."""
+"""Finds column names that look like fields, for warnings and suggestions."""
 
 import difflib
 import re
@@ -29,18 +29,18 @@ _CLOSE = 0.88
 
 
 def near_fields(columns: Iterable[str], taken: Collection[str]) -> dict[str, str]:
-    """Columns that feed nothing and look like a field, with that field; `taken` fields are fed already."""
+    """Those of some unused columns that look like a field, with that field; `taken` fields are fed already."""
     open_fields = KNOWN_FIELDS - set(taken)
-    found = {}
+    near = {}
     for column in columns:
         name = near_field(column)
         if column not in KNOWN_FIELDS and name in open_fields:
-            found[column] = name
-    return found
+            near[column] = name
+    return near
 
 
 def near_field(column: str) -> str | None:
-    """The field that a column's name looks like: in other case or spacing, in other words, or misspelled."""
+    """The field that a column's name looks like: in other case or spacing, as a synonym, or misspelled."""
     plain = _plain(column)
     by_plain = {_plain(name): name for name in sorted(KNOWN_FIELDS)}
     by_plain |= {alias: name for name, aliases in _ALIASES.items() for alias in aliases}

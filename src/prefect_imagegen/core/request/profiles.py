@@ -1,4 +1,4 @@
-"""What a FLUX.2 [klein] checkpoint on your own GPU can honour of a request's parameters.
+"""Profiles: which parameters of a request a FLUX.2 [klein] checkpoint on your own GPU uses.
 
 Sources: diffusers 0.42 (`Flux2KleinPipeline`): a distilled checkpoint ignores guidance and negative prompts and was
 trained for four steps; there is no `res_2s` sampler and nothing like `go_fast`.
@@ -12,7 +12,7 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """How checkpoints of one kind are run. `fixed` holds the fields that have one value only, whatever is asked."""
+    """How checkpoints of one kind are run. `fixed` holds the fields whose value cannot be changed."""
 
     name: str
     meaning: str
@@ -23,7 +23,7 @@ class Profile:
         return dict(params) | {name: value for name, value in self.fixed.items() if name in params}
 
     def ignored(self, params: Mapping[str, Any]) -> tuple[str, ...]:
-        """The fields that ask for something else than what is used."""
+        """The fields whose requested value differs from the value used."""
         return tuple(name for name, value in self.fixed.items() if name in params and params[name] != value)
 
 

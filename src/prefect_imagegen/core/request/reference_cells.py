@@ -1,4 +1,4 @@
-"""What a cell of references may hold: one address or path, several addresses, JSON, attachments, an object. Pure.
+"""Parses cells of references: an address or path, several addresses, JSON, attachments, or an object. Pure.
 
 One rule decides where a text is several addresses: it is cut at commas, semicolons, bars and blanks that stand right
 before a `scheme://`, if each piece is a whole URL. A piece with a query may go on behind a comma, so that one is
@@ -41,7 +41,7 @@ _DEEPEST = 4
 
 
 def reference_texts(cells: Iterable[Any]) -> list[str]:
-    """The references in a row's cells, in order, each as it is spelled, without what stands around it.
+    """The references in a row's cells, in order, each as it is written, without blanks and marks around it.
 
     A cell is null, text, a list, or an object with one of the fields url, src, uri, path (the first that is there).
     Raises BadReferenceError.
@@ -50,7 +50,7 @@ def reference_texts(cells: Iterable[Any]) -> list[str]:
 
 
 def path_hint(text: str) -> str:
-    """What may be wrong with a path that leads nowhere, as the end of a sentence; empty if nothing is to be seen."""
+    """A hint about a path that does not exist, as the end of a sentence; empty if there is none."""
     if "://" in text:
         return ""
     if _HALF_SCHEME.match(text) or _HOST_FIRST.match(text):
@@ -98,7 +98,7 @@ def _of_text(text: str, depth: int) -> list[str]:
     if text[0] in _CLOSING and (listed := _of_brackets(text, depth)) is not None:
         return listed
     if _QUOTED.fullmatch(text):
-        return [found for token in re.findall(_WRAPPED, text) for found in _of_text(token[1:-1], depth + 1)]
+        return [address for token in re.findall(_WRAPPED, text) for address in _of_text(token[1:-1], depth + 1)]
     if (formula := _FORMULA.match(text)) is not None:
         return _of_text(formula[1], depth + 1)
     if text.startswith("<"):
@@ -123,7 +123,7 @@ def _of_brackets(text: str, depth: int) -> list[str] | None:
     is_closed = text.endswith(_CLOSING[text[0]])
     inner = text[1:-1].strip(_BLANKS)
     if is_closed and _QUOTED.fullmatch(inner):
-        return [found for token in re.findall(_WRAPPED, inner) for found in _of_text(token[1:-1], depth + 1)]
+        return [address for token in re.findall(_WRAPPED, inner) for address in _of_text(token[1:-1], depth + 1)]
     if is_closed and _STARTS.match(inner):
         return _pieces(inner, is_item=False)
     if text[0] != "(" and (is_closed or _LIST_BEGINS.match(text)):
@@ -135,8 +135,8 @@ def _attachments(text: str) -> list[str]:
     """The addresses of `name (https://...), name (https://...)`, and of links in Markdown; none where it is neither."""
     if _STARTS.match(text) or not text.endswith(")"):
         return []
-    found = _ATTACHED.findall(text)
-    return found if sum("://" in rest for rest in _ATTACHED.split(text)[::2]) == 0 else []
+    addresses = _ATTACHED.findall(text)
+    return addresses if sum("://" in rest for rest in _ATTACHED.split(text)[::2]) == 0 else []
 
 
 def _pieces(text: str, *, is_item: bool) -> list[str]:

@@ -1,4 +1,4 @@
-"""Reference images: where they lie, and whether they can be sent in the way that the user asks for. Pure."""
+"""Addresses of reference images: resolving them, signatures, and whether they can be sent as the user asks. Pure."""
 
 import hashlib
 import posixpath
@@ -18,12 +18,12 @@ _SIGNED = re.compile(
     r"([a-z_]*[_-])?token=|api_?key=|auth(_?key|orization)?=|jwt=|hmac=|credentials?=|passw(or)?d=|secret=)",
     re.IGNORECASE,
 )
-"""Queries that open a door, as clouds and CDNs write them."""
+"""Query parameters of signed URLs, as clouds and CDNs write them."""
 _SIGNED_BY_TWO = (
     (re.compile("[?&]se=", re.IGNORECASE), "&sp="),
     (re.compile("[?&]policy=", re.IGNORECASE), "&key-pair-id="),
 )
-"""Names that open one together, the second anywhere behind the first."""
+"""Pairs of query parameters that make a signed URL together, the second anywhere after the first."""
 _ESCAPED = re.compile("&(?:(?:amp|#38|#x26);)+", re.IGNORECASE)
 _NO_SCHEME = re.compile(r"//[^/\s]+\.[A-Za-z]{2,}(?::\d+)?/")
 _LONGEST_LABEL, _LONGEST_HOST = 63, 253
@@ -35,7 +35,7 @@ class BadReferenceError(ValueError):
 
 
 class BusyReason(str):
-    """Why a reference could not be looked at for now; nothing says that it is wrong."""
+    """The reason why a reference could not be read for now; nothing says that it is wrong."""
 
     __slots__ = ()
 
@@ -85,26 +85,26 @@ def _located(value: str, base: str) -> str:
 
 
 def unescaped(uri: str) -> str:
-    """The web address that is meant by one that was copied out of HTML, with `&amp;` for each `&`.
+    """A web address with `&` for `&amp;`, as in addresses copied from HTML.
 
-    It is what is asked for; what a request is known by stays as it was written.
+    This form is fetched and sent; the identity of a request uses the address as it was written.
     """
     return _ESCAPED.sub("&", uri) if is_web(uri) else uri
 
 
 def family(url: str) -> str:
-    """The one name of a URL's file system: `s3`, `gs`, `az`, `file`, `http`, ..."""
+    """The name of a URL's file system: `s3`, `gs`, `az`, `file`, `http`, ..."""
     scheme = url.partition("://")[0] if "://" in url else "file"
     return _ONE_NAME.get(scheme, scheme)
 
 
 def is_web(uri: str) -> bool:
-    """Whether it is an http(s) URL, and not in a bucket or on a disk."""
+    """Whether a reference is an http(s) URL, not an object in a bucket or a file."""
     return uri.partition("://")[0] in WEB_SCHEMES
 
 
 def is_signed(uri: str) -> bool:
-    """Whether the URL holds a signature: it opens the door, and it differs each time."""
+    """Whether the URL holds a signature or another secret; a signature differs at every signing."""
     if "?" not in uri:
         return False
     query = "?" + _ESCAPED.sub("&", uri.partition("?")[2])
@@ -112,32 +112,32 @@ def is_signed(uri: str) -> bool:
 
 
 def shown(uri: str) -> str:
-    """The URI as metadata may hold it: that of a web page without its query."""
+    """The URI as metadata may hold it: an http(s) URL without its query and fragment."""
     return uri.partition("?")[0].partition("#")[0] if is_web(uri) else uri
 
 
 def is_looked_at(uri: str, check: CheckReferences) -> bool:
-    """Whether a reference is looked at before it is sent (--check-references); a sample is the same one each time."""
+    """Whether a reference is checked before it is sent (--check-references); the sample is the same each time."""
     if check == "sample":
         return hashlib.sha256(uri.encode()).digest()[0] % _SAMPLED_OF == 0
     return check == "all"
 
 
 def unfit(uri: str, facts: ReferenceFacts | None, transport: ReferenceTransport) -> str | None:
-    """Why a reference cannot be sent in the way that the user asks for; None where it can, or nothing is known."""
+    """Why a reference cannot be sent by the transport that the user asks for; None if it can, or nothing is known."""
     if transport == "presign" and uri.startswith("file://"):
         return "a file of this machine cannot be presigned; use --reference-transport auto, upload or data-url"
     if facts is None:
         return None
     if facts.changes and transport == "presign":
-        what = " and ".join(facts.changes)
-        return f"it has to be {what}, and --reference-transport presign sends it as it is; use auto"
+        changes = " and ".join(facts.changes)
+        return f"it has to be {changes}, and --reference-transport presign sends it as it is; use auto"
     return facts.problem
 
 
 def _has_both(query: str, first: re.Pattern[str], second: str) -> bool:
-    found = first.search(query)
-    return found is not None and second in query[found.end() :].lower()
+    match = first.search(query)
+    return match is not None and second in query[match.end() :].lower()
 
 
 def _check_host(parts: SplitResult) -> None:

@@ -1,4 +1,4 @@
-"""One validated generation request, its identity (the request key) and the seed it is drawn with.
+"""The validated generation request, its identity (the request key) and its seed.
 
 The canonical form, version 1: compact, key-sorted UTF-8 JSON of `{v, model, profile, weights, params}`, where
 integral floats are integers and text stays byte for byte. The request key is the first 16 bytes of its SHA-256.
@@ -22,7 +22,7 @@ KEY_BYTES = 16
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """One reference image: how it enters the key (`kind`, `value`), where it comes from, and what is known of it."""
+    """One reference image: its identity in the key (`kind`, `value`), its source URI and its facts."""
 
     kind: Literal["url", "sha256"]
     value: str
@@ -57,7 +57,7 @@ class Reference:
 
 @dataclass(frozen=True, slots=True)
 class GenerationRequest:
-    """One image asked for: model and every parameter resolved, seed included.
+    """A request for one image, with the model and every parameter resolved, seed included.
 
     `params` holds every field as it will be sent, `prompt` and `seed` among them; references are kept apart, in
     the order in which they are sent as `image_urls`.
@@ -91,11 +91,11 @@ class GenerationRequest:
 
     @property
     def reference_changes(self) -> dict[str, Any]:
-        """What is done to the references before they are sent, as metadata tells it; empty if nothing."""
+        """The changes made to the references before they are sent, in the form of the metadata; empty without any."""
         changed = [
-            {"position": position, "changes": list(one.changes)}
-            for position, one in enumerate(self.references, 1)
-            if one.changes
+            {"position": position, "changes": list(reference.changes)}
+            for position, reference in enumerate(self.references, 1)
+            if reference.changes
         ]
         return {"references": changed} if changed else {}
 
@@ -103,7 +103,7 @@ class GenerationRequest:
     def cost_class(self) -> str:
         """What the price of an image depends on: model, steps, sampler and number of references, as one text.
 
-        What own workers draw for nothing is of a class of its own, so that it says nothing of the API's prices.
+        Requests for own GPU workers, which are free, have classes of their own, so that they do not affect prices.
         """
         steps, sampler = plain_number(self.params.get("steps", "-")), self.params.get("sampler", "-")
         own = f" profile={self.profile}" if self.profile else ""
@@ -143,7 +143,7 @@ class GenerationRequest:
 
 
 def key_of(form: bytes) -> bytes:
-    """The first 16 bytes of the SHA-256."""
+    """The request key of a canonical form: the first 16 bytes of its SHA-256."""
     return hashlib.sha256(form).digest()[:KEY_BYTES]
 
 
@@ -153,7 +153,7 @@ def canonical_json(value: Any) -> bytes:
 
 
 def plain_number(value: Any) -> Any:
-    """5.0 becomes 5; everything else stays. One number has one spelling in keys and bodies."""
+    """The value with integral floats as integers (5.0 becomes 5), so that a number has one form in keys and bodies."""
     if isinstance(value, float) and value.is_integer():
         return int(value)
     return value

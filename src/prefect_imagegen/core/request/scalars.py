@@ -1,4 +1,4 @@
-"""Scalar values of requests, out of what tables hold: numbers and truth values as text, decimals, other numbers."""
+"""Reads scalar values from the cells of tables: numbers and truth values, also as text or decimals."""
 
 import math
 import re
@@ -11,7 +11,7 @@ NULL_WORDS = frozenset(
         *("-1.#IND", "-1.#QNAN", "1.#IND", "1.#QNAN", "<NA>", r"\N"),
     }
 )
-"""Words that programs write into a CSV for a missing value: what pyarrow reads as such; pandas' own; that of MySQL."""
+"""Words that mean a missing value in a CSV: those of pyarrow, pandas and MySQL."""
 _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,4})?")
 _TRUTH = {"true": True, "false": False}
 _MAX_DIGITS = 400
@@ -19,10 +19,10 @@ _EXACT_FLOATS = 2**53
 
 
 def number_of(value: Any) -> int | float | None:
-    """The finite number that a cell holds, or spells with a decimal point; None where it is no such thing.
+    """The finite number in a cell, also as text with a decimal point; None for anything else.
 
-    A decimal or a spelled number that is whole becomes an int of any size, exactly; a float stays what it is.
-    Truth values are no numbers.
+    A whole number given as a decimal or as text becomes an int of any size, exactly; a float stays a float. Truth
+    values are not numbers.
     """
     if isinstance(value, bool):
         return None
@@ -49,25 +49,25 @@ def _plain(value: Decimal) -> int | float | None:
         return None
     if value == value.to_integral_value():
         return int(value)
-    found = float(value)
-    return found if math.isfinite(found) else None
+    number = float(value)
+    return number if math.isfinite(number) else None
 
 
 def truth_of(value: Any) -> bool | None:
-    """The truth value that a cell holds, or spells as true or false in any case; None where it is none."""
+    """The truth value in a cell, also as the text true or false in any case; None for anything else."""
     if isinstance(value, str):
         return _TRUTH.get(value.strip().lower())
     return value if isinstance(value, bool) else None
 
 
 def scalar_of(text: str) -> str | int | float | bool:
-    """The value of a text for a field that no model describes: a number, a truth value, or the text itself."""
+    """The value of a text for a field that no model defines: a number, a truth value, or the text itself."""
     number, truth = number_of(text), truth_of(text)
     return truth if truth is not None else number if number is not None else text
 
 
 def is_encodable(text: str) -> bool:
-    """Whether UTF-8 can hold the text: a lone surrogate, half a character, it cannot."""
+    """Whether the text can be encoded in UTF-8: a text with a lone surrogate (half a character) cannot."""
     try:
         text.encode()
     except UnicodeEncodeError:

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from prefect_imagegen.core.answers import looks_like_image
+from prefect_imagegen.core.answers.outputs import looks_like_image
 from prefect_imagegen.core.base64_text import decode_base64
 from prefect_imagegen.gateway.state.account import AccountState
 from prefect_imagegen.gateway.state.file_shelf import UPLOAD_NAME

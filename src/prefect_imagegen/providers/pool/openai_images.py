@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 import httpx
 from pydantic import SecretStr
 
-from prefect_imagegen.core import answers
+from prefect_imagegen.core.answers.json_values import error_text, parse_json
 from prefect_imagegen.core.base64_text import decode_base64, lacks_padding
 from prefect_imagegen.core.errors import ProviderError
 from prefect_imagegen.core.images.image import BadImageError, decode, upright_size
@@ -87,7 +87,7 @@ class OpenAIImages:
         """`GET /health`: 200 means ready. Asked before any call: SGLang blocks calls while it warms up."""
         try:
             async with self._client.stream("GET", f"{self._base}/health", timeout=10.0) as response:
-                value = answers.parse_json(await read_body(response))
+                value = parse_json(await read_body(response))
         except UNREADABLE as error:
             return Health(False, f"no answer: {describe_error(error)}")
         status = str(value.get("status") or "") if isinstance(value, dict) else ""
@@ -111,7 +111,7 @@ class OpenAIImages:
             raise ProviderError("unsent", f"no answer: {describe_error(error)}") from error
         if response.status_code in (401, 403):
             raise self._refusal(response, body)
-        self._models = _served(answers.parse_json(body))
+        self._models = _served(parse_json(body))
         return Balance(None)
 
     async def submit(self, request: GenerationRequest, image_urls: Sequence[str]) -> Submission:
@@ -143,7 +143,7 @@ class OpenAIImages:
 
     def _base64_image(self, body: bytes) -> str:
         """The image of an answer, in base64. Raises ProviderError (`bad_output`)."""
-        value = answers.parse_json(body)
+        value = parse_json(body)
         items = value.get("data") if isinstance(value, dict) else None
         item = items[0] if isinstance(items, list) and items and isinstance(items[0], dict) else {}
         text, url = item.get("b64_json"), item.get("url")
@@ -151,7 +151,7 @@ class OpenAIImages:
             text = url
         if not isinstance(text, str) or not text:
             content = "a URL instead of the image's bytes" if url else "no image"
-            text = redact(answers.error_text(body), self._key)[:200]
+            text = redact(error_text(body), self._key)[:200]
             raise ProviderError("bad_output", f"the answer has {content}: {text}", status=200)
         return text
 
@@ -161,7 +161,7 @@ class OpenAIImages:
         other = "unavailable" if status > 500 else "invalid_request" if status >= 400 else "protocol"
         return ProviderError(
             _STATUS_KINDS.get(status, other),
-            f"{status}: {redact(answers.error_text(body), self._key)}",
+            f"{status}: {redact(error_text(body), self._key)}",
             status=status,
             retry_after=pause_seconds(
                 reset=None, retry_after=response.headers.get("retry-after"), now=datetime.now(UTC)

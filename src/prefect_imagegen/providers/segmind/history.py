@@ -12,7 +12,8 @@ from functools import partial
 from typing import Any
 from urllib.parse import quote
 
-from prefect_imagegen.core import answers
+from prefect_imagegen.core.answers.history import announces_more, detail_rows, listed_rows, listed_total
+from prefect_imagegen.core.answers.json_values import shape_of
 from prefect_imagegen.core.errors import ProviderError
 from prefect_imagegen.core.policy.history_lookup import Candidate, Look, Verdict, Window, compare_calls, compare_models
 from prefect_imagegen.ports import HistoryRecord
@@ -79,9 +80,9 @@ class SegmindHistory:
             if error.status == 404:
                 return None
             raise
-        rows = answers.detail_rows(answer, request_id)
+        rows = detail_rows(answer, request_id)
         if rows is None:
-            raise self._not_understood(f"the record of a request: {answers.shape_of(answer)}")
+            raise self._not_understood(f"the record of a request: {shape_of(answer)}")
         records = [record_of(row) for row in rows]
         return join_rows(records) if records else None
 
@@ -193,13 +194,13 @@ class SegmindHistory:
             "to_date": end.isoformat(),
         } | ({"model_name": model} if model else {})
         answer = await self._get("the request history", self._url, params=params)
-        rows = answers.listed_rows(answer)
+        rows = listed_rows(answer)
         if rows is None:
-            raise self._not_understood(f"the request history: {answers.shape_of(answer)}")
+            raise self._not_understood(f"the request history: {shape_of(answer)}")
         return Page(
             tuple(record_of(row) if isinstance(row, dict) else None for row in rows),
-            answers.listed_total(answer),
-            answers.announces_more(answer),
+            listed_total(answer),
+            announces_more(answer),
         )
 
     async def _get(self, label: str, url: str, **options: Any) -> Any:

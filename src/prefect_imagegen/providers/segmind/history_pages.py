@@ -10,7 +10,8 @@ from datetime import UTC, datetime
 from itertools import pairwise
 from typing import Any
 
-from prefect_imagegen.core import answers
+from prefect_imagegen.core.answers.history import parse_inputs
+from prefect_imagegen.core.answers.json_values import parse_number, parse_time
 from prefect_imagegen.ports import HistoryRecord
 
 _ENOUGH_TIMES = 8
@@ -109,8 +110,8 @@ def record_of(row: Mapping[str, Any]) -> HistoryRecord:
         request_id=str(row.get("request_id") or ""),
         model=str(row.get("model_name") or ""),
         status=_STATES.get(str(row.get("model_status") or "").upper(), "PENDING"),
-        cost_usd=answers.number(row.get("credits_deduction")),
-        body=answers.parse_inputs(row.get("request_body")),
+        cost_usd=parse_number(row.get("credits_deduction")),
+        body=parse_inputs(row.get("request_body")),
         generation_urls=(url,) if isinstance(url, str) and url else (),
         error=str(row["error"]) if row.get("error") else None,
         created=created,
@@ -128,7 +129,7 @@ def join_rows(records: Sequence[HistoryRecord]) -> HistoryRecord:
 def _created(row: Mapping[str, Any]) -> tuple[datetime | None, bool]:
     """When a row was created (UTC if it has no time zone), and whether it has a time zone."""
     for name in ("model_created", "created_at", "created", "timestamp"):
-        time = answers.moment(row.get(name))
+        time = parse_time(row.get(name))
         if time is not None:
             return (time, True) if time.tzinfo else (time.replace(tzinfo=UTC), False)
     return None, True

@@ -16,11 +16,11 @@ from urllib.parse import urljoin, urlsplit
 import httpx
 from pydantic import SecretStr
 
-from prefect_imagegen.core import answers
+from prefect_imagegen.core.answers.json_values import error_text, parse_json, parse_time
 from prefect_imagegen.core.errors import ProviderError
 from prefect_imagegen.core.policy.backoff import pause_seconds
+from prefect_imagegen.core.policy.classify import classify_answer
 from prefect_imagegen.core.policy.outages import Outage, since_text
-from prefect_imagegen.core.policy.outcomes import classify_answer
 from prefect_imagegen.core.redact import redact
 from prefect_imagegen.net.bodies import UNREADABLE, body_pieces, describe_error, read_body
 from prefect_imagegen.net.client import make_client
@@ -93,7 +93,7 @@ class SegmindHttp:
 
     def _note_time(self, response: httpx.Response) -> None:
         """Learn the API's time from the `Date` of an answer."""
-        date = answers.moment(response.headers.get("date"))
+        date = parse_time(response.headers.get("date"))
         if date is not None and date.tzinfo is not None:
             self._api_time = (date, asyncio.get_running_loop().time())
 
@@ -200,12 +200,12 @@ class SegmindHttp:
             else:
                 turns.answered(sent)
             if response.status_code == 200:
-                value = answers.parse_json(body)
+                value = parse_json(body)
                 if value is None:
                     raise ProviderError("protocol", f"{urlsplit(url).hostname} answered with no JSON", status=200)
                 return value
             failure = self.refusal(response, body)
-            if response.status_code == 404 and not isinstance(answers.parse_json(body), dict):
+            if response.status_code == 404 and not isinstance(parse_json(body), dict):
                 # Not the API's own word: a route that is missing, or a proxy.
                 raise ProviderError("unknown", failure.message)
             if response.status_code < 500 and (response.status_code != 429 or failures + 1 >= _TRIES_WHEN_REFUSED):
@@ -231,7 +231,7 @@ class SegmindHttp:
 
     def refusal(self, response: httpx.Response, body: bytes, request_id: str | None = None) -> ProviderError:
         """The error that an answer without success means."""
-        text = answers.error_text(body)
+        text = error_text(body)
         return ProviderError(
             classify_answer(response.status_code, text),
             self.safe(f"{response.status_code}: {text}"),

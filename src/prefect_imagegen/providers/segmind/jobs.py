@@ -9,9 +9,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 from urllib.parse import quote
 
-from prefect_imagegen.core import answers
+from prefect_imagegen.core.answers.jobs import JobAnswer, job_of
+from prefect_imagegen.core.answers.json_values import parse_json, parse_number, shape_of
+from prefect_imagegen.core.answers.outputs import Output
 from prefect_imagegen.core.errors import ProviderError
-from prefect_imagegen.core.policy.outcomes import classify_failure
+from prefect_imagegen.core.policy.classify import classify_failure
 from prefect_imagegen.net.bodies import UNREADABLE, describe_error, read_body
 from prefect_imagegen.ports import Delivery
 from prefect_imagegen.providers.segmind.history import SegmindHistory
@@ -85,7 +87,7 @@ class SegmindJobs:
             return await self.delivery(other.outputs, request_id, None, facts)
 
     async def delivery(
-        self, outputs: Sequence[answers.Output], request_id: str | None, media: str | None, facts: Mapping[str, Any]
+        self, outputs: Sequence[Output], request_id: str | None, media: str | None, facts: Mapping[str, Any]
     ) -> Delivery:
         """The bytes of all images of one answer, downloaded where it names URLs. Raises ProviderError."""
         images: list[bytes] = []
@@ -97,7 +99,7 @@ class SegmindJobs:
                 images.append(data)
         return Delivery(images[0], media, more=tuple(images[1:]), **facts)
 
-    async def _await_end(self, request_id: str, *, is_old: bool) -> answers.JobAnswer:
+    async def _await_end(self, request_id: str, *, is_old: bool) -> JobAnswer:
         """Poll until the job has ended: completed with named outputs, or failed according to two answers."""
         loop = asyncio.get_running_loop()
         started, polls = loop.time(), 0
@@ -123,7 +125,7 @@ class SegmindJobs:
                 return job
         raise ProviderError("submitted", f"no result after {loop.time() - started:.0f} s", request_id=request_id)
 
-    async def _poll_record(self, request_id: str) -> tuple[answers.JobAnswer | None, bool]:
+    async def _poll_record(self, request_id: str) -> tuple[JobAnswer | None, bool]:
         """Ask the record once: its answer (PENDING, or an end that counts), or None; and whether the record exists."""
         url = f"{self._base}/v2/requests/{quote(request_id, safe='')}"
         first, status = await self._job(f"{url}/status", request_id)
@@ -139,21 +141,19 @@ class SegmindJobs:
         agree = second is not None and first.state == second.state == "FAILED"
         return (second if agree else None), True
 
-    async def _look_up(self, request_id: str) -> answers.JobAnswer | None:
+    async def _look_up(self, request_id: str) -> JobAnswer | None:
         """Ask the history once for an end that counts; None if it has none (yet)."""
         record = await self._history.detail(request_id)
         if record is None:
             return None
-        outputs = tuple(answers.Output(url=url) for url in record.generation_urls)
+        outputs = tuple(Output(url=url) for url in record.generation_urls)
         if outputs and record.status != "PENDING":
-            return answers.JobAnswer("COMPLETED", outputs=outputs, cost_usd=record.cost_usd)
+            return JobAnswer("COMPLETED", outputs=outputs, cost_usd=record.cost_usd)
         if record.status == "FAILED":
-            return answers.JobAnswer(
-                "FAILED", error=record.error or "the history says FAILED", cost_usd=record.cost_usd
-            )
+            return JobAnswer("FAILED", error=record.error or "the history says FAILED", cost_usd=record.cost_usd)
         return None
 
-    async def _job(self, url: str, request_id: str) -> tuple[answers.JobAnswer | None, int | None]:
+    async def _job(self, url: str, request_id: str) -> tuple[JobAnswer | None, int | None]:
         """One poll: its answer, if it is understood, and its HTTP status. Raises ProviderError for a rejected key."""
         sent = await self._polls.take()
         label = "the result" if url.endswith(quote(request_id, safe="")) else "a poll"
@@ -169,8 +169,8 @@ class SegmindJobs:
             self._polls.refused(sent, self._http.pause(response))
         else:
             self._polls.answered(sent)
-        value = answers.parse_json(body)
-        job = answers.job_of(value, status=status, request_id=request_id)
+        value = parse_json(body)
+        job = job_of(value, status=status, request_id=request_id)
         if job is not None:
             self._polls.note_success()
             if not job.is_known:
@@ -180,11 +180,11 @@ class SegmindJobs:
             raise self._http.refusal(response, body, request_id)
         if status not in (429, _EXPIRED):
             self._polls.note_failure()
-            self._report_odd(f"{label}: status {status}, {answers.shape_of(value)}")
+            self._report_odd(f"{label}: status {status}, {shape_of(value)}")
         return None, status
 
 
 def applied_seed(seed: Any) -> dict[str, Any]:
     """The applied parameters as far as the API reports them: the seed that was used, or nothing."""
-    value = answers.number(seed)
+    value = parse_number(seed)
     return {} if value is None else {"seed": int(value)}

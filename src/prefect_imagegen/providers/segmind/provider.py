@@ -18,7 +18,8 @@ from urllib.parse import quote, urlsplit
 import httpx
 from pydantic import SecretStr
 
-from prefect_imagegen.core import answers
+from prefect_imagegen.core.answers.json_values import error_text, parse_json, parse_number, shape_of
+from prefect_imagegen.core.answers.outputs import images_of_body
 from prefect_imagegen.core.errors import ProviderError
 from prefect_imagegen.core.policy.history_lookup import Look, Window
 from prefect_imagegen.core.request.request import GenerationRequest
@@ -111,7 +112,7 @@ class SegmindProvider:
                 return Balance(None)
             raise
         value = answer if isinstance(answer, dict) else {}
-        amounts = [answers.number(value.get(name)) for name in ("credits", "free-credits")]
+        amounts = [parse_number(value.get(name)) for name in ("credits", "free-credits")]
         known = [amount for amount in amounts if amount is not None]
         return Balance(sum(known) if known else None)
 
@@ -217,7 +218,7 @@ class SegmindProvider:
         """What a gateway reports in /health; not ready where it gives no answer."""
         try:
             async with self._http.get(f"{self._base}/health", with_key=False) as response:
-                value = answers.parse_json(await read_body(response))
+                value = parse_json(await read_body(response))
                 engine = response.headers.get(ENGINE_HEADER)
         except UNREADABLE as error:
             return Health(False, f"no answer: {describe_error(error)}")
@@ -270,12 +271,12 @@ class SegmindProvider:
         headers = response.headers
         facts: dict[str, Any] = {
             "request_id": submission.request_id,
-            "cost_usd": answers.number(headers.get("x-cost")),
-            "latency_s": answers.number(headers.get("x-generation-time")),
+            "cost_usd": parse_number(headers.get("x-cost")),
+            "latency_s": parse_number(headers.get("x-generation-time")),
             "http_status": response.status_code,
             "applied": applied_seed(headers.get("x-seed-value")),
         }
-        outputs = answers.images_of_body(body)
+        outputs = images_of_body(body)
         if outputs[0].error is not None:
             raise ProviderError(
                 "bad_output",
@@ -290,15 +291,15 @@ class SegmindProvider:
         return await self._jobs.fetch(request_id, is_old=is_old)
 
     def _request_id_of(self, body: bytes, status: int) -> str:
-        value = answers.parse_json(body)
+        value = parse_json(body)
         request_id = value.get("request_id") if isinstance(value, dict) else None
         if isinstance(request_id, str) and request_id:
             return request_id
         # A 2xx without an id: the work may have been queued, so it is not sent again.
-        self._report_odd(f"a submit: status {status}, {answers.shape_of(value)}")
+        self._report_odd(f"a submit: status {status}, {shape_of(value)}")
         raise ProviderError(
             "unknown",
-            self._http.safe(f"the answer to the call has no request_id: {answers.error_text(body)}"),
+            self._http.safe(f"the answer to the call has no request_id: {error_text(body)}"),
             status=status,
         )
 

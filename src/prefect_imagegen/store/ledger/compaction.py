@@ -233,7 +233,7 @@ async def _drop_claims(store: ObjectStore, attempts: Attempts, before: datetime)
 
     A failed key keeps its claims, because a later attempt has to take the next number.
     """
-    await asyncio.to_thread(attempts.settle)
+    await asyncio.to_thread(attempts.compact)
     for start in range(0, 256, _AT_ONCE):
         folders = (layout.claims_below(first) for first in range(start, start + _AT_ONCE))
         for infos in await asyncio.gather(*map(store.list, folders)):

@@ -97,7 +97,9 @@ class StoreLedger:
                 n = int(match[1])
                 attempts[n] = _with_event(attempts.get(n, KnownAttempt(n)), row)
         for record in await self._claims(key, {*attempts, *range(1, lost + 1)}):
-            attempts[record.n] = _with_claim(attempts.get(record.n, KnownAttempt(record.n)), record)
+            attempts[record.claim_no] = _with_claim(
+                attempts.get(record.claim_no, KnownAttempt(record.claim_no)), record
+            )
         return [attempts[n] for n in sorted(attempts)]
 
     async def claims(self, key: bytes, *, lost: int = 0) -> Sequence[ClaimRecord]:
@@ -118,21 +120,21 @@ class StoreLedger:
                 raise damaged(layout.claim(key.hex(), n))
         return records
 
-    async def claim(self, key: bytes, n: int, claim: Claim) -> bool:
-        """Create claim number n: True if it is ours, also if an earlier try of this put had made it."""
-        path = layout.claim(key.hex(), n)
+    async def claim(self, key: bytes, claim_no: int, claim: Claim) -> bool:
+        """Create claim number `claim_no`: True if it is ours, also if an earlier try of this put had made it."""
+        path = layout.claim(key.hex(), claim_no)
         content = asdict(claim) | {
             name: moment and moment.isoformat() for name in _CLAIM_TIMES for moment in [getattr(claim, name)]
         }
         if await self._store.create(path, json.dumps(content, ensure_ascii=False).encode(), "application/json"):
             return True
-        stored = await self._read_claim(key, n)
+        stored = await self._read_claim(key, claim_no)
         return stored is not None and (stored.claim.nonce, stored.claim.attempt_id) == (claim.nonce, claim.attempt_id)
 
-    async def record_request_id(self, key: bytes, n: int, request_id: str) -> None:
-        """Store the request_id of claim n. Raises StoreError, also if another request_id is stored there."""
+    async def record_request_id(self, key: bytes, claim_no: int, request_id: str) -> None:
+        """Store the request_id of claim `claim_no`. Raises StoreError, also if another request_id is stored there."""
         data = json.dumps({"request_id": request_id}).encode()
-        path = layout.claim_id(key.hex(), n)
+        path = layout.claim_id(key.hex(), claim_no)
         if not await self._store.create(path, data, "application/json") and await self._store.get(path) != data:
             raise StoreError("store_conflict", f"{path} names another request_id.", remedy="Run `verify` on the store.")
 
@@ -181,7 +183,7 @@ class StoreLedger:
         """Whether, when the ledger was read, the key had an attempt that had not ended, and no image."""
         return self.view.state(key) == "open"
 
-    def is_settled(self, key: bytes) -> bool:
+    def is_finished(self, key: bytes) -> bool:
         """Whether, when the ledger was read, the key had its image or had failed permanently."""
         state = self.view.state(key)
         return state == "delivered" or (state == "failed" and is_permanent(self.view.failure(key)[0]))
@@ -254,9 +256,12 @@ class StoreLedger:
                 self._read_segments.add(path)
             self._refreshed = self._clock.monotonic()
 
-    async def _read_claim(self, key: bytes, n: int, stored: datetime | None = None) -> ClaimRecord | None:
-        """Claim n and its request_id, if it has one; None if there is no such claim. Raises StoreError if damaged."""
-        path, id_path = layout.claim(key.hex(), n), layout.claim_id(key.hex(), n)
+    async def _read_claim(self, key: bytes, claim_no: int, stored: datetime | None = None) -> ClaimRecord | None:
+        """The claim of this number, with its request_id if it has one; None if there is none.
+
+        Raises StoreError if it is damaged.
+        """
+        path, id_path = layout.claim(key.hex(), claim_no), layout.claim_id(key.hex(), claim_no)
         data, about = await asyncio.gather(self._store.get(path), self._store.get(id_path))
         if data is None:
             return None
@@ -266,7 +271,7 @@ class StoreLedger:
             request_id = None if about is None else str(json_object(path, about)["request_id"])
         except (KeyError, ValueError, TypeError) as error:
             raise damaged(path) from error
-        return ClaimRecord(n, claim, request_id, stored)
+        return ClaimRecord(claim_no, claim, request_id, stored)
 
 
 def _claim_of(content: Mapping[str, Any]) -> Claim:
