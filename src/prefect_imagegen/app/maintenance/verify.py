@@ -5,7 +5,7 @@ import secrets
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 
-from prefect_imagegen.app.config.options import GenerateOptions
+from prefect_imagegen.app.config.options import RunOptions
 from prefect_imagegen.app.config.resolve import resolve_provider
 from prefect_imagegen.app.config.settings import ProviderSettings, StoreSettings
 from prefect_imagegen.app.maintenance.access import account, existing_store
@@ -22,7 +22,7 @@ from prefect_imagegen.store.object_store import FsspecObjectStore
 async def verify(
     settings: StoreSettings,
     provider: ProviderSettings,
-    options: GenerateOptions,
+    options: RunOptions,
     *,
     repair: bool = False,
     on_progress: Callable[[int], None] = lambda _: None,
@@ -56,7 +56,7 @@ async def verify(
         return verification.report
 
 
-async def _has_account(store: FsspecObjectStore, provider: ProviderSettings, options: GenerateOptions) -> bool:
+async def _has_account(store: FsspecObjectStore, provider: ProviderSettings, options: RunOptions) -> bool:
     """Whether lost images can be fetched: there is a key, and a sandbox store is not repaired from the real API."""
     about = json.loads(await store.get(layout.STORE_FILE) or b"{}")
     resolved = resolve_provider(provider, options)
