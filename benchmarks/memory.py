@@ -38,7 +38,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 from pydantic import SecretStr
 
-from prefect_imagegen.app.config.options import GenerateOptions
+from prefect_imagegen.app.config.options import RunOptions
 from prefect_imagegen.app.config.settings import ProviderSettings, StoreSettings
 from prefect_imagegen.app.planning import prepare
 from prefect_imagegen.app.running import run_session
@@ -142,7 +142,7 @@ def plan(folder: str, rows: int) -> tuple[prepare.PlannedRun, float]:
         f"{folder}/manifest.parquet",
         StoreSettings(f"{folder}/store"),
         ProviderSettings(base_url="http://instant", api_key=SecretStr("k"), max_in_flight=IN_FLIGHT),
-        GenerateOptions(),
+        RunOptions(),
     )
     with instant():
         prepared = asyncio.run(prepare.prepare(job))

@@ -12,7 +12,7 @@ from prefect.client.schemas import State
 from prefect.exceptions import ObjectNotFound
 from pydantic import BeforeValidator, Field
 
-from prefect_imagegen.app.config.options import GenerateOptions
+from prefect_imagegen.app.config.options import RunOptions
 from prefect_imagegen.app.planning.prepare import PlannedRun, RunSpec
 from prefect_imagegen.app.running import registry
 from prefect_imagegen.app.running.result import RunResult
@@ -44,7 +44,7 @@ Store = Annotated[
     str, BeforeValidator(_path_text), Field(title="Store", description="A URL or path, or a block as image-store/NAME.")
 ]
 Backend = Annotated[str, Field(title="Backend", description="segmind, sandbox, or a block as segmind/NAME.")]
-Options = Annotated[GenerateOptions | None, Field(title="Options", description="How rows are read and images made.")]
+Options = Annotated[RunOptions | None, Field(title="Options", description="How rows are read and images made.")]
 FailOnRowErrors = Annotated[
     bool, Field(title="Fail on row errors", description="End as Failed, not Completed, if any row has no image.")
 ]
@@ -122,7 +122,7 @@ async def _generate(
     manifest: str,
     store: str,
     backend: str,
-    options: GenerateOptions | None,
+    options: RunOptions | None,
     fail_above: float,
     concurrency_limit: str | None,
     run_id: str | None,
@@ -150,10 +150,10 @@ async def _generate(
 
 
 async def _plan(
-    manifest: str, store: str, backend: str, options: GenerateOptions | None, parent_run_id: str | None
+    manifest: str, store: str, backend: str, options: RunOptions | None, parent_run_id: str | None
 ) -> PlannedRun:
     ticket = uuid.uuid4().hex
-    options = options or GenerateOptions()
+    options = options or RunOptions()
     refuse_secrets(manifest, store, options)
     place = await resolve_store(store)
     refuse_fleeting(place)

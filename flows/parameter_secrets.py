@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from urllib.parse import parse_qs
 
-from prefect_imagegen.app.config.options import SECRET_OPTIONS, GenerateOptions
+from prefect_imagegen.app.config.options import SECRET_OPTIONS, RunOptions
 from prefect_imagegen.core.errors import RefusedError
 from prefect_imagegen.core.redact import redact
 from prefect_imagegen.core.secrets import FROM_ENVIRONMENT, holds_secret, secret_option
@@ -11,7 +11,7 @@ from prefect_imagegen.core.secrets import FROM_ENVIRONMENT, holds_secret, secret
 _STORED = "and Prefect's server keeps the parameters of runs"
 
 
-def refuse_secrets(manifest: str, store: str, options: GenerateOptions) -> None:
+def refuse_secrets(manifest: str, store: str, options: RunOptions) -> None:
     """Refuse parameters that hold a password, a signature or a key. Raises RefusedError (`secret_in_parameters`)."""
     for name, address, place in _addresses(manifest, store, options):
         if holds_secret(address) or _holds_key(address):
@@ -31,7 +31,7 @@ def refuse_secrets(manifest: str, store: str, options: GenerateOptions) -> None:
             )
 
 
-def _addresses(manifest: str, store: str, options: GenerateOptions) -> Iterator[tuple[str, str, str]]:
+def _addresses(manifest: str, store: str, options: RunOptions) -> Iterator[tuple[str, str, str]]:
     """Each address among the parameters: what it is of, the address, and where its secrets belong."""
     environment = "let the environment of the process that runs the flow hold its credentials"
     yield "manifest", manifest, environment

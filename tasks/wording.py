@@ -2,7 +2,7 @@
 
 import re
 
-from prefect_imagegen.app.config.options import GenerateOptions
+from prefect_imagegen.app.config.options import RunOptions
 from prefect_imagegen.core.errors import RefusedError
 
 _OPTION = re.compile(r"(?<![\w/.-])--([a-z]+(?:-[a-z]+)*)(?![\w/.-]*\w)")
@@ -24,7 +24,7 @@ def _parameter(match: re.Match[str]) -> str:
     name = match[1].replace("-", "_")
     if name in _PARAMETERS:
         return name
-    fields = GenerateOptions.model_fields
+    fields = RunOptions.model_fields
     # What may be given several times is one field in the plural: --column, --endpoint, --reference-storage-option.
     field = next((one for one in (name, f"{name}s") if one in fields), {"set": "values"}.get(name))
     return f"options.{field}" if field else match[0]

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from prefect_imagegen.app.api import agenerate, aplan, generate, plan
-    from prefect_imagegen.app.config.options import GenerateOptions
+    from prefect_imagegen.app.config.options import RunOptions
     from prefect_imagegen.app.config.settings import ProviderSettings, StoreSettings
     from prefect_imagegen.app.planning.prepare import RowsRefusedError
     from prefect_imagegen.app.running.result import RunResult
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     __version__: str
 
 __all__ = [
-    "GenerateOptions",
     "GpuWorkerPool",
     "ImageStore",
     "ImagegenError",
@@ -25,6 +24,7 @@ __all__ = [
     "ProviderSettings",
     "RefusedError",
     "RowsRefusedError",
+    "RunOptions",
     "RunResult",
     "Segmind",
     "StoreError",
@@ -38,7 +38,7 @@ __all__ = [
 
 _NAMES_OF_MODULES = {
     "prefect_imagegen.app.api": ("agenerate", "aplan", "generate", "plan"),
-    "prefect_imagegen.app.config.options": ("GenerateOptions",),
+    "prefect_imagegen.app.config.options": ("RunOptions",),
     "prefect_imagegen.app.config.settings": ("ProviderSettings", "StoreSettings"),
     "prefect_imagegen.app.planning.prepare": ("RowsRefusedError",),
     "prefect_imagegen.app.running.result": ("RunResult",),

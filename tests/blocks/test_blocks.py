@@ -12,7 +12,7 @@ from prefect.blocks.core import Block
 from prefect.testing.standard_test_suites import BlockStandardTestSuite
 from pydantic import SecretStr, ValidationError
 
-from prefect_imagegen.app.config.options import GenerateOptions
+from prefect_imagegen.app.config.options import RunOptions
 from prefect_imagegen.blocks import GpuWorkerPool, ImageStore, Segmind
 from prefect_imagegen.blocks.resolve import is_block, resolve_provider, resolve_store
 from prefect_imagegen.core.errors import RefusedError
@@ -198,8 +198,8 @@ def test_urls_are_no_blocks() -> None:
         lambda secret: ImageStore(url="s3://a", storage_options=[secret]),
         lambda secret: GpuWorkerPool(endpoints=["openai+http://h:1"], api_key=[secret]),
         lambda secret: GpuWorkerPool(endpoints=f"openai+http://h:1#key={secret}"),
-        lambda secret: GenerateOptions(manifest_storage_options=secret),
-        lambda secret: GenerateOptions(reference_storage_options=[secret]),
+        lambda secret: RunOptions(manifest_storage_options=secret),
+        lambda secret: RunOptions(reference_storage_options=[secret]),
     ],
 )
 def test_what_is_mistyped_is_not_repeated(build: Callable[[str], object]) -> None:

@@ -15,7 +15,7 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas import FlowRun, State
 from pydantic import SecretStr
 
-from prefect_imagegen.app.config.options import GenerateOptions
+from prefect_imagegen.app.config.options import RunOptions
 from prefect_imagegen.blocks import Segmind
 from prefect_imagegen.core.errors import ImagegenError, RefusedError
 from prefect_imagegen.flows import agenerate_images, generate_images
@@ -25,7 +25,7 @@ from prefect_imagegen.gateway.settings import GatewaySettings
 
 pytestmark = [pytest.mark.prefect, pytest.mark.usefixtures("prefect_server"), pytest.mark.timeout(600)]
 PRICE = 0.04
-CAP = GenerateOptions(max_cost_usd=0.50)
+CAP = RunOptions(max_cost_usd=0.50)
 
 
 def manifest(folder: Path, count: int) -> str:
@@ -110,7 +110,7 @@ async def test_refusals_of_the_async_flow(tmp_path: Path) -> None:
     assert (run.state.name, run.run_count) == ("Failed", 1)
 
 
-STUCK = GenerateOptions(max_cost_usd=0.50, deadline=1.0)
+STUCK = RunOptions(max_cost_usd=0.50, deadline=1.0)
 
 
 def test_what_passes_by_itself_is_retried(gateway: EmbeddedGateway, tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from prefect.client.schemas.filters import (
 )
 from pydantic import SecretStr
 
-from prefect_imagegen.app.config.options import GenerateOptions
+from prefect_imagegen.app.config.options import RunOptions
 from prefect_imagegen.app.config.settings import ProviderSettings, StoreSettings
 from prefect_imagegen.app.planning.prepare import RunSpec, prepare
 from prefect_imagegen.app.running import registry
@@ -67,9 +67,7 @@ def test_private_references_through_the_flow(s3, tmp_path: Path) -> None:
     settings = GatewaySettings(allow_loopback=True, faults=FaultScript(faults=[refusal]))
     with EmbeddedGateway(settings) as gateway:
         Segmind(api_key="SG_0123456789abcdef", base_url=gateway.url).save("private", overwrite=True)
-        state = generate_images(
-            str(path), "image-store/private", "segmind/private", GenerateOptions(), return_state=True
-        )
+        state = generate_images(str(path), "image-store/private", "segmind/private", RunOptions(), return_state=True)
         sent = [address for record in gateway.books.billed for address in record.body["image_urls"]]
     close_connections(fs)
     assert (len(sent), sum("X-Amz-Signature" in one for one in sent), sum("/assets/" in one for one in sent)) == (
@@ -104,7 +102,7 @@ def test_partiprompts_from_parquet_to_s3(s3, partiprompts: Path) -> None:
     settings = GatewaySettings(engine="static", static_bytes=20_000, api_key=SecretStr("SG_test"))
     with EmbeddedGateway(settings) as gateway:
         Segmind(api_key="SG_test", base_url=gateway.url, max_in_flight=32).save("partiprompts", overwrite=True)
-        options = GenerateOptions(columns={"prompt": ["Prompt"]}, values={"image_format": "jpeg"}, shard_size=128)
+        options = RunOptions(columns={"prompt": ["Prompt"]}, values={"image_format": "jpeg"}, shard_size=128)
         arguments = (str(partiprompts), "image-store/partiprompts", "segmind/partiprompts", options)
         first = generate_images(*arguments)
         second = generate_images(*arguments)
@@ -150,7 +148,7 @@ def test_the_flow_shows_itself(tmp_path: Path) -> None:
 def test_stores_do_not_share_artifacts(tmp_path: Path) -> None:
     """Failures of one store are not shown for another; a clean run of the same store renews them."""
     broken, clean = str(tmp_path / "broken"), str(tmp_path / "clean")
-    options = GenerateOptions(on_invalid="skip")
+    options = RunOptions(on_invalid="skip")
     generate_images(manifest(tmp_path, ["a", None]), broken, "sandbox", options, return_state=True)
     generate_images(manifest(tmp_path, ["a"]), clean, "sandbox", return_state=True)
     with get_client(sync_client=True) as client:
@@ -208,7 +206,7 @@ def test_credits_stop_the_run(tmp_path: Path) -> None:
         assert state.message.startswith("stopped (credits): ")
         assert "balance" in state.message
         with pytest.raises(ImagegenError):
-            generate_images(path, store, "segmind/poor", GenerateOptions(max_in_flight=1))
+            generate_images(path, store, "segmind/poor", RunOptions(max_in_flight=1))
         settings.credits = 100.0
         figures = generate_images(path, store, "segmind/poor")
         assert figures["not_run"] == 0
@@ -224,7 +222,7 @@ def test_a_global_concurrency_limit_caps_calls(tmp_path: Path) -> None:
     with EmbeddedGateway(GatewaySettings(latency_s=0.05, api_key=SecretStr("k"))) as gateway:
         Segmind(api_key="k", base_url=gateway.url).save("limited", overwrite=True)
         figures = generate_images(
-            path, store, "segmind/limited", GenerateOptions(shard_size=6), concurrency_limit="imagegen-test"
+            path, store, "segmind/limited", RunOptions(shard_size=6), concurrency_limit="imagegen-test"
         )
         assert figures["generated"] == 24
         assert gateway.books.max_in_flight <= 3

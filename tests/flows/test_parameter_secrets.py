@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from prefect_imagegen.app.config.options import GenerateOptions
+from prefect_imagegen.app.config.options import RunOptions
 from prefect_imagegen.core.errors import RefusedError
 from prefect_imagegen.flows.generate_images import generate_images
 from prefect_imagegen.flows.parameter_secrets import refuse_secrets
@@ -41,7 +41,7 @@ from prefect_imagegen.flows.parameter_secrets import refuse_secrets
 def test_secrets_are_refused(manifest: str, store: str, options: dict[str, Any], named: str) -> None:
     """A parameter that holds a secret is refused by name, and the secret is not repeated."""
     with pytest.raises(RefusedError) as caught:
-        refuse_secrets(manifest, store, GenerateOptions(**options))
+        refuse_secrets(manifest, store, RunOptions(**options))
     assert caught.value.kind == "secret_in_parameters"
     assert named in str(caught.value)
     assert "hunter2" not in str(caught.value)
@@ -51,7 +51,7 @@ def test_other_parameters_pass() -> None:
     """Plain addresses and options are nobody's secret."""
     options = {"endpoint_url": "http://127.0.0.1:9000", "anon": True}
     workers = ["openai+http://a:1#limit=2", "segmind+http://b:1#key=env:OWN"]
-    passing = GenerateOptions(manifest_storage_options=options, base_url="http://127.0.0.1:1/v", endpoints=workers)
+    passing = RunOptions(manifest_storage_options=options, base_url="http://127.0.0.1:1/v", endpoints=workers)
     refuse_secrets("s3://b/m.parquet", "image-store/prod", passing)
 
 

@@ -29,11 +29,11 @@ from prefect_imagegen.executor.control import STOP_CLOCK_S
 pytestmark = [pytest.mark.prefect, pytest.mark.usefixtures("prefect_server"), pytest.mark.timeout(300)]
 CHILD = """
 import json, sys
-from prefect_imagegen.app.config.options import GenerateOptions
+from prefect_imagegen.app.config.options import RunOptions
 from prefect_imagegen.flows import generate_images
 
 manifest, store, name = sys.argv[1:]
-options = GenerateOptions(shard_size=2, max_in_flight=4)
+options = RunOptions(shard_size=2, max_in_flight=4)
 state = generate_images(manifest, store, "sandbox", options, concurrency_limit=name, return_state=True)
 print(json.dumps({"name": state.name, "message": state.message}))
 """

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from prefect_imagegen.app.config.options import GenerateOptions
+from prefect_imagegen.app.config.options import RunOptions
 from prefect_imagegen.flows import generate_images
 from prefect_imagegen.tasks.wording import in_parameters
 
@@ -30,7 +30,7 @@ def test_options_become_parameters(said: str, meant: str) -> None:
 
 def test_every_field_is_known_by_its_option() -> None:
     """No field of the options is missed."""
-    for field in GenerateOptions.model_fields:
+    for field in RunOptions.model_fields:
         assert in_parameters(f"--{field.replace('_', '-')}") == f"options.{field}"
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from prefect_imagegen.app.config.options import GenerateOptions
+from prefect_imagegen.app.config.options import RunOptions
 from prefect_imagegen.app.config.settings import ProviderSettings, StoreSettings
 from prefect_imagegen.app.maintenance.doctor import examine
 from prefect_imagegen.core.errors import RefusedError, StoreError
@@ -181,7 +181,7 @@ async def test_doctor_leaves_no_probe_where_it_may_not_list(look_alike) -> None:
     """A store that takes the probe and refuses a later look at it is left as it was."""
     started = look_alike(faults.RefusesLists())
     settings = StoreSettings(started.url, started.options)
-    checks = [check async for check in examine(settings, ProviderSettings("sandbox"), GenerateOptions())]
+    checks = [check async for check in examine(settings, ProviderSettings("sandbox"), RunOptions())]
     assert (checks[0].name, checks[0].state) == ("store", "fail")
     written = {call.key for call in started.proxy.calls if call.is_put}
     removed = {call.key for call in started.proxy.calls if call.method == "DELETE"}

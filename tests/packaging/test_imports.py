@@ -10,7 +10,7 @@ import pytest
 
 import prefect_imagegen
 from prefect_imagegen.app.api import OptionArguments
-from prefect_imagegen.app.config.options import GenerateOptions
+from prefect_imagegen.app.config.options import RunOptions
 
 HEAVY = {"PIL", "aiohttp", "fastapi", "fsspec", "httpx", "numpy", "prefect", "pyarrow", "pydantic"}
 ROOT = Path(__file__).parents[2]
@@ -94,7 +94,7 @@ def test_no_other_name_is_there() -> None:
 
 def test_option_arguments_are_the_options() -> None:
     """`generate` and `plan` take, as typed keyword arguments, exactly the fields of the options and their types."""
-    fields = {name: field.annotation for name, field in GenerateOptions.model_fields.items()}
+    fields = {name: field.annotation for name, field in RunOptions.model_fields.items()}
     assert get_type_hints(OptionArguments) == fields
     assert OptionArguments.__required_keys__ == frozenset()
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from prefect_imagegen.app.config.options import GenerateOptions
+from prefect_imagegen.app.config.options import RunOptions
 from prefect_imagegen.app.config.resolve import resolve_provider
 from prefect_imagegen.app.config.settings import ProviderSettings
 from prefect_imagegen.providers.segmind.polls import Polls
@@ -233,6 +233,6 @@ def test_rows_share_the_usual_latency(in_virtual_time: Runner) -> None:
 )
 def test_the_default_rate(base_url: str | None, given: float | None, rate: float | None) -> None:
     """50 submits a minute at Segmind's own host, no limit elsewhere, and what the user says everywhere."""
-    options = GenerateOptions(base_url=base_url, requests_per_minute=given)
+    options = RunOptions(base_url=base_url, requests_per_minute=given)
     assert resolve_provider(ProviderSettings(), options).requests_per_minute == rate
-    assert resolve_provider(ProviderSettings("sandbox"), GenerateOptions()).requests_per_minute is None
+    assert resolve_provider(ProviderSettings("sandbox"), RunOptions()).requests_per_minute is None

@@ -16,7 +16,7 @@ import pytest
 from PIL import Image, ImageChops
 
 from prefect_imagegen import generate
-from prefect_imagegen.app.config.options import GenerateOptions
+from prefect_imagegen.app.config.options import RunOptions
 from prefect_imagegen.app.running import registry
 from prefect_imagegen.blocks import GpuWorkerPool
 from prefect_imagegen.flows import generate_images
@@ -71,7 +71,7 @@ def test_a_worker_is_killed_amid_a_flow(start_worker: Start, tmp_path: Path) -> 
     GpuWorkerPool(endpoints=[f"segmind+{worker.url}" for worker in workers]).save("tiny", overwrite=True)
     killer = threading.Thread(target=kill)
     killer.start()
-    state = generate_images(source, str(store), "gpu-worker-pool/tiny", GenerateOptions(), return_state=True)
+    state = generate_images(source, str(store), "gpu-worker-pool/tiny", RunOptions(), return_state=True)
     killer.join()
     assert state.is_completed(), state.message
     result = state.result()

@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping
 from typing import Any, Literal, TypedDict, Unpack
 
-from prefect_imagegen.app.config.options import GenerateOptions
+from prefect_imagegen.app.config.options import RunOptions
 from prefect_imagegen.app.config.settings import ProviderSettings, StoreSettings
 from prefect_imagegen.app.planning.prepare import PlannedRun, RunSpec, plan_only, prepare
 from prefect_imagegen.app.running import registry
@@ -20,7 +20,7 @@ from prefect_imagegen.core.request.references import CheckReferences, ReferenceT
 
 
 class OptionArguments(TypedDict, total=False):
-    """The fields of `GenerateOptions` as keyword arguments; what they mean and their defaults stand there."""
+    """The fields of `RunOptions` as keyword arguments; what they mean and their defaults stand there."""
 
     base_url: str | None
     api_version: Literal["v1", "v2"] | None
@@ -69,7 +69,7 @@ async def agenerate(
     """Make the image of every row of a manifest, in the running event loop, and write images and metadata to a store.
 
     `manifest` and `store` are paths or fsspec URLs; `backend` is `segmind`, `sandbox` or `pool`, or settings;
-    `storage_options` are those of the store's file system; `options` are the fields of `GenerateOptions`. Raises
+    `storage_options` are those of the store's file system; `options` are the fields of `RunOptions`. Raises
     RefusedError before any call; what goes wrong later is in the result.
     """
     spec = _run_spec(manifest, store, backend, storage_options, options)
@@ -142,7 +142,7 @@ def _run_spec(
         os.fspath(manifest),
         store if isinstance(store, StoreSettings) else StoreSettings(os.fspath(store), storage_options or {}),
         backend if isinstance(backend, ProviderSettings) else ProviderSettings(backend),
-        GenerateOptions(**options),
+        RunOptions(**options),
     )
 
 

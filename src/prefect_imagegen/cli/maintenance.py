@@ -16,7 +16,7 @@ from prefect_imagegen.cli.prefect_api import quiet_prefect
 from prefect_imagegen.core.money import usd
 
 if TYPE_CHECKING:
-    from prefect_imagegen.app.config.options import GenerateOptions
+    from prefect_imagegen.app.config.options import RunOptions
     from prefect_imagegen.app.config.settings import ProviderSettings, StoreSettings
     from prefect_imagegen.app.maintenance.doctor import Check
 
@@ -153,10 +153,10 @@ OLD_NAMES = {"retry": resend}
 """What commands were called before; they still answer to it."""
 
 
-def _options(parsed: Mapping[str, Any]) -> GenerateOptions:
-    from prefect_imagegen.app.config.options import GenerateOptions
+def _options(parsed: Mapping[str, Any]) -> RunOptions:
+    from prefect_imagegen.app.config.options import RunOptions
 
-    return GenerateOptions(base_url=parsed["base_url"], endpoints=list(parsed["endpoints"]))
+    return RunOptions(base_url=parsed["base_url"], endpoints=list(parsed["endpoints"]))
 
 
 def _day(value: datetime | None) -> date | None:
@@ -164,7 +164,7 @@ def _day(value: datetime | None) -> date | None:
 
 
 async def _examined(
-    console: Console, store: StoreSettings, backend: ProviderSettings, options: GenerateOptions, *, deep: bool
+    console: Console, store: StoreSettings, backend: ProviderSettings, options: RunOptions, *, deep: bool
 ) -> list[Check]:
     """The checks of store, clock and endpoint; each is shown when it is done."""
     from prefect_imagegen.app.maintenance.doctor import examine

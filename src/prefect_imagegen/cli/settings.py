@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from prefect_imagegen.app.config.options import GenerateOptions
+from prefect_imagegen.app.config.options import RunOptions
 from prefect_imagegen.app.config.settings import ProviderSettings, StoreSettings
 from prefect_imagegen.cli.options import is_block
 from prefect_imagegen.cli.prefect_api import quiet_prefect
@@ -85,7 +85,7 @@ def _pairs(pairs: Sequence[str], option: str) -> dict[str, str]:
     return values
 
 
-def options_of(parsed: Mapping[str, Any]) -> GenerateOptions:
+def options_of(parsed: Mapping[str, Any]) -> RunOptions:
     """The options of a parsed command line. Raises RefusedError that names the option."""
     columns: dict[str, list[str]] = {}
     for pair in parsed["columns"]:
@@ -104,9 +104,9 @@ def options_of(parsed: Mapping[str, Any]) -> GenerateOptions:
             parsed["reference_storage_options"], "--reference-storage-option"
         ),
     }
-    plain = [name for name in GenerateOptions.model_fields if name not in converted and parsed[name] is not None]
+    plain = [name for name in RunOptions.model_fields if name not in converted and parsed[name] is not None]
     try:
-        return GenerateOptions(**converted, **{name: parsed[name] for name in plain})
+        return RunOptions(**converted, **{name: parsed[name] for name in plain})
     except ValidationError as error:
         first = error.errors()[0]
         name = str(first["loc"][0]).replace("_", "-")

@@ -17,7 +17,7 @@ from PIL import Image
 from pydantic import SecretStr
 
 import prefect_imagegen
-from prefect_imagegen.app.config.options import GenerateOptions
+from prefect_imagegen.app.config.options import RunOptions
 from prefect_imagegen.app.config.settings import ProviderSettings, StoreSettings
 from prefect_imagegen.app.maintenance.doctor import Check, examine
 from prefect_imagegen.app.maintenance.reconcile import ReconcileReport, reconcile
@@ -64,10 +64,10 @@ class Place:
 
     def verify(self, *, repair: bool = False, account: ProviderSettings | None = None) -> VerifyReport:
         backend = account or self.account
-        return asyncio.run(verify(self.store, backend, GenerateOptions(), repair=repair))
+        return asyncio.run(verify(self.store, backend, RunOptions(), repair=repair))
 
     def reconcile(self) -> ReconcileReport:
-        return asyncio.run(reconcile(self.store, self.account, GenerateOptions()))
+        return asyncio.run(reconcile(self.store, self.account, RunOptions()))
 
     def images(self) -> list[Path]:
         return sorted(path for path in (self.folder / "store" / "images").rglob("*") if path.is_file())
@@ -519,7 +519,7 @@ def test_a_window_too_wide_is_refused(place: Place) -> None:
     place.generate(1)
     for start, end in ((date(2026, 1, 1), date(2026, 11, 1)), (date(2026, 11, 2), date(2026, 11, 1))):
         with pytest.raises(RefusedError, match="no window of up to 31 days"):
-            asyncio.run(reconcile(place.store, place.account, GenerateOptions(), start=start, end=end))
+            asyncio.run(reconcile(place.store, place.account, RunOptions(), start=start, end=end))
 
 
 def test_held_rows_are_given_free(tmp_path: Path) -> None:
@@ -591,7 +591,7 @@ def test_retry_by_kind(tmp_path: Path) -> None:
 def look(place: Place, **changes: object) -> dict[str, Check]:
     async def all_checks() -> list[Check]:
         backend = ProviderSettings(**{**asdict(place.account), **changes})
-        return [check async for check in examine(place.store, backend, GenerateOptions())]
+        return [check async for check in examine(place.store, backend, RunOptions())]
 
     return {check.name: check for check in asyncio.run(all_checks())}
 

@@ -23,7 +23,7 @@ from PIL import Image
 from pydantic import SecretStr
 
 import prefect_imagegen
-from prefect_imagegen.app.config.options import GenerateOptions
+from prefect_imagegen.app.config.options import RunOptions
 from prefect_imagegen.app.config.settings import ProviderSettings, StoreSettings
 from prefect_imagegen.app.planning.prepare import RowsRefusedError, RunSpec, plan_only
 from prefect_imagegen.app.planning.stored_plan import WrittenPlan
@@ -349,7 +349,7 @@ def plan(world: World, s3_options: dict[str, Any], **options: Any) -> PlanSummar
         world.manifest,
         StoreSettings(str(world.folder / "store")),
         ProviderSettings(base_url="http://127.0.0.1:1", api_key=SecretStr(KEY)),
-        GenerateOptions(reference_storage_options=s3_options, **options),
+        RunOptions(reference_storage_options=s3_options, **options),
     )
     return asyncio.run(plan_only(job))
 

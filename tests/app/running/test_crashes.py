@@ -22,7 +22,7 @@ from prefect.settings import PREFECT_API_URL
 from pydantic import SecretStr
 
 import prefect_imagegen
-from prefect_imagegen.app.config.options import GenerateOptions
+from prefect_imagegen.app.config.options import RunOptions
 from prefect_imagegen.app.config.settings import ProviderSettings, StoreSettings
 from prefect_imagegen.app.maintenance.verify import verify
 from prefect_imagegen.app.running.result import RunResult
@@ -52,11 +52,11 @@ prefect_imagegen.generate(
 """
 FLOW = """
 import sys
-from prefect_imagegen.app.config.options import GenerateOptions
+from prefect_imagegen.app.config.options import RunOptions
 from prefect_imagegen.flows import generate_images
 
 manifest, store, version = sys.argv[1:]
-options = GenerateOptions(api_version=version, max_in_flight=3, history_lag=0.0)
+options = RunOptions(api_version=version, max_in_flight=3, history_lag=0.0)
 generate_images(manifest, store, "segmind", options)
 """
 POINTS = (
@@ -175,7 +175,7 @@ def assert_whole(gateway: EmbeddedGateway, place: StoreSettings, result: RunResu
     backend = ProviderSettings(base_url=gateway.url, api_key=SecretStr("k"))
 
     async def check() -> None:
-        found = await verify(place, backend, GenerateOptions())
+        found = await verify(place, backend, RunOptions())
         assert (found.images, found.problems) == (ROWS, [])
         store = open_object_store(place.url, place.storage_options)
         try:
@@ -252,7 +252,7 @@ def test_flows_killed_on_one_server(
         crash(point, gateway, [path, f"image-store/{name}", version], FLOW, PREFECT_API_URL=url, **account)
         for variable, value in account.items():
             monkeypatch.setenv(variable, value)
-        options = GenerateOptions(api_version=version, history_lag=0.0)
+        options = RunOptions(api_version=version, history_lag=0.0)
         result = RunResult(**generate_images(path, f"image-store/{name}", "segmind", options))
         assert (result.generated + result.reused, result.maybe_paid) == (ROWS, 0)
         assert gateway.books.statistics()["billed_twice"] == 0

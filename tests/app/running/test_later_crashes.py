@@ -19,7 +19,7 @@ import pytest
 from pydantic import SecretStr
 
 import prefect_imagegen
-from prefect_imagegen.app.config.options import GenerateOptions
+from prefect_imagegen.app.config.options import RunOptions
 from prefect_imagegen.app.config.settings import ProviderSettings, StoreSettings
 from prefect_imagegen.app.maintenance.verify import verify
 from prefect_imagegen.app.running.result import RunResult
@@ -78,7 +78,7 @@ def assert_whole(gateway: EmbeddedGateway, folder: Path, images: int) -> None:
     assert gateway.books.statistics()["billed_twice"] == 0
     assert len(gateway.books.billed) == images
     backend = ProviderSettings(base_url=gateway.url, api_key=SecretStr("k1"))
-    found = asyncio.run(verify(StoreSettings(str(folder / "store")), backend, GenerateOptions()))
+    found = asyncio.run(verify(StoreSettings(str(folder / "store")), backend, RunOptions()))
     assert (found.images, found.problems) == (images, [])
 
 

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from pydantic import SecretStr
 
-from prefect_imagegen.app.config.options import GenerateOptions
+from prefect_imagegen.app.config.options import RunOptions
 from prefect_imagegen.app.config.settings import ProviderSettings, StoreSettings
 from prefect_imagegen.app.planning.prepare import RunSpec, prepare
 from prefect_imagegen.app.running import orders
@@ -32,7 +32,7 @@ def execute(running: EmbeddedGateway, folder: Path, rows: int, order: str | None
     path = folder / "prompts.parquet"
     pq.write_table(pa.table({"prompt": [f"scene number {n}" for n in range(rows)]}), path)
     backend = ProviderSettings(base_url=running.url, api_key=SecretStr("k"))
-    job = RunSpec(str(path), StoreSettings(str(folder / "store")), backend, GenerateOptions(**options))
+    job = RunSpec(str(path), StoreSettings(str(folder / "store")), backend, RunOptions(**options))
 
     async def run() -> RunResult:
         async with open_session(await prepare(job), order) as session:

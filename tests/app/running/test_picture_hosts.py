@@ -16,7 +16,7 @@ from PIL import Image
 from pydantic import SecretStr
 
 import prefect_imagegen
-from prefect_imagegen.app.config.options import GenerateOptions
+from prefect_imagegen.app.config.options import RunOptions
 from prefect_imagegen.app.config.settings import ProviderSettings, StoreSettings
 from prefect_imagegen.app.planning.prepare import RowsRefusedError, RunSpec, plan_only
 from prefect_imagegen.app.running.result import RunResult
@@ -121,7 +121,7 @@ def plan(folder: Path, **options: Any) -> PlanSummary:
         str(folder / "prompts.jsonl"),
         StoreSettings(str(folder / "store")),
         ProviderSettings(base_url="http://127.0.0.1:1", api_key=SecretStr("k")),
-        GenerateOptions(**options),
+        RunOptions(**options),
     )
     return asyncio.run(plan_only(job))
 

@@ -16,7 +16,7 @@ from PIL import Image
 from pydantic import SecretStr
 
 from prefect_imagegen import generate
-from prefect_imagegen.app.config.options import GenerateOptions
+from prefect_imagegen.app.config.options import RunOptions
 from prefect_imagegen.app.config.settings import ProviderSettings, StoreSettings
 from prefect_imagegen.app.maintenance.reconcile import reconcile
 from prefect_imagegen.app.planning.prepare import RowsRefusedError
@@ -358,7 +358,7 @@ def test_free_images_say_nothing_of_money(tmp_path: Path) -> None:
         paid = generate(source, store, backend=account, max_cost_usd=0.045)
         assert (paid.stop_reason, paid.overshoot_usd) == ("budget", 0.0)
         assert 1 <= len(api.books.billed) <= 4
-        found = asyncio.run(reconcile(store, account, GenerateOptions()))
+        found = asyncio.run(reconcile(store, account, RunOptions()))
         assert (found.differences, found.ledger_calls) == ([], paid.generated)
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
-from prefect_imagegen.app.config.options import GenerateOptions
+from prefect_imagegen.app.config.options import RunOptions
 from prefect_imagegen.app.config.settings import ProviderSettings, StoreSettings
 from prefect_imagegen.app.maintenance.doctor import examine
 from prefect_imagegen.executor import attempt as calls
@@ -101,7 +101,7 @@ def test_doctor_knows_a_history_that_it_cannot_read(shape: str | None, tmp_path:
 
     async def history(gateway: EmbeddedGateway) -> str:
         backend = ProviderSettings(base_url=gateway.url, api_key=SecretStr("k"))
-        checks = examine(StoreSettings(str(tmp_path / "store")), backend, GenerateOptions())
+        checks = examine(StoreSettings(str(tmp_path / "store")), backend, RunOptions())
         (found,) = [check async for check in checks if check.name == "history"]
         return found.state
 

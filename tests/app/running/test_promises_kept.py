@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr
 
-from prefect_imagegen.app.config.options import GenerateOptions
+from prefect_imagegen.app.config.options import RunOptions
 from prefect_imagegen.app.config.settings import ProviderSettings, StoreSettings
 from prefect_imagegen.app.maintenance.resend import retry
 from prefect_imagegen.app.maintenance.status import accounts
@@ -193,12 +193,12 @@ def test_one_damaged_image(version: str, tmp_path: Path) -> None:
         text = (tmp_path / "store" / "runs" / str(result.run_id) / "report.md").read_text()
         assert "verify --repair" in text
         backend = ProviderSettings(base_url=gateway.url, api_key=SecretStr("k"))
-        mended = asyncio.run(verify(store, backend, GenerateOptions(), repair=True))
+        mended = asyncio.run(verify(store, backend, RunOptions(), repair=True))
         assert [problem.path for problem in mended.problems] == [str(damaged.relative_to(tmp_path / "store"))]
         result = generate(gateway, tmp_path, 5, api_version=version)
         assert (result.generated + result.reused, result.calls, result.exit_code) == (5, 0, 0)
         assert_paid_once(gateway, 5)
-        assert asyncio.run(verify(store, backend, GenerateOptions())).problems == []
+        assert asyncio.run(verify(store, backend, RunOptions())).problems == []
 
 
 CHILD = """

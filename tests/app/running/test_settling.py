@@ -14,7 +14,7 @@ import pytest
 from pydantic import SecretStr
 
 import prefect_imagegen
-from prefect_imagegen.app.config.options import GenerateOptions
+from prefect_imagegen.app.config.options import RunOptions
 from prefect_imagegen.app.config.settings import ProviderSettings, StoreSettings
 from prefect_imagegen.app.maintenance.verify import verify
 from prefect_imagegen.app.planning.prepare import RunSpec, prepare
@@ -37,7 +37,7 @@ def job(running: EmbeddedGateway, folder: Path, rows: int, **options: Any) -> Ru
     path = folder / "prompts.parquet"
     pq.write_table(pa.table({"prompt": [f"scene number {n}" for n in range(rows)]}), path)
     backend = ProviderSettings(base_url=running.url, api_key=SecretStr("k"))
-    return RunSpec(str(path), StoreSettings(str(folder / "store")), backend, GenerateOptions(**options))
+    return RunSpec(str(path), StoreSettings(str(folder / "store")), backend, RunOptions(**options))
 
 
 def generate(running: EmbeddedGateway, folder: Path, rows: int, **options: Any) -> RunResult:
@@ -163,10 +163,10 @@ def test_an_image_that_is_quarantined_after_the_plan(tmp_path: Path, monkeypatch
         prepared = await prepare(job(running, tmp_path, 5))
         next((tmp_path / "store" / "images").rglob("*.png")).unlink()
         # While the API may still have the image, and nobody can ask it, the key is not given free.
-        (young,) = (await verify(prepared.job.store, ProviderSettings(), GenerateOptions(), repair=True)).problems
+        (young,) = (await verify(prepared.job.store, ProviderSettings(), RunOptions(), repair=True)).problems
         assert (young.kind, young.repair) == ("missing_image", None)
         monkeypatch.setattr("prefect_imagegen.app.maintenance.repair.OUTPUTS_LIVE", timedelta(0))
-        (old,) = (await verify(prepared.job.store, ProviderSettings(), GenerateOptions(), repair=True)).problems
+        (old,) = (await verify(prepared.job.store, ProviderSettings(), RunOptions(), repair=True)).problems
         assert (old.kind, old.repair) == ("missing_image", "quarantined")
         async with open_session(prepared) as session:
             await session.for_each_shard(session.run_shard)

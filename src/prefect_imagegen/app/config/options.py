@@ -15,7 +15,7 @@ SECRET_OPTIONS = {"manifest_storage_options", "reference_storage_options"}
 """Options that may hold secrets: never shown, stored, or passed as parameters."""
 
 
-class GenerateOptions(BaseModel):
+class RunOptions(BaseModel):
     """How a manifest is read and how its images are made. Every default is that of the command line."""
 
     model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)  # the input may hold secrets

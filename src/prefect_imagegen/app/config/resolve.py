@@ -9,7 +9,7 @@ from urllib.parse import parse_qsl, urlsplit
 import httpx
 from pydantic import SecretStr
 
-from prefect_imagegen.app.config.options import GenerateOptions
+from prefect_imagegen.app.config.options import RunOptions
 from prefect_imagegen.app.config.settings import ProviderSettings
 from prefect_imagegen.core.errors import RefusedError
 from prefect_imagegen.core.redact import redact
@@ -33,7 +33,7 @@ _BEARING = re.compile(r"[?@]")
 """A query or user information in a URL: a place where secrets stand."""
 
 
-def resolve_provider(settings: ProviderSettings, options: GenerateOptions) -> ProviderSettings:
+def resolve_provider(settings: ProviderSettings, options: RunOptions) -> ProviderSettings:
     """The settings with options, environment and defaults filled in, in this order.
 
     Raises RefusedError: `backend_unknown`, `bad_url`.
@@ -80,7 +80,7 @@ def resolve_provider(settings: ProviderSettings, options: GenerateOptions) -> Pr
     )
 
 
-def _resolve_pool(settings: ProviderSettings, options: GenerateOptions) -> ProviderSettings:
+def _resolve_pool(settings: ProviderSettings, options: RunOptions) -> ProviderSettings:
     """The same for a pool. Raises RefusedError: `no_endpoints`, `bad_endpoint`, `bad_option`."""
     endpoints = tuple(options.endpoints) or settings.endpoints
     if not endpoints:
@@ -206,7 +206,7 @@ def store_kind(settings: ProviderSettings, engine: str | None, sandbox_engines: 
 
 def account_client(settings: ProviderSettings) -> httpx.AsyncClient:
     """An HTTP client that sends the account's key with every call; for the API's own host only."""
-    resolved = resolve_provider(settings, GenerateOptions())
+    resolved = resolve_provider(settings, RunOptions())
     client = make_client(max_connections=resolved.max_in_flight or DEFAULT_IN_FLIGHT)
     client.base_url = httpx.URL(resolved.base_url or SEGMIND_URL)
     if resolved.api_key:

@@ -3,7 +3,7 @@
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from prefect_imagegen.app.config.options import GenerateOptions
+from prefect_imagegen.app.config.options import RunOptions
 from prefect_imagegen.app.config.resolve import make_provider, resolve_provider
 from prefect_imagegen.app.config.settings import ProviderSettings, StoreSettings
 from prefect_imagegen.core import layout
@@ -27,7 +27,7 @@ async def existing_store(settings: StoreSettings) -> AsyncIterator[FsspecObjectS
 
 
 @asynccontextmanager
-async def account(settings: ProviderSettings, options: GenerateOptions) -> AsyncIterator[SegmindProvider]:
+async def account(settings: ProviderSettings, options: RunOptions) -> AsyncIterator[SegmindProvider]:
     """Within: the backend, to read with; nothing is submitted. Raises RefusedError (`no_key`)."""
     resolved = resolve_provider(settings, options)
     if resolved.provider == "pool":

@@ -11,7 +11,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal
 
-from prefect_imagegen.app.config.options import GenerateOptions
+from prefect_imagegen.app.config.options import RunOptions
 from prefect_imagegen.app.config.resolve import (
     DEFAULT_IN_FLIGHT,
     make_pool,
@@ -67,7 +67,7 @@ class Check:
 
 
 async def examine(
-    settings: StoreSettings, provider: ProviderSettings, options: GenerateOptions, *, deep: bool = False
+    settings: StoreSettings, provider: ProviderSettings, options: RunOptions, *, deep: bool = False
 ) -> AsyncIterator[Check]:
     """Look at everything, in the order of a run; nothing is submitted, and a probe object is written and removed.
 
@@ -182,9 +182,7 @@ async def _ledger(store: FsspecObjectStore) -> Check:
     return Check("ledger", "ok", f"{len(view.delivered_keys):,} images, {count:,} open segments")
 
 
-async def _endpoint(
-    store: FsspecObjectStore, provider: ProviderSettings, options: GenerateOptions
-) -> AsyncIterator[Check]:
+async def _endpoint(store: FsspecObjectStore, provider: ProviderSettings, options: RunOptions) -> AsyncIterator[Check]:
     if provider.provider == "sandbox" and provider.base_url is None:
         yield Check("endpoint", "ok", "the embedded sandbox: placeholders, no key, no money")
         yield await _kind(store, "sandbox")
@@ -210,9 +208,7 @@ async def _endpoint(
         await client.aclose()
 
 
-async def _workers(
-    store: FsspecObjectStore, provider: ProviderSettings, options: GenerateOptions
-) -> AsyncIterator[Check]:
+async def _workers(store: FsspecObjectStore, provider: ProviderSettings, options: RunOptions) -> AsyncIterator[Check]:
     """Each worker of a pool."""
     pool = make_pool(provider, options.deadline)
     try:

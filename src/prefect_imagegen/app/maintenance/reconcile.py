@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import pyarrow.compute as pc
 
-from prefect_imagegen.app.config.options import GenerateOptions
+from prefect_imagegen.app.config.options import RunOptions
 from prefect_imagegen.app.config.settings import ProviderSettings, StoreSettings
 from prefect_imagegen.app.maintenance.access import account, existing_store
 from prefect_imagegen.core import layout
@@ -80,7 +80,7 @@ class _Entry:
 async def reconcile(
     store: StoreSettings,
     provider: ProviderSettings,
-    options: GenerateOptions,
+    options: RunOptions,
     *,
     start: date | None = None,
     end: date | None = None,
@@ -108,7 +108,7 @@ async def reconcile(
     return found
 
 
-async def _history(settings: ProviderSettings, options: GenerateOptions, start: date, end: date) -> list[HistoryRecord]:
+async def _history(settings: ProviderSettings, options: RunOptions, start: date, end: date) -> list[HistoryRecord]:
     async with account(settings, options) as provider:
         try:
             return await provider.records(start, end)

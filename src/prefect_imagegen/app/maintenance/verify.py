@@ -14,7 +14,7 @@ from typing import Any, Literal
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from prefect_imagegen.app.config.options import GenerateOptions
+from prefect_imagegen.app.config.options import RunOptions
 from prefect_imagegen.app.config.resolve import resolve_provider
 from prefect_imagegen.app.config.settings import ProviderSettings, StoreSettings
 from prefect_imagegen.app.maintenance.access import account, existing_store
@@ -84,7 +84,7 @@ class VerifyReport:
 async def verify(
     settings: StoreSettings,
     provider: ProviderSettings,
-    options: GenerateOptions,
+    options: RunOptions,
     *,
     repair: bool = False,
     on_progress: Callable[[int], None] = lambda _: None,
@@ -268,7 +268,7 @@ class _Verification:
             problem.repair = await self._mending.move_away(path, data)
 
 
-async def _has_account(store: FsspecObjectStore, provider: ProviderSettings, options: GenerateOptions) -> bool:
+async def _has_account(store: FsspecObjectStore, provider: ProviderSettings, options: RunOptions) -> bool:
     """Whether there is somebody to ask for lost images: a key, and no store of placeholders at the real API."""
     about = json.loads(await store.get(layout.STORE_FILE) or b"{}")
     resolved = resolve_provider(provider, options)

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import TypeVar
 
-from prefect_imagegen.app.config.options import SECRET_OPTIONS, GenerateOptions
+from prefect_imagegen.app.config.options import SECRET_OPTIONS, RunOptions
 from prefect_imagegen.app.config.resolve import (
     DEFAULT_IN_FLIGHT,
     make_pool,
@@ -42,7 +42,7 @@ class RunSpec:
     manifest: str
     store: StoreSettings
     provider: ProviderSettings
-    options: GenerateOptions = field(default_factory=GenerateOptions)
+    options: RunOptions = field(default_factory=RunOptions)
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,7 +181,7 @@ def _with_forecast(summary: PlanSummary, draft: PlanDraft, job: RunSpec) -> Plan
     return summary
 
 
-async def _kind_of(settings: ProviderSettings, options: GenerateOptions, patience: float) -> StoreKind:
+async def _kind_of(settings: ProviderSettings, options: RunOptions, patience: float) -> StoreKind:
     """Real or sandbox, by the engine that the endpoint names. Raises ProviderError if it is out of reach.
 
     The first healthy worker of a pool is waited for, for so many seconds.
@@ -205,7 +205,7 @@ async def _kind_of(settings: ProviderSettings, options: GenerateOptions, patienc
     return store_kind(provider, engine, SANDBOX_ENGINES)
 
 
-async def _check_credentials(provider: ProviderSettings, options: GenerateOptions, summary: PlanSummary) -> None:
+async def _check_credentials(provider: ProviderSettings, options: RunOptions, summary: PlanSummary) -> None:
     client = make_provider(provider, options.deadline)
     try:
         balance = await client.check()

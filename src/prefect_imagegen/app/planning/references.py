@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
-from prefect_imagegen.app.config.options import GenerateOptions
+from prefect_imagegen.app.config.options import RunOptions
 from prefect_imagegen.app.config.settings import ProviderSettings, StoreSettings
 from prefect_imagegen.core.images.reference_pictures import ReferenceFacts
 from prefect_imagegen.core.request.references import CheckReferences, ReferenceTransport, family, is_looked_at, unfit
@@ -28,7 +28,7 @@ def is_local(provider: ProviderSettings) -> bool:
     return provider.provider == "sandbox" or all((urlsplit(url).hostname or "") in _LOCAL for url in urls)
 
 
-def transport_of(provider: ProviderSettings, options: GenerateOptions) -> ReferenceTransport:
+def transport_of(provider: ProviderSettings, options: RunOptions) -> ReferenceTransport:
     """How references travel: to workers always inside the call, so that they need no way to where the pictures lie."""
     return "data-url" if provider.provider == "pool" else options.reference_transport
 
@@ -40,7 +40,7 @@ def account_of(provider: ProviderSettings) -> str:
 
 
 def reading_options(
-    options: GenerateOptions, provider: ProviderSettings, manifest: str, store: StoreSettings
+    options: RunOptions, provider: ProviderSettings, manifest: str, store: StoreSettings
 ) -> ReadingOptions:
     """How a job's references are read.
 

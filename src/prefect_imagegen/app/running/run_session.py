@@ -14,7 +14,7 @@ from typing import Any
 
 from pydantic import SecretStr
 
-from prefect_imagegen.app.config.options import GenerateOptions
+from prefect_imagegen.app.config.options import RunOptions
 from prefect_imagegen.app.config.resolve import make_pool, resolve_provider
 from prefect_imagegen.app.config.settings import ProviderSettings
 from prefect_imagegen.app.planning.prepare import PlannedRun, RunSpec
@@ -213,7 +213,7 @@ async def _wind_up(session: Session, store: ObjectStore, heartbeat: Heartbeat) -
         session.control.stop("store", str(error))
 
 
-def _policy(options: GenerateOptions, run_id: str, nonce: str) -> Policy:
+def _policy(options: RunOptions, run_id: str, nonce: str) -> Policy:
     return Policy(
         run_id,
         nonce,
