@@ -56,7 +56,7 @@ def a1_own_id_excluded() -> Iterator[None]:
         await self._context.record(row, "submitted", request_id=request_id)
         await keep(self, row, request_id)
 
-    with patch.object(StoreLedger, "known", claims_only), patch.object(AttemptRunner, "_keep_id", told_first):
+    with patch.object(StoreLedger, "known", claims_only), patch.object(AttemptRunner, "_store_request_id", told_first):
         yield
 
 
