@@ -10,6 +10,7 @@ from prefect_imagegen.core.results import RequestResult
 from prefect_imagegen.executor.context import ExecutorContext
 from prefect_imagegen.executor.lookups import Lookups
 from prefect_imagegen.executor.pending import Defer, NextStep, PendingRequest, Retry
+from prefect_imagegen.executor.states import State
 from prefect_imagegen.failpoints import hit
 from prefect_imagegen.ports import Delivery, Submission
 
@@ -32,6 +33,7 @@ class Claims:
         """Win a claim (None), or follow what an earlier one led to."""
         context = self._context
         while True:
+            row.enter(State.CLAIM)
             claim = self._new_claim(row)
             if await context.ledger.claim(row.key, row.claim_no, claim):
                 row.claim, row.claimed, row.stored_at = claim, context.clock.monotonic(), claim.store_time
@@ -81,6 +83,7 @@ class Claims:
 
         `lost`: the number of a claim that somebody else was first to make.
         """
+        row.enter(State.RESUME)
         context = self._context
         read_after = frozenset(self._read_after)  # before: another row may add a run while this one's facts are read
         known = await self._known(row, lost)
@@ -197,6 +200,7 @@ class Claims:
 
     async def _watch(self, row: PendingRequest, last: KnownAttempt) -> NextStep:
         """Wait for what a living run does with a row: its image, its end of the attempt, or its own end."""
+        row.enter(State.WATCH)
         context, path = self._context, layout.image(row.key.hex(), row.request.extension)
         pause, longest = _WATCH_S
         self._watched += 1

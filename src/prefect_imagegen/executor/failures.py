@@ -8,6 +8,7 @@ from prefect_imagegen.core.policy.outcomes import OUTCOMES, Outcome, is_fetch_fa
 from prefect_imagegen.core.results import RequestResult
 from prefect_imagegen.executor.context import ExecutorContext
 from prefect_imagegen.executor.pending import PendingRequest, Retry
+from prefect_imagegen.executor.states import State
 
 
 class FailureHandler:
@@ -18,6 +19,7 @@ class FailureHandler:
 
     async def close(self, row: PendingRequest, error: ProviderError) -> RequestResult | Retry:
         """End the attempt as failed; then try again, or end the row, its model or the run."""
+        row.enter(State.CLOSE)
         self._name(row, error)
         context, outcome = self._context, OUTCOMES[error.kind]
         row.failures += 1

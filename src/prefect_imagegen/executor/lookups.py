@@ -13,6 +13,7 @@ from prefect_imagegen.core.results import RequestResult
 from prefect_imagegen.executor.context import ExecutorContext
 from prefect_imagegen.executor.failures import FailureHandler
 from prefect_imagegen.executor.pending import Defer, NextStep, PendingRequest, Retry
+from prefect_imagegen.executor.states import State
 from prefect_imagegen.ports import Submission
 
 CLAIM_SAFE_S = 120.0
@@ -123,6 +124,7 @@ class Lookups:
 
     async def _retried_5xx(self, row: PendingRequest, error: ProviderError) -> NextStep:
         while True:
+            row.enter(State.LOOK_WAIT)
             await self._context.clock.sleep(_LOOK_AGAIN_S)
             finding = await self._understood(row)
             if finding is not None and finding.unclear is None:
@@ -167,6 +169,7 @@ class Lookups:
 
     async def _wait(self, row: PendingRequest, seconds: float) -> None:
         """Wait for the next look; a run does not stay open for what an earlier one left."""
+        row.enter(State.LOOK_WAIT)
         row.waits = row.is_left_behind
         try:
             await self._context.clock.sleep(seconds)
@@ -207,6 +210,7 @@ class Lookups:
 
     async def _look(self, row: PendingRequest, attempt: KnownAttempt | None) -> Finding:
         """One look into the history for the call of the row's claim, or of an earlier attempt. Raises ProviderError."""
+        row.enter(State.LOOKUP)
         context = self._context
         record = attempt.record if attempt else None
         claim = record.claim if record else row.claim
