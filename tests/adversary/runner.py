@@ -25,6 +25,7 @@ from .judge import judge
 from .scenarios.generator import draw
 from .scenarios.scenario import Scenario
 from .shrink import shrink
+from .transitions import watched
 from .world.loop import simulated_clocks
 from .world.wire import plugged_into
 from .world.world import NETWORK, World
@@ -68,7 +69,9 @@ def _silence() -> Iterator[None]:
 def one(seed: int) -> Failure | None:
     """What the scenario of a seed found."""
     scenario = draw(seed)
-    findings = judge(play(scenario))
+    with watched() as watch:
+        findings = judge(play(scenario))
+    findings += [f"undrawn: {transition}" for transition in watch.undrawn]
     return Failure(seed, scenario.family, tuple(findings)) if findings else None
 
 

@@ -1,14 +1,22 @@
 """The table of answers in docs/pay-once.md: what it says of each is what happens."""
 
+from collections import defaultdict
 from pathlib import Path
 
 import pytest
 
+from prefect_imagegen.executor.states import State
+
 from .scenarios.answer_scenarios import SCENARIOS
 from .scenarios.one_row import COST_USD, OneRow, Play, Seen
+from .transitions import answered_in, watched
 
 _DOCS = Path(__file__).parents[2] / "docs" / "pay-once.md"
 _COLUMNS = ["call", "answer", "row ends", "attempt in the ledger", "money", "POSTs", "next run"]
+_ANSWERED_IN = answered_in()
+_KINDS = {"run (v1)": {"submit"}, "poll": {"status"}, "history look": {"history"}, "history by id": {"detail"}}
+"""Of the requests that are answered so; that of a call without an entry has the call's name."""
+_KINDS_LATER = {"status", "detail", "download"}
 _JOB_GETS = {"status", "result", "download", "detail"}
 _ONE_ROWS_TROUBLE = {"result", "download", "history look", "history by id", "nine days later"}
 """What goes wrong there stops no run. A row that is alone may wait until --deadline."""
@@ -30,8 +38,12 @@ def test_every_line_of_the_table_is_true(line: list[str]):
     """An answer leads to the row's end, the attempt, the money, the POSTs and the next run that the docs name."""
     call, answer, row_ends, attempt, money, posts, next_run = line
     for play in SCENARIOS[call, answer]:
-        row = OneRow(play)
-        seen = row.first_run()
+        row, states = OneRow(play), defaultdict(set)
+        with watched() as watch:
+            row.service.hears = lambda kind, watch=watch, states=states: states[kind].add(watch.state)
+            seen = row.first_run()
+        assert watch.undrawn == []
+        _check_states(call, states, play)
         assert (_told(seen), row.events()[1], _money(seen), seen.posts) == (row_ends, attempt, money, int(posts))
         assert seen.result.attempts == seen.posts
         assert call not in _ONE_ROWS_TROUBLE or seen.stop in (None, "deadline")
@@ -44,6 +56,14 @@ def test_every_line_has_a_scenario_and_every_scenario_a_line():
     """The table and the scenarios are of the same calls and answers."""
     names = [(call, answer) for call, answer, *_ in _LINES]
     assert sorted(names) == sorted(SCENARIOS)
+
+
+def _check_states(call: str, states: dict[str, set[State]], play: Play) -> None:
+    """The calls that are answered so are made in the states that docs/design/executor.md names."""
+    kinds = _KINDS_LATER if play.earlier is not None else _KINDS.get(call, {call})
+    met = set().union(*(states[kind] for kind in kinds))
+    assert met
+    assert met <= _ANSWERED_IN[call]
 
 
 def _told(seen: Seen) -> str:

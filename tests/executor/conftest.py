@@ -3,7 +3,7 @@
 import asyncio
 import io
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from prefect_imagegen.ports import Balance, Delivery, HistoryRecord, Liveness, O
 from prefect_imagegen.providers.limits import RateGate
 from prefect_imagegen.store.ledger.ledger import StoreLedger
 from prefect_imagegen.store.object_store import FsspecObjectStore, open_object_store
+from tests.adversary.transitions import watched
 
 REQUEST = GenerationRequest("flux-2-klein-9b", {"prompt": "a cup", "seed": 7})
 HEX = REQUEST.key.hex()
@@ -216,6 +217,14 @@ class Bench:
     @staticmethod
     async def _decode(function: Callable[[bytes], Any], data: bytes) -> Any:
         return function(data)
+
+
+@pytest.fixture(autouse=True)
+def only_drawn_transitions() -> Iterator[None]:
+    """Every test of the executor: requests go through their states as docs/design/executor.md draws them."""
+    with watched() as watch:
+        yield
+    assert watch.undrawn == []
 
 
 @pytest.fixture

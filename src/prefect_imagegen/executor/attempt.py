@@ -18,6 +18,7 @@ from prefect_imagegen.executor.context import MORE_IMAGES, ExecutorContext
 from prefect_imagegen.executor.failures import FailureHandler
 from prefect_imagegen.executor.lookups import Lookups
 from prefect_imagegen.executor.pending import Defer, NextStep, PendingRequest, Retry
+from prefect_imagegen.executor.states import State
 from prefect_imagegen.failpoints import hit
 from prefect_imagegen.ports import Delivery, Submission
 
@@ -54,6 +55,8 @@ class AttemptRunner:
     async def attempt(self, row: PendingRequest) -> NextStep:
         """Make one claim and one POST and fetch the result; or fetch the result of a call that was accepted before."""
         submission: Submission | NextStep | None = row.accepted
+        if submission is None:
+            row.enter(State.CLAIM)
         if submission is None and not self._context.provider.free:
             submission = await self._claims.win(row)
         if submission is None:
@@ -76,6 +79,7 @@ class AttemptRunner:
 
     async def _send(self, row: PendingRequest) -> NextStep:
         """Send one POST. If its answer takes longer than usual, the row is deferred and its slot becomes free."""
+        row.enter(State.POST)
         context = self._context
         call = asyncio.ensure_future(self._post(row))
         patience = context.submits.patience(at_least=STUCK_AT_LEAST_S, unmeasured=STUCK_UNMEASURED_S)
@@ -147,6 +151,7 @@ class AttemptRunner:
 
     async def _receive(self, row: PendingRequest, submission: Submission) -> NextStep:
         """Fetch and store the image of an accepted call. Its request_id is durable before the first poll."""
+        row.enter(State.COLLECT)
         row.request_id = submission.request_id or row.request_id
         storing_id: asyncio.Task[None] | None = None
         if submission.request_id is not None and row.stored_request_id is None:
@@ -154,7 +159,7 @@ class AttemptRunner:
             if submission.open_body is None:
                 # Polling goes on beside a store that is slow to take the id.
                 await asyncio.wait((storing_id,), timeout=SUBMIT_GRACE_S)
-        collecting = asyncio.ensure_future(self._collect(submission))
+        collecting = asyncio.ensure_future(self._collect(row, submission))
         try:
             patience = await self._wait_for(collecting, submission)
             if storing_id is not None:
@@ -209,6 +214,7 @@ class AttemptRunner:
 
     async def _stored(self, row: PendingRequest, delivery: Delivery, decoded: Sequence[Decoded]) -> ImageFacts:
         """Store the image, after any further ones of the same answer; the facts of the image that the store holds."""
+        row.enter(State.PUT)
         context, key, extension = self._context, row.key.hex(), row.request.extension
         for number, (data, further) in enumerate(zip(delivery.more, decoded[1:], strict=True), 2):
             await context.store.create(layout.more_image(key, number, extension), data, further.content_type)
@@ -218,18 +224,20 @@ class AttemptRunner:
             facts = await context.stored_facts(path)
         return replace(facts, flags=(*facts.flags, MORE_IMAGES)) if delivery.more else facts
 
-    async def _collect(self, submission: Submission) -> Collected:
+    async def _collect(self, row: PendingRequest, submission: Submission) -> Collected:
         """Fetch and decode the images; bad bytes are fetched again, after growing pauses, and never bought again."""
         context = self._context
         failure = ProviderError("bad_output", "no bytes came", request_id=submission.request_id)
         for failures in range(COLLECT_TRIES):
             if failures:
+                row.enter(State.COLLECT)
                 pause = context.clock.sleep(backoff(failures, context.jitter()))
                 await context.unless_interrupted(pause, "submitted", 0.0)
             # The v1 answer that is being read would be lost; a job can be polled by the next run.
             grace = 0.0 if submission.open_body is None else context.drain_left
             try:
                 delivery = await context.unless_interrupted(context.provider.collect(submission), "submitted", grace)
+                row.enter(State.VERIFY)
                 return delivery, [await context.run_decode(decode, data) for data in (delivery.data, *delivery.more)]
             except BadImageError as error:
                 if context.provider.free:

@@ -10,6 +10,7 @@ from prefect_imagegen.core.results import RequestResult
 from prefect_imagegen.executor.context import ExecutorContext
 from prefect_imagegen.executor.lookups import Lookups
 from prefect_imagegen.executor.pending import Defer, NextStep, PendingRequest, Retry
+from prefect_imagegen.executor.states import State
 from prefect_imagegen.failpoints import hit
 from prefect_imagegen.ports import Delivery, Submission
 
@@ -32,6 +33,7 @@ class Claims:
         """Make a claim, so that a POST may be sent (None); or return what an earlier claim of the key led to."""
         context = self._context
         while True:
+            row.enter(State.CLAIM)
             claim = self._new_claim(row)
             if await context.ledger.claim(row.key, row.claim_no, claim):
                 row.claim, row.claimed_at, row.stored_at = claim, context.clock.monotonic(), claim.store_time
@@ -82,6 +84,7 @@ class Claims:
 
         `lost`: the number of a claim that another run made first.
         """
+        row.enter(State.RESUME)
         context = self._context
         read_after = frozenset(self._read_after)  # a copy: another row may add a run while we read what is known
         known = await self._known(row, lost)
@@ -198,6 +201,7 @@ class Claims:
 
     async def _watch(self, row: PendingRequest, last: KnownAttempt) -> NextStep:
         """Wait until the other run has made the image, has ended the attempt, or has ended itself."""
+        row.enter(State.WATCH)
         context, path = self._context, layout.image(row.key.hex(), row.request.extension)
         pause, longest = _WATCH_S
         self._watched += 1

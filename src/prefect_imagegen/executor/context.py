@@ -16,6 +16,7 @@ from prefect_imagegen.core.policy.latency import Latencies
 from prefect_imagegen.core.results import RequestResult
 from prefect_imagegen.executor.control import RunControl
 from prefect_imagegen.executor.pending import PendingRequest
+from prefect_imagegen.executor.states import State
 from prefect_imagegen.ports import (
     Accounts,
     Clock,
@@ -117,6 +118,7 @@ class ExecutorContext:
 
     async def delivered(self, row: PendingRequest, facts: ImageFacts, delivery: Delivery) -> RequestResult:
         """Record that the row has its image; its result."""
+        row.enter(State.RECORD)
         if row.is_late:
             facts = replace(facts, flags=(*facts.flags, LATE))
         result = RequestResult(

@@ -24,6 +24,7 @@ from prefect_imagegen.executor.failures import FailureHandler
 from prefect_imagegen.executor.lookups import Lookups
 from prefect_imagegen.executor.pending import Defer, NextStep, PendingRequest, Retry
 from prefect_imagegen.executor.slots import Slots
+from prefect_imagegen.executor.states import State
 from prefect_imagegen.ports import Submission
 
 MOST_INTERNAL = 20
@@ -77,7 +78,7 @@ class Executor:
 
     async def finish_deferred(self) -> list[RequestResult]:
         """Wait for the deferred requests until only stragglers are left; the results of all of them."""
-        return [self._with_counts(row, result) for row, result in await self._deferred.finish()]
+        return [self._end(row, result) for row, result in await self._deferred.finish()]
 
     async def abandon(self) -> None:
         """Cancel all deferred requests, where the run was cancelled from outside."""
@@ -111,11 +112,13 @@ class Executor:
         try:
             step = await call
         except StoreError as error:
+            row.enter(State.TROUBLE)
             if error.kind != "store_damaged":
                 # It has been tried for as long as the run may wait: nothing more can be kept.
                 self._context.control.interrupt("store", str(error))
             step = self._failures.without_store(row, error)
         except Exception as error:  # noqa: BLE001 - no error of one row, whatever it is, may end the other rows
+            row.enter(State.TROUBLE)
             if isinstance(error, ProviderError) and error.kind == "image_damaged":
                 step = row.failed(error)  # nothing was called, and nothing is decided about the attempt
             else:
@@ -146,11 +149,13 @@ class Executor:
     async def _until_it_waits(self, row: PendingRequest, step: NextStep) -> RequestResult | Defer:
         while isinstance(step, Retry):
             if step.seconds:
+                row.enter(State.BACK_OFF)
                 await self._context.control.sleep(step.seconds)
             step = await self._guarded(row, self._attempt_once(row))
         return step
 
     async def _attempt_once(self, row: PendingRequest) -> NextStep:
+        row.enter(State.REFERENCES)
         return await self._unaddressed(row, in_slot=False) or await self._in_slot(row)
 
     async def _unaddressed(self, row: PendingRequest, *, in_slot: bool) -> RequestResult | None:
@@ -163,6 +168,7 @@ class Executor:
             return None
         if row.accepted is not None or self._barred(row):
             return None
+        row.enter(State.REFERENCES)
         try:
             # Preparing and uploading images is not paid for, so that an interruption ends it at once.
             preparing = context.references.addresses(row.request, force_upload=row.force_upload)
@@ -186,6 +192,7 @@ class Executor:
         return row.failed(ProviderError(kind, error.message, status=error.status))
 
     async def _in_slot(self, row: PendingRequest) -> NextStep:
+        row.enter(State.SLOT)
         control, fetching = self._context.control, row.accepted is not None
         if not fetching:
             row.reservation = await self._reserve(row)
@@ -254,7 +261,12 @@ class Executor:
             self._money_freed.set()
         if result.status == "generated" or (row.posts and not row.breaker_notified):
             self._context.control.finished(result)
-        return self._with_counts(row, result)
+        return self._end(row, result)
+
+    @classmethod
+    def _end(cls, row: PendingRequest, result: RequestResult) -> RequestResult:
+        row.enter(State(result.status))
+        return cls._with_counts(row, result)
 
     @staticmethod
     def _with_counts(row: PendingRequest, result: RequestResult) -> RequestResult:

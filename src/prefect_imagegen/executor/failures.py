@@ -9,6 +9,7 @@ from prefect_imagegen.core.policy.outcomes import OUTCOMES, Outcome
 from prefect_imagegen.core.results import RequestResult
 from prefect_imagegen.executor.context import ExecutorContext
 from prefect_imagegen.executor.pending import PendingRequest, Retry
+from prefect_imagegen.executor.states import State
 
 
 class FailureHandler:
@@ -19,6 +20,7 @@ class FailureHandler:
 
     async def handle(self, row: PendingRequest, error: ProviderError) -> RequestResult | Retry:
         """Record the attempt as failed; then retry it, or end the row, its model or the run."""
+        row.enter(State.CLOSE)
         self._refine_kind(row, error)
         context, outcome = self._context, OUTCOMES[error.kind]
         row.failures += 1

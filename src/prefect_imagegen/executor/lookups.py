@@ -13,6 +13,7 @@ from prefect_imagegen.core.results import RequestResult
 from prefect_imagegen.executor.context import ExecutorContext
 from prefect_imagegen.executor.failures import FailureHandler
 from prefect_imagegen.executor.pending import Defer, NextStep, PendingRequest, Retry
+from prefect_imagegen.executor.states import State
 from prefect_imagegen.ports import Submission
 
 CLAIM_SAFE_S = 120.0
@@ -127,6 +128,7 @@ class Lookups:
 
     async def _retried_5xx(self, row: PendingRequest, error: ProviderError) -> NextStep:
         while True:
+            row.enter(State.LOOK_WAIT)
             await self._context.clock.sleep(_LOOK_AGAIN_S)
             finding = await self._try_look(row)
             if finding is not None and finding.unclear is None:
@@ -171,6 +173,7 @@ class Lookups:
 
     async def _wait(self, row: PendingRequest, seconds: float) -> None:
         """Wait for the next lookup; the run does not stay open for calls of earlier runs."""
+        row.enter(State.LOOK_WAIT)
         row.is_waiting = row.is_left_behind
         try:
             await self._context.clock.sleep(seconds)
@@ -214,6 +217,7 @@ class Lookups:
 
         Raises ProviderError.
         """
+        row.enter(State.LOOKUP)
         context = self._context
         record = attempt.record if attempt else None
         claim = record.claim if record else row.claim

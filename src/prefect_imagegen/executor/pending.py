@@ -13,6 +13,7 @@ from prefect_imagegen.core.policy.budget import Reservation
 from prefect_imagegen.core.policy.history_lookup import claim_form
 from prefect_imagegen.core.request.request import GenerationRequest
 from prefect_imagegen.core.results import RequestResult
+from prefect_imagegen.executor.states import State
 from prefect_imagegen.ports import Ownership, Submission
 
 
@@ -24,6 +25,7 @@ class PendingRequest:
     key: bytes
     claim_no: int
     """The number of the present claim and attempt, from 1."""
+    state: State = State.NEW
     posts: int = 0
     """POSTs sent in this run."""
     counted_posts: int = 0
@@ -89,6 +91,10 @@ class PendingRequest:
     def may_be_out(self) -> bool:
         """Whether a call of the present attempt may have been sent."""
         return self.sent_at is not None or self.request_id is not None or self.accepted is not None
+
+    def enter(self, state: State) -> None:
+        """Note what is being done for the request from now on."""
+        self.state = state
 
     def begin(self) -> None:
         """Begin the next attempt: nothing of the present one counts for it."""

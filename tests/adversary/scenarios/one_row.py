@@ -72,6 +72,8 @@ class ScriptedService:
     def __init__(self, play: Play, true: Time) -> None:
         self.asked: list[str] = []
         """Kinds of endpoints, of the present run; refused connections for a POST count as one."""
+        self.hears: Callable[[str], None] = lambda _: None
+        """Told of the kind of each request that is answered."""
         self.service = Service(
             true, Traits(outputs=play.outputs, body_form="object"), {KEY: ACCOUNT}, self._fate, play.v1
         )
@@ -109,6 +111,7 @@ class ScriptedService:
     def serve(self, request: Request, number: int) -> Reply:
         kind = self.service.kind_of(request)
         self.asked.append(kind)
+        self.hears(kind)
         answer = self._next(kind)
         if isinstance(answer, Reply):
             return answer
