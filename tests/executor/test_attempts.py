@@ -163,6 +163,15 @@ async def test_how_often_a_row_is_sent(bench: Bench, kind: str, posts: int, ends
     assert (result.status, result.error_kind, result.attempts) == (ends, kind, posts)
 
 
+@pytest.mark.parametrize("most", [1, 2])
+async def test_the_users_limit_of_attempts(tmp_path: Path, most: int) -> None:
+    """A row is sent `max_attempts` times at most, where its failure may be tried more often."""
+    bench = Bench(tmp_path, LedgerView.empty(), policy={"max_attempts": most})
+    bench.provider.submits = [error("unavailable") for _ in range(9)]
+    result = await bench.make()
+    assert (result.status, result.error_kind, result.attempts) == ("failed", "unavailable", most)
+
+
 async def test_free_failures_do_not_count_but_end(bench: Bench) -> None:
     """429 and unsent calls are no attempts; without any progress they stop the run at the deadline."""
     bench.provider.submits = [error("rate_limited", retry_after=5.0) for _ in range(20)] + ["r1"]

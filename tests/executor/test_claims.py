@@ -150,6 +150,24 @@ async def test_a_sleeper_does_not_send_under_an_old_claim(bench: Bench, overtake
         assert (first.error_kind, first.request_id, second.request_id) == ("unsent", None, "r1")
 
 
+@pytest.mark.parametrize("stopped", ["now", "monotonic"])
+async def test_either_clock_tells_that_a_claim_is_old(bench: Bench, stopped: str) -> None:
+    """A claim is as old as either clock says: one stands still while a machine sleeps, the other may be set back."""
+    moment, head = getattr(bench.clock, stopped)(), bench.store.head
+
+    async def slow_head(path: str) -> Any:
+        bench.store.head = head  # type: ignore[method-assign]
+        bench.clock.time += timedelta(minutes=5)
+        setattr(bench.clock, stopped, lambda: moment)
+        return await head(path)
+
+    bench.store.head = slow_head  # type: ignore[method-assign]
+    result = await bench.make()
+    assert (result.status, result.attempts) == ("generated", 1)
+    first, second = await bench.ledger.known(REQUEST.key)
+    assert (first.error_kind, second.request_id) == ("unsent", "r1")
+
+
 async def test_a_strange_answer_keeps_its_id(bench: Bench) -> None:
     """A POST that a sandbox answered in a real run, or the reverse, is held with its id, and the run stops."""
     bench.provider.submits = [error("sandbox_mismatch", status=200, request_id="r7")]
