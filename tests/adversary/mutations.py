@@ -35,7 +35,8 @@ from prefect_imagegen.providers.segmind.history import SegmindHistory
 from prefect_imagegen.providers.segmind.history_pages import Page
 from prefect_imagegen.providers.segmind.provider import SegmindProvider
 from prefect_imagegen.store.ledger.accounts import StoreAccounts
-from prefect_imagegen.store.ledger.ledger import StoreLedger, load_ledger, segments
+from prefect_imagegen.store.ledger.ledger import StoreLedger
+from prefect_imagegen.store.ledger.reading import load_ledger, segments
 from prefect_imagegen.store.patient_store import PatientStore
 
 from .world import session

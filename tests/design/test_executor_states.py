@@ -15,7 +15,8 @@ from prefect_imagegen.core.ledger.fold import LedgerView
 from prefect_imagegen.core.request.request import GenerationRequest, Reference
 from prefect_imagegen.executor import states as states_module
 from prefect_imagegen.executor.states import ENDS, FROM_ANY_STATE, TRANSITIONS, State
-from prefect_imagegen.store.ledger.ledger import StoreLedger, load_ledger
+from prefect_imagegen.store.ledger.ledger import StoreLedger
+from prefect_imagegen.store.ledger.reading import load_ledger
 from tests.adversary.runner import play
 from tests.adversary.scenarios.answer_scenarios import SCENARIOS
 from tests.adversary.scenarios.generator import draw

@@ -19,7 +19,7 @@ from prefect_imagegen.core.policy.history_lookup import same_call
 from prefect_imagegen.core.policy.outcomes import is_permanent
 from prefect_imagegen.core.request.request import GenerationRequest, Reference
 from prefect_imagegen.ports import Delivery, ObjectInfo, ObjectStore, Submission
-from prefect_imagegen.store.ledger.ledger import event_tables, load_ledger
+from prefect_imagegen.store.ledger.reading import event_tables, load_ledger
 from prefect_imagegen.store.object_store import FsspecObjectStore
 from tests.executor.conftest import HEX, REQUEST, Bench, CountingStore, error, png
 

@@ -13,7 +13,8 @@ from prefect_imagegen.core.errors import StoreError
 from prefect_imagegen.core.ledger.events import Claim
 from prefect_imagegen.core.ledger.fold import LedgerView
 from prefect_imagegen.ports import ObjectInfo
-from prefect_imagegen.store.ledger.ledger import StoreLedger, load_ledger
+from prefect_imagegen.store.ledger.ledger import StoreLedger
+from prefect_imagegen.store.ledger.reading import load_ledger
 from tests.executor.conftest import HEX, REQUEST, Bench, FakeAccounts, claim_of, error, event, other_claim, png
 
 pytestmark = pytest.mark.anyio

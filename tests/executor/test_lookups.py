@@ -10,7 +10,7 @@ from prefect_imagegen.core.ledger.events import RANK
 from prefect_imagegen.core.ledger.fold import LedgerView
 from prefect_imagegen.core.policy.history_lookup import Candidate, Look
 from prefect_imagegen.core.request.request import GenerationRequest, Reference
-from prefect_imagegen.store.ledger.ledger import load_ledger
+from prefect_imagegen.store.ledger.reading import load_ledger
 from prefect_imagegen.store.object_store import open_object_store
 from tests.executor.conftest import HEX, REQUEST, Bench, claim_of, error
 

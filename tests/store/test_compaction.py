@@ -23,7 +23,8 @@ from prefect_imagegen.core.ledger.fold import EVENT_SCHEMA, KEY_TYPE, LedgerView
 from prefect_imagegen.store.ledger import compaction
 from prefect_imagegen.store.ledger.compaction import compact
 from prefect_imagegen.store.ledger.files import ledger_files, to_parquet
-from prefect_imagegen.store.ledger.ledger import StoreLedger, event_tables, load_ledger
+from prefect_imagegen.store.ledger.ledger import StoreLedger
+from prefect_imagegen.store.ledger.reading import event_tables, load_ledger
 from prefect_imagegen.store.object_store import open_object_store
 
 pytestmark = pytest.mark.anyio

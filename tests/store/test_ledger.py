@@ -15,7 +15,8 @@ from prefect_imagegen.core import layout
 from prefect_imagegen.core.errors import StoreError
 from prefect_imagegen.core.ledger.events import RETRY_ASKED, RETRY_ASKED_RANK, Claim, Event, ImageFacts
 from prefect_imagegen.core.ledger.fold import EVENT_SCHEMA, KEY_TYPE, LedgerView, events_table
-from prefect_imagegen.store.ledger.ledger import FLUSH_EVENTS, StoreLedger, load_ledger
+from prefect_imagegen.store.ledger.ledger import FLUSH_EVENTS, StoreLedger
+from prefect_imagegen.store.ledger.reading import load_ledger
 from prefect_imagegen.store.object_store import FsspecObjectStore, open_object_store
 
 pytestmark = pytest.mark.anyio

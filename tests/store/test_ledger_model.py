@@ -28,7 +28,8 @@ from prefect_imagegen.core.ledger.events import RANK, RETRY_ASKED, RETRY_ASKED_R
 from prefect_imagegen.core.ledger.fold import KEY_TYPE, LedgerView
 from prefect_imagegen.store.ledger import compaction
 from prefect_imagegen.store.ledger.compaction import compact
-from prefect_imagegen.store.ledger.ledger import StoreLedger, event_tables, load_ledger
+from prefect_imagegen.store.ledger.ledger import StoreLedger
+from prefect_imagegen.store.ledger.reading import event_tables, load_ledger
 
 T = TypeVar("T")
 KEYS = [bytes([n]) * 16 for n in (0, 7, 128, 255)]

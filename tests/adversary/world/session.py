@@ -31,7 +31,8 @@ from prefect_imagegen.providers.limits import RateGate
 from prefect_imagegen.providers.segmind.provider import SEGMIND_URL
 from prefect_imagegen.store.heartbeat import Heartbeat, Process, StoreRunLiveness
 from prefect_imagegen.store.ledger.accounts import open_accounts
-from prefect_imagegen.store.ledger.ledger import StoreLedger, load_ledger, segments
+from prefect_imagegen.store.ledger.ledger import StoreLedger
+from prefect_imagegen.store.ledger.reading import load_ledger, segments
 from prefect_imagegen.store.patient_store import PatientStore
 
 

@@ -31,7 +31,7 @@ from prefect_imagegen.providers.pool.endpoint import DEFAULT_LIMIT
 from prefect_imagegen.providers.segmind.provider import SANDBOX_ENGINES, SEGMIND_URL, SegmindProvider
 from prefect_imagegen.store.contract.contract import Finding, StoreContract
 from prefect_imagegen.store.ledger.accounts import known_keys
-from prefect_imagegen.store.ledger.ledger import load_ledger, segments
+from prefect_imagegen.store.ledger.reading import load_ledger, segments
 from prefect_imagegen.store.object_store import FsspecObjectStore, open_object_store
 from prefect_imagegen.store.store_kind import StoreKind, read_kind
 

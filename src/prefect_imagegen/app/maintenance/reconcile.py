@@ -19,7 +19,7 @@ from prefect_imagegen.core.policy.history_lookup import claim_form, same_call
 from prefect_imagegen.core.request.request import KEY_BYTES, canonical_json
 from prefect_imagegen.ports import HistoryRecord
 from prefect_imagegen.store.ledger.files import json_object
-from prefect_imagegen.store.ledger.ledger import event_tables
+from prefect_imagegen.store.ledger.reading import event_tables
 from prefect_imagegen.store.object_store import FsspecObjectStore
 
 MAX_DAYS = 31

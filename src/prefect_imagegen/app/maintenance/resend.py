@@ -20,7 +20,8 @@ from prefect_imagegen.core.request.models import DEFAULT_PRICE_USD, PUBLISHED_PR
 from prefect_imagegen.providers.limits import SystemClock
 from prefect_imagegen.store.heartbeat import Heartbeat, Process, StoreRunLiveness
 from prefect_imagegen.store.ledger.files import damaged
-from prefect_imagegen.store.ledger.ledger import StoreLedger, load_ledger
+from prefect_imagegen.store.ledger.ledger import StoreLedger
+from prefect_imagegen.store.ledger.reading import load_ledger
 from prefect_imagegen.store.object_store import FsspecObjectStore
 
 CERTAIN = frozenset({"submitted", "other_run"})

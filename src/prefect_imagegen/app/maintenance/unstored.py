@@ -9,7 +9,7 @@ import pyarrow.compute as pc
 
 from prefect_imagegen.core.ledger.fold import EVENT_SCHEMA, KEY_TYPE
 from prefect_imagegen.ports import ObjectStore
-from prefect_imagegen.store.ledger.ledger import event_tables, load_ledger
+from prefect_imagegen.store.ledger.reading import event_tables, load_ledger
 
 PAID_KINDS = frozenset({"bad_output", "output_lost"})
 """Error kinds of attempts that were billed, and whose image may still be fetched later."""

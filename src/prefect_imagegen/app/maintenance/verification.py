@@ -22,7 +22,8 @@ from prefect_imagegen.core.request.request import GenerationRequest
 from prefect_imagegen.executor.context import MORE_IMAGES
 from prefect_imagegen.store.heartbeat import StoreRunLiveness
 from prefect_imagegen.store.ledger.event_file import EventFile
-from prefect_imagegen.store.ledger.ledger import StoreLedger, load_ledger
+from prefect_imagegen.store.ledger.ledger import StoreLedger
+from prefect_imagegen.store.ledger.reading import load_ledger
 from prefect_imagegen.store.object_store import FsspecObjectStore
 
 AT_ONCE = 16

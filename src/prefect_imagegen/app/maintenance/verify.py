@@ -15,7 +15,8 @@ from prefect_imagegen.app.maintenance.verify_report import VerifyReport
 from prefect_imagegen.core import layout
 from prefect_imagegen.providers.limits import SystemClock
 from prefect_imagegen.store.heartbeat import Heartbeat, Process, StoreRunLiveness
-from prefect_imagegen.store.ledger.ledger import StoreLedger, load_ledger
+from prefect_imagegen.store.ledger.ledger import StoreLedger
+from prefect_imagegen.store.ledger.reading import load_ledger
 from prefect_imagegen.store.object_store import FsspecObjectStore
 
 

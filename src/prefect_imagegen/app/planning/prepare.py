@@ -28,7 +28,7 @@ from prefect_imagegen.core.redact import redact
 from prefect_imagegen.failpoints import hit
 from prefect_imagegen.inputs.manifests.manifest import Manifest
 from prefect_imagegen.providers.segmind.provider import SANDBOX_ENGINES, SEGMIND_URL
-from prefect_imagegen.store.ledger.ledger import load_ledger
+from prefect_imagegen.store.ledger.reading import load_ledger
 from prefect_imagegen.store.object_store import FsspecObjectStore, open_object_store
 from prefect_imagegen.store.store_kind import StoreKind, claim_kind, read_kind
 

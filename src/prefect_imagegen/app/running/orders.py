@@ -13,7 +13,7 @@ from prefect_imagegen.core.ledger.orders import Spending, SpendingFold
 from prefect_imagegen.core.policy.budget import Budget
 from prefect_imagegen.ports import ObjectStore
 from prefect_imagegen.store.ledger.files import damaged, json_object
-from prefect_imagegen.store.ledger.ledger import event_tables
+from prefect_imagegen.store.ledger.reading import event_tables
 
 _READERS = 16
 

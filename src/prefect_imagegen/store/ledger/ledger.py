@@ -3,7 +3,7 @@
 import asyncio
 import json
 import re
-from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, fields, replace
 from datetime import datetime
 from typing import Any
@@ -23,26 +23,22 @@ from prefect_imagegen.core.ledger.events import (
     Event,
     KnownAttempt,
 )
-from prefect_imagegen.core.ledger.fold import COURSE, LedgerFold, LedgerView, events_table
+from prefect_imagegen.core.ledger.fold import COURSE, LedgerView, events_table
 from prefect_imagegen.core.ledger.keyed_table import KeyedTable, sorted_by_key
 from prefect_imagegen.core.policy.outcomes import is_permanent
 from prefect_imagegen.failpoints import hit
 from prefect_imagegen.ports import Clock, ObjectStore
-from prefect_imagegen.store.ledger.event_file import EventFile
 from prefect_imagegen.store.ledger.files import (
-    MissingFileError,
     damaged,
     from_parquet,
     json_object,
-    ledger_files,
-    read_files,
     to_parquet,
 )
+from prefect_imagegen.store.ledger.reading import segments
 
 FLUSH_EVENTS = 2_000
 FLUSH_SECONDS = 15.0
 REFRESH_SECONDS = 5.0
-_TRIES = 3
 _CLOSING = frozenset({"failed", "delivered", "quarantined"})
 _ATTEMPT = re.compile(r"[0-9a-f]{32}-([1-9][0-9]{0,8})")
 _CLAIM_TIMES = ("time", "store_time", "api_time")
@@ -314,38 +310,3 @@ def _with_claim(known: KnownAttempt, record: ClaimRecord) -> KnownAttempt:
         endpoint=record.claim.endpoint or known.endpoint,
         run_id=record.claim.run_id,
     )
-
-
-async def segments(store: ObjectStore) -> list[str]:
-    """The paths of all segments, sorted."""
-    return [info.path for info in await store.list(layout.SEGMENTS) if info.path.endswith(".parquet")]
-
-
-async def load_ledger(store: ObjectStore) -> LedgerView:
-    """Read the whole ledger and fold it.
-
-    Memory holds some bytes for each attempt; the facts of images stay in a temporary file. Raises StoreError that
-    names a damaged file.
-    """
-    with EventFile() as spool:
-        folding = LedgerFold(spool)
-        async for table in event_tables(store):
-            await asyncio.to_thread(folding.add, table)
-        return await asyncio.to_thread(folding.view)
-
-
-async def event_tables(store: ObjectStore) -> AsyncIterator[pa.Table]:
-    """All events of the ledger, as tables of `EVENT_SCHEMA` in no particular order, a few in memory at once.
-
-    If a compaction removed files while this reader slept for a day, reading starts again, and events come twice, which
-    the fold allows. Raises StoreError that names a missing or damaged file.
-    """
-    for tries_left in reversed(range(_TRIES)):
-        try:
-            async for table in read_files(store, await ledger_files(store)):
-                yield table
-        except MissingFileError as error:
-            if not tries_left or error.path in (await ledger_files(store)).paths:
-                raise
-        else:
-            return
