@@ -1,4 +1,4 @@
-"""The table of answers in docs/pay-once.md: what it says of each is what happens."""
+"""The table of answers in docs/design/pay-once.md: what it says of each is what happens."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ import pytest
 from .scenarios.answer_scenarios import SCENARIOS
 from .scenarios.one_row import COST_USD, OneRow, Play, Seen
 
-_DOCS = Path(__file__).parents[2] / "docs" / "pay-once.md"
+_DOCS = Path(__file__).parents[2] / "docs" / "design" / "pay-once.md"
 _COLUMNS = ["call", "answer", "row ends", "attempt in the ledger", "money", "POSTs", "next run"]
 _JOB_GETS = {"status", "result", "download", "detail"}
 _ONE_ROWS_TROUBLE = {"result", "download", "history look", "history by id", "nine days later"}

@@ -182,7 +182,7 @@ def test_doctor_deep_on_a_store_that_overwrites(user: User, blind_s3) -> None:
     assert found.returncode == 1
     assert "fail racing-creators" in found.stdout
     assert "no run may use this store" in found.stdout
-    assert "docs/stores.md" in found.stdout
+    assert "docs/guides/stores.md" in found.stdout
     assert blind_s3.objects == {}
     assert user.gateway.books.billed == []
 

@@ -33,7 +33,7 @@ from tests.deployments.terminal import Terminal, section, until
 pytestmark = [pytest.mark.prefect, pytest.mark.timeout(600)]
 ROOT = Path(__file__).parents[2]
 README, DEPLOYMENTS = ROOT / "README.md", ROOT / "deployments" / "README.md"
-RUN_BOOK = ROOT / "docs" / "operations.md"
+RUN_BOOK = ROOT / "docs" / "guides" / "operations.md"
 _LONG_S = 40.0
 """An image takes longer than commands on a busy machine take to stop the run."""
 _DATABASE = "postgresql+asyncpg://prefect:PASSWORD@db.example.com:5432/prefect"

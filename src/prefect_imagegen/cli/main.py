@@ -1,4 +1,4 @@
-"""The command line: parses, plans, calls the flow, prints. See README for options and exit codes."""
+"""The command line: parses, plans, calls the flow, prints. See docs/reference for options and exit codes."""
 
 import asyncio
 import os

@@ -43,7 +43,7 @@ _COLUMNS: tuple[tuple[str, pa.DataType, str], ...] = (
 )
 METADATA_SCHEMA = pa.schema([(name, kind) for name, kind, _ in _COLUMNS])
 COLUMN_MEANINGS: dict[str, str] = {name: meaning for name, _, meaning in _COLUMNS}
-"""What each column holds; the README's table is made from it."""
+"""What each column holds; docs/reference/metadata.md is made from it."""
 CLASH_PREFIX = "manifest_"
 
 STATUSES: dict[str, str] = {

@@ -1,4 +1,4 @@
-"""Claims: winning one before a paid call, and going on with those of runs that ended. See docs/pay-once.md."""
+"""Claims: winning one before a paid call, and going on with those of runs that ended. See docs/design/pay-once.md."""
 
 from collections.abc import Sequence
 

@@ -26,7 +26,9 @@ _ODD_NAMES = (
     *("~a'b\"c.txt", "a[1]{2}(3).txt", "dots...txt", ".hidden", "...", "日本語🧀.txt", "x" * 200),
     *(unicodedata.normalize(form, "é.txt") for form in ("NFC", "NFD")),
 )
-_CONDITIONAL = "Use a store with conditional puts (S3, R2, MinIO, GCS, Azure), or a local path; see docs/stores.md."
+_CONDITIONAL = (
+    "Use a store with conditional puts (S3, R2, MinIO, GCS, Azure), or a local path; see docs/guides/stores.md."
+)
 _CONSISTENT = "Use a store that is consistent after a write, without a cache or a replica in between."
 
 

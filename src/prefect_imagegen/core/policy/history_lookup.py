@@ -1,6 +1,6 @@
 """When to look into the request history for a call that got no answer, and what it proves. Pure.
 
-Source: the pay-once protocol (docs/pay-once.md). What cannot be told from the call looked for is never absent.
+Source: the pay-once protocol (docs/design/pay-once.md). What cannot be told from the call looked for is never absent.
 """
 
 import hashlib

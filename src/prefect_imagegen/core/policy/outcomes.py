@@ -1,6 +1,6 @@
 """What the outcome of a call means: the one table that decides about retries, stops and money.
 
-Sources: Segmind's error documentation, and the pay-once protocol (docs/pay-once.md).
+Sources: Segmind's error documentation, and the pay-once protocol (docs/design/pay-once.md).
 """
 
 import re
