@@ -22,6 +22,8 @@ def on_page_markdown(markdown: str, *, page: Any, config: Any, **_: Any) -> str:
         if not target.exists():
             raise FileNotFoundError(f"{page.file.src_uri} links to {link[0]}, which is not there")
         path = target.relative_to(docs.parent).as_posix()
-        return f"{config['repo_url']}/{'tree' if target.is_dir() else 'blob'}/main/{path}{link['anchor'] or ''}"
+        return (
+            f"{config['extra']['repository']}/{'tree' if target.is_dir() else 'blob'}/main/{path}{link['anchor'] or ''}"
+        )
 
     return _OUTSIDE.sub(absolute, markdown)
