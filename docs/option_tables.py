@@ -30,7 +30,7 @@ _NAMES = {
 
 
 def commands() -> str:
-    """The help of every command, 100 columns wide, each below a heading of its own."""
+    """The help of every command, 88 columns wide, each below a heading of its own."""
     with click.Context(cli) as context:
         found = {name: cli.get_command(context, name) for name in cli.list_commands(context)}
     visible = [name for name, command in found.items() if command is not None and not command.hidden]
@@ -39,7 +39,7 @@ def commands() -> str:
 
 
 def _help(name: str) -> str:
-    shown = CliRunner().invoke(cli, [name, "--help"], prog_name="prefect-imagegen", terminal_width=100)
+    shown = CliRunner().invoke(cli, [name, "--help"], prog_name="prefect-imagegen", terminal_width=88)
     if shown.exit_code != 0:
         raise RuntimeError(f"{name} --help: {shown.output}")
     return f"```text\n{shown.output.rstrip()}\n```"

@@ -24,6 +24,8 @@ from prefect_imagegen.gateway.settings import GatewaySettings
 PAGE = Path(__file__).parent / "guides" / "refusals.md"
 HEAD = """# When the program says no
 
+<!-- snippets: compared by tests/cli/test_refusals.py -->
+
 The refusals that people meet most, each made by running the command below it. All of them end with exit code 2, before
 anything is written or spent. This page is made by `python docs/refusals.py`; a test holds it against the program.
 """
