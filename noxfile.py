@@ -54,8 +54,9 @@ def lint(session: nox.Session) -> None:
 
 @nox.session(python=False)
 def docs(session: nox.Session) -> None:
-    """Make the generated parts of pages anew, from the code."""
+    """Make the generated parts of pages anew, from the code, and build the site into site/; with `serve`, show it."""
     tool(session, "cog", "-r", *generated_pages())
+    tool(session, "mkdocs", *(session.posargs or ["build", "--strict"]))
 
 
 @nox.session(python=False)

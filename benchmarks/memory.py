@@ -1,6 +1,6 @@
 """Memory of a whole run (plan, execution, metadata) by its number of rows: it must not grow with them.
 
-    python benchmarks/memory.py [--rows 5000 --rows 50000] [--plot docs/memory.png]
+    python benchmarks/memory.py [--rows 5000 --rows 50000] [--plot docs/guides/memory.png]
 
 A provider that answers at once and a store that forgets images and claims (the rest goes to a temporary folder), so
 that only the run itself is measured; each size runs in a process of its own. Planning holds a window of 32,768 rows,

@@ -21,8 +21,10 @@ from pydantic import SecretStr
 from prefect_imagegen.gateway.server import EmbeddedGateway
 from prefect_imagegen.gateway.settings import GatewaySettings
 
-PAGE = Path(__file__).with_name("refusals.md")
+PAGE = Path(__file__).parent / "guides" / "refusals.md"
 HEAD = """# When the program says no
+
+<!-- snippets: compared by tests/cli/test_refusals.py -->
 
 The refusals that people meet most, each made by running the command below it. All of them end with exit code 2, before
 anything is written or spent. This page is made by `python docs/refusals.py`; a test holds it against the program.

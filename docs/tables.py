@@ -1,7 +1,7 @@
-"""The generated parts of README: tables made from the code. `cog -r README.md` writes them, CI checks them."""
+"""Tables of the reference, made from the code: columns, errors, states, exit codes.
 
-import subprocess
-import sys
+`cog -r docs/reference/*.md docs/decisions/index.md` writes them into the pages, CI checks them.
+"""
 
 from prefect_imagegen.app.running.result import EXIT_CODES, STOP_REASONS
 from prefect_imagegen.core.metadata import COLUMN_MEANINGS, METADATA_SCHEMA, STATUSES
@@ -27,7 +27,7 @@ def manifest_columns() -> str:
         ("prompt", "string", "required", "up to 64 kB, sent byte for byte"),
         ("model", "string", "`--model`", "flux-2-klein-9b, flux-2-klein-4b, any other slug"),
         ("seed", "integer", "derived", "-1 or null: derived from the row's id, else from prompt and references"),
-        ("image_urls", "list of strings", "none", "reference images in order: URLs or paths (see References)"),
+        ("image_urls", "list of strings", "none", "reference images in order: URLs or paths"),
         *((spec.name, spec.type, f"`{spec.default}`", limits(spec)) for spec in fields),
     )
 
@@ -49,8 +49,8 @@ def errors() -> str:
         )
 
     rows = (
-        (f"`{one.kind}`", one.meaning, "yes" if one.retryable else "", ends(one.kind), one.remedy)
-        for one in OUTCOMES.values()
+        (f"`{outcome.kind}`", outcome.meaning, "yes" if outcome.retryable else "", ends(outcome.kind), outcome.remedy)
+        for outcome in OUTCOMES.values()
     )
     return table(("error_kind", "meaning", "retried", "row ends", "remedy"), *rows)
 
@@ -76,12 +76,3 @@ def exit_codes() -> str:
 def stop_reasons() -> str:
     """Why a run stops early."""
     return table(("stop_reason", "meaning"), *((f"`{name}`", text) for name, text in STOP_REASONS.items()))
-
-
-def command_help(*words: str) -> str:
-    """The help text of a command, 100 columns wide."""
-    call = [sys.executable, "-m", "prefect_imagegen.cli.main", *words, "--help"]
-    found = subprocess.run(  # noqa: S603 - our own program
-        call, capture_output=True, text=True, check=True, env={"COLUMNS": "100", "PATH": ""}
-    )
-    return f"```text\n{found.stdout.rstrip()}\n```"

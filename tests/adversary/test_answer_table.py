@@ -1,4 +1,4 @@
-"""The table of answers in docs/pay-once.md: what it says of each is what happens."""
+"""The table of answers in docs/design/pay-once.md: what it says of each is what happens."""
 
 from collections import defaultdict
 from pathlib import Path
@@ -11,7 +11,7 @@ from .scenarios.answer_scenarios import SCENARIOS
 from .scenarios.one_row import COST_USD, OneRow, Play, Seen
 from .transitions import answered_in, watched
 
-_DOCS = Path(__file__).parents[2] / "docs" / "pay-once.md"
+_DOCS = Path(__file__).parents[2] / "docs" / "design" / "pay-once.md"
 _COLUMNS = ["call", "answer", "row ends", "attempt in the ledger", "money", "POSTs", "next run"]
 _ANSWERED_IN = answered_in()
 _KINDS = {"run (v1)": {"submit"}, "poll": {"status"}, "history look": {"history"}, "history by id": {"detail"}}

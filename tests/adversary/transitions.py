@@ -1,5 +1,6 @@
 """Watches which states requests go through, and compares that with what the executor declares."""
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -68,7 +69,7 @@ def table(head: str) -> list[list[str]]:
 
 def states_in(cell: str) -> set[State]:
     """The states that a cell of the page names."""
-    return {State(word.strip("` ")) for word in cell.split(",") if word != "-"}
+    return {State(word) for word in re.findall(r"`(\w+)`", cell)}
 
 
 def answered_in() -> dict[str, set[State]]:

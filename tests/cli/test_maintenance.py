@@ -182,7 +182,7 @@ def test_doctor_deep_on_a_store_that_overwrites(user: User, blind_s3) -> None:
     assert process.returncode == 1
     assert "fail racing-creators" in process.stdout
     assert "no run may use this store" in process.stdout
-    assert "docs/stores.md" in process.stdout
+    assert "docs/guides/stores.md" in process.stdout
     assert blind_s3.objects == {}
     assert user.gateway.account_state.billed == []
 

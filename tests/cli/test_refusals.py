@@ -11,7 +11,7 @@ DOCS = Path(__file__).parents[2] / "docs"
 
 @pytest.mark.timeout(600)
 def test_the_page_of_refusals_is_up_to_date() -> None:
-    """Every case on docs/refusals.md is refused with exit code 2 and exactly the words that stand there."""
+    """Every case on docs/guides/refusals.md is refused with exit code 2 and exactly the words that stand there."""
     spec = importlib.util.spec_from_file_location("refusals", DOCS / "refusals.py")
     assert spec is not None
     assert spec.loader is not None
@@ -19,6 +19,7 @@ def test_the_page_of_refusals_is_up_to_date() -> None:
     sys.modules["refusals"] = refusals  # where dataclasses look for their module
     try:
         spec.loader.exec_module(refusals)
-        assert refusals.page() == (DOCS / "refusals.md").read_text(encoding="utf-8"), "run `python docs/refusals.py`"
+        page = (DOCS / "guides" / "refusals.md").read_text(encoding="utf-8")
+        assert refusals.page() == page, "run `python docs/refusals.py`"
     finally:
         del sys.modules["refusals"]

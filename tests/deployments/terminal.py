@@ -13,7 +13,12 @@ from typing import Any
 
 STANDING = ("prefect server start", "prefect worker start")
 """Commands that go on until they are ended: their blocks have a terminal of their own."""
-_FENCE = re.compile(r"^(?P<indent> *)```(?P<language>\w*)\n(?P<code>.*?)^ *```$", re.MULTILINE | re.DOTALL)
+_FENCE = re.compile(
+    r"(?:^<!-- (?P<marker>snippet: .*?|test-command) -->\n)?"
+    r"^(?P<indent> *)```(?P<language>\w*)\n(?P<code>.*?)^ *```$",
+    re.MULTILINE | re.DOTALL,
+)
+_EXIT = re.compile(r"exit (\d+)$")
 
 
 def until(look: Callable[[], Any], seconds: float) -> Any:
@@ -27,10 +32,18 @@ def until(look: Callable[[], Any], seconds: float) -> Any:
 
 @dataclass(frozen=True)
 class Block:
-    """A fenced block of a document."""
+    """A fenced block of a document, with what stands in the comment before it, and the headings that it is below."""
 
     language: str
     code: str
+    marker: str = ""
+    headings: tuple[str, ...] = ()
+
+    @property
+    def exit_code(self) -> int:
+        """How its last command ends; the marker names what is not 0."""
+        match = _EXIT.search(self.marker)
+        return int(match[1]) if match else 0
 
     @property
     def is_standing(self) -> bool:
@@ -44,11 +57,34 @@ def section(path: Path, heading: str) -> list[Block]:
     assert match is not None, f"{path.name} has no section {heading!r}"
     body = text[match.end() :]
     end = re.search(rf"^#{{1,{len(match[1])}}} ", _FENCE.sub(lambda fence: "\n" * len(fence[0]), body), re.MULTILINE)
-    found = [
-        Block(fence["language"], re.sub(rf"^{fence['indent']}", "", fence["code"], flags=re.MULTILINE))
-        for fence in _FENCE.finditer(body[: end.start()] if end else body)
+    return [block for block in blocks(body[: end.start()] if end else body) if block.language in ("bash", "python")]
+
+
+def blocks(text: str) -> list[Block]:
+    """All fenced blocks of a document, in order."""
+    fences = list(_FENCE.finditer(text))
+    prose = _FENCE.sub(lambda fence: " " * len(fence[0]), text)
+    headings = [
+        (match.start(), len(match[1]), match[2]) for match in re.finditer(r"^(#+) (.+?) *$", prose, re.MULTILINE)
     ]
-    return [block for block in found if block.language in ("bash", "python")]
+    return [
+        Block(
+            fence["language"],
+            re.sub(rf"^{fence['indent']}", "", fence["code"], flags=re.MULTILINE),
+            (fence["marker"] or "").removeprefix("snippet: "),
+            _above(headings, fence.start()),
+        )
+        for fence in fences
+    ]
+
+
+def _above(headings: list[tuple[int, int, str]], position: int) -> tuple[str, ...]:
+    """The headings that a position is below, from the document's own to the nearest."""
+    path: list[tuple[int, str]] = []
+    for start, rank, title in headings:
+        if start < position:
+            path = [*((above, name) for above, name in path if above < rank), (rank, title)]
+    return tuple(title for _, title in path)
 
 
 @dataclass
@@ -82,8 +118,8 @@ class Terminal:
         done = subprocess.run(
             command, cwd=self.folder, env=self.environment, capture_output=True, text=True, timeout=180, check=False
         )
-        assert done.returncode == 0, f"{code}\n{done.stdout}\n{done.stderr}"
-        if block.language == "bash":
+        assert done.returncode == block.exit_code, f"{code}\n{done.stdout}\n{done.stderr}"
+        if block.language == "bash" and block.exit_code == 0:
             pairs = (self.folder / "environment").read_text().strip("\0").split("\0")
             self.environment = dict(pair.partition("=")[::2] for pair in pairs)
         return done.stdout + done.stderr

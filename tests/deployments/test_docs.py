@@ -32,8 +32,8 @@ from tests.deployments.terminal import Terminal, section, until
 
 pytestmark = [pytest.mark.prefect, pytest.mark.timeout(600)]
 ROOT = Path(__file__).parents[2]
-README, DEPLOYMENTS = ROOT / "README.md", ROOT / "deployments" / "README.md"
-RUN_BOOK = ROOT / "docs" / "operations.md"
+GUIDES, DEPLOYMENTS = ROOT / "docs" / "guides", ROOT / "deployments" / "README.md"
+SCHEDULES, RUN_BOOK = GUIDES / "schedules.md", GUIDES / "operations.md"
 _LONG_S = 40.0
 """An image takes longer than commands on a busy machine take to stop the run."""
 _DATABASE = "postgresql+asyncpg://prefect:PASSWORD@db.example.com:5432/prefect"
@@ -273,8 +273,8 @@ def test_the_server_restarts_amid_a_run(place: Place) -> None:
     assert said[:-1] in ([], ["The Prefect server cannot be reached"])
 
 
-def test_the_readme(places: Any, s3: S3Server) -> None:
-    """README's section on schedules, followed in order, ends with images in its bucket, each paid once."""
+def test_the_page_on_schedules(places: Any, s3: S3Server) -> None:
+    """The page on schedules, followed in order, ends with images in its bucket, each paid once."""
     system = s3fs.S3FileSystem(**s3.owner_options, skip_instance_cache=True, use_listings_cache=False)
     try:
         if not system.exists("data"):
@@ -288,7 +288,7 @@ def test_the_readme(places: Any, s3: S3Server) -> None:
         write_manifest(place.terminal.folder / "prompts.parquet", 6, "readme")
         system.put_file(str(place.terminal.folder / "prompts.parquet"), "data/prompts.parquet")
         printed = ""
-        for block in section(README, "On a schedule"):
+        for block in section(SCHEDULES, "On a schedule"):
             printed = place.terminal.follow(block)
             if "server start" in block.code:
                 until(place.is_up, 120)

@@ -1,6 +1,7 @@
 """docs/design/executor.md: its diagram and tables are what the executor declares, and what requests do."""
 
 import ast
+import hashlib
 import inspect
 import re
 from collections.abc import Awaitable, Callable
@@ -43,6 +44,12 @@ def test_the_diagram_draws_what_the_executor_declares():
     declared = [(str(before), str(after)) for before, afters in TRANSITIONS.items() for after in afters]
     declared += [("at_work", str(after)) for after in FROM_ANY_STATE]
     assert sorted(_drawn()) == sorted(declared)
+
+
+def test_the_picture_is_of_this_diagram():
+    """The picture that the site shows was drawn from the diagram as it stands; `docs/diagram.py` draws it."""
+    text = PAGE.read_text(encoding="utf-8").split("```mermaid\n")[1].split("```")[0]
+    assert hashlib.sha256(text.encode()).hexdigest() in PAGE.with_suffix(".svg").read_text(encoding="utf-8")[:200]
 
 
 def test_what_stands_inside_the_diagram():

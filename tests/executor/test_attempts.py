@@ -46,7 +46,7 @@ async def test_everything_is_durable_before_the_next_step(bench: Bench) -> None:
 
 
 async def test_what_an_image_asks_of_the_store(tmp_path: Path) -> None:
-    """An image costs three PUTs (claim, id, image) and one HEAD, as docs/scale.md says; nothing is read or listed."""
+    """An image costs three PUTs (claim, id, image) and one HEAD, as docs/guides/scale.md says; nothing is read."""
     store = CountingStore(*fsspec.core.url_to_fs(str(tmp_path)), str(tmp_path))
     store.counts = Counter()
     assert (await Bench(tmp_path, LedgerView.empty(), store=store).make()).status == "generated"

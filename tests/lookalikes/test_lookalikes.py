@@ -152,7 +152,7 @@ TOLD = {
     "quota": (faults.RefusesPuts(403, "QuotaExceeded"), "store_full", "room"),
     "full": (faults.RefusesPuts(507, "InsufficientStorage"), "store_full", "room"),
     "denied": (faults.RefusesPuts(403, "AccessDenied"), "store_read_only", "rights"),
-    "locked": (faults.RefusesPuts(405, "MethodNotAllowed"), "store_refused", "docs/stores.md"),
+    "locked": (faults.RefusesPuts(405, "MethodNotAllowed"), "store_refused", "docs/guides/stores.md"),
     "error inside 200": (faults.ErrorInside200(always=True), "store_unreachable", "status"),
     "gone away": (faults.RefusesPuts(502, "BadGateway"), "store_unreachable", "status"),
     "no bucket": (faults.RefusesPuts(404, "NoSuchBucket"), "store_not_found", "Create it"),

@@ -1,4 +1,4 @@
-"""Claims: made before every paid call; those of runs that ended are taken over. See docs/pay-once.md."""
+"""Claims: made before every paid call; those of runs that ended are taken over. See docs/design/pay-once.md."""
 
 from collections.abc import Sequence
 

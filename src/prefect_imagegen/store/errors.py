@@ -86,7 +86,8 @@ def no_create_only(url: str, refusal: Refusal) -> StoreError:
         "store_no_create_only",
         f"{url} does not take create-only puts: it takes a put, and answers {refusal} to the same put with "
         "If-None-Match.",
-        remedy="Use a store with conditional puts (S3, R2, MinIO, GCS, Azure), or a local path; see docs/stores.md.",
+        remedy="Use a store with conditional puts (S3, R2, MinIO, GCS, Azure), or a local path; "
+        "see docs/guides/stores.md.",
     )
 
 
@@ -188,7 +189,7 @@ def _other_error(where: str, error: Exception, refusal: Refusal, number: int | N
         return StoreError(
             "store_refused",
             f"{where} cannot be {action}: the store answers {refusal}.",
-            remedy="See docs/stores.md for what is needed; `prefect-imagegen doctor --deep` tries it all.",
+            remedy="See docs/guides/stores.md for what is needed; `prefect-imagegen doctor --deep` tries it all.",
         )
     if refusal.status:
         return StoreError(

@@ -1,4 +1,4 @@
-"""How each line of the table in docs/pay-once.md is played: the scripts of the service, by call and answer."""
+"""How each line of the table in docs/design/pay-once.md is played: the scripts of the service, by call and answer."""
 
 import base64
 import json

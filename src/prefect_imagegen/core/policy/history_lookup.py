@@ -1,6 +1,7 @@
 """Looking up a call that got no answer in the request history: when, and what a look proves. Pure.
 
-A call that could be the one looked for is never taken for absent. Source: the pay-once protocol (docs/pay-once.md).
+A call that could be the one looked for is never taken for absent.
+Source: the pay-once protocol (docs/design/pay-once.md).
 """
 
 import hashlib

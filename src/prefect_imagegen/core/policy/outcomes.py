@@ -1,6 +1,6 @@
 """The table of outcomes: what each kind of failure means for retries, for the run and for money.
 
-Sources: Segmind's error documentation, and the pay-once protocol (docs/pay-once.md).
+Sources: Segmind's error documentation, and the pay-once protocol (docs/design/pay-once.md).
 """
 
 from dataclasses import dataclass

@@ -3,7 +3,9 @@
 from prefect_imagegen.store.contract import content, listing, writing
 from prefect_imagegen.store.contract.bench import ContractCheck
 
-_CONDITIONAL = "Use a store with conditional puts (S3, R2, MinIO, GCS, Azure), or a local path; see docs/stores.md."
+_CONDITIONAL = (
+    "Use a store with conditional puts (S3, R2, MinIO, GCS, Azure), or a local path; see docs/guides/stores.md."
+)
 _CONSISTENT = "Use a store that is consistent after a write, without a cache or a replica in between."
 _PAID_TWICE = "Nothing keeps two runs from paying for the same image: no run may use this store."
 _UNSEEN = (
