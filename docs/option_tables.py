@@ -10,7 +10,7 @@ from prefect.blocks.fields import SecretDict
 from pydantic.fields import FieldInfo
 from tables import table
 
-from prefect_imagegen.app.config.options import GenerateOptions
+from prefect_imagegen.app.config.options import RunOptions
 from prefect_imagegen.blocks import GpuWorkerPool, ImageStore, Segmind
 from prefect_imagegen.cli.main import cli
 from prefect_imagegen.flows.generate_images import generate_images
@@ -46,15 +46,15 @@ def _help(name: str) -> str:
 
 
 def options() -> str:
-    """The fields of `GenerateOptions`. Raises RuntimeError where the command line has no option for one."""
+    """The fields of `RunOptions`. Raises RuntimeError where the command line has no option for one."""
     with click.Context(cli) as context:
         command = cli.get_command(context, "generate")
     spellings = {parameter.name: parameter.opts[0] for parameter in command.params} if command else {}
-    if missing := GenerateOptions.model_fields.keys() - spellings.keys():
+    if missing := RunOptions.model_fields.keys() - spellings.keys():
         raise RuntimeError(f"the command line has no option for {sorted(missing)}")
     rows = (
         (f"`{name}`", f"`{spellings[name]}`", *_described(name, field))
-        for name, field in GenerateOptions.model_fields.items()
+        for name, field in RunOptions.model_fields.items()
     )
     return table(("field", "command line", "type", "default", "meaning"), *rows)
 

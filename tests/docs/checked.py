@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from prefect_imagegen.app.config.options import GenerateOptions
+from prefect_imagegen.app.config.options import RunOptions
 from prefect_imagegen.cli.main import cli
 from tests.deployments.terminal import Block
 
@@ -88,7 +88,7 @@ def _check_call(call: ast.Call, names: dict[str, Any]) -> None:
     else:
         parameters = inspect.signature(getattr(called, "fn", called)).parameters
         takes_options = any(one.kind is inspect.Parameter.VAR_KEYWORD for one in parameters.values())
-        known = set(parameters) | (set(GenerateOptions.model_fields) if takes_options else set())
+        known = set(parameters) | (set(RunOptions.model_fields) if takes_options else set())
     assert keywords <= known, f"{ast.unparse(call)}: no {sorted(keywords - known)}"
 
 
