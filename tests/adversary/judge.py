@@ -17,27 +17,27 @@ from .world.world import Played, World
 OVER_DEADLINE_S = 25.0 + 1.5
 """A run ends so many seconds after --deadline since a row last moved, at the latest: it is watched every second."""
 SLOT_S = 60.0
-"""A row that gives its slot away has moved, and nobody outside sees it."""
+"""A row that releases its slot has moved, which cannot be seen from outside the run: it may take so many seconds."""
 _STATES = frozenset({"generated", "reused", "failed", "held", "not_run"})
 _FOR_GOOD = frozenset({400, 406, 409, 411, 413, 415, 418, 422, 451})
 
 
 def judge(world: World) -> list[str]:
     """All findings about a world; empty if every rule held."""
-    found = [text for run in world.runs for text in run.broke]
-    if found:
-        return found
+    findings = [text for run in world.runs for text in run.broke]
+    if findings:
+        return findings
     for request in world.requests:
-        found += _money(world, request.prompt, request.key)
-        found += _image(world, request.prompt, request.key, request.extension)
-        found += _resent(world, request.prompt, request.key)
-        found += _counted_once(world, request)
+        findings += _money(world, request.prompt, request.key)
+        findings += _image(world, request.prompt, request.key, request.extension)
+        findings += _resent(world, request.prompt, request.key)
+        findings += _counted_once(world, request)
     for run in world.runs:
-        found += _ends(world, run)
-        found += _states(world, run)
-        found += _cap(world, run)
-        found += _dropped(world, run)
-    return found + _abandoned(world) + _unsafe(world) + _secrets(world)
+        findings += _ends(world, run)
+        findings += _states(world, run)
+        findings += _cap(world, run)
+        findings += _dropped(world, run)
+    return findings + _abandoned(world) + _unsafe(world) + _secrets(world)
 
 
 def _jobs(world: World, prompt: str) -> list[Job]:
@@ -76,35 +76,35 @@ def _image(world: World, prompt: str, key: bytes, extension: str) -> list[str]:
     """(b, e) In the end every row has its image, or a reason that the truth justifies."""
     last = world.runs[-1]
     assert last.ended is not None
-    kept = world.objects.kept.get(layout.image(key.hex(), extension))
+    stored = world.objects.contents.get(layout.image(key.hex(), extension))
     account = dict(world.scenario.keys)[last.plan.key]
     jobs = _jobs(world, prompt)
     if layout.image(key.hex(), extension) in world.damaged:
         return []
-    if kept is not None:
-        mine = [job for job in jobs if kept[0] in [png(path) for path in job.outputs]]
+    if stored is not None:
+        mine = [job for job in jobs if stored[0] in [png(path) for path in job.outputs]]
         lost = [path for job in mine for path in job.outputs if not _is_kept(world, key, extension, path)]
         return [f"lost-outputs: {prompt}: paid outputs {lost} are not in the store"] if lost else []
     result = last.ended.results.get(key)
-    told = f"{result.status} ({result.error_kind}: {result.error_message})" if result else "no result"
+    outcome = f"{result.status} ({result.error_kind}: {result.error_message})" if result else "no result"
     by_wish = ("none", "2xx", "3xx") if world.scenario.options.on_unknown == "retry-once" else ()
     guessed = [call.job for call in _calls(world, prompt) if call.answer in ("5xx", *by_wish)]
     there = [job for job in jobs if job.account == account and _billed(job) and job not in guessed]
     alive = [job for job in there if last.began < job.ready_at + FILE_LIVES_S]
     justified = _justified(world, prompt, jobs, account) or _cannot_be_linked(world, prompt)
     if alive and not (justified and result and result.status == "held"):
-        return [f"given-up: {prompt} was paid ({alive[0].request_id}), can be fetched, and ends {told}"]
+        return [f"given-up: {prompt} was paid ({alive[0].request_id}), can be fetched, and ends {outcome}"]
     # A call that was answered with an error, and billed all the same, may show only after its file is gone.
     gone = [job for job in guessed if job is not None and _billed(job) and last.began >= job.ready_at + FILE_LIVES_S]
     is_lost = bool(gone) and result is not None and result.error_kind == "output_lost"
     if not justified and not there and not is_lost:
-        return [f"undelivered: {prompt} ends {told} in good times"]
+        return [f"undelivered: {prompt} ends {outcome} in good times"]
     return []
 
 
 def _is_kept(world: World, key: bytes, extension: str, path: str) -> bool:
     folder = f"images/{key.hex()[:2]}/{key.hex()}"
-    return any(one.startswith(folder) and kept[0] == png(path) for one, kept in world.objects.kept.items())
+    return any(name.startswith(folder) and stored[0] == png(path) for name, stored in world.objects.contents.items())
 
 
 def _justified(world: World, prompt: str, jobs: list[Job], account: str) -> bool:
@@ -120,15 +120,15 @@ def _justified(world: World, prompt: str, jobs: list[Job], account: str) -> bool
 def _claimants(world: World, prompt: str) -> list[Played]:
     """The runs that claimed a row: their calls may have been sent, whether they arrived or not."""
     key = next(request.key.hex() for request in world.requests if request.prompt == prompt)
-    paths = [path for path in world.objects.kept if path.startswith(layout.claims_of(key))]
-    claims = [json.loads(world.objects.kept[path][0]) for path in paths if not path.endswith(".id.json")]
+    paths = [path for path in world.objects.contents if path.startswith(layout.claims_of(key))]
+    claims = [json.loads(world.objects.contents[path][0]) for path in paths if not path.endswith(".id.json")]
     return [run for run in world.runs if any(claim["run_id"] == f"run-{run.number}" for claim in claims)]
 
 
 def _cannot_be_linked(world: World, prompt: str) -> bool:
-    """Whether the last run's key is another one than sent the row, and the store knows no call to prove it by.
+    """Whether another API key sent the row than the last run has, and no call in the store links the two keys.
 
-    Then nobody can tell whose call it was: the row is held for the old key, or for a person.
+    Then the call's account is unknown: the row is held until the old key is used, or a person decides.
     """
     last = world.runs[-1]
     senders = {run.plan.key for run in _claimants(world, prompt)} - {last.plan.key}
@@ -136,7 +136,7 @@ def _cannot_be_linked(world: World, prompt: str) -> bool:
     ids = {call.job.request_id for call in sent if call.job is not None}
     if not senders:
         return False
-    for path, (data, _, _) in world.objects.kept.items():
+    for path, (data, _, _) in world.objects.contents.items():
         if path.startswith("ledger/segments/") and f"-nonce{last.number}-" not in path:
             events = parquet.read_table(BytesIO(data), columns=["request_id"])
             if not ids.isdisjoint(events["request_id"].to_pylist()):
@@ -152,7 +152,7 @@ def _resent(world: World, prompt: str, key: bytes) -> list[str]:
         if result is None or result.status != "failed" or not is_permanent(result.error_kind or ""):
             continue
         own = [call for call in calls if call.run == run.number]
-        # A run that only saw what another one had found knows it at its end for certain.
+        # A run that only read another run's failure knows of it for certain at its end.
         since = own[-1].at if own and _ends_for_good(own[-1]) else run.over
         later = [call for call in calls if call.run != run.number and call.at > since]
         if later:
@@ -163,46 +163,46 @@ def _resent(world: World, prompt: str, key: bytes) -> list[str]:
 
 def _ends_for_good(call: Call) -> bool:
     refused = call.answer == "4xx" and call.status in _FOR_GOOD
-    # What came of a call that was answered 5xx is a guess: it may be sent again.
+    # Whether a call that was answered 5xx is billed is a guess: it may be sent again.
     return refused or (call.answer != "5xx" and call.job is not None and call.job.fails_with is not None)
 
 
 def _ends(world: World, run: Played) -> list[str]:
     """(d) A run ends soon after the last row moved."""
     latest = run.moved + world.scenario.options.deadline + SLOT_S + OVER_DEADLINE_S
-    found = []
+    findings = []
     if run.stopped_at is not None and run.over > run.stopped_at + OVER_DEADLINE_S:
-        found.append(f"slow-stop: run {run.number} ended {run.over - run.stopped_at:.0f} s after SIGTERM")
+        findings.append(f"slow-stop: run {run.number} ended {run.over - run.stopped_at:.0f} s after SIGTERM")
     if run.over > latest:
-        found.append(f"late: run {run.number} ended {run.over - run.moved:.0f} s after a row last moved")
+        findings.append(f"late: run {run.number} ended {run.over - run.moved:.0f} s after a row last moved")
     if run.ended and run.ended.stop_reason == "store":
         hiccups = f"after {len(run.store.failures)} hiccups of the store"
-        found.append(f"store-stop: run {run.number} stopped {hiccups}: {run.ended.stop_message}")
-    return found
+        findings.append(f"store-stop: run {run.number} stopped {hiccups}: {run.ended.stop_message}")
+    return findings
 
 
 def _states(world: World, run: Played) -> list[str]:
     """(c) Every row ends in one state, with a reason where it has no image."""
     if run.ended is None or run.ended.refused:
         return []
-    found = []
+    findings = []
     for request in world.requests:
         result = run.ended.results.get(request.key)
         if result is None or result.status not in _STATES:
-            found.append(f"states: run {run.number}: {request.prompt} ends {result!r}")
+            findings.append(f"states: run {run.number}: {request.prompt} ends {result!r}")
         elif result.status in ("failed", "held", "not_run") and not (result.error_kind and result.error_message):
-            found.append(f"states: run {run.number}: {request.prompt} is {result.status} without a reason")
+            findings.append(f"states: run {run.number}: {request.prompt} is {result.status} without a reason")
         elif result.status in ("generated", "reused") and not _has_image(world, request):
-            found.append(f"states: run {run.number}: {request.prompt} is {result.status} without an image")
-    return found
+            findings.append(f"states: run {run.number}: {request.prompt} is {result.status} without an image")
+    return findings
 
 
 def _has_image(world: World, request: GenerationRequest) -> bool:
-    return layout.image(request.key.hex(), request.extension) in world.objects.kept
+    return layout.image(request.key.hex(), request.extension) in world.objects.contents
 
 
 def _cap(world: World, run: Played) -> list[str]:
-    """A run spends no more than it may; and once costs are known, or assumed, it is not held to two calls for ever."""
+    """A run spends no more than its cap; and once costs are known, or assumed, it is not held to two calls for ever."""
     if run.plan.cap is None:
         return []
     jobs = [call.job for call in world.service.calls if call.run == run.number and call.job and _billed(call.job)]
@@ -210,20 +210,22 @@ def _cap(world: World, run: Played) -> list[str]:
     if spent > run.plan.cap + 1e-9:
         return [f"over-cap: run {run.number} spent {spent:.2f} of {run.plan.cap:.2f}"]
     later = jobs[8:] if run.plan.cap > 10 * spent and not world.scenario.troubles else []
-    most = max((sum(one.accepted_at <= job.accepted_at < one.ready_at for one in jobs) for job in later), default=9)
+    most = max(
+        (sum(other.accepted_at <= job.accepted_at < other.ready_at for other in jobs) for job in later), default=9
+    )
     if most <= 2 < world.scenario.options.in_flight:
         return [f"throttled: run {run.number} never has more than {most} calls out"]
     return []
 
 
 def _dropped(world: World, run: Played) -> list[str]:
-    """The bytes of a paid image that a run has in hand are stored before it ends, for as long as it may try."""
+    """A run that has begun to store a paid image has stored it when it ends, if there was time for it."""
     if run.ended is None or run.ended.stop_reason == "store":
         return []
     if run.stopped_at is not None and run.over > run.stopped_at + OVER_DEADLINE_S - 3.0:
         return []
-    kept = world.objects.kept
-    lost = [path for path in sorted(run.store.begun) if path not in kept or kept[path][1] > run.over]
+    stored = world.objects.contents
+    lost = [path for path in sorted(run.store.begun) if path not in stored or stored[path][1] > run.over]
     return [f"dropped: run {run.number} began to store {path}, and ended" for path in lost]
 
 
@@ -243,16 +245,16 @@ def _counted_once(world: World, request: GenerationRequest) -> list[str]:
 
 
 def _abandoned(world: World) -> list[str]:
-    """A paid POST is let go after the deadline, or when the run was told to stop; never by what was learned."""
-    found = []
+    """A paid POST is given up after the deadline or when the run stops, never after a time learned from calls."""
+    findings = []
     for call in world.service.calls:
         run = world.runs[call.run - 1]
         if call.abandoned_at is None or run.stopped_at is not None or run.ended is None or run.ended.stop_reason:
             continue
         waited = call.abandoned_at - call.at
         if call.status < 300 and call.whole and waited < world.scenario.options.deadline - 1.0 and call.answer == "2xx":
-            found.append(f"let-go: a POST of {call.prompt} was let go after {waited:.0f} s")
-    return found[:1]
+            findings.append(f"let-go: a POST of {call.prompt} was let go after {waited:.0f} s")
+    return findings[:1]
 
 
 def _unsafe(world: World) -> list[str]:
@@ -261,10 +263,10 @@ def _unsafe(world: World) -> list[str]:
 
 
 def _secrets(world: World) -> list[str]:
-    """(f) No key in what is told or stored."""
+    """(f) No API key is in a result or in the store."""
     keys = [key for key, _ in world.scenario.keys]
     texts = Counter(str(run.ended) for run in world.runs if run.ended)
-    for path, (data, _, _) in world.objects.kept.items():
+    for path, (data, _, _) in world.objects.contents.items():
         if not path.endswith((".png", ".parquet")):
             texts[data.decode("utf-8", "replace")] += 1
     return [f"secret: a key is told in {text[:80]}" for text in texts for key in keys if key in text][:1]

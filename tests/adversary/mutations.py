@@ -1,7 +1,8 @@
 """The faults that were found before, each to be put back into the product for the time of a `with`.
 
-They are named as in the list of findings of November 2026: A1 to A15 are what billed twice or lost paid images, E what
-changes of the code no test had noticed. What the adversary itself found stands in `own_mutations`. See `test_sight`.
+They are named as in the list of findings of November 2026: A1 to A15 billed twice or lost paid images; those of E are
+changes of the code that no test noticed. Faults that the adversary itself found are in `own_mutations`. See
+`test_sight`.
 """
 
 import asyncio
@@ -46,12 +47,12 @@ Mutation = Callable[[], AbstractContextManager[Any]]
 
 @contextmanager
 def a1_own_id_excluded() -> Iterator[None]:
-    """The id that the ledger alone knows counts as that of another call; and it is told before it is stored."""
+    """An id that only the ledger knows counts as another call's; and it is recorded before the claim stores it."""
     known, keep = StoreLedger.known, AttemptRunner._store_request_id
 
     async def claims_only(self: StoreLedger, key: bytes, *, lost: int = 0) -> Any:
-        found = await known(self, key, lost=lost)
-        return [replace(one, request_id=one.record.request_id) if one.record else one for one in found]
+        claims = await known(self, key, lost=lost)
+        return [replace(claim, request_id=claim.record.request_id) if claim.record else claim for claim in claims]
 
     async def told_first(self: AttemptRunner, row: PendingRequest, request_id: str) -> None:
         await self._context.record(row, "submitted", request_id=request_id)
@@ -87,10 +88,10 @@ def a3_unknown_shape_is_empty() -> AbstractContextManager[Any]:
 
 
 def a3_unreadable_differs() -> AbstractContextManager[Any]:
-    """A row that cannot be read, or that tells numbers as text, is another call."""
+    """A history row that cannot be read, or that shows numbers as text, counts as another call."""
 
-    def compare(seen: Mapping[str, Any] | None, claimed: Mapping[str, Any]) -> str:
-        form = claim_form(seen) if isinstance(seen, Mapping) else {}
+    def compare(shown: Mapping[str, Any] | None, claimed: Mapping[str, Any]) -> str:
+        form = claim_form(shown) if isinstance(shown, Mapping) else {}
         return "same" if all(form.get(name) == value for name, value in claimed.items()) else "differs"
 
     return patch.object(segmind_history, "compare_calls", compare)
@@ -110,7 +111,7 @@ def a3_pages_without_end() -> AbstractContextManager[Any]:
 
 
 def a4_no_accounts() -> AbstractContextManager[Any]:
-    """Whoever looks takes every call for an own one."""
+    """A look in the history takes every call of any account for one of its own."""
 
     async def ownership(self: StoreAccounts, attempt: object) -> str:
         return "same"
@@ -140,7 +141,7 @@ def a5_late_address_is_final() -> AbstractContextManager[Any]:
 
 
 def a6_learned_patience_cuts() -> AbstractContextManager[Any]:
-    """A paid POST is cut by what other calls took."""
+    """A paid POST is given up after a time learned from other calls."""
 
     async def send(self: AttemptRunner, row: PendingRequest) -> Any:
         patience = self._context.submits.patience(at_least=STUCK_AT_LEAST_S, unmeasured=STUCK_UNMEASURED_S)
@@ -157,15 +158,15 @@ def a6_learned_patience_cuts() -> AbstractContextManager[Any]:
 
 @contextmanager
 def a7_lost_end_keeps_open() -> Iterator[None]:
-    """An attempt whose end was lost keeps its key open, and what runs found to fail for good is no reason to stop."""
+    """An attempt whose end was lost keeps its key open, and a permanent failure does not stop further attempts."""
     original = Attempts.states
 
     def states(self: Attempts, keys: pa.Array) -> pa.Array:
-        found = original(self, keys).to_pylist()
+        folded = original(self, keys).to_pylist()
         for position, key in enumerate(keys.to_pylist()):
-            if found[position] == "failed" and any(rank < RANK["failed"] for rank in self.ranks(key).values()):
-                found[position] = "open"
-        return pa.array(found, pa.string())
+            if folded[position] == "failed" and any(rank < RANK["failed"] for rank in self.ranks(key).values()):
+                folded[position] = "open"
+        return pa.array(folded, pa.string())
 
     def state(self: Attempts, key: bytes) -> Any:
         return states(self, pa.array([key], pa.binary(len(key))))[0].as_py()
@@ -176,7 +177,7 @@ def a7_lost_end_keeps_open() -> Iterator[None]:
 
 
 def a8_kind_of_the_end_is_not_asked() -> AbstractContextManager[Any]:
-    """After a closed attempt comes the next one, whatever it was closed with."""
+    """A closed attempt is followed by the next one, whatever its error kind."""
 
     def after(self: Claims, row: PendingRequest, last: Any, highest: int) -> Retry:
         row.claim_no = max(last.claim_no, highest) + 1
@@ -186,7 +187,7 @@ def a8_kind_of_the_end_is_not_asked() -> AbstractContextManager[Any]:
 
 
 def a10_store_fails_at_once() -> AbstractContextManager[Any]:
-    """What the store refuses once is not tried again."""
+    """A store operation that failed once is not tried again."""
 
     async def again(self: PatientStore, call: object, error: Exception) -> None:
         raise error
@@ -205,7 +206,7 @@ def a11_machine_clock_only() -> AbstractContextManager[Any]:
 
 
 def a12_damage_ends_the_run() -> AbstractContextManager[Any]:
-    """What goes wrong with one row goes wrong with the run."""
+    """An error in one row ends the whole run."""
 
     async def unguarded(self: Executor, row: PendingRequest, call: Any) -> Any:
         step = await call
@@ -245,7 +246,7 @@ def a15_lists_are_trusted() -> Iterator[None]:
 
     async def listed(self: StoreLedger, key: bytes, *, lost: int = 0) -> Any:
         names = {info.path.rsplit("/", 1)[1] for info in await self._store.list(layout.claims_of(key.hex()))}
-        return [one for one in await known(self, key) if layout.claim_name(one.claim_no) in names]
+        return [claim for claim in await known(self, key) if layout.claim_name(claim.claim_no) in names]
 
     async def at_once(self: Claims, row: PendingRequest, lost: int) -> Any:
         return await self._context.ledger.known(row.key)
@@ -259,9 +260,9 @@ def e_stored_id_is_kept() -> AbstractContextManager[Any]:
     original = PendingRequest.begin
 
     def begin(self: PendingRequest) -> None:
-        kept = self.stored_request_id
+        stored_id = self.stored_request_id
         original(self)
-        self.stored_request_id = kept
+        self.stored_request_id = stored_id
 
     return patch.object(PendingRequest, "begin", begin)
 

@@ -19,7 +19,7 @@ from .world.session import UploadingReferences
 
 @contextmanager
 def outputs_on_two_pages() -> Iterator[None]:
-    """Rows of the history are told apart by their ids alone, so that a page of further outputs is a repetition."""
+    """History rows are distinguished by their ids alone, so that a page of further outputs counts as a repetition."""
     row_ids = property(
         lambda self: frozenset((record.request_id, ()) for record in self.records if record and record.request_id)
     )
@@ -33,7 +33,7 @@ def moving_listing() -> AbstractContextManager[Any]:
 
 
 def last_beat_fails_at_once() -> AbstractContextManager[Any]:
-    """A hiccup of the store at the last sign of life makes a run that was stopped of one that has ended."""
+    """A store error at the last heartbeat turns a run that has ended into one that was stopped."""
     original = Heartbeat.beat
 
     async def beat(self: Heartbeat, *, ended: bool = False, store: object = None) -> None:
@@ -54,7 +54,7 @@ def uploads_are_waited_for() -> AbstractContextManager[Any]:
 
 
 def fetched_is_own() -> AbstractContextManager[Any]:
-    """What a key fetches of another account's calls counts as calls of its own."""
+    """Calls of another account that a key can fetch count as its own account's calls."""
     original = ExecutorContext.record
 
     async def record(self: ExecutorContext, row: PendingRequest, kind: Any, **facts: Any) -> None:
@@ -68,7 +68,7 @@ def fetched_is_own() -> AbstractContextManager[Any]:
 
 
 def unplaced_stays_unplaced() -> AbstractContextManager[Any]:
-    """Calls of a key that could not be placed are another account's for ever."""
+    """A key whose account could not be determined counts as another account's for ever."""
     original = StoreAccounts.ownership
 
     async def ownership(self: StoreAccounts, attempt: KnownAttempt) -> str:

@@ -40,6 +40,6 @@ def short(result: object) -> str:
 
 
 def inner(error: BaseException) -> str:
-    """What an error is made of, in words."""
+    """The errors inside an exception group, as text."""
     parts = getattr(error, "exceptions", ())
-    return "".join(f" / {one!r}{inner(one)}" for one in parts)
+    return "".join(f" / {part!r}{inner(part)}" for part in parts)

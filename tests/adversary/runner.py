@@ -1,4 +1,4 @@
-"""Plays many scenarios, on several cores, and tells what they found."""
+"""Plays many scenarios, on several cores, and reports their findings."""
 
 import argparse
 import logging
@@ -57,7 +57,7 @@ def play(scenario: Scenario) -> World:
 
 @contextmanager
 def _silence() -> Iterator[None]:
-    """Within: nothing is logged; thousands of worlds would say the same."""
+    """Within: nothing is logged, as thousands of worlds would log the same lines."""
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
@@ -66,8 +66,8 @@ def _silence() -> Iterator[None]:
         logging.disable(before)
 
 
-def one(seed: int) -> Failure | None:
-    """What the scenario of a seed found."""
+def play_seed(seed: int) -> Failure | None:
+    """Play the scenario of a seed; its failure, or None."""
     scenario = draw(seed)
     with watched() as watch:
         findings = judge(play(scenario))
@@ -84,14 +84,14 @@ def fresh_processes(cores: int) -> Iterator[ProcessPoolExecutor]:
 
 
 def run(seeds: Iterable[int], cores: int = 1, tell: Callable[[Failure], None] = lambda _: None) -> list[Failure]:
-    """What the scenarios of many seeds found; `tell` hears of each at once."""
-    found = []
+    """Play the scenarios of many seeds and return the failures; `tell` is called with each one at once."""
+    failures = []
     with fresh_processes(cores) as pool:
-        for failure in pool.map(one, seeds, chunksize=10):
+        for failure in pool.map(play_seed, seeds, chunksize=10):
             if failure is not None:
                 tell(failure)
-                found.append(failure)
-    return found
+                failures.append(failure)
+    return failures
 
 
 def rules(scenario: Scenario) -> list[str]:
@@ -100,16 +100,16 @@ def rules(scenario: Scenario) -> list[str]:
 
 
 def reason(seed: int, rule: str | None = None) -> Scenario:
-    """What is left of the scenario of a seed when all is left away that its (first) finding does not need."""
+    """The scenario of a seed without everything that its (first) finding does not need."""
     scenario = draw(seed)
     wanted = rule or rules(scenario)[0]
     return shrink(scenario, lambda smaller: wanted in rules(smaller))
 
 
 def trace(scenario: Scenario) -> str:
-    """A scenario as it went, for people."""
+    """The log of a scenario and its findings, as text."""
     world = play(scenario)
-    lines = [*world.scenario.told(), "", *world.log, "", "findings:", *(judge(world) or ["none"])]
+    lines = [*world.scenario.describe(), "", *world.log, "", "findings:", *(judge(world) or ["none"])]
     return "\n".join(lines)
 
 
@@ -119,7 +119,7 @@ def summary(failures: Iterable[Failure]) -> str:
     for failure in failures:
         for rule in sorted({finding.split(":", 1)[0] for finding in failure.findings}):
             seeds[rule].append(failure.seed)
-    return "\n".join(f"{rule:14} {len(found):6}   {found[:12]}" for rule, found in sorted(seeds.items()))
+    return "\n".join(f"{rule:14} {len(failing):6}   {failing[:12]}" for rule, failing in sorted(seeds.items()))
 
 
 def _tell(failure: Failure) -> None:
@@ -138,18 +138,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--count", type=int, default=2000)
     parser.add_argument("--cores", type=int, default=2)
     parser.add_argument("--verbose", action="store_true", help="tell every failure")
-    given = parser.parse_args(arguments)
-    if given.seed is not None:
-        scenario = draw(given.seed) if given.shrink is None else reason(given.seed, given.shrink)
-        print(trace(scenario) if given.trace else "\n".join([*scenario.told(), *judge(play(scenario))]))  # noqa: T201
+    options = parser.parse_args(arguments)
+    if options.seed is not None:
+        scenario = draw(options.seed) if options.shrink is None else reason(options.seed, options.shrink)
+        print(trace(scenario) if options.trace else "\n".join([*scenario.describe(), *judge(play(scenario))]))  # noqa: T201
         return 0
     began = time.perf_counter()
-    seeds = range(given.first, given.first + given.count)
-    failures = run(seeds, given.cores, _tell if given.verbose else lambda _: None)
+    seeds = range(options.first, options.first + options.count)
+    failures = run(seeds, options.cores, _tell if options.verbose else lambda _: None)
     seconds = time.perf_counter() - began
     print(summary(failures))  # noqa: T201
     families = Counter(failure.family for failure in failures)
-    print(f"{len(failures)} of {given.count} failed in {seconds:.1f} s; {dict(families)}")  # noqa: T201
+    print(f"{len(failures)} of {options.count} failed in {seconds:.1f} s; {dict(families)}")  # noqa: T201
     return 1 if failures else 0
 
 

@@ -19,8 +19,9 @@ FOUND_BY_HAND = (4766, 5305, 21852, 78610, 113021)
 def test_no_scenario_breaks_a_promise():
     """Whatever service, store and machines do: nothing is billed twice, given up, lost or left without an end."""
     failures = run(SEEDS, CORES)
-    told = "\n".join(f"{one.seed} ({one.family}): {text}" for one in failures for text in one.findings)
-    assert not failures, f"\n{summary(failures)}\n{told}\nLook: python tests/adversary/run.py --seed N --shrink --trace"
+    lines = [f"{failure.seed} ({failure.family}): {text}" for failure in failures for text in failure.findings]
+    report = "\n".join([summary(failures), *lines, "Look: python tests/adversary/run.py --seed N --shrink --trace"])
+    assert not failures, f"\n{report}"
 
 
 @pytest.mark.parametrize("seed", FOUND_BY_HAND)

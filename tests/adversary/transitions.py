@@ -1,4 +1,4 @@
-"""Watches which states requests go through, and compares that with what the executor declares."""
+"""Watches which states requests go through, and compares them with the transitions that the executor declares."""
 
 import re
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "design" / "executor.md"
 
 @dataclass(slots=True)
 class Watch:
-    """What was seen: transitions, and the state that any request entered last."""
+    """The transitions that happened, and the state that any request entered last."""
 
     transitions: set[Transition] = field(default_factory=set)
     state: State = State.NEW
@@ -26,7 +26,7 @@ class Watch:
 
     @property
     def undrawn(self) -> list[str]:
-        """Transitions that must not be."""
+        """Transitions that the executor does not declare."""
         return sorted(f"{before} -> {after}" for before, after in self.transitions if not may_follow(before, after))
 
 

@@ -31,43 +31,43 @@ _INT64 = {"_INT64_MIN": -(2**63), "_INT64_MAX": 2**63 - 1}
 
 def field(annotation: ast.expr, default: ast.expr | None) -> dict[str, Any]:
     """Type, default and bounds of one field; a call such as `Field(None, ge=0)` is looked into."""
-    found: dict[str, Any] = {"type": ast.unparse(annotation)}
+    facts: dict[str, Any] = {"type": ast.unparse(annotation)}
     calls = [node for node in ast.walk(annotation) if isinstance(node, ast.Call)]
     if isinstance(default, ast.Call):
         calls.append(default)
-        first = next((one.value for one in default.keywords if one.arg == "default"), None)
+        first = next((keyword.value for keyword in default.keywords if keyword.arg == "default"), None)
         default = first or (default.args[0] if default.args else None)
     if default is not None:
-        found["default"] = ast.unparse(default)
+        facts["default"] = ast.unparse(default)
     for call in calls:
         for keyword in call.keywords:
             if keyword.arg in ("ge", "le"):
                 text = ast.unparse(keyword.value)
-                found[keyword.arg] = _INT64[text] if text in _INT64 else ast.literal_eval(keyword.value)
+                facts[keyword.arg] = _INT64[text] if text in _INT64 else ast.literal_eval(keyword.value)
             if keyword.arg == "alias":
-                found["alias"] = ast.literal_eval(keyword.value)
-    return found
+                facts["alias"] = ast.literal_eval(keyword.value)
+    return facts
 
 
 def fields_of(source: str, name: str) -> dict[str, dict[str, Any]]:
     """The fields of a class, or of a function's parameters, by the name that goes over the wire."""
-    node = next(one for one in ast.walk(ast.parse(source)) if getattr(one, "name", None) == name)
+    node = next(child for child in ast.walk(ast.parse(source)) if getattr(child, "name", None) == name)
     if isinstance(node, ast.ClassDef):
         pairs = [
-            (one.target.id, field(one.annotation, one.value))
-            for one in node.body
-            if isinstance(one, ast.AnnAssign) and isinstance(one.target, ast.Name)
+            (statement.target.id, field(statement.annotation, statement.value))
+            for statement in node.body
+            if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name)
         ]
     else:
         assert isinstance(node, ast.AsyncFunctionDef)
-        given = node.args.args
-        defaults = [None] * (len(given) - len(node.args.defaults)) + list(node.args.defaults)
+        arguments = node.args.args
+        defaults = [None] * (len(arguments) - len(node.args.defaults)) + list(node.args.defaults)
         pairs = [
-            (one.arg, field(one.annotation, default))
-            for one, default in zip(given, defaults, strict=True)
-            if one.annotation is not None and "Request" not in ast.unparse(one.annotation)
+            (argument.arg, field(argument.annotation, default))
+            for argument, default in zip(arguments, defaults, strict=True)
+            if argument.annotation is not None and "Request" not in ast.unparse(argument.annotation)
         ]
-    return {found.pop("alias", name): found for name, found in pairs}
+    return {facts.pop("alias", name): facts for name, facts in pairs}
 
 
 def main(wheels: list[str]) -> None:

@@ -49,7 +49,7 @@ SERVERS = {"segmind": gateway, "openai": images}
 
 
 def with_dialect(name: str, url: str, work: Callable[[Dialect], Any]) -> Any:
-    """Do something with a client of an endpoint."""
+    """Run a function with a client of an endpoint, and return what it returns."""
 
     async def run() -> Any:
         dialect = DIALECTS[name](url, None, 30.0)
@@ -78,9 +78,9 @@ def test_an_image_comes_as_asked(name: str, references: int, images_engine: Engi
     Image.effect_noise((80, 70), 50).convert("RGB").save(sink, "PNG")
     photo = "data:image/png;base64," + base64.b64encode(sink.getvalue()).decode()
     with SERVERS[name](images_engine, None) as url:
-        found = with_dialect(name, url, lambda dialect: make(dialect, *[photo] * references))
+        delivery = with_dialect(name, url, lambda dialect: make(dialect, *[photo] * references))
         assert with_dialect(name, url, _queues) is False
-    with Image.open(io.BytesIO(found.data)) as image:
+    with Image.open(io.BytesIO(delivery.data)) as image:
         assert (image.size, image.format) == ((1248, 832), "JPEG")
 
 
@@ -92,11 +92,11 @@ async def _queues(dialect: Dialect) -> bool:
 def test_health_is_told_and_never_raises(name: str, images_engine: Engine) -> None:
     """A server that works is ready; one that nobody serves is not, with the reason in words."""
     with SERVERS[name](images_engine, None) as url:
-        found: Health = with_dialect(name, url, lambda dialect: dialect.health())
-        assert found.ready
-    found = with_dialect(name, "http://127.0.0.1:9", lambda dialect: dialect.health())
-    assert not found.ready
-    assert "no answer" in found.detail
+        health: Health = with_dialect(name, url, lambda dialect: dialect.health())
+        assert health.ready
+    health = with_dialect(name, "http://127.0.0.1:9", lambda dialect: dialect.health())
+    assert not health.ready
+    assert "no answer" in health.detail
 
 
 @pytest.mark.parametrize("name", SERVERS)

@@ -61,7 +61,7 @@ def make(engine: Any, asked: GenerationRequest, *references: str) -> Delivery:
 
 def test_the_field_lists_name_their_versions() -> None:
     """The data says of which releases it is."""
-    assert {name: one["version"] for name, one in SCHEMAS.items()} == {"vllm_omni": "0.30.0", "sglang": "0.5.23"}
+    assert {name: schema["version"] for name, schema in SCHEMAS.items()} == {"vllm_omni": "0.30.0", "sglang": "0.5.23"}
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -111,7 +111,9 @@ def test_trap_3_the_steps_are_sent(profile: str, steps: int) -> None:
 
 def test_trap_4_the_format_is_sent() -> None:
     """Without a format SGLang writes JPEG, vLLM-Omni PNG."""
-    assert [fields_of(request(image_format=one), None)["output_format"] for one in ("png", "jpeg", "webp")] == [
+    assert [
+        fields_of(request(image_format=image_format), None)["output_format"] for image_format in ("png", "jpeg", "webp")
+    ] == [
         "png",
         "jpeg",
         "webp",
@@ -219,11 +221,11 @@ def test_trap_11_references_are_bytes(images_engine: Engine) -> None:
     assert not {"url", "url[]", "image[]"} & body.keys()
 
 
-@pytest.mark.parametrize(("engine", "told"), [("vllm_omni", ""), ("sglang", None)])
-def test_an_ignored_negative_prompt_is_recorded(engine: str, told: str | None, images_engine: Engine) -> None:
+@pytest.mark.parametrize(("engine", "recorded"), [("vllm_omni", ""), ("sglang", None)])
+def test_an_ignored_negative_prompt_is_recorded(engine: str, recorded: str | None, images_engine: Engine) -> None:
     """vLLM-Omni ignores a negative prompt for klein: the delivery says so; SGLang uses it."""
     delivery = make(images_engine(engine), request("klein-base", negative_prompt="rain"))
-    assert delivery.applied.get("negative_prompt") == told
+    assert delivery.applied.get("negative_prompt") == recorded
 
 
 def test_an_unknown_aspect_ratio_is_the_row_s_own_fault() -> None:

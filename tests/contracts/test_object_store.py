@@ -50,8 +50,8 @@ def opened() -> Iterator[list[FsspecObjectStore]]:
     """Stores that are closed at the end of a test."""
     stores: list[FsspecObjectStore] = []
     yield stores
-    for one in stores:
-        one.close()
+    for store in stores:
+        store.close()
 
 
 @pytest.fixture
@@ -134,8 +134,8 @@ async def test_list_is_sorted_and_relative(store) -> None:
     """A listing has all objects below a folder at any depth, sorted, with root-relative paths and sizes."""
     for path, size in (("a/2/x", 2), ("a/1", 1), ("a/10/y/z", 3), ("ab/1", 4), ("b", 5)):
         await store.put(path, bytes(size))
-    assert [(one.path, one.size) for one in await store.list("a")] == [("a/1", 1), ("a/10/y/z", 3), ("a/2/x", 2)]
-    assert [one.path for one in await store.list("a/10")] == ["a/10/y/z"]
+    assert [(info.path, info.size) for info in await store.list("a")] == [("a/1", 1), ("a/10/y/z", 3), ("a/2/x", 2)]
+    assert [info.path for info in await store.list("a/10")] == ["a/10/y/z"]
 
 
 async def test_a_listing_is_never_stale(store, twin) -> None:
@@ -149,15 +149,15 @@ async def test_a_listing_is_never_stale(store, twin) -> None:
 async def test_a_long_listing_is_whole(store) -> None:
     """A listing longer than one page of S3 (1,000) is whole."""
     await asyncio.gather(*(store.put(f"many/{n:05d}", b"") for n in range(1_050)))
-    assert [one.path for one in await store.list("many")] == [f"many/{n:05d}" for n in range(1_050)]
+    assert [info.path for info in await store.list("many")] == [f"many/{n:05d}" for n in range(1_050)]
 
 
 async def test_head_tells_size_and_time(store) -> None:
     """Size and the store's own time of writing are told, in UTC."""
     await store.put("x", b"12345")
-    found = await store.head("x")
-    assert (found.path, found.size) == ("x", 5)
-    assert abs(found.modified - datetime.now(UTC)) < timedelta(minutes=5)
+    info = await store.head("x")
+    assert (info.path, info.size) == ("x", 5)
+    assert abs(info.modified - datetime.now(UTC)) < timedelta(minutes=5)
     (listed,) = await store.list("")
     assert listed.modified is not None
 
@@ -176,7 +176,7 @@ async def test_names_of_every_script(store) -> None:
     for path in ("runs/ü 1/x.json", "collections/Käse 🧀/a+b&c=d%20.png"):
         assert await store.create(path, path.encode()) is True
         assert await store.get(path) == path.encode()
-        assert [one.path for one in await store.list(path.rsplit("/", 1)[0])] == [path]
+        assert [info.path for info in await store.list(path.rsplit("/", 1)[0])] == [path]
 
 
 async def test_many_calls_at_once(store) -> None:
@@ -218,15 +218,15 @@ UNFIT = {
 @pytest.mark.parametrize("url", UNFIT)
 def test_an_address_that_cannot_be_kept_to_is_refused(url) -> None:
     """Where a listing would not find what a put wrote, the address is refused before anything is written."""
-    with pytest.raises(RefusedError) as found:
+    with pytest.raises(RefusedError) as raised:
         open_object_store(url, {"key": "k", "secret": "s"} if url.startswith("s3") else {})
-    assert found.value.kind == "store_url"
-    assert UNFIT[url] in found.value.message
-    assert found.value.remedy
-    assert "secret" not in found.value.message
+    assert raised.value.kind == "store_url"
+    assert UNFIT[url] in raised.value.message
+    assert raised.value.remedy
+    assert "secret" not in raised.value.message
     if UNFIT[url] == "//":
-        assert "one slash" in found.value.remedy
-        assert "moved first" in found.value.remedy
+        assert "one slash" in raised.value.remedy
+        assert "moved first" in raised.value.remedy
 
 
 @pytest.mark.parametrize(
@@ -317,7 +317,7 @@ async def test_local_files_appear_whole(tmp_path, opened) -> None:
     assert sorted(path.name for path in folder.iterdir()) == ["x.png", "y.png"]
     assert {path.stat().st_mode & 0o777 for path in folder.iterdir()} == {0o644}
     (folder / ".tmp-left-by-a-crash").write_bytes(b"half")
-    assert [one.path for one in await opened[0].list("images")] == ["images/x.png", "images/y.png"]
+    assert [info.path for info in await opened[0].list("images")] == ["images/x.png", "images/y.png"]
 
 
 def test_local_writers_of_two_processes(tmp_path) -> None:
@@ -355,9 +355,9 @@ async def test_s3_objects_have_their_content_type(s3, opened) -> None:
 
 
 async def failure(call) -> StoreError:
-    with pytest.raises(StoreError) as found:
+    with pytest.raises(StoreError) as raised:
         await call
-    error = found.value
+    error = raised.value
     assert "secret" not in str(error)
     assert error.message.endswith(".")
     assert error.remedy.endswith(".")
@@ -382,9 +382,15 @@ async def test_wrong_credentials_are_said(s3, opened, change) -> None:
     """Credentials that the store does not accept are said as such; the secret is not repeated."""
     url = s3.url()
     opened.append(open_object_store(url, {**s3.options, **change}))
-    one = opened[0]
-    for call, path in ((one.create, "x"), (one.put, "x"), (one.get, "x"), (one.head, "x"), (one.list, "runs")):
-        error = await failure(call(path, b"1") if call in (one.create, one.put) else call(path))
+    store = opened[0]
+    for call, path in (
+        (store.create, "x"),
+        (store.put, "x"),
+        (store.get, "x"),
+        (store.head, "x"),
+        (store.list, "runs"),
+    ):
+        error = await failure(call(path, b"1") if call in (store.create, store.put) else call(path))
         assert error.kind == "store_auth"
         assert url in error.message
         assert "credentials" in error.remedy or "--storage-option" in error.remedy
@@ -398,7 +404,7 @@ async def test_a_read_only_identity_is_said(s3, opened) -> None:
     await opened[0].put("x", b"1")
     opened.append(open_object_store(url, s3.read_only_options))
     assert await opened[1].get("x") == b"1"
-    assert [one.path for one in await opened[1].list("")] == ["x"]
+    assert [info.path for info in await opened[1].list("")] == ["x"]
     for write in (opened[1].create, opened[1].put):
         error = await failure(write("y", b"1"))
         assert error.kind == "store_read_only"
@@ -499,12 +505,12 @@ async def test_a_store_inside_a_file_is_said(tmp_path, opened) -> None:
 )
 def test_an_address_that_cannot_be_opened(url, options, kind) -> None:
     """An unknown protocol or a missing package is refused before anything is tried, with what to install."""
-    with pytest.raises(RefusedError) as found:
+    with pytest.raises(RefusedError) as raised:
         open_object_store(url, options)
-    assert found.value.kind == kind
-    assert url in found.value.message
-    assert found.value.remedy
-    assert "c2VjcmV0" not in str(found.value)
+    assert raised.value.kind == kind
+    assert url in raised.value.message
+    assert raised.value.remedy
+    assert "c2VjcmV0" not in str(raised.value)
 
 
 def test_credentials_in_an_address_are_not_shown(opened) -> None:
@@ -536,11 +542,11 @@ async def test_kinds_never_mix(store, is_, wanted) -> None:
     """A sandbox store is refused for a real run, and a real one for the sandbox."""
     await claim_kind(store, is_)
     for check in (read_kind, claim_kind):
-        with pytest.raises(RefusedError) as found:
+        with pytest.raises(RefusedError) as raised:
             await check(store, wanted)
-        assert found.value.kind == "store_kind"
-        assert f"{store.url} is a {is_} store" in found.value.message
-        assert "another --store" in found.value.remedy
+        assert raised.value.kind == "store_kind"
+        assert f"{store.url} is a {is_} store" in raised.value.message
+        assert "another --store" in raised.value.remedy
     assert await read_kind(store, is_) == is_
 
 
@@ -555,11 +561,11 @@ async def test_a_newer_store_is_refused(store) -> None:
     written = json.dumps({"format": layout.STORE_FORMAT + 1, "kind": "real", "more": []}).encode()
     await store.put("store.json", written)
     for check in (read_kind, claim_kind):
-        with pytest.raises(RefusedError) as found:
+        with pytest.raises(RefusedError) as raised:
             await check(store, "real")
-        assert found.value.kind == "store_newer"
-        assert store.url in found.value.message
-        assert "Upgrade" in found.value.remedy
+        assert raised.value.kind == "store_newer"
+        assert store.url in raised.value.message
+        assert "Upgrade" in raised.value.remedy
     assert await store.get("store.json") == written
 
 
@@ -569,9 +575,9 @@ async def test_a_newer_store_is_refused(store) -> None:
 async def test_a_foreign_store_file_is_refused(store, data) -> None:
     """A store.json that is none of ours is refused rather than overwritten."""
     await store.put("store.json", data)
-    with pytest.raises(RefusedError) as found:
+    with pytest.raises(RefusedError) as raised:
         await claim_kind(store, "real")
-    assert found.value.kind == "store_damaged"
+    assert raised.value.kind == "store_damaged"
     assert await store.get("store.json") == data
 
 
@@ -604,8 +610,8 @@ async def test_a_store_that_overwrites_is_refused() -> None:
     """A store that ignores create-only cannot protect paid images, so it is refused at every start."""
     store = OverwritingStore()
     for _ in range(2):
-        with pytest.raises(RefusedError) as found:
+        with pytest.raises(RefusedError) as raised:
             await claim_kind(store, "real")
-        assert found.value.kind == "store_no_create_only"
-        assert store.url in found.value.message
-        assert "conditional puts" in found.value.remedy
+        assert raised.value.kind == "store_no_create_only"
+        assert store.url in raised.value.message
+        assert "conditional puts" in raised.value.remedy

@@ -56,7 +56,7 @@ class IgnoresConditions(Fault):
 
 
 class RefusesConditions(Fault):
-    """Knows create-only puts as something that it does not do."""
+    """Refuses every create-only put, as not implemented or invalid."""
 
     def __init__(self, status: int, code: str, message: str = "") -> None:
         self.refusal = refusal(status, code, message)
@@ -198,7 +198,7 @@ class LeaksSiblings(Fault):
 
 
 class OddETags(Fault):
-    """Names versions by something that is no MD5."""
+    """Answers with ETags that are no MD5."""
 
     async def after(self, call: Call, answer: Answer) -> Answer:
         if "etag" in answer.headers:
@@ -351,7 +351,7 @@ class MissesAbsentOnRemoval(Fault):
 
 
 class OldReads(Fault):
-    """Reads what was there before the last put, once for each of them."""
+    """Answers a read after an overwriting put with the content from before it, once for each such put."""
 
     def __init__(self, path: str = "") -> None:
         self.path = path
@@ -366,8 +366,8 @@ class OldReads(Fault):
 
 
 def _key(item: bytes) -> str:
-    found = _KEY.search(item)
-    return unquote(found[1].decode()) if found else ""
+    match = _KEY.search(item)
+    return unquote(match[1].decode()) if match else ""
 
 
 def _item(key: str) -> bytes:

@@ -1,6 +1,6 @@
 """A reverse proxy on a real socket in front of a real S3 server, in which faults change requests and answers.
 
-The proxy signs anew what it passes on, so a fault may change anything; who signed before is kept.
+The proxy signs what it passes on anew, in the name of the same user, so a fault may change anything.
 """
 
 import asyncio
@@ -71,7 +71,7 @@ def refusal(status: int, code: str, message: str = "", **headers: str) -> Answer
 
 
 class Fault:
-    """Nothing wrong; subclasses change what they are about."""
+    """A fault that changes nothing; subclasses override what they change."""
 
     async def before(self, call: Call) -> Answer | None:
         """Change a request, or answer it instead of the server."""
@@ -82,7 +82,7 @@ class Fault:
 
 
 class S3Proxy:
-    """The proxy; `faults` are asked in turn, and `calls` holds what was asked for."""
+    """The proxy. Each of `faults` handles every request in turn; `calls` holds the requests so far."""
 
     def __init__(self, upstream: str, secrets: dict[str, str], faults: Sequence[Fault], tls: Path | None) -> None:
         self.faults = list(faults)
@@ -154,8 +154,8 @@ class S3Proxy:
         async with self._session.request(
             call.method, target, data=io.BytesIO(call.body), headers=dict(signed.headers.items()), allow_redirects=False
         ) as response:
-            found = {name.lower(): value for name, value in response.headers.items()}
-            return Answer(response.status, found, await response.read())
+            answer_headers = {name.lower(): value for name, value in response.headers.items()}
+            return Answer(response.status, answer_headers, await response.read())
 
 
 _HOP_BY_HOP = {"transfer-encoding", "content-length", "connection", "content-encoding", "date", "server"}

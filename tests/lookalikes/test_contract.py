@@ -24,7 +24,7 @@ NAMES = [check.name for check in CHECKS]
 CREATING = {"create-only", "racing-creators", "create-after-put"}
 EVERY = set(NAMES)
 SIGHT: dict[str, tuple[Sequence[Fault], set[str], set[str]]] = {
-    # fault: what fails, and what is only warned of (or not told)
+    # fault: the checks that fail, and those that only warn (or end unknown)
     "ignores conditions": ([faults.IgnoresConditions()], CREATING, set()),
     "501 to conditions": ([faults.RefusesConditions(501, "NotImplemented")], CREATING, set()),
     "400 to conditions": ([faults.RefusesConditions(400, "InvalidRequest")], CREATING, set()),
@@ -72,16 +72,16 @@ async def findings_of(url: str, options: dict, *, patience: float = 5.0, many: i
         contract = StoreContract(
             first, second, layout.probe(secrets.token_hex(4)), SystemClock(), patience=patience, many=many
         )
-        found = [finding async for finding in contract.findings()]
-        return [*found, await contract.clean()]
+        findings = [finding async for finding in contract.findings()]
+        return [*findings, await contract.clean()]
     finally:
         first.close()
         second.close()
 
 
-def by_state(found: Sequence[Finding]) -> dict[str, set[str]]:
+def by_state(findings: Sequence[Finding]) -> dict[str, set[str]]:
     states = ("ok", "warn", "fail", "unknown")
-    return {state: {finding.name for finding in found if finding.state == state} for state in states}
+    return {state: {finding.name for finding in findings if finding.state == state} for state in states}
 
 
 async def objects_below(store: FsspecObjectStore, folder: str) -> list[str]:
@@ -97,9 +97,9 @@ def test_our_stores_hold_the_contract(kind, request, tmp_path) -> None:
     elif kind == "s3":
         s3 = request.getfixturevalue("s3")
         url, options = s3.url(), dict(s3.options)
-    found = asyncio.run(findings_of(url, options, many=MANY))
-    assert [finding.name for finding in found] == [*NAMES, "cleanup"]
-    odd = [finding for finding in found if finding.state != "ok"]
+    findings = asyncio.run(findings_of(url, options, many=MANY))
+    assert [finding.name for finding in findings] == [*NAMES, "cleanup"]
+    odd = [finding for finding in findings if finding.state != "ok"]
     # Only S3 has content types.
     assert [finding.name for finding in odd] == ([] if kind == "s3" else ["content-type"]), odd
     assert all(finding.state == "unknown" for finding in odd)
@@ -114,11 +114,11 @@ def test_every_fault_is_seen_by_its_check(fault, look_alike) -> None:
     """A store with one fault fails, or is warned of, in the checks that are about it, and passes all others."""
     wrong, failing, warned = SIGHT[fault]
     started = look_alike(*wrong)
-    found = asyncio.run(findings_of(started.url, started.options, patience=0.5))
-    states = by_state(found)
-    assert states["fail"] == failing, [finding for finding in found if finding.state != "ok"]
-    assert states["warn"] | states["unknown"] == warned, [finding for finding in found if finding.state != "ok"]
-    for finding in found:
+    findings = asyncio.run(findings_of(started.url, started.options, patience=0.5))
+    states = by_state(findings)
+    assert states["fail"] == failing, [finding for finding in findings if finding.state != "ok"]
+    assert states["warn"] | states["unknown"] == warned, [finding for finding in findings if finding.state != "ok"]
+    for finding in findings:
         if finding.state != "ok":
             assert finding.observed
             assert finding.meaning
@@ -127,10 +127,10 @@ def test_every_fault_is_seen_by_its_check(fault, look_alike) -> None:
 
 def test_every_check_has_a_fault_that_it_sees() -> None:
     """No check is there that nothing proves to see."""
-    seen = set().union(
+    proven = set().union(
         *(failing | warned for wrong, failing, warned in SIGHT.values() if failing != EVERY - {"absent"})
     )
-    assert seen == {*NAMES, "cleanup"}
+    assert proven == {*NAMES, "cleanup"}
 
 
 @pytest.mark.s3
@@ -138,8 +138,8 @@ def test_every_check_has_a_fault_that_it_sees() -> None:
 def test_what_does_no_harm_is_no_finding(oddity, look_alike) -> None:
     """A store that is odd in a way that does not matter passes every check."""
     started = look_alike(*HARMLESS[oddity])
-    found = asyncio.run(findings_of(started.url, started.options))
-    assert by_state(found)["ok"] == {*NAMES, "cleanup"}, [finding for finding in found if finding.state != "ok"]
+    findings = asyncio.run(findings_of(started.url, started.options))
+    assert by_state(findings)["ok"] == {*NAMES, "cleanup"}, [finding for finding in findings if finding.state != "ok"]
 
 
 class _FullAfter(FsspecObjectStore):
@@ -159,15 +159,15 @@ def test_a_check_that_fails_leaves_nothing_behind() -> None:
         opened = _FullAfter(MemoryFileSystem(), f"/{secrets.token_hex(6)}", "memory://full")
         contract = StoreContract(opened, opened, layout.probe("x"), SystemClock(), many=100)
         long_listing = [check for check in CHECKS if check.name == "long-listing"]
-        found = [finding async for finding in contract.findings(long_listing)]
-        found.append(await contract.clean())
+        findings = [finding async for finding in contract.findings(long_listing)]
+        findings.append(await contract.clean())
         await asyncio.sleep(0.2)
         left = await objects_below(opened, "")
         opened.close()
-        return found, left
+        return findings, left
 
-    found, left = asyncio.run(look())
-    assert [finding.state for finding in found] == ["unknown", "fail", "ok"]
+    findings, left = asyncio.run(look())
+    assert [finding.state for finding in findings] == ["unknown", "fail", "ok"]
     assert left == []
 
 
@@ -176,7 +176,7 @@ def test_a_store_without_room_is_not_said_to_be_broken(after: int) -> None:
     """Where room runs out nothing is said of what a check looks for, the rest is not tried, and all is removed."""
 
     class Quota(FsspecObjectStore):
-        """A store that takes so many objects."""
+        """A store with room for a limited number of writes."""
 
         room = after
 
@@ -190,19 +190,19 @@ def test_a_store_without_room_is_not_said_to_be_broken(after: int) -> None:
     async def look() -> tuple[list[Finding], list[str]]:
         store = Quota(MemoryFileSystem(), f"/{secrets.token_hex(6)}", "memory://quota")
         contract = StoreContract(store, store, layout.probe("x"), SystemClock(), many=100)
-        found = [finding async for finding in contract.findings()]
+        findings = [finding async for finding in contract.findings()]
         store.room = 10**9  # else what removes would count too
-        found.append(await contract.clean())
+        findings.append(await contract.clean())
         left = await objects_below(store, "")
         store.close()
-        return found, left
+        return findings, left
 
-    found, left = asyncio.run(look())
-    troubled = [finding for finding in found if finding.state != "ok" and finding.name != "content-type"]
+    findings, left = asyncio.run(look())
+    troubled = [finding for finding in findings if finding.state != "ok" and finding.name != "content-type"]
     if troubled:
         first, rest = troubled
         assert (first.state, rest.state, rest.name) == ("unknown", "fail", "contract")
         assert "no room left" in first.observed
         assert "says nothing" in first.meaning
-        assert "paying" not in "".join(finding.meaning for finding in found)
+        assert "paying" not in "".join(finding.meaning for finding in findings)
     assert left == []

@@ -13,7 +13,7 @@ from .one_row import NO_CONNECTION, Answer, Play, Spoil
 
 _PAGE = b"<!DOCTYPE html><html><body>status: error</body></html>"
 _SHORT_LAG_S = 20.0
-"""After such a lag a run is still open, and looks for the last time."""
+"""A history lag so short that the last look comes while the run still goes on."""
 _MEMORY, _CONTENT, _SAMPLER = "CUDA out of memory, try again", "NSFW content detected", "the sampler is wrong"
 
 
@@ -34,7 +34,7 @@ def _redirect(status: int, url: str) -> Reply:
 
 
 def _taken(reply: Reply) -> Spoil:
-    """The call is taken on, and answered so."""
+    """The service takes the call on, and gives this answer."""
     return lambda _: reply
 
 
@@ -50,7 +50,7 @@ def _changed(change: Callable[[Any], Any], status: int | None = None) -> Spoil:
 
 def _with(http: int | None = None, /, **fields: Any) -> Spoil:
     """The honest answer with some fields of its JSON set, and its HTTP status; fields that are `...` are left out."""
-    return _changed(lambda value: {name: one for name, one in (value | fields).items() if one is not ...}, http)
+    return _changed(lambda value: {name: item for name, item in (value | fields).items() if item is not ...}, http)
 
 
 def _under_data(change: Callable[[dict[str, Any]], dict[str, Any]]) -> Spoil:
@@ -64,7 +64,7 @@ def _under_data(change: Callable[[dict[str, Any]], dict[str, Any]]) -> Spoil:
 
 
 def _row_with(**fields: Any) -> Spoil:
-    return _under_data(lambda row: {name: one for name, one in (row | fields).items() if one is not ...})
+    return _under_data(lambda row: {name: item for name, item in (row | fields).items() if item is not ...})
 
 
 def _cut(honest: Reply) -> Reply:
@@ -82,8 +82,8 @@ def _junk(honest: Reply) -> Reply:
 
 
 def _nameless(honest: Reply) -> Reply:
-    """Without the header that names the request."""
-    return replace(honest, headers={name: one for name, one in honest.headers.items() if name != "x-request-id"})
+    """The honest answer without the header `x-request-id`."""
+    return replace(honest, headers={name: value for name, value in honest.headers.items() if name != "x-request-id"})
 
 
 def _status(status: int) -> Spoil:
@@ -98,7 +98,7 @@ def _with_two_images(honest: Reply) -> Reply:
 
 
 def _as_text(row: dict[str, Any]) -> dict[str, Any]:
-    body = {name: str(one) if isinstance(one, int) else one for name, one in row["request_body"].items()}
+    body = {name: str(value) if isinstance(value, int) else value for name, value in row["request_body"].items()}
     return row | {"request_body": json.dumps(body)}
 
 
@@ -111,7 +111,7 @@ _NEVER = Reply(hang=True)
 _LOST = {"submit": [_taken(_GONE)]}
 """The call is taken on, and its connection breaks before an answer."""
 _UNTOLD: tuple[Answer, ...] = (_html(200), _html(404), _html(503), _error(500), _json(200, []), _GONE)
-"""Answers to a GET that tell nothing."""
+"""Answers to a GET from which nothing can be learned about the job."""
 _OTHERS_ROW = {"request_id": "another-1", "model_name": "flux-2-klein-9b", "model_status": "COMPLETED"}
 _OTHERS_ROW |= {"request_body": {"prompt": "another"}, "model_created": "2026-12-01T09:29:00Z"}
 _NEW_PLACE = "https://elsewhere.example.com/generations/a.png"
@@ -202,7 +202,9 @@ SCENARIOS: dict[tuple[str, str], list[Play]] = {
         _with(request_id=...), *map(_taken, (_json(200, {}), _json(202, {"message": "ok"}), Reply(204), _html(200)))
     ),
     ("submit", "200 that is cut off"): _submits(_cut, _half),
-    ("submit", "a redirect"): _submits(*(_taken(_redirect(one, "https://example.com/login")) for one in (302, 307))),
+    ("submit", "a redirect"): _submits(
+        *(_taken(_redirect(status, "https://example.com/login")) for status in (302, 307))
+    ),
     ("submit", "the connection breaks"): _submits(_taken(_GONE), _taken(replace(_GONE, end="close"))),
     ("submit", "none until --deadline"): _submits(_taken(_NEVER)),
     ("run (v1)", "200 with an image"): _runs(lambda honest: honest),

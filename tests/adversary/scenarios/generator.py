@@ -16,14 +16,17 @@ _OTHER_PAGES = 0.15
 def draw(seed: int) -> Scenario:
     """The scenario of a seed."""
     rng = Random(seed)
-    family = rng.choices(list(FAMILIES), [one.weight for one in FAMILIES.values()])[0]
+    family = rng.choices(list(FAMILIES), [entry.weight for entry in FAMILIES.values()])[0]
     return _with_pages(FAMILIES[family].shape(_base(seed, family, rng), rng))
 
 
 def _with_pages(scenario: Scenario) -> Scenario:
-    """Some histories cut pages from changing orders, or page by cursors; drawn apart, so that other draws stay."""
+    """The scenario, for some with a history whose pages change their order, or that pages by cursors.
+
+    Drawn from a generator of its own, so that what other seeds draw does not change.
+    """
     rng = Random(f"pages of {scenario.seed}")
-    has_pages = any(trouble.what.startswith("page-") for trouble in scenario.troubles)
+    has_pages = any(trouble.fault.startswith("page-") for trouble in scenario.troubles)
     if scenario.family != "history" or has_pages or rng.random() > _OTHER_PAGES:
         return scenario
     pages = Trouble("history", rng.choice(("page-scrambled", "page-cursor")))
@@ -77,15 +80,18 @@ def _base(seed: int, family: str, rng: Random) -> Scenario:
 
 
 def _says_failed(trouble: Trouble) -> bool:
-    """Whether a GET calls a job FAILED. Two that agree cannot be told from the truth: there is one in a world."""
-    if trouble.what == "state":
+    """Whether a trouble makes a GET call a job FAILED.
+
+    A world has one such trouble at most: if both GETs said so, nobody could know that the job has not failed.
+    """
+    if trouble.fault == "state":
         return str(trouble.arg).upper() == "FAILED"
-    status, body = trouble.arg if trouble.what == "status" else (0, None)
+    status, body = trouble.arg if trouble.fault == "status" else (0, None)
     return status == 422 and isinstance(body, dict) and str(body.get("status")).upper() == "FAILED"
 
 
 def _moment(rng: Random) -> At:
-    """Some event, or one of those where a crash hurts."""
+    """Draw the event at which a run is killed: any, or one of those where a crash does most harm."""
     if rng.random() < 0.4:
         return ("", int(rng.triangular(2, 90, 12)))
     events = ("after create ledger/segments", "create images", "create ledger/claims", ".id.json", "POST", "status")
@@ -117,15 +123,15 @@ def _runs(rng: Random, key: str, lag: float) -> tuple[RunPlan, ...]:
     ends = [rng.choice(("kill", "kill", "stop", "end")) for _ in runs]
     if len(runs) > 1:
         ends[0] = "kill"
-    found = []
+    plans = []
     for run, end in zip(runs, ends, strict=True):
         at = _moment(rng)
-        found.append(replace(run, kill_at=at if end == "kill" else None, stop_at=at if end == "stop" else None))
-    return tuple(found)
+        plans.append(replace(run, kill_at=at if end == "kill" else None, stop_at=at if end == "stop" else None))
+    return tuple(plans)
 
 
 def _history_traits(rng: Random, traits: Traits) -> Traits:
-    """How this world's history tells its rows."""
+    """Draw the form in which this world's history shows its rows."""
     return replace(
         traits,
         list_wrap=rng.choice(("data", "data", "total")),

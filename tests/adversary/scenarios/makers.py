@@ -39,7 +39,7 @@ _RESETS = ("1", "1800000000", "1800000000000", "2026-12-01T09:31:00Z", "2026-12-
 
 
 def lasting(rng: Random, scenario: Scenario) -> dict[str, Any]:
-    """For how long a trouble strikes: some answers, some minutes, or as long as the service misbehaves."""
+    """Draw for how long a trouble strikes: some answers, some minutes, or as long as the service misbehaves."""
     return rng.choice(
         (
             {"times": rng.randint(1, 3)},
@@ -94,7 +94,7 @@ def redirect(where: str) -> Maker:
 
 def wire(where: str) -> Maker:
     def make(scenario: Scenario, rng: Random) -> Trouble:
-        what, arg = rng.choice(
+        fault, arg = rng.choice(
             (
                 ("slow", rng.choice((3.0, 20.0, 70.0, 150.0))),
                 ("drip", rng.choice((1.0, 8.0))),
@@ -112,9 +112,9 @@ def wire(where: str) -> Maker:
             )
         )
         span = lasting(rng, scenario)
-        if what in ("hang", "slow", "connect-hang"):
+        if fault in ("hang", "slow", "connect-hang"):
             span = {"times": rng.randint(1, 3), "skip": rng.randint(0, 3)}
-        return Trouble(where, what, arg, **span)
+        return Trouble(where, fault, arg, **span)
 
     return make
 
@@ -138,8 +138,8 @@ def post_4xx(scenario: Scenario, rng: Random) -> Trouble:
 
 
 def post_lost(scenario: Scenario, rng: Random) -> Trouble:
-    """Taken on, or not, and no answer, or none that can be read."""
-    what, arg = rng.choice(
+    """A POST that gets no answer, or one that breaks off, whether the service took it on or not."""
+    fault, arg = rng.choice(
         (
             ("gone", (rng.choice((0.0, 5.0, 50.0)), rng.choice(("close", "reset")))),
             ("gone", (1.0, "reset")),
@@ -147,14 +147,14 @@ def post_lost(scenario: Scenario, rng: Random) -> Trouble:
             ("cut", (rng.random() * 0.9, rng.choice(("close", "reset")))),
         )
     )
-    accepts = what == "cut" or rng.random() < 0.7
-    return Trouble("submit", what, arg, times=rng.randint(1, 3), skip=rng.randint(0, 1), accepts=accepts)
+    accepts = fault == "cut" or rng.random() < 0.7
+    return Trouble("submit", fault, arg, times=rng.randint(1, 3), skip=rng.randint(0, 1), accepts=accepts)
 
 
 def post_junk(scenario: Scenario, rng: Random) -> Trouble:
     if scenario.options.v1:
         return post_lost(scenario, rng)
-    what, arg = rng.choice(
+    fault, arg = rng.choice(
         (
             ("body", rng.choice(_JUNK_BODIES)),
             ("fields", {"request_id": rng.choice((..., None, 17, "", ["a"], {"id": "a"}))}),
@@ -165,7 +165,7 @@ def post_junk(scenario: Scenario, rng: Random) -> Trouble:
             ("redirect", (303, "https://api.segmind.com/v2/requests/1")),
         )
     )
-    return Trouble("submit", what, arg, times=rng.randint(1, 3), skip=rng.randint(0, 1))
+    return Trouble("submit", fault, arg, times=rng.randint(1, 3), skip=rng.randint(0, 1))
 
 
 def post_slow(scenario: Scenario, rng: Random) -> Trouble:
@@ -179,7 +179,7 @@ def poll_state(scenario: Scenario, rng: Random) -> Trouble:
 
 
 def poll_lie(scenario: Scenario, rng: Random) -> Trouble:
-    """FAILED on one of the two GETs, and not on the other."""
+    """A trouble under which only one of the two GETs of a job says FAILED."""
     return Trouble(rng.choice(("status", "status", "result")), "state", "FAILED", times=rng.randint(1, 20))
 
 
@@ -212,7 +212,7 @@ def whole(rng: Random) -> dict[str, Any]:
 
 
 def history_rows(scenario: Scenario, rng: Random) -> Trouble:
-    what, arg = rng.choice(
+    fault, arg = rng.choice(
         (
             ("row-types", "texts"),
             ("row-types", "floats"),
@@ -225,7 +225,7 @@ def history_rows(scenario: Scenario, rng: Random) -> Trouble:
             ("page-clamped", None),
         )
     )
-    return Trouble("history", what, arg, **(whole(rng) if not what.startswith("page") else {}))
+    return Trouble("history", fault, arg, **(whole(rng) if not fault.startswith("page") else {}))
 
 
 def rate_headers(scenario: Scenario, rng: Random) -> Trouble:

@@ -32,7 +32,7 @@ KEY, ACCOUNT = "SG_the_key_of_this_store", "account"
 CAP_USD = 1000.0
 LAG_S = 7200.0
 COST_USD = 0.04
-"""Of every job of the service."""
+"""The cost of every job of the service, in US dollars."""
 REQUEST = GenerationRequest(
     MODEL,
     {"prompt": "a chair", "negative_prompt": "", "seed": 7, "cfg": 5, "steps": 20, "sampler": "euler"}
@@ -59,7 +59,7 @@ class Play:
     lag: float = LAG_S
     outputs: int = 1
     fates: tuple[str | None, ...] = ()
-    """With what the first jobs fail."""
+    """The errors of the first jobs, in order; None for a job that succeeds."""
     others: int = 0
     """Calls of the account that are not ours."""
     earlier: Script | None = None
@@ -73,7 +73,7 @@ class ScriptedService:
         self.asked: list[str] = []
         """Kinds of endpoints, of the present run; refused connections for a POST count as one."""
         self.hears: Callable[[str], None] = lambda _: None
-        """Told of the kind of each request that is answered."""
+        """Called with the kind of each request that is answered."""
         self.service = Service(
             true, Traits(outputs=play.outputs, body_form="object"), {KEY: ACCOUNT}, self._fate, play.v1
         )
@@ -86,12 +86,12 @@ class ScriptedService:
     def follow(self, script: Script) -> None:
         """Answer by a script from now on."""
         self.asked.clear()
-        self._lists = {kind: list(one) for kind, one in script.items() if isinstance(one, list | tuple)}
-        self._ever = {kind: one for kind, one in script.items() if kind not in self._lists}
+        self._lists = {kind: list(answers) for kind, answers in script.items() if isinstance(answers, list | tuple)}
+        self._ever = {kind: answers for kind, answers in script.items() if kind not in self._lists}
         self._struck: set[str] = set()
 
     def be_honest(self, *, taken: bool) -> None:
-        """From now on: no script, and the history shows all there is. `taken`: whether any call was taken on at all."""
+        """Drop the script and show all calls in the history. `taken`: whether any call was taken on at all."""
         self.asked.clear()
         self._is_honest = True
         if not taken:
@@ -145,7 +145,7 @@ class ScriptedService:
 
 
 @dataclass(slots=True)
-class Seen:
+class Observation:
     """What a run did about the row. `asked` are the kinds of its requests, in order."""
 
     result: RequestResult
@@ -169,7 +169,7 @@ class OneRow:
         self.service = ScriptedService(play, self.true)
         self._runs = 0
 
-    def first_run(self) -> Seen:
+    def first_run(self) -> Observation:
         """The run in which the service answers as the script says."""
         options, budget = Options(v1=self.play.v1, history_lag=self.play.lag), Budget(CAP_USD)
         if self.play.earlier is not None:
@@ -178,39 +178,39 @@ class OneRow:
             budget.carry(before.spent, {f"{REQUEST.key.hex()}-1": before.reserved})
             self.true.now += 9 * 86400.0
             self.service.follow(self.play.script)
-        seen = self._run(options, budget)
+        observation = self._run(options, budget)
         assert not self.service.unused, f"the scenario never came to {self.service.unused}"
-        return seen
+        return observation
 
-    def next_run(self, *, taken: bool = True) -> Seen:
+    def next_run(self, *, taken: bool = True) -> Observation:
         """A run a minute later, on a service that is honest. `taken`: whether it had taken any call on."""
         self.true.now += 60.0
         self.service.be_honest(taken=taken)
         return self._run(Options(v1=self.play.v1, history_lag=LAG_S), Budget(CAP_USD))
 
     def events(self) -> dict[int, str]:
-        """The last event of each attempt, by number: its type, and why where it failed."""
-        found: dict[int, list[dict[str, Any]]] = defaultdict(list)
-        for path, (data, _, _) in self.objects.kept.items():
+        """The last event of each attempt, by attempt number: its type and error kind."""
+        rows_by_attempt: dict[int, list[dict[str, Any]]] = defaultdict(list)
+        for path, (data, _, _) in self.objects.contents.items():
             if path.startswith("ledger/segments/"):
                 for row in pq.read_table(io.BytesIO(data)).to_pylist():
-                    found[int(row["attempt_id"].rsplit("-", 1)[1])].append(row)
-        last = {n: max(rows, key=lambda row: RANK[row["type"]]) for n, rows in found.items()}
+                    rows_by_attempt[int(row["attempt_id"].rsplit("-", 1)[1])].append(row)
+        last = {n: max(rows, key=lambda row: RANK[row["type"]]) for n, rows in rows_by_attempt.items()}
         return {n: " ".join(filter(None, (row["type"], row["error_kind"]))) for n, row in last.items()}
 
     @property
     def lost_outputs(self) -> set[str]:
         """Outputs of finished jobs of ours that are not in the store."""
-        kept = {data for path, (data, _, _) in self.objects.kept.items() if path.startswith("images/")}
+        stored = {data for path, (data, _, _) in self.objects.contents.items() if path.startswith("images/")}
         jobs = [job for job in self.service.service.jobs.values() if not job.foreign and job.fails_with is None]
-        return {path for job in jobs for path in job.outputs if png(path) not in kept}
+        return {path for job in jobs for path in job.outputs if png(path) not in stored}
 
-    def _run(self, options: Options, budget: Budget) -> Seen:
+    def _run(self, options: Options, budget: Budget) -> Observation:
         self._runs += 1
         loop = VirtualLoop(self.true)
         network = Network(self.service.serve, self.service.connecting, lambda _: None, _nothing, number=self._runs)
         clock, rng = MachineClock(self.true), Random(self._runs)
-        # A process of this boot that is gone for all that come after it.
+        # A process of this boot that later runs see as ended.
         process = Process(f"nonce{self._runs}", "this boot", os.getpid(), -self._runs)
         store = RunStore(self.objects, (), _nothing, rng, self._runs)
         order = Order(f"run-{self._runs}", [REQUEST], options, KEY, process, store, clock, rng, budget=budget)
@@ -225,7 +225,7 @@ class OneRow:
         ended = task.result()
         assert not faults
         assert ended.refused is None
-        return Seen(ended.results[REQUEST.key], budget, list(self.service.asked), ended.stop_reason)
+        return Observation(ended.results[REQUEST.key], budget, list(self.service.asked), ended.stop_reason)
 
 
 async def _in_process(network: Network, clock: MachineClock, order: Order) -> Ended:
@@ -235,4 +235,4 @@ async def _in_process(network: Network, clock: MachineClock, order: Order) -> En
 
 
 def _nothing(_: str, __: int) -> None:
-    """Nobody kills these runs."""
+    """Ignore an event: these runs are not killed."""

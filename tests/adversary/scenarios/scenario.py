@@ -8,7 +8,7 @@ from ..world.store import StoreTrouble
 from ..world.troubles import Trouble
 
 At = tuple[str, int]
-"""The n-th event with some text in its name."""
+"""(text, n): the n-th event with this text in its name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,8 +33,8 @@ class RunPlan:
     cap: float | None = None
     store_troubles: tuple[StoreTrouble, ...] = ()
 
-    def told(self) -> str:
-        """For people."""
+    def describe(self) -> str:
+        """The end and the store troubles of the run, for the trace."""
         end = f"kill at {self.kill_at}" if self.kill_at else f"SIGTERM at {self.stop_at}" if self.stop_at else "no kill"
         return f"{end}, {len(self.store_troubles)} store troubles"
 
@@ -54,25 +54,25 @@ class Scenario:
     last_pause: float
     troubles: tuple[Trouble, ...] = ()
     latency: tuple[float, float] = (0.5, 3.0)
-    """Of jobs."""
+    """The shortest and the longest duration of a job."""
     fail_share: float = 0.0
-    """Of jobs, for a reason that may not come again."""
+    """The share of jobs that fail for a passing reason."""
     failing: frozenset[int] = frozenset()
     """Rows whose jobs always fail."""
     most_lag: float = 0.0
-    """The latest that anything of a call is in the history."""
+    """The longest time until the history shows everything of a call."""
     partial: tuple[str, ...] = ()
     """Fields of history rows that land later than the row."""
     foreign: tuple[tuple[float, int | None], ...] = ()
-    """Other stores' calls of the account: when, and of which row they have the very body."""
+    """Other stores' calls of the account: the time, and the row whose body they share, or None."""
     with_reference: frozenset[int] = field(default_factory=frozenset)
     store_clock: float = 0.0
     list_lag: float = 0.0
     blind: bool = False
     """Whether LIST shows nothing below the claims of a key."""
 
-    def told(self) -> list[str]:
-        """For people."""
+    def describe(self) -> list[str]:
+        """The lines that describe the scenario, for the trace."""
         lines = [f"seed {self.seed}, family {self.family}, {self.rows} rows, {self.options}", f"{self.traits}"]
         lines += [f"jobs take {self.latency} s, {self.fail_share:.0%} fail, rows {sorted(self.failing)} always"]
         lines += [f"history lag up to {self.most_lag:.0f} s, fields that come later: {self.partial}"]

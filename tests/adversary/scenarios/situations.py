@@ -14,7 +14,7 @@ def plain(scenario: Scenario, rng: Random) -> Scenario:
 
 
 def lost_answers(scenario: Scenario, rng: Random) -> Scenario:
-    """Some POST stays without an answer, so that the history has to tell."""
+    """Some POST gets no answer, so that the history has to show what became of it."""
     partial = tuple(name for name in ("body", "url", "time", "model", "id", "status") if rng.random() < 0.25)
     troubles = (post_lost(scenario, rng), *scenario.troubles)
     runs = scenario.runs
@@ -74,7 +74,7 @@ def store(scenario: Scenario, rng: Random) -> Scenario:
 
 
 def slow(scenario: Scenario, rng: Random) -> Scenario:
-    """Many fast answers teach the run what is usual; then answers come slowly."""
+    """Many fast answers lower the run's latency estimate; then answers come slowly."""
     skip = rng.choice((21, 22))
     slow = Trouble("submit", "slow", rng.choice((7.0, 12.0, 40.0)), skip=skip)
     run = replace(scenario.runs[0], kill_at=None, stop_at=None)
@@ -178,7 +178,7 @@ def late_urls(scenario: Scenario, rng: Random) -> Scenario:
 
 
 def parked(scenario: Scenario, rng: Random) -> Scenario:
-    """Answers take so long that they are awaited without a slot, and the run is told to stop with bytes in hand."""
+    """Answers take so long that they are awaited without a slot, and SIGTERM comes while image bytes are in memory."""
     at = rng.choice((("before create images", rng.randint(1, 3)), ("answered", rng.randint(2, 12))))
     hiccup = StoreTrouble("create", "images/", rng.choice((0, 0, 1)), rng.choice((1, 1, 2)))
     run = replace(scenario.runs[0], kill_at=None, stop_at=at, store_troubles=(hiccup,) if rng.random() < 0.7 else ())

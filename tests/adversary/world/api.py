@@ -61,7 +61,7 @@ class Job:
     ready_at: float
     fails_with: str | None
     lag: float
-    """Seconds after which the history shows it."""
+    """The seconds until the history shows the job."""
     partial: dict[str, float] = field(default_factory=dict)
     """Fields of its history row that come so many seconds later still."""
     cost: float = 0.04
@@ -144,7 +144,7 @@ class Service:
         return self._accounts.get(request.key or "")
 
     def local(self, seconds: float) -> datetime:
-        """A true time by the clock of the API."""
+        """The time that the API's clock shows at a true time."""
         return self._local(seconds)
 
     def _local(self, seconds: float) -> datetime:
@@ -209,14 +209,14 @@ class Service:
         if job is None or not known or now > job.accepted_at + RECORD_LIVES_S:
             return _json({"error": f"Request {parts[3]} not found"}, 404)
         state = job.state(now)
-        told: dict[str, Any] = {"status": state, "request_id": job.request_id, **_urls(job.request_id), "metrics": {}}
+        body: dict[str, Any] = {"status": state, "request_id": job.request_id, **_urls(job.request_id), "metrics": {}}
         if state == "FAILED":
-            return _json(told | {"error": job.fails_with, "metrics": {"total_time": 0.24}}, 422)
+            return _json(body | {"error": job.fails_with, "metrics": {"total_time": 0.24}}, 422)
         if state == "COMPLETED" and request.path.endswith("/status"):
-            told["metrics"] = {"inference_time": job.ready_at - job.accepted_at}
+            body["metrics"] = {"inference_time": job.ready_at - job.accepted_at}
         elif state == "COMPLETED":
-            told = result_body(job, self.traits, [self.url(path) for path in job.outputs])
-        return _json(told)
+            body = result_body(job, self.traits, [self.url(path) for path in job.outputs])
+        return _json(body)
 
     def url(self, path: str) -> str:
         return f"https://{CDN}/{path}"

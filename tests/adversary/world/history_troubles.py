@@ -21,19 +21,19 @@ def rows_of(reply: Reply) -> tuple[Any, list[Any]] | None:
 
 
 def _with_rows(reply: Reply, rows: list[Any]) -> Reply:
-    found = rows_of(reply)
-    if found is None:
+    listing = rows_of(reply)
+    if listing is None:
         return reply
-    value = found[0]
+    value = listing[0]
     return replace(reply, body=json.dumps(value | {"data": rows} if isinstance(value, dict) else rows).encode())
 
 
 def _envelope(reply: Reply, arg: Any, request: Request, rng: Random) -> Reply:
-    """The rows under other names. Only one at a time: an envelope of the rows of an error would be an honest lie."""
-    found = rows_of(reply)
-    if found is None or "envelope(" in reply.note:
+    """The rows in another envelope. Only one at a time: around that of an error, it would look like an empty list."""
+    listing = rows_of(reply)
+    if listing is None or "envelope(" in reply.note:
         return reply
-    rows = found[1]
+    rows = listing[1]
     forms: dict[str, Any] = {
         "items": {"data": {"items": rows, "count": len(rows)}},
         "bare": rows,
@@ -50,30 +50,30 @@ def _envelope(reply: Reply, arg: Any, request: Request, rng: Random) -> Reply:
 
 
 def _shuffled(reply: Reply, arg: Any, request: Request, rng: Random) -> Reply:
-    found = rows_of(reply)
-    if found is None:
+    listing = rows_of(reply)
+    if listing is None:
         return reply
-    rows = list(found[1])
+    rows = list(listing[1])
     rng.shuffle(rows)
     return _with_rows(reply, rows)
 
 
 def _oldest_first(reply: Reply, arg: Any, request: Request, rng: Random) -> Reply:
-    found = rows_of(reply)
-    return reply if found is None else _with_rows(reply, found[1][::-1])
+    listing = rows_of(reply)
+    return reply if listing is None else _with_rows(reply, listing[1][::-1])
 
 
 def _doubled(reply: Reply, arg: Any, request: Request, rng: Random) -> Reply:
-    found = rows_of(reply)
-    return reply if found is None else _with_rows(reply, [row for row in found[1] for _ in range(2)])
+    listing = rows_of(reply)
+    return reply if listing is None else _with_rows(reply, [row for row in listing[1] for _ in range(2)])
 
 
 def _row_types(reply: Reply, arg: Any, request: Request, rng: Random) -> Reply:
     """The inputs of every row with other types: `arg` is `texts` (numbers as text) or `floats`."""
-    found = rows_of(reply)
-    if found is None:
+    listing = rows_of(reply)
+    if listing is None:
         return reply
-    return _with_rows(reply, [_retyped(row, arg) for row in found[1]])
+    return _with_rows(reply, [_retyped(row, arg) for row in listing[1]])
 
 
 def _retyped(row: dict[str, Any], arg: str) -> dict[str, Any]:
@@ -107,11 +107,11 @@ def _inputs(text: Any) -> dict[str, Any] | None:
 
 
 def _unreadable(reply: Reply, arg: Any, request: Request, rng: Random) -> Reply:
-    """The inputs of every row are told in a form that nobody can read: cut, or something else."""
-    found = rows_of(reply)
-    if found is None:
+    """The inputs of every row cut off after `arg` characters, so that they are no JSON."""
+    listing = rows_of(reply)
+    if listing is None:
         return reply
-    rows = [row | {"request_body": str(row.get("request_body"))[:arg] + "..."} for row in found[1]]
+    rows = [row | {"request_body": str(row.get("request_body"))[:arg] + "..."} for row in listing[1]]
     return _with_rows(reply, rows)
 
 

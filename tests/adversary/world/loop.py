@@ -40,7 +40,7 @@ class Time:
 
 
 class MachineClock:
-    """A `ports.Clock` of one machine, whose own idea of the date may be wrong by `offset` seconds."""
+    """A `ports.Clock` of one machine, whose date is wrong by `offset` seconds."""
 
     def __init__(self, true: Time, offset: float = 0.0) -> None:
         self._true = true
@@ -83,7 +83,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
         return task
 
     def bury(self) -> None:
-        """Take apart what a halted process left in memory, so that nothing of it outlives the world."""
+        """Cancel the tasks that a halted process left, and close the loop, so that nothing of it runs later."""
         now = self._true.now
         self.halted, self._turns = False, 0
         for _ in range(50):
@@ -102,12 +102,12 @@ class VirtualLoop(asyncio.BaseEventLoop):
 
     def run_in_executor(self, executor: Any, func: Any, *args: Any) -> "asyncio.Future[Any]":
         """Call it here and now: no thread, and no real time."""
-        found = self.create_future()
+        future = self.create_future()
         try:
-            found.set_result(func(*args))
+            future.set_result(func(*args))
         except Exception as error:  # noqa: BLE001 - as an executor does
-            found.set_exception(error)
-        return found
+            future.set_exception(error)
+        return future
 
     def _run_once(self) -> None:
         self._turns += 1
@@ -141,7 +141,7 @@ def _told(context: dict[str, Any]) -> str:
 
 
 _MACHINE: ContextVar[MachineClock] = ContextVar("machine")
-"""Whose clock `time.monotonic` and `datetime.now` show: that of the machine that is running just now."""
+"""The clock that `time.monotonic` and `datetime.now` show: that of the machine that is running now."""
 
 
 class _AnyDatetime(type):
@@ -150,7 +150,7 @@ class _AnyDatetime(type):
 
 
 class SimulatedDatetime(datetime, metaclass=_AnyDatetime):
-    """`datetime`, but for what it takes for now."""
+    """`datetime` whose `now` is that of the machine that runs."""
 
     @classmethod
     def now(cls, tz: tzinfo | None = None) -> datetime:

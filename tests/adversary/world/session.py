@@ -70,7 +70,7 @@ class Order:
 
 @dataclass(slots=True)
 class Ended:
-    """What a run said at its end. `refused`: it ended before any call; the reason."""
+    """The end of a run. `refused`: the reason why it ended before any call, else None."""
 
     results: dict[bytes, RequestResult] = field(default_factory=dict)
     stop_reason: str | None = None
@@ -103,9 +103,9 @@ async def execute(order: Order) -> Ended:
 
 
 async def read_ledger(store: ObjectStore) -> tuple[Sequence[str], LedgerView]:
-    """What the ledger says, and the segments that this is said by; listed before, so that none is missed."""
-    seen = await segments(store)
-    return seen, await load_ledger(store)
+    """The names of the ledger's segments, and the ledger's view; listed first, so that no segment is missed."""
+    segment_names = await segments(store)
+    return segment_names, await load_ledger(store)
 
 
 def _plan(view: LedgerView, requests: Sequence[GenerationRequest]) -> tuple[list[GenerationRequest], Ended]:
@@ -150,9 +150,11 @@ async def _execute(order: Order) -> Ended:
     await store.create(layout.run(run_id, "started.json"), started, "application/json")
     heartbeat = Heartbeat(order.store, run_id, order.process, clock, deadline=options.deadline)
     await heartbeat.beat(store=store)
-    seen, view = await read_ledger(store)
+    segment_names, view = await read_ledger(store)
     todo, ended = _plan(view, order.requests)
-    ledger = StoreLedger(store, view, run_id=run_id, nonce=order.process.nonce, clock=clock, read_segments=seen)
+    ledger = StoreLedger(
+        store, view, run_id=run_id, nonce=order.process.nonce, clock=clock, read_segments=segment_names
+    )
     settings = _settings(order)
     gate = RateGate(settings.requests_per_minute, clock.monotonic, control.sleep)
     provider = make_pool(settings, options.deadline)

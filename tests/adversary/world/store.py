@@ -44,33 +44,33 @@ class Objects:
     offset: float = 0.0
     list_lag: float = 0.0
     blind: bool = False
-    kept: dict[str, tuple[bytes, float, float]] = field(default_factory=dict)
+    contents: dict[str, tuple[bytes, float, float]] = field(default_factory=dict)
     """By path: the bytes, and when they were written first and last."""
     request_ids: set[str] = field(default_factory=set)
-    """Those that stand in the id object of a claim, or in the ledger."""
+    """The ids in the id object of a claim, or in the ledger."""
 
     def write(self, path: str, data: bytes) -> None:
         now = self.true.now
-        first = self.kept[path][1] if path in self.kept else now
-        self.kept[path] = (data, first, now)
+        first = self.contents[path][1] if path in self.contents else now
+        self.contents[path] = (data, first, now)
         if path.endswith(".id.json"):
             self.request_ids.add(json.loads(data)["request_id"])
         elif path.startswith(layout.SEGMENTS):
             self.request_ids.update(filter(None, from_parquet(path, data)["request_id"].to_pylist()))
 
     def info(self, path: str) -> ObjectInfo | None:
-        found = self.kept.get(path)
-        return None if found is None else ObjectInfo(path, len(found[0]), self._moment(found[2]))
+        entry = self.contents.get(path)
+        return None if entry is None else ObjectInfo(path, len(entry[0]), self._moment(entry[2]))
 
     def listed(self, prefix: str) -> list[ObjectInfo]:
         if self.blind and prefix.startswith("ledger/claims"):
             return []
-        seen = [
+        paths = [
             path
-            for path, (_, first, _) in self.kept.items()
+            for path, (_, first, _) in self.contents.items()
             if path.startswith(f"{prefix}/") and self.true.now >= first + self.list_lag
         ]
-        return [info for path in sorted(seen) if (info := self.info(path)) is not None]
+        return [info for path in sorted(paths) if (info := self.info(path)) is not None]
 
     def _moment(self, seconds: float) -> datetime:
         return self.true.moment + timedelta(seconds=seconds - self.true.now + self.offset)
@@ -92,9 +92,9 @@ class RunStore:
         self.dead = False
         self.operations = 0
         self.begun: set[str] = set()
-        """The images that were to be put."""
+        """The paths of the images that the run began to create."""
         self.failures: list[float] = []
-        """When operations failed."""
+        """The times at which operations failed."""
         self._objects = objects
         self._troubles = [[trouble, 0] for trouble in troubles]
         self._tick = tick
@@ -103,14 +103,14 @@ class RunStore:
 
     async def get(self, path: str) -> bytes | None:
         await self._begin("get", path)
-        found = self._objects.kept.get(path)
-        return None if found is None else found[0]
+        entry = self._objects.contents.get(path)
+        return None if entry is None else entry[0]
 
     async def create(self, path: str, data: bytes, content_type: str = "") -> bool:
         if path.startswith("images/"):
             self.begun.add(path)
         lost = await self._begin("create", path)
-        made = path not in self._objects.kept
+        made = path not in self._objects.contents
         if made:
             self._objects.write(path, data)
         await self._end("create" if made else "lost", path, lost)
@@ -123,7 +123,7 @@ class RunStore:
 
     async def delete(self, path: str) -> None:
         await self._begin("delete", path)
-        self._objects.kept.pop(path, None)
+        self._objects.contents.pop(path, None)
 
     async def head(self, path: str) -> ObjectInfo | None:
         await self._begin("head", path)
@@ -134,7 +134,7 @@ class RunStore:
         return self._objects.listed(prefix)
 
     def close(self) -> None:
-        """As that of the real one."""
+        """Nothing to close; the real store has this method."""
 
     async def _begin(self, op: str, path: str) -> bool:
         """Wait for the operation; whether its answer will be lost. Raises StoreError where it fails."""
@@ -144,10 +144,10 @@ class RunStore:
         if self.operations > MOST_OPERATIONS:
             self._tick("hammering", self._number)
         await asyncio.sleep(_OP_S * (0.5 + self._rng.random()))
-        for one in self._troubles:
-            trouble, met = one
+        for entry in self._troubles:
+            trouble, met = entry
             if trouble.op in (op, "any") and trouble.part in path:
-                one[1] += 1
+                entry[1] += 1
                 if trouble.skip <= met < trouble.skip + trouble.times:
                     if trouble.done:
                         return True
@@ -161,8 +161,8 @@ class RunStore:
         if lost:
             raise self._failed(op, path)
 
-    async def _ticked(self, what: str) -> None:
-        self._tick(what, self._number)
+    async def _ticked(self, event: str) -> None:
+        self._tick(event, self._number)
         # A process that was killed at this very point goes no further.
         await asyncio.sleep(0)
         if self.dead:

@@ -28,7 +28,7 @@ class Trouble:
     """
 
     where: str
-    what: str
+    fault: str
     arg: Any = None
     skip: int = 0
     times: int = 1_000_000
@@ -50,34 +50,34 @@ class Troubles:
         self._rng = rng
 
     def strike(self, kind: str, request: Request) -> list[Trouble]:
-        """Those that strike at this request, in order."""
-        found = []
-        for one in self._met:
-            trouble = one[0]
+        """The troubles that strike this request, in order."""
+        struck = []
+        for entry in self._met:
+            trouble = entry[0]
             if not trouble.meets(kind) or request.at >= trouble.until:
                 continue
             if trouble.row is not None and trouble.row.encode() not in request.body:
                 continue
-            one[1] += 1
-            if trouble.skip < one[1] <= trouble.skip + trouble.times and self._rng.random() < trouble.chance:
-                found.append(trouble)
-        return found
+            entry[1] += 1
+            if trouble.skip < entry[1] <= trouble.skip + trouble.times and self._rng.random() < trouble.chance:
+                struck.append(trouble)
+        return struck
 
     def connecting(self, kind: str, now: float) -> str | None:
         """What is wrong with a new connection for a kind of request."""
-        for one in self._met:
-            trouble = one[0]
-            if trouble.what in ("refused", "connect-hang") and trouble.meets(kind) and now < trouble.until:
-                one[1] += 1
-                if trouble.skip < one[1] <= trouble.skip + trouble.times:
-                    return "hang" if trouble.what == "connect-hang" else "refused"
+        for entry in self._met:
+            trouble = entry[0]
+            if trouble.fault in ("refused", "connect-hang") and trouble.meets(kind) and now < trouble.until:
+                entry[1] += 1
+                if trouble.skip < entry[1] <= trouble.skip + trouble.times:
+                    return "hang" if trouble.fault == "connect-hang" else "refused"
         return None
 
 
 def spoil(trouble: Trouble, reply: Reply, request: Request, rng: Random) -> Reply:
     """The answer as it goes out under a trouble."""
-    found = _SPOILERS[trouble.what](reply, trouble.arg, request, rng)
-    return replace(found, note=f"{found.note} {trouble.what}({_short(trouble.arg)})".strip())
+    spoilt = _SPOILERS[trouble.fault](reply, trouble.arg, request, rng)
+    return replace(spoilt, note=f"{spoilt.note} {trouble.fault}({_short(trouble.arg)})".strip())
 
 
 def _short(arg: Any) -> str:
@@ -115,7 +115,7 @@ def _fields(reply: Reply, arg: Any, request: Request, rng: Random) -> Reply:
     value = _json_of(reply)
     if not isinstance(value, dict):
         return reply
-    value = {name: one for name, one in {**value, **arg}.items() if one is not ...}
+    value = {name: item for name, item in {**value, **arg}.items() if item is not ...}
     return replace(reply, body=json.dumps(value).encode())
 
 
@@ -124,10 +124,10 @@ def _state(reply: Reply, arg: Any, request: Request, rng: Random) -> Reply:
     value = _json_of(reply)
     if not isinstance(value, dict) or "status" not in value:
         return reply
-    kept = {name: one for name, one in value.items() if name not in ("output", "images")}
+    rest = {name: item for name, item in value.items() if name not in ("output", "images")}
     status = 422 if arg == "FAILED" and rng.random() < 0.5 else reply.status
     error = {"error": "worker lost, try again"} if arg == "FAILED" else {}
-    return replace(reply, status=status, body=json.dumps(kept | {"status": arg} | error).encode())
+    return replace(reply, status=status, body=json.dumps(rest | {"status": arg} | error).encode())
 
 
 def _texts(reply: Reply, arg: Any, request: Request, rng: Random) -> Reply:
@@ -137,9 +137,9 @@ def _texts(reply: Reply, arg: Any, request: Request, rng: Random) -> Reply:
 
 def _as_text(value: Any) -> Any:
     if isinstance(value, dict):
-        return {name: _as_text(one) for name, one in value.items()}
+        return {name: _as_text(item) for name, item in value.items()}
     if isinstance(value, list):
-        return [_as_text(one) for one in value]
+        return [_as_text(item) for item in value]
     return str(value) if isinstance(value, int | float) else value
 
 
@@ -244,12 +244,12 @@ _SPOILERS: dict[str, Spoiler] = {
 
 
 def rewrite(trouble: Trouble, request: Request) -> None:
-    """What a service that reads its queries carelessly makes of a request for a list."""
-    if trouble.what == "page-size":
+    """Change the query of a request for a list, as a service that ignores or limits parameters reads it."""
+    if trouble.fault == "page-size":
         request.query["per_page"] = str(min(int(request.query.get("per_page", "20")), trouble.arg))
-    elif trouble.what == "page-ignored":
+    elif trouble.fault == "page-ignored":
         request.query["page"] = "1"
-    elif trouble.what == "page-clamped":
+    elif trouble.fault == "page-clamped":
         request.query["clamped"] = "yes"
-    elif trouble.what in ("page-scrambled", "page-cursor"):
-        request.query[trouble.what.removeprefix("page-")] = "yes"
+    elif trouble.fault in ("page-scrambled", "page-cursor"):
+        request.query[trouble.fault.removeprefix("page-")] = "yes"

@@ -116,10 +116,10 @@ class Network:
     sessions: list[aiohttp.ClientSession] = field(default_factory=list)
     dead: bool = False
     number: int = 0
-    """Of the run whose process it belongs to."""
+    """The number of the run whose process it belongs to."""
 
     def die(self) -> None:
-        """The process is gone: its connections with it, and nobody notices."""
+        """Drop all connections without a sign to either side, as when the process is killed."""
         self.dead = True
         for session in self.sessions:
             if session.connector is not None:
@@ -232,8 +232,8 @@ class MemoryTransport(asyncio.Transport):
 
 def _parsed(data: bytearray, host: str, now: float) -> Request | None:
     """The request, once all of it is there. Strict: the client has to speak HTTP/1.1 with a length."""
-    head, found, body = bytes(data).partition(b"\r\n\r\n")
-    if not found:
+    head, separator, body = bytes(data).partition(b"\r\n\r\n")
+    if not separator:
         return None
     first, *lines = head.decode("latin-1").split("\r\n")
     method, target, version = first.split(" ")

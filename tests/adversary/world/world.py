@@ -25,7 +25,7 @@ from .wire import Network, Reply, Request
 
 MODEL = "flux-2-klein-9b"
 NETWORK: ContextVar[Network] = ContextVar("network")
-"""That of the process that is running just now."""
+"""The network of the process that is running now."""
 MOST_LISTINGS = 300
 """A run of a few rows that asks for more pages of the history than this goes round in circles."""
 _HERE = "this machine"
@@ -54,7 +54,7 @@ class World:
         self._good_times = False
 
     def play(self) -> "World":
-        """All runs; what came of it stands in the world."""
+        """Play all runs; their ends are in `runs`, the truth in `service` and `objects`."""
         self._foreign_calls()
         for plan in self.scenario.runs:
             self._run(plan)
@@ -95,8 +95,8 @@ class World:
         store = RunStore(self.objects, plan.store_troubles, self._tick, self.rng, number)
         played = Played(number, plan, network, store, self.true.now, self.true.now)
         self.runs.append(played)
-        self.note(f"RUN {number} begins: key {plan.key[-4:]}, machine clock {plan.clock:+.0f} s, {plan.told()}")
-        # A process of this boot that is gone, for all that come after it; or one of another machine.
+        self.note(f"RUN {number} begins: key {plan.key[-4:]}, machine clock {plan.clock:+.0f} s, {plan.describe()}")
+        # A process of this boot that later runs see as ended, or one of another machine.
         process = Process(f"nonce{number}", _HERE if plan.machine == "here" else plan.machine, os.getpid(), -number)
         clock = MachineClock(self.true, plan.clock)
         options = self.scenario.options
@@ -118,8 +118,9 @@ class World:
             played.broke.append(f"broke: the run raised {error!r}{inner(error)}")
         else:
             played.ended = ended = task.result()
-            left = [one for one in asyncio.all_tasks(loop) if not one.done()]
-            played.broke += [f"left-behind: run {played.number} left {one.get_coro().__qualname__}" for one in left]
+            left = [leftover for leftover in asyncio.all_tasks(loop) if not leftover.done()]
+            names = [leftover.get_coro().__qualname__ for leftover in left]
+            played.broke += [f"left-behind: run {played.number} left {name}" for name in names]
             played.broke += [f"broke: the loop was told: {fault}" for fault in loop.faults]
             stop = f", stopped: {ended.stop_reason} ({ended.stop_message})" if ended.stop_reason else ""
             self.note(f"RUN {played.number} ends{stop} {ended.refused or ''}")
@@ -128,37 +129,37 @@ class World:
         played.store.dead = True
         played.network.die()
 
-    def _tick(self, what: str, number: int) -> None:
-        """Something happened from which a crash could tear the process away."""
+    def _tick(self, event: str, number: int) -> None:
+        """Handle an event of a run: kill or stop it, or begin another run beside it, where the plan says so."""
         played = self.runs[number - 1]
-        if what.startswith(("after create images", "after create ledger/claims")):
+        if event.startswith(("after create images", "after create ledger/claims")):
             played.moved = self.true.now
-        if what.startswith(("after create", "after put")) and "heartbeat" not in what:
-            self.note(f"store: {what}")
+        if event.startswith(("after create", "after put")) and "heartbeat" not in event:
+            self.note(f"store: {event}")
         plan = played.plan
-        if plan.beside_at and self._loop is not None and self._is_now(plan.beside_at, what, "beside"):
+        if plan.beside_at and self._loop is not None and self._is_now(plan.beside_at, event, "beside"):
             self._begin(
                 replace(plan, machine="another machine", beside_at=None, kill_at=None, stop_at=None), self._loop
             )
-        if what == "hammering":
+        if event == "hammering":
             played.broke.append(f"hammering: run {number} asks the store over and over")
             self._kill()
-        elif self._is_now(plan.kill_at, what):
-            self.note(f"kill -9 {what}")
+        elif self._is_now(plan.kill_at, event):
+            self.note(f"kill -9 {event}")
             self._kill()
-        elif self._is_now(plan.stop_at, what) and played.control is not None:
-            self.note(f"SIGTERM {what}")
+        elif self._is_now(plan.stop_at, event) and played.control is not None:
+            self.note(f"SIGTERM {event}")
             played.stopped_at = self.true.now
             played.control.interrupt("signal", "SIGTERM was received")
 
     def _kill(self) -> None:
-        for one in self.runs:
-            one.store.dead = one.network.dead = True
+        for played in self.runs:
+            played.store.dead = played.network.dead = True
         if self._loop is not None:
             self._loop.halt()
 
-    def _is_now(self, at: At | None, what: str, why: str = "") -> bool:
-        if at is None or at[0] not in what:
+    def _is_now(self, at: At | None, event: str, why: str = "") -> bool:
+        if at is None or at[0] not in event:
             return False
         self._ticks[why + at[0]] += 1
         return self._ticks[why + at[0]] == at[1]
@@ -219,7 +220,7 @@ class World:
         return trouble
 
     def _fate(self, request: Request) -> Plan:
-        """What becomes of a POST that has arrived."""
+        """Draw what becomes of a POST that has arrived."""
         scenario, rng = self.scenario, self.rng
         fails = None
         for row in scenario.failing:
@@ -245,10 +246,10 @@ class World:
 
     def _damage(self) -> None:
         """An image in the store loses its end."""
-        for path in sorted(self.objects.kept):
+        for path in sorted(self.objects.contents):
             if path.startswith("images/") and path not in self.damaged:
-                data, first, last = self.objects.kept[path]
-                self.objects.kept[path] = (data[:-20], first, last)
+                data, first, last = self.objects.contents[path]
+                self.objects.contents[path] = (data[:-20], first, last)
                 self.damaged.add(path)
                 self.note(f"{path} is damaged")
                 return

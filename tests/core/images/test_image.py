@@ -26,25 +26,25 @@ def noise(kind: str, size=(160, 96)) -> bytes:
 def test_facts_come_from_the_bytes(kind) -> None:
     """Size, format, hash and media type are those of the decoded bytes."""
     data = noise(kind)
-    found = decode(data)
-    assert (found.width, found.height, found.format, found.flags) == (160, 96, kind, ())
-    assert found.sha256 == hashlib.sha256(data).hexdigest()
-    assert found.content_type == f"image/{kind}"
+    facts = decode(data)
+    assert (facts.width, facts.height, facts.format, facts.flags) == (160, 96, kind, ())
+    assert facts.sha256 == hashlib.sha256(data).hexdigest()
+    assert facts.content_type == f"image/{kind}"
 
 
 def test_another_format_is_told_as_it_is() -> None:
     """A format that nobody asked for is described, not guessed."""
-    found = decode(noise("gif"))
-    assert (found.format, found.content_type) == ("gif", "image/gif")
+    facts = decode(noise("gif"))
+    assert (facts.format, facts.content_type) == ("gif", "image/gif")
 
 
 @pytest.mark.parametrize("kind", FORMATS)
-@pytest.mark.parametrize("kept", [0.02, 0.5, 0.99])
-def test_a_truncated_image_is_refused(kind, kept) -> None:
+@pytest.mark.parametrize("share", [0.02, 0.5, 0.99])
+def test_a_truncated_image_is_refused(kind, share) -> None:
     """An image that ends early is no image, wherever it ends."""
     data = noise(kind)
     with pytest.raises(BadImageError):
-        decode(data[: int(len(data) * kept)])
+        decode(data[: int(len(data) * share)])
 
 
 @pytest.mark.parametrize("kind", FORMATS)
@@ -76,9 +76,9 @@ def test_a_damaged_middle_is_refused() -> None:
 )
 def test_what_is_no_image_says_what_it_is(data, words) -> None:
     """Empty, HTML, JSON and bare headers are refused in words that show their beginning."""
-    with pytest.raises(BadImageError) as found:
+    with pytest.raises(BadImageError) as raised:
         decode(data)
-    assert words in str(found.value)
+    assert words in str(raised.value)
 
 
 @pytest.mark.parametrize("colour", [(0, 0, 0), WHITE, (120, 10, 200)])

@@ -1,4 +1,4 @@
-"""Pictures from other people's tools: what is told about pixels is never a reason to refuse the pixels."""
+"""Pictures written by other tools: damaged metadata is no reason to refuse an image whose pixels decode."""
 
 import ast
 import io
@@ -192,7 +192,7 @@ WHOLE: dict[str, Callable[[], bytes]] = {
 
 @pytest.fixture(autouse=True)
 def _nothing_is_said(caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]) -> Iterator[None]:
-    """Pillow neither logs nor prints; that it does not warn either is the rule of every test here."""
+    """Fail a test in which Pillow logs, or prints to stderr; its warnings are errors in every test."""
     caplog.set_level(logging.INFO)
     yield
     assert [record for record in caplog.records if record.name.startswith("PIL")] == []
@@ -209,12 +209,12 @@ def distance(first: Image.Image, second: Image.Image) -> float:
 def test_pixels_that_decode_are_whole(name: str) -> None:
     """Unreadable metadata, and whatever follows the end, count as none: for a paid output and for a reference."""
     data = WHOLE[name]()
-    found = decode(data)
+    decoded = decode(data)
     kind = re.search("png|jpeg|webp|tiff|avif|gif", name)
-    assert (found.flags, found.format) == ((), kind[0] if kind else "png")
+    assert (decoded.flags, decoded.format) == ((), kind[0] if kind else "png")
     facts = inspect(data)
     assert facts.problem is None
-    assert (facts.width, facts.height) == (found.width, found.height) == upright_size(data)
+    assert (facts.width, facts.height) == (decoded.width, decoded.height) == upright_size(data)
     if not name.startswith("case"):
         assert distance(plain_picture(data), photo()) < 4
 
@@ -225,10 +225,10 @@ def test_what_is_sent_is_readable_to_others(name: str) -> None:
     data = WHOLE[name]()
     sent = normalised(data) if inspect(data).changes else data
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # of a damaged MPO, which is read all the same
+        warnings.simplefilter("ignore", UserWarning)  # Pillow warns of a damaged MPO, and reads it
         with Image.open(io.BytesIO(sent)) as image:
-            seen = ImageOps.exif_transpose(image).convert("RGB")
-    assert distance(seen, plain_picture(data)) < 4
+            upright = ImageOps.exif_transpose(image).convert("RGB")
+    assert distance(upright, plain_picture(data)) < 4
     assert inspect(sent).changes == ()
 
 
@@ -240,7 +240,7 @@ def test_clearing_a_jpeg_does_not_code_it_again() -> None:
 
 
 def grain(kind: str, **options) -> bytes:
-    """A picture that no format can make small, so that wherever it is cut, pixels are missing."""
+    """A picture of noise, which no format compresses much: wherever the file is cut off, pixels are missing."""
     sink = io.BytesIO()
     Image.effect_noise((160, 120), 80).convert("RGB").save(sink, kind, **options)
     return sink.getvalue()
@@ -416,8 +416,8 @@ def test_crowds_of_metadata_cost_little(make: Callable[[], bytes]) -> None:
     """A file of some megabytes does not keep a processor busy for minutes, whatever it tells of its pixels."""
     data = make()
     started = time.process_time()
-    found = inspect(data)
-    assert (found.problem, found.width) == (None, SIZE[0])
+    facts = inspect(data)
+    assert (facts.problem, facts.width) == (None, SIZE[0])
     assert time.process_time() - started < 6
 
 

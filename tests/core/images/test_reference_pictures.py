@@ -1,4 +1,4 @@
-"""Reference pictures of every kind: what is taken can be made fit, and shows what it showed."""
+"""Reference pictures of every kind: what `inspect` accepts `normalised` can convert, and the content stays the same."""
 
 import hashlib
 import io
@@ -58,8 +58,8 @@ def animated() -> bytes:
 def test_a_plain_picture() -> None:
     """A plain picture is described by its bytes and needs nothing."""
     data = saved(picture(), "PNG")
-    found = inspect(data)
-    assert found == ReferenceFacts(hashlib.sha256(data).hexdigest(), len(data), 120, 80, "png")
+    facts = inspect(data)
+    assert facts == ReferenceFacts(hashlib.sha256(data).hexdigest(), len(data), 120, 80, "png")
     assert [media_type(saved(picture(), kind)) for kind in ("PNG", "JPEG", "WEBP", "GIF")] == [
         *("image/png", "image/jpeg", "image/webp", "image/gif")
     ]
@@ -72,7 +72,7 @@ def pages() -> bytes:
 
 
 def dim(most: int) -> Image.Image:
-    """Deep grey that uses a part of its range only."""
+    """A 16-bit grey gradient whose values go from 0 to `most` only."""
     return Image.linear_gradient("L").convert("I").point(lambda value: value * (most / 255)).convert("I;16")
 
 
@@ -94,12 +94,12 @@ def dim(most: int) -> Image.Image:
 def test_what_has_to_be_changed(make: Callable[[], bytes], changes: tuple[str, ...]) -> None:
     """Pictures of other kinds are made plain: what `inspect` asks for, `normalised` does, and nothing is left to do."""
     data = make()
-    found = inspect(data)
-    assert found.problem is None
-    assert found.changes == changes
+    facts = inspect(data)
+    assert facts.problem is None
+    assert facts.changes == changes
     after = inspect(normalised(data))
     assert (after.changes, after.problem) == ((), None)
-    assert (after.width, after.height) == (found.width, found.height)
+    assert (after.width, after.height) == (facts.width, facts.height)
 
 
 def test_changes_keep_what_is_seen() -> None:
@@ -144,16 +144,16 @@ def test_a_profile_of_other_colours_is_no_hindrance() -> None:
 )
 def test_what_cannot_be_used(make: Callable[[], bytes], problem: str) -> None:
     """What is no picture, too small, too long, too large or without anything to see is refused, with a clear word."""
-    found = inspect(make())
-    assert problem in (found.problem or "")
-    assert found.width is None
+    facts = inspect(make())
+    assert problem in (facts.problem or "")
+    assert facts.width is None
 
 
 @given(st.binary(max_size=200), st.sampled_from([b"", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff\xe0", b"GIF89a", b"II*\0"]))
 def test_no_bytes_are_too_odd(data: bytes, start: bytes) -> None:
     """Any bytes are a picture or a reason."""
-    found = inspect(start + data)
-    assert (found.width is None) == (found.problem is not None)
+    facts = inspect(start + data)
+    assert (facts.width is None) == (facts.problem is not None)
 
 
 SEEN = (96, 72)
@@ -171,7 +171,7 @@ WRITERS: dict[str, dict[str, Any]] = {
     "PPM": {},
 }
 CLIPPED = frozenset(product(DEEP, ("WEBP", "AVIF", "GIF")))
-"""What Pillow itself writes as white, or as black."""
+"""Modes and formats that Pillow clips: it writes most values as white, or as black."""
 
 
 def grey() -> Image.Image:
@@ -179,7 +179,7 @@ def grey() -> Image.Image:
 
 
 def in_mode(mode: str, colours: Image.Image | None = None) -> Image.Image:
-    """One picture of grey, in any of Pillow's modes; white is the most that the mode can hold."""
+    """A grey gradient in one of Pillow's modes; white is the greatest value of the mode."""
     image = grey() if colours is None else colours
     if mode == "F":
         return image.convert("F").point(lambda value: value / 255)
@@ -196,7 +196,7 @@ def in_mode(mode: str, colours: Image.Image | None = None) -> Image.Image:
 
 
 def written(image: Image.Image, kind: str, **options: Any) -> bytes | None:
-    """The file of a picture; None where Pillow writes no such one."""
+    """A picture as a file of this format; None where Pillow cannot write its mode in that format."""
     try:
         return saved(image, kind, **WRITERS[kind], **options)
     except (OSError, ValueError, SystemError):
@@ -204,7 +204,7 @@ def written(image: Image.Image, kind: str, **options: Any) -> bytes | None:
 
 
 def sent(data: bytes) -> Image.Image:
-    """What goes out for a reference, as anybody reads it."""
+    """The picture that is sent for a reference, as Pillow decodes it."""
     facts = inspect(data)
     assert facts.problem is None
     out = normalised(data) if facts.changes else data
@@ -228,9 +228,9 @@ PAIRS = [pair for pair in product(MODES, WRITERS) if pair not in CLIPPED and wri
 def test_every_mode_and_format_is_made_fit(mode: str, kind: str) -> None:
     """What `inspect` takes, `normalised` can do, and pixels keep their values, whatever mode and format hold them."""
     data = written(in_mode(mode), kind) or b""
-    found = values(sent(data))
-    assert len(set(found)) > 1
-    assert mode == "1" or found == pytest.approx(values(grey()), abs=26 if mode in ("P", "PA") or kind == "GIF" else 7)
+    pixels = values(sent(data))
+    assert len(set(pixels)) > 1
+    assert mode == "1" or pixels == pytest.approx(values(grey()), abs=26 if mode in ("P", "PA") or kind == "GIF" else 7)
     assert decode(data).flags == ()
 
 
@@ -297,8 +297,8 @@ def tiff(shades: list[float], order: str, bits: int, form: str, sign: int) -> by
 def test_the_scale_of_floating_point(low: float, high: float, expected: tuple[int, int]) -> None:
     """Floating point is read on the narrowest usual scale that holds all values, else from least to greatest."""
     image = grey().convert("F").point(lambda value: low + value * ((high - low) / 255))
-    found = sent(saved(image, "TIFF")).convert("L").getextrema()
-    assert found == pytest.approx(expected, abs=2)
+    extrema = sent(saved(image, "TIFF")).convert("L").getextrema()
+    assert extrema == pytest.approx(expected, abs=2)
 
 
 @pytest.mark.parametrize(("depth", "colours"), [(1, 0), (2, 0), (4, 0), (8, 0), (16, 0), (8, 2), (16, 2), (8, 3)])

@@ -17,7 +17,7 @@ from prefect_imagegen.core.plan import KeySeen
 
 SCHEMA = pa.schema([("key", KEY_TYPE), ("value", pa.int64())])
 ALIKE = [bytes(16), bytes(15) + b"\x01", b"\xff" * 16, b"\xff" * 15 + b"\xfe"]
-"""Keys that no prefix tells apart, at both ends."""
+"""Keys that differ in their last byte only, at the low and the high end of the range."""
 keys = st.one_of(st.sampled_from(ALIKE), st.integers(0, 40).map(lambda n: (n * 6_700_417).to_bytes(4, "big") * 4))
 parts = st.lists(st.lists(keys, max_size=30), max_size=12)
 
@@ -27,10 +27,10 @@ def table(part, start=0) -> pa.Table:
 
 
 @given(parts, st.lists(keys, max_size=10))
-def test_the_rows_of_keys_are_found(found, asked) -> None:
+def test_the_rows_of_keys_are_found(batches, asked) -> None:
     """Whatever parts came in whatever order, the rows of some keys are those of all parts, in the order of arrival."""
     rows, start, naive = KeyedTable(SCHEMA, sorted_by_key), 0, []
-    for part in found:
+    for part in batches:
         rows.add(table(part, start))
         naive += [(key, start + n) for n, key in enumerate(part)]
         start += len(part)
@@ -39,7 +39,7 @@ def test_the_rows_of_keys_are_found(found, asked) -> None:
     said = rows.of(pa.array(asked, KEY_TYPE))
     assert list(zip(said["key"].to_pylist(), said["value"].to_pylist(), strict=True)) == wanted
     for key in {*asked, *ALIKE}:
-        assert rows.rows_of(key)["value"].to_pylist() == [value for one, value in naive if one == key]
+        assert rows.rows_of(key)["value"].to_pylist() == [value for row_key, value in naive if row_key == key]
     whole = rows.table()
     assert list(zip(whole["key"].to_pylist(), whole["value"].to_pylist(), strict=True)) == naive
     assert rows.of(pa.array(asked, KEY_TYPE)) == said
@@ -62,16 +62,16 @@ def test_a_run_of_any_length_finds_each_of_its_keys(count) -> None:
 @given(st.lists(st.lists(st.one_of(st.none(), keys), max_size=10), max_size=8))
 def test_keys_seen_are_told_by_their_number(windows) -> None:
     """A key that came in an earlier window is told by the number that it came with; null never came."""
-    seen, known = KeySeen(), {}
+    index, known = KeySeen(), {}
     for number, window in enumerate(windows):
-        assert seen.numbers(pa.array(window, KEY_TYPE)) == [known.get(key) for key in window]
+        assert index.numbers(pa.array(window, KEY_TYPE)) == [known.get(key) for key in window]
         fresh = {key: number for key in window if key is not None and key not in known}
-        seen.add(pa.array(list(fresh), KEY_TYPE), pa.array(list(fresh.values()), pa.int32()))
+        index.add(pa.array(list(fresh), KEY_TYPE), pa.array(list(fresh.values()), pa.int32()))
         known |= fresh
 
 
 class Listed(list):
-    """A spool in memory."""
+    """A spool that keeps its tables in memory."""
 
     def write(self, events) -> None:
         self.append(events)

@@ -1,4 +1,4 @@
-"""The ledger's fold: what a pile of events says of every request key, in whatever order they come."""
+"""The ledger's fold: the state of every request key, from its events in whatever order they come."""
 
 from datetime import UTC, datetime, timedelta
 
@@ -166,9 +166,9 @@ def test_a_persons_word_outranks_the_failure(minutes) -> None:
 
 def test_the_facts_of_an_image_come_back_whole() -> None:
     """What was recorded of a delivered image is what the ledger gives back."""
-    one = event("delivered", cost_usd=0.04, latency_s=15.4, seed=2**63 - 1, model="m", applied='{"seed": 7}')
-    row = fold([events_table([event("claimed"), one])]).facts(pa.array([KEY], KEY_TYPE))[KEY]
-    assert image_facts(row) == one.image
+    delivery = event("delivered", cost_usd=0.04, latency_s=15.4, seed=2**63 - 1, model="m", applied='{"seed": 7}')
+    row = fold([events_table([event("claimed"), delivery])]).facts(pa.array([KEY], KEY_TYPE))[KEY]
+    assert image_facts(row) == delivery.image
     assert (row["cost_usd"], row["latency_s"], row["seed"], row["time"]) == (0.04, 15.4, 2**63 - 1, START)
     assert image_facts({"image_path": None}) is None
 
@@ -253,10 +253,12 @@ def test_numbers_of_attempts_go_on(kinds, expected) -> None:
 
 def test_the_course_of_keys_without_an_image_is_told() -> None:
     """What the ledger knows of the ids, ends, accounts and endpoints of a key's attempts is told."""
-    told = {"account": "acc", "endpoint": "https://api", "request_id": "id-1"}
+    call_facts = {"account": "acc", "endpoint": "https://api", "request_id": "id-1"}
     view = fold(
         [
-            events_table([event("submitted", "a", **told), event("failed", "a", error_kind="unsent", **told)]),
+            events_table(
+                [event("submitted", "a", **call_facts), event("failed", "a", error_kind="unsent", **call_facts)]
+            ),
             events_table([event("claimed", "b"), event("submitted", "c", request_id="id-2")]),
             events_table([event("delivered", "d", OTHER, request_id="id-3")]),
             events_table([event("delivered", "e", THIRD, request_id="id-4"), event("quarantined", "e", THIRD)]),
@@ -265,7 +267,7 @@ def test_the_course_of_keys_without_an_image_is_told() -> None:
     ids = [{row["request_id"] for row in view.course(key)} for key in (KEY, OTHER, THIRD)]
     assert ids == [{"id-1", "id-2"}, set(), {"id-4"}]
     (ended,) = (row for row in view.course(KEY) if row["type"] == "failed")
-    assert {name: ended[name] for name in told} == told
+    assert {name: ended[name] for name in call_facts} == call_facts
     assert (ended["error_kind"], ended["run_id"], ended["time"]) == ("unsent", "run-1", START)
     assert view.course(bytes(15) + b"\x09") == LedgerView.empty().course(KEY) == []
 
@@ -316,16 +318,16 @@ def test_costs_are_counted_by_class() -> None:
             [event("submitted", "h", cost_usd=9.0, cost_class="x", request_id="id-1"), event("quarantined", "f")]
         ),
     ]
-    found = fold(tables).costs()
-    assert found == {"x": CostStats(3, 0.01, 0.04, pytest.approx(0.02), 3.0), "y": CostStats(1, 0.25, 0.25, 0.25, None)}
+    costs = fold(tables).costs()
+    assert costs == {"x": CostStats(3, 0.01, 0.04, pytest.approx(0.02), 3.0), "y": CostStats(1, 0.25, 0.25, 0.25, None)}
     assert LedgerView.empty().costs() == {}
 
 
 class Nowhere(list):
-    """Keeps nothing of what is kept elsewhere."""
+    """A spool that drops its tables, so that only the fold itself takes memory."""
 
     def write(self, events) -> None:
-        """Let it go."""
+        """Drop the events."""
 
 
 def test_an_attempt_takes_few_bytes() -> None:
@@ -361,7 +363,7 @@ def recorded(kind, name, key, minute) -> Event:
 
 
 NAMES = ["a", "b", *(attempt(key, n) for key in (KEY, OTHER) for n in (1, 2, 10))]
-events = st.lists(
+event_lists = st.lists(
     st.builds(
         recorded,
         st.sampled_from([*TYPES, RETRY_ASKED]),
@@ -374,8 +376,8 @@ events = st.lists(
 
 
 def set_of(rows):
-    """Rows without their doubles: a segment may be read twice."""
-    return [dict(one) for one in {tuple(sorted(row.items(), key=str)) for row in rows}]
+    """Rows without duplicates: a segment may be read twice."""
+    return [dict(items) for items in {tuple(sorted(row.items(), key=str)) for row in rows}]
 
 
 def summary(*tables):
@@ -392,24 +394,24 @@ def summary(*tables):
     )
 
 
-@given(events, st.randoms(), st.integers(0, 14))
-def test_the_order_of_events_does_not_matter(found, random, cut) -> None:
+@given(event_lists, st.randoms(), st.integers(0, 14))
+def test_the_order_of_events_does_not_matter(events, random, cut) -> None:
     """Events in any order, in any number of segments, some of them twice, fold to the same view."""
-    shuffled = [*found, *found[: cut // 2]]
+    shuffled = [*events, *events[: cut // 2]]
     random.shuffle(shuffled)
-    assert summary(events_table(found)) == summary(events_table(shuffled[:cut]), events_table(shuffled[cut:]))
+    assert summary(events_table(events)) == summary(events_table(shuffled[:cut]), events_table(shuffled[cut:]))
 
 
-def rank_of(one) -> int:
-    return RETRY_ASKED_RANK if one.error_kind == RETRY_ASKED else RANK[one.type]
+def rank_of(record) -> int:
+    return RETRY_ASKED_RANK if record.error_kind == RETRY_ASKED else RANK[record.type]
 
 
-def naive(found, key):
-    """The rule in words, one event at a time."""
+def naive(events, key):
+    """The state of a key by the rule, computed event by event."""
     ranks = {}
-    for one in found:
-        if one.key == key:
-            ranks[one.attempt_id] = max(ranks.get(one.attempt_id, 0), rank_of(one))
+    for record in events:
+        if record.key == key:
+            ranks[record.attempt_id] = max(ranks.get(record.attempt_id, 0), rank_of(record))
     if RANK["delivered"] in ranks.values():
         return "delivered"
     numbered = {int(name.split("-")[1]): rank for name, rank in ranks.items() if "-" in name}
@@ -420,29 +422,34 @@ def naive(found, key):
     return "failed" if ranks else None
 
 
-def naive_failure(found, key):
-    """The failure with the highest number; inside one attempt a person's word is the last, then the clock."""
+def naive_failure(events, key):
+    """The error kind of the failure with the highest attempt number.
 
-    def order(one):
-        number = int(one.attempt_id.split("-")[1]) if "-" in one.attempt_id else -1
-        return (number, one.error_kind == RETRY_ASKED, one.time, one.attempt_id)
+    Within one attempt a person's `retry_asked` comes last; else the latest time decides.
+    """
 
-    failures = [one for one in found if one.key == key and one.type == "failed"]
-    delivered = naive(found, key) == "delivered"
+    def order(record):
+        number = int(record.attempt_id.split("-")[1]) if "-" in record.attempt_id else -1
+        return (number, record.error_kind == RETRY_ASKED, record.time, record.attempt_id)
+
+    failures = [record for record in events if record.key == key and record.type == "failed"]
+    delivered = naive(events, key) == "delivered"
     return max(failures, key=order).error_kind if failures and not delivered else "unknown"
 
 
-@given(events)
-def test_the_fold_agrees_with_the_rule(found) -> None:
+@given(event_lists)
+def test_the_fold_agrees_with_the_rule(events) -> None:
     """The vectorised fold says what the rule says, event by event."""
-    said = summary(events_table(found))
-    assert said[0] == [naive(found, key) for key in (KEY, OTHER, THIRD)]
-    assert {key: kind for key, (kind, _) in said[1].items()} == {key: naive_failure(found, key) for key in (KEY, OTHER)}
+    said = summary(events_table(events))
+    assert said[0] == [naive(events, key) for key in (KEY, OTHER, THIRD)]
+    assert {key: kind for key, (kind, _) in said[1].items()} == {
+        key: naive_failure(events, key) for key in (KEY, OTHER)
+    }
 
 
-@given(events)
-def test_one_key_is_told_as_many_are(found) -> None:
+@given(event_lists)
+def test_one_key_is_told_as_many_are(events) -> None:
     """The state of a key by itself is that which it has among others."""
-    view = fold([events_table(found)])
+    view = fold([events_table(events)])
     keys = [KEY, OTHER, THIRD]
     assert [view.state(key) for key in keys] == view.states(pa.array(keys, KEY_TYPE)).to_pylist()

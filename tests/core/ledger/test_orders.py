@@ -23,8 +23,8 @@ def event(kind, attempt="a", run="one", **facts) -> Event:
 
 def spending(*events: Event, runs=("one", "two"), queues=True, claimed=(), ours=None) -> Spending:
     fold = SpendingFold(runs, queues=queues, claimed=claimed)
-    for one in events:
-        fold.add(events_table([one]))
+    for record in events:
+        fold.add(events_table([record]))
     return fold.spending(fold.unheard if ours is None else ours)
 
 
@@ -61,10 +61,10 @@ def test_what_a_call_counts(events, cost, unpriced) -> None:
     that was there already when the claim was won (by the same run: no call; by the next one: a call), what this order
     settles of another one, and what another one pays.
     """
-    found = spending(*events)
-    assert found.cost_usd == pytest.approx(cost)
-    assert list(found.unpriced) == unpriced
-    assert found.executions == 2
+    total = spending(*events)
+    assert total.cost_usd == pytest.approx(cost)
+    assert list(total.unpriced) == unpriced
+    assert total.executions == 2
 
 
 def test_a_blocking_call_answered_with_an_error_costs_nothing() -> None:
@@ -88,9 +88,9 @@ def test_order_and_repetition_of_events_do_not_matter() -> None:
     ]
     for seed in range(20):
         random.Random(seed).shuffle(events)
-        found = spending(*events, *events[:3])
-        assert found.cost_usd == pytest.approx(0.04)
-        assert dict(found.unpriced) == {"b": CLASS}
+        total = spending(*events, *events[:3])
+        assert total.cost_usd == pytest.approx(0.04)
+        assert dict(total.unpriced) == {"b": CLASS}
 
 
 def test_claims_without_an_event_are_calls() -> None:

@@ -9,9 +9,9 @@ from prefect_imagegen.core.policy.budget import Budget, Reservation
 
 
 def reserved(budget: Budget, name: str = "a", default: float = 0.04) -> Reservation:
-    found = budget.reserve(name, default)
-    assert isinstance(found, Reservation)
-    return found
+    reservation = budget.reserve(name, default)
+    assert isinstance(reservation, Reservation)
+    return reservation
 
 
 def measured(cap: float | None, worst: float = 0.04) -> Budget:
@@ -49,9 +49,9 @@ def test_the_whole_cap_can_be_used() -> None:
 def test_what_comes_back_can_be_spent() -> None:
     """While calls are out, one that does not fit waits: they may cost less, or nothing."""
     budget = measured(0.04)
-    one = reserved(budget)
+    reservation = reserved(budget)
     assert budget.reserve("a", 0.04) == "wait"
-    budget.release(one)
+    budget.release(reservation)
     assert reserved(budget).amount == 0.04
 
 
@@ -119,10 +119,10 @@ def test_an_assumed_price_is_said() -> None:
 def test_stranded_money_stays_reserved_and_is_not_waited_for() -> None:
     """A call of unknown fate keeps its money; when nothing else is out the run is at its end."""
     budget = measured(0.05)
-    one = reserved(budget)
-    budget.detach(one)
+    reservation = reserved(budget)
+    budget.detach(reservation)
     assert budget.reserve("a", 0.04) == "over"
-    budget.settle(one, 0.01)
+    budget.settle(reservation, 0.01)
     assert reserved(budget).amount == 0.04
 
 
@@ -144,17 +144,17 @@ def test_the_overshoot_is_bounded(cap: float, steps: list[tuple[str, float]]) ->
     budget, out, excess = Budget(cap=cap), [], 0.0
     for step, cost in steps:
         if step == "x" or not out:
-            found = budget.reserve("a", 0.04)
-            if isinstance(found, Reservation):
-                out.append(found)
+            answer = budget.reserve("a", 0.04)
+            if isinstance(answer, Reservation):
+                out.append(answer)
             continue
-        one = out.pop()
+        reservation = out.pop()
         if step == "r":
-            budget.release(one)
+            budget.release(reservation)
         elif step == "m":
-            budget.settle(one, None)
+            budget.settle(reservation, None)
         else:
-            excess += max(0.0, cost - one.amount)
-            budget.settle(one, cost)
+            excess += max(0.0, cost - reservation.amount)
+            budget.settle(reservation, cost)
     assert budget.overshoot <= excess + 1e-6
-    assert budget.reserved == pytest.approx(sum(one.amount for one in out))
+    assert budget.reserved == pytest.approx(sum(unsettled.amount for unsettled in out))

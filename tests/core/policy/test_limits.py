@@ -1,4 +1,4 @@
-"""What calls teach: how long is too long, and how many at once are too many."""
+"""What is learned from calls: how long one may take, and how many may be in flight."""
 
 from prefect_imagegen.core.policy.adaptive_limit import AdaptiveLimit
 from prefect_imagegen.core.policy.latency import Latencies

@@ -1,4 +1,4 @@
-"""Outages are told once each."""
+"""Each outage is reported once."""
 
 from datetime import UTC, datetime
 from itertools import pairwise
@@ -15,11 +15,13 @@ STEPS = st.lists(st.tuples(st.floats(0.0, 400.0), st.booleans()), max_size=100)
 @given(st.lists(st.floats(0.0, 1e6), min_size=1, max_size=100), st.integers(1, 9))
 def test_however_often_it_is_tried(pauses: list[float], after: int) -> None:
     """Of one outage the beginning is told once, after so many failures, and the end once, with its length."""
-    outage, now, told = Outage(after), 0.0, []
+    outage, now, reports = Outage(after), 0.0, []
     for pause in pauses:
         now += pause
-        told.append(outage.failed(now))
-    assert [number for number, one in enumerate(told) if one is not None] == [after - 1][: len(pauses) >= after]
+        reports.append(outage.failed(now))
+    assert [number for number, report in enumerate(reports) if report is not None] == [after - 1][
+        : len(pauses) >= after
+    ]
     ended = outage.worked(now + 1.0)
     assert ended == (pytest.approx(now + 1.0 - pauses[0]) if len(pauses) >= after else None)
     assert outage.worked(now + 2.0) is None
@@ -28,14 +30,14 @@ def test_however_often_it_is_tried(pauses: list[float], after: int) -> None:
 @given(STEPS, st.integers(1, 5))
 def test_told_in_pairs(tries: list[tuple[float, bool]], after: int) -> None:
     """Whatever fails and works, beginnings and ends take turns, and come no more often than long outages do."""
-    outage, now, told = Outage(after), 0.0, []
+    outage, now, reports = Outage(after), 0.0, []
     for pause, works in tries:
         now += pause
-        found = outage.worked(now) if works else outage.failed(now)
-        if found is not None:
-            told.append((now, works))
-    assert [works for _, works in told] == [number % 2 == 1 for number in range(len(told))]
-    begun = [at for at, works in told if not works]
+        report = outage.worked(now) if works else outage.failed(now)
+        if report is not None:
+            reports.append((now, works))
+    assert [works for _, works in reports] == [number % 2 == 1 for number in range(len(reports))]
+    begun = [at for at, works in reports if not works]
     assert all(later - earlier >= LONG_S for earlier, later in pairwise(begun))
 
 

@@ -130,7 +130,7 @@ TABLE = {
 
 def test_the_table_is_this_one() -> None:
     """Each kind's money and retry rules are exactly these: a change of the table is a change of policy."""
-    found = {
+    rules = {
         kind: (
             row.accepted,
             row.billed,
@@ -142,7 +142,7 @@ def test_the_table_is_this_one() -> None:
         )
         for kind, row in OUTCOMES.items()
     }
-    assert found == TABLE
+    assert rules == TABLE
 
 
 def test_every_row_speaks_to_people() -> None:

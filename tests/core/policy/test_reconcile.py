@@ -32,11 +32,11 @@ NOW = datetime(2026, 11, 26, 12, tzinfo=UTC)
 )
 def test_when_to_look(lag: float, looks: list[float]) -> None:
     """At 30 s, at 2 min and at the lag; looks later than the lag fall away."""
-    found, looked = [], None
+    times, looked = [], None
     while (due := next_look(looked, lag)) is not None:
-        found.append(due)
+        times.append(due)
         looked = due
-    assert found == looks
+    assert times == looks
 
 
 def test_a_late_comer_looks_once() -> None:
@@ -114,8 +114,8 @@ CERTAIN = ("as it is", "JSON", "JSON with letters", "repr", "more fields", "anot
 @example({"prompt": "p", "seed": 2**63 - 1, "guidance": 3.3})
 def test_a_call_is_never_ruled_out_by_the_way_it_is_shown(rendering, body) -> None:
     """However the history shows the body that was sent, it is the same or unclear: never another one."""
-    seen = RENDERINGS[rendering](body)
-    verdict = compare_calls(parse_inputs(seen), claim_form(body))
+    shown = RENDERINGS[rendering](body)
+    verdict = compare_calls(parse_inputs(shown), claim_form(body))
     assert verdict != "differs"
     if rendering in CERTAIN:
         assert verdict == "same"
@@ -124,14 +124,14 @@ def test_a_call_is_never_ruled_out_by_the_way_it_is_shown(rendering, body) -> No
 @given(bodies, st.lists(st.sampled_from(["trimmed", "texts", "doubles", "more fields", "nulls left out"]), max_size=4))
 def test_several_ways_at_once(body, ways) -> None:
     """Several renderings, one after the other, rule a call out no more than one does."""
-    seen = body
+    shown = body
     for way in ways:
-        seen = parse_inputs(RENDERINGS[way](seen))
-    assert compare_calls(seen, claim_form(body)) != "differs"
+        shown = parse_inputs(RENDERINGS[way](shown))
+    assert compare_calls(shown, claim_form(body)) != "differs"
 
 
 @pytest.mark.parametrize(
-    ("sent", "seen", "verdict"),
+    ("sent", "shown", "verdict"),
     [
         (7, 8, "differs"),
         (7, "8", "differs"),
@@ -184,9 +184,9 @@ def test_several_ways_at_once(body, ways) -> None:
     ],
     ids=repr,
 )
-def test_one_field_at_a_time(sent, seen, verdict) -> None:
+def test_one_field_at_a_time(sent, shown, verdict) -> None:
     """A field differs only where that is certain; one that is missing, cut off or rewritten leaves it unclear."""
-    assert compare_calls({"x": seen}, {"x": sent}) == verdict
+    assert compare_calls({"x": shown}, {"x": sent}) == verdict
 
 
 def test_one_certain_difference_settles_it() -> None:
@@ -203,12 +203,12 @@ def test_references_are_compared_by_their_number_and_address() -> None:
     assert compare_calls({"image_urls": ["https://h/a", "https://h/b"]}, form) == "same"
     assert compare_calls({"image_urls": ["https://cdn/1", "https://cdn/2"]}, form) == "unclear"
     assert compare_calls({"image_urls": ["https://h/a"]}, form) == "differs"
-    for seen in ("https://h/a", "[]", None, [], {}):
-        assert compare_calls({"image_urls": seen}, form) == "unclear"
+    for shown in ("https://h/a", "[]", None, [], {}):
+        assert compare_calls({"image_urls": shown}, form) == "unclear"
 
 
 @pytest.mark.parametrize(
-    ("seen", "verdict"),
+    ("shown", "verdict"),
     [
         ("flux-2-klein-9b", "same"),
         ("FLUX.2 Klein 9B", "same"),
@@ -220,9 +220,9 @@ def test_references_are_compared_by_their_number_and_address() -> None:
         ("65f1c0de", "unclear"),
     ],
 )
-def test_models_are_compared_by_their_letters(seen, verdict) -> None:
+def test_models_are_compared_by_their_letters(shown, verdict) -> None:
     """Another spelling of a slug is the same model; a name that is no slug we know may be a way to say it."""
-    assert compare_models(seen, "flux-2-klein-9b") == verdict
+    assert compare_models(shown, "flux-2-klein-9b") == verdict
 
 
 # Time
@@ -247,7 +247,7 @@ def test_a_wrong_clock_hides_no_call(hours, wrong) -> None:
     moments = [None if seconds is None else NOW + timedelta(seconds=seconds) for seconds in hours]
     own = NOW + timedelta(seconds=wrong)
     window = window_of(claim(time=own, store_time=moments[0], api_time=moments[1]), moments[2], 30.0)
-    assert all(window.takes(one, zoned=True) for one in [own, *moments])
+    assert all(window.takes(moment, zoned=True) for moment in [own, *moments])
 
 
 @pytest.mark.parametrize(
@@ -300,7 +300,7 @@ def row(name, verdict="same", status="COMPLETED") -> Candidate:
         ([row("a"), row("a"), row("a")], [], 0, Finding("a")),
         ([row("a", status="PENDING"), row("a")], [], 0, Finding("a")),
         ([row("a", status="FAILED"), row("a", status="FAILED")], [], 1, Finding()),
-        # What cannot be told is never absent.
+        # A row that may be the call, or not, is no proof of absence.
         ([row("a", "unclear")], [], 0, Finding(unclear="a")),
         ([row("a", "unclear")], ["a"], 0, Finding()),
         ([row("a", "unclear"), row("b")], [], 0, Finding("b")),
@@ -332,11 +332,13 @@ def test_an_id_in_other_letters_is_the_same_call() -> None:
 @given(st.lists(candidates, max_size=6), st.sets(st.sampled_from("abcd")), st.integers(0, 3))
 def test_absence_needs_every_row_to_be_told(rows, known, unnamed) -> None:
     """Absent is only what has no candidate but known calls and the failed ones of earlier claims."""
-    found = finding_of(Look(tuple(rows)), known, unnamed)
-    unknown = [one for one in rows if one.request_id not in known]
-    spared = {one.request_id for one in unknown if one.status == "FAILED" and one.verdict == "same"}
-    if found.is_absent:
-        assert all(one.request_id in spared for one in unknown)
+    finding = finding_of(Look(tuple(rows)), known, unnamed)
+    unknown = [candidate for candidate in rows if candidate.request_id not in known]
+    spared = {
+        candidate.request_id for candidate in unknown if candidate.status == "FAILED" and candidate.verdict == "same"
+    }
+    if finding.is_absent:
+        assert all(candidate.request_id in spared for candidate in unknown)
         assert len(spared) <= unnamed
-    assert found.request_id not in known
-    assert found.more >= 0
+    assert finding.request_id not in known
+    assert finding.more >= 0

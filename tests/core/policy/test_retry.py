@@ -85,8 +85,8 @@ dates = st.from_regex(
 @given(header | dates, header | dates)
 def test_no_header_raises(reset, retry_after) -> None:
     """Whatever the headers hold, the answer is a wait within the limits, or none."""
-    found = pause_seconds(reset=reset, retry_after=retry_after, now=NOW)
-    assert found is None or 1 <= found <= 120
+    wait = pause_seconds(reset=reset, retry_after=retry_after, now=NOW)
+    assert wait is None or 1 <= wait <= 120
 
 
 def test_the_first_poll_waits_for_the_average() -> None:
