@@ -171,9 +171,9 @@ async def test_a_pool_is_resolved_by_name(prefect_server: None) -> None:
     endpoints = ["openai+http://10.0.0.1:8000", "segmind+http://10.0.0.2:8700"]
     block = GpuWorkerPool(endpoints=endpoints, api_key="k", profile="klein-base", endpoint_limit=3, weights="lab")
     await block.save("lab", overwrite=True)
-    found = await resolve_provider("gpu-worker-pool/lab")
-    assert (found.provider, found.endpoints, found.api_key) == ("pool", tuple(endpoints), SecretStr("k"))
-    assert (found.profile, found.endpoint_limit, found.weights) == ("klein-base", 3, "lab")
+    settings = await resolve_provider("gpu-worker-pool/lab")
+    assert (settings.provider, settings.endpoints, settings.api_key) == ("pool", tuple(endpoints), SecretStr("k"))
+    assert (settings.profile, settings.endpoint_limit, settings.weights) == ("klein-base", 3, "lab")
 
 
 @pytest.mark.anyio

@@ -148,9 +148,9 @@ def test_plain_base64_is_a_body() -> None:
 )
 def test_a_200_without_image_is_an_error(body, text) -> None:
     """An error under status 200, HTML, or an answer without image is told as an error, never as an image."""
-    (found,) = images_of_body(body)
-    assert (found.data, found.url) == (None, None)
-    assert text in found.error
+    (output,) = images_of_body(body)
+    assert (output.data, output.url) == (None, None)
+    assert text in output.error
 
 
 @pytest.mark.parametrize(
@@ -306,7 +306,7 @@ def test_other_history_inputs_are_unknown(text) -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "found"),
+    ("value", "number"),
     [
         (0.0402, 0.0402),
         ("12.31", 12.31),
@@ -322,9 +322,9 @@ def test_other_history_inputs_are_unknown(text) -> None:
         (10**400, None),
     ],
 )
-def test_numbers_are_finite_and_not_negative(value, found) -> None:
+def test_numbers_are_finite_and_not_negative(value, number) -> None:
     """A number may come as text; what is negative, infinite or no number is unknown."""
-    assert parse_number(value) == found
+    assert parse_number(value) == number
 
 
 json_values = st.recursive(
@@ -356,11 +356,11 @@ def test_no_body_raises(data) -> None:
     check_outputs(images_of_body(data))
 
 
-def check_outputs(found) -> None:
-    assert found
-    assert all([one.data, one.url, one.error].count(None) == 2 for one in found)
-    assert len(found) == 1 or all(one.error is None for one in found)
-    assert len(set(found)) == len(found)
+def check_outputs(outputs) -> None:
+    assert outputs
+    assert all([output.data, output.url, output.error].count(None) == 2 for output in outputs)
+    assert len(outputs) == 1 or all(output.error is None for output in outputs)
+    assert len(set(outputs)) == len(outputs)
 
 
 @given(json_values, st.sampled_from([200, 422, 500]))
@@ -369,7 +369,7 @@ def test_no_json_raises(value, status) -> None:
     check_outputs(outputs_of(value))
     job = job_of(value, status=status, request_id=ID)
     assert job is None or job.state in {"COMPLETED", "FAILED", "PENDING"}
-    assert job is None or all(one.error is None for one in job.outputs)
+    assert job is None or all(output.error is None for output in job.outputs)
     assert listed_rows(value) is None or isinstance(value["data"], list)
     assert detail_rows(value, ID) is None or detail_rows(value, ID)
     assert len(shape_of(value)) < 1000
@@ -389,7 +389,7 @@ def test_no_inputs_raise(text) -> None:
 def test_deep_nesting_is_understood(opening, depth) -> None:
     """A body nested without end costs no stack."""
     closing = {"{": "}", "[": "]"}
-    end = "".join(closing[one] for one in reversed(opening) if one in closing)
+    end = "".join(closing[character] for character in reversed(opening) if character in closing)
     data = (opening * depth + '"x"' + end * depth).encode()
     assert error_text(data)
     assert images_of_body(data)[0].data is None
@@ -502,7 +502,7 @@ def test_a_time_without_a_zone_has_none() -> None:
     "value",
     [
         *(None, "", True, [], {}, "yesterday", "nan", float("inf"), 10**400, -5, 0, "0"),
-        # A day may be any hour of it; a zero is no time; am and pm are not read.
+        # A day without an hour, placeholders for no time, and am and pm, which are not parsed.
         *("2026-11-23", "20261123", 20261123, "2026-W48", "0001-01-01T00:00:00Z", "1970-01-01T00:00:00Z"),
         *("Nov 23, 2026 8:00 PM", "23 Nov 2026 08:05:06 p.m.", 1.7e18),
     ],
@@ -533,8 +533,8 @@ def test_base64_however_it_is_written(text: str) -> None:
 @pytest.mark.parametrize("text", ["A" * 64 + " " * 2_000_000 + "!", " " * 2_000_000, "data:" + ";base64" * 300_000])
 def test_hostile_text_costs_no_more_than_its_length(text: str) -> None:
     """Text that is made to be tried again and again at every blank is read once."""
-    (found,) = images_of_body(text.encode())
-    assert found.data is None
+    (output,) = images_of_body(text.encode())
+    assert output.data is None
 
 
 @pytest.mark.parametrize("unit", ["{},", "[[]],", "0,", '{"a":1},', '"",'])

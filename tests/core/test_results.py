@@ -1,4 +1,4 @@
-"""What became of a request survives its table; names and columns lie where one module says."""
+"""Results of requests survive their table; names in a store and metadata columns are as pinned here."""
 
 from datetime import UTC, datetime
 
@@ -121,12 +121,12 @@ def keys_of(numbers) -> pa.Array:
 @given(st.lists(st.lists(st.integers(0, 30), unique=True, max_size=8), max_size=6))
 def test_seen_keys_keep_their_number(windows) -> None:
     """A key that came in an earlier window is known by the number that it came with; a new one is not known."""
-    seen, expected = KeySeen(), {}
+    earlier_keys, expected = KeySeen(), {}
     for window in windows:
-        assert seen.numbers(keys_of(window)) == [expected.get(number) for number in window]
+        assert earlier_keys.numbers(keys_of(window)) == [expected.get(number) for number in window]
         new = [number for number in window if number not in expected]
         expected |= {number: number * 7 for number in new}
-        seen.add(keys_of(new), pa.array([number * 7 for number in new], pa.int32()))
+        earlier_keys.add(keys_of(new), pa.array([number * 7 for number in new], pa.int32()))
 
 
 @given(st.integers(1, 5), st.lists(st.booleans(), max_size=40))

@@ -1,4 +1,4 @@
-"""What looks like a secret is seen, however deep it lies, and what only sounds like one is let through."""
+"""Options that look like secrets are found at any depth; names that only sound like one pass."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from prefect_imagegen.core.secrets import holds_secret, secret_option
 
 
 @pytest.mark.parametrize(
-    ("options", "found"),
+    ("options", "path"),
     [
         ({"key": "AKIA0", "secret": "x"}, "key"),
         ({"aws_access_key_id": "AKIA0"}, "aws_access_key_id"),
@@ -33,9 +33,9 @@ from prefect_imagegen.core.secrets import holds_secret, secret_option
         ({}, None),
     ],
 )
-def test_options_that_look_like_secrets(options: dict[str, Any], found: str | None) -> None:
+def test_options_that_look_like_secrets(options: dict[str, Any], path: str | None) -> None:
     """An option is a secret by its name, or by a password or signature in its address; its path is told."""
-    assert secret_option(options) == found
+    assert secret_option(options) == path
 
 
 NAMES = st.sampled_from(["a", "config", "client_kwargs", "items"])

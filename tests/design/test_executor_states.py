@@ -33,7 +33,7 @@ Scene = Callable[[Bench, Path], Awaitable[str]]
 
 
 def _drawn() -> list[tuple[str, str]]:
-    """The arrows of the page's diagram, but those from and to the dots."""
+    """The arrows of the page's diagram, without those from its start and to its end."""
     diagram = PAGE.read_text(encoding="utf-8").split("```mermaid")[1].split("```")[0]
     arrows = re.findall(r"^\s*(\S+) --> ([^\s:]+)", diagram, re.MULTILINE)
     return [arrow for arrow in arrows if "[*]" not in arrow]
@@ -186,29 +186,31 @@ async def test_a_scene_goes_its_way(scene: Scene, tmp_path: Path):
 
 def test_every_drawn_transition_happens():
     """No arrow of the diagram is a thing of the past: seeds of the adversary, or a scene, go along each."""
-    seen = set().union(*(transitions for transitions, _ in SCENES.values()))
+    arrows = set().union(*(transitions for transitions, _ in SCENES.values()))
     for seed in SEEDS:
         with watched() as watch:
             play(draw(seed))
         assert watch.undrawn == []
-        seen |= watch.transitions
+        arrows |= watch.transitions
     drawn = {(before, after) for before, afters in TRANSITIONS.items() for after in afters}
-    assert sorted(drawn - seen) == []
-    assert {after for before, after in seen if after not in TRANSITIONS[before]} == FROM_ANY_STATE
+    assert sorted(drawn - arrows) == []
+    assert {after for before, after in arrows if after not in TRANSITIONS[before]} == FROM_ANY_STATE
 
 
 def test_what_waits_holds_no_slot():
     """A request takes the slot along only where the page says so; `no` and `yes` in its table are what happens."""
-    told = {State(cells[0].strip("`")): cells[2] for cells in table("| state | what happens | slot | next |")}
-    seen = set()
+    slot_cells = {State(cells[0].strip("`")): cells[2] for cells in table("| state | what happens | slot | next |")}
+    observations = set()
     for plays in list(SCENARIOS.values())[::4]:
         with watched() as watch:
             OneRow(plays[0]).first_run()
-        seen |= watch.slots
+        observations |= watch.slots
     for word, has_slot in (("no", True), ("yes", False)):
-        states = {state for state, cell in told.items() if cell == word}
-        assert {state for state, with_slot in seen if state in states and with_slot is has_slot} == set()
-    assert {State.LOOK_WAIT, State.BACK_OFF, State.SLOT, State.CLAIM, State.POST} <= {state for state, _ in seen}
+        states = {state for state, cell in slot_cells.items() if cell == word}
+        assert {state for state, with_slot in observations if state in states and with_slot is has_slot} == set()
+    assert {State.LOOK_WAIT, State.BACK_OFF, State.SLOT, State.CLAIM, State.POST} <= {
+        state for state, _ in observations
+    }
 
 
 def test_an_end_is_an_end():

@@ -75,7 +75,7 @@ def test_packages_are_listed():
 
 def test_layers_exist():
     """Every layer of the import rule is a room, and every room stands in a layer."""
-    (contract,) = (one for one in PROJECT["tool"]["importlinter"]["contracts"] if one["type"] == "layers")
+    (contract,) = (entry for entry in PROJECT["tool"]["importlinter"]["contracts"] if entry["type"] == "layers")
     layers = {name for layer in contract["layers"] for name in re.split(r"[\s|:]+", layer)}
     modules = {module_of(path) for path in product()}
     assert layers <= modules
@@ -86,7 +86,7 @@ def test_layers_exist():
 
 def test_the_import_rule_is_told_as_it_is():
     """CONTRIBUTING and AGENTS name every room of the layers, in their order."""
-    (contract,) = (one for one in PROJECT["tool"]["importlinter"]["contracts"] if one["type"] == "layers")
+    (contract,) = (entry for entry in PROJECT["tool"]["importlinter"]["contracts"] if entry["type"] == "layers")
     order = [name.split(".")[1] for layer in contract["layers"] for name in re.split(r"[\s|:]+", layer)]
     rooms = list(dict.fromkeys(order))
     for page in ("CONTRIBUTING.md", "AGENTS.md"):

@@ -39,7 +39,7 @@ def png() -> bytes:
 
 
 class FakeClock:
-    """Time passes only when somebody sleeps, and stands still at the horizon: who sleeps longer does not wake."""
+    """A clock that only `sleep` moves. It stops at `horizon`: a sleep that would end later never returns."""
 
     def __init__(self) -> None:
         self.time = datetime(2026, 11, 1, tzinfo=UTC)
@@ -63,7 +63,7 @@ class FakeClock:
 
 
 class FakeProvider:
-    """A provider that does what was enqueued, and remembers what it was asked for."""
+    """A provider that takes its answers from the lists that tests fill, and notes every call."""
 
     name, endpoint, queues, free = "segmind", "http://fake", True, False
 
@@ -72,7 +72,7 @@ class FakeProvider:
         self.collects: list[Any] = []
         self.uploads: dict[str, tuple[bytes, str]] = {}
         self.not_understood: Counter[str] = Counter()
-        self.found: str | None = None
+        self.listed_id: str | None = None
         self.look: Look | None = None
         self.claimed: list[Mapping[str, Any]] = []
         self.windows: list[Window] = []
@@ -121,7 +121,7 @@ class FakeProvider:
         self.windows.append(window)
         if self.look is not None:
             return self.look
-        return Look((Candidate(self.found, "same", "COMPLETED"),) if self.found else ())
+        return Look((Candidate(self.listed_id, "same", "COMPLETED"),) if self.listed_id else ())
 
     async def record(self, request_id: str) -> HistoryRecord | None:
         return HistoryRecord(request_id, REQUEST.model, "COMPLETED", cost_usd=0.07)
@@ -135,7 +135,7 @@ class FakeProvider:
 
 
 class FakeReferences:
-    """Addresses that were enqueued, or errors; otherwise the references' own, with a mark where they are fresh."""
+    """The references' own addresses, with `?fresh` after a forced upload; an error in `steps` is raised first."""
 
     inline = False
 
@@ -145,11 +145,11 @@ class FakeReferences:
     async def addresses(self, request: GenerationRequest, *, force_upload: bool) -> Sequence[str]:
         if self.steps:
             raise self.steps.pop(0)
-        return [f"{one.uri}{'?fresh' if force_upload else ''}" for one in request.references]
+        return [f"{reference.uri}{'?fresh' if force_upload else ''}" for reference in request.references]
 
 
 class FakeAccounts:
-    """Accounts as told: whose an attempt is, by the fingerprint of its claim."""
+    """Says whose an attempt is by the fingerprint of its claim; `shown` is whether the history shows its calls."""
 
     name = "a1"
 
@@ -167,7 +167,7 @@ class FakeAccounts:
 
 
 class Bench:
-    """One executor over one store."""
+    """An executor over a store in a folder, with its ledger, clock, run control and scripted provider."""
 
     def __init__(self, folder: Path, view: LedgerView, *, nonce: str = "n1", run_id: str = "run1", **more: Any) -> None:
         self.clock = FakeClock()
@@ -200,9 +200,9 @@ class Bench:
         self.executor = Executor(self.context)
 
     async def make(self, request: GenerationRequest = REQUEST) -> RequestResult:
-        """What becomes of a request, also if it has to wait for others first."""
+        """The result of a request, after it was deferred too."""
         result = await self.executor.make(request, request.key)
-        late = {one.key: one for one in await self.executor.finish_deferred()}
+        late = {deferred.key: deferred for deferred in await self.executor.finish_deferred()}
         return late.get(request.key, result)
 
     async def liveness_of(self, owner: str) -> Liveness:
@@ -221,7 +221,7 @@ class Bench:
 
 @pytest.fixture(autouse=True)
 def only_drawn_transitions() -> Iterator[None]:
-    """Every test of the executor: requests go through their states as docs/design/executor.md draws them."""
+    """Fail a test whose requests change state in a way that docs/design/executor.md does not show."""
     with watched() as watch:
         yield
     assert watch.undrawn == []
@@ -237,7 +237,7 @@ def error(kind: str, **more: Any) -> ProviderError:
 
 
 class CountingStore(FsspecObjectStore):
-    """Counts its requests, by what they are and where they go."""
+    """Counts its requests by method; PUTs and HEADs also by top-level folder."""
 
     counts: Counter[str]
 
@@ -266,7 +266,7 @@ async def other_claim(bench: Bench, request_id: str | None) -> None:
 
 
 class Hanging:
-    """A provider whose POSTs are answered when a test says so."""
+    """Holds the POSTs of a bench until a test answers them; `six` is set when six are open."""
 
     def __init__(self, bench: Bench) -> None:
         self.answers: list[asyncio.Future[str]] = []

@@ -28,15 +28,15 @@ pytestmark = pytest.mark.anyio
 
 async def test_everything_is_durable_before_the_next_step(bench: Bench) -> None:
     """The claim lies in the store before the POST, the id before the first poll, the image before the ledger's word."""
-    seen: list[tuple[str, bool, bool]] = []
+    calls: list[tuple[str, bool, bool]] = []
 
     def look(call: str) -> None:
-        claim, found = bench.folder / layout.claim(HEX, 1), bench.folder / layout.claim_id(HEX, 1)
-        seen.append((call, claim.exists(), found.exists()))
+        claim, id_file = bench.folder / layout.claim(HEX, 1), bench.folder / layout.claim_id(HEX, 1)
+        calls.append((call, claim.exists(), id_file.exists()))
 
     bench.provider.watch = look
     result = await bench.make()
-    assert seen == [("submit", True, False), ("collect", True, True)]
+    assert calls == [("submit", True, False), ("collect", True, True)]
     assert (result.status, result.attempts, result.cost_usd) == ("generated", 1, 0.04)
     await bench.ledger.flush()
     view = await load_ledger(bench.store)
@@ -102,9 +102,9 @@ async def test_references_that_cannot_be_sent(bench: Bench, tmp_path: Path) -> N
     other.references.steps = [StoreError("store_unreachable", "away")]
     result = await other.make(WITH_PHOTO)
     assert (result.status, result.error_kind, other.control.stop_reason) == ("not_run", "store", "store")
-    for one in (bench, other):
-        assert await one.ledger.claims(WITH_PHOTO.key) == []
-        assert one.provider.history == []
+    for refused_bench in (bench, other):
+        assert await refused_bench.ledger.claims(WITH_PHOTO.key) == []
+        assert refused_bench.provider.history == []
 
 
 async def test_each_post_has_a_claim_of_its_own(bench: Bench) -> None:
@@ -254,7 +254,7 @@ async def test_an_id_that_cannot_be_stored_stops_the_run(bench: Bench) -> None:
 
     bench.ledger.record_request_id = refuse  # type: ignore[method-assign]
     result = await bench.make()
-    # The store it lies behind is patient already: see io/patient_store.py.
+    # Tried once: the store around the real one has already retried (store/patient_store.py).
     assert (result.status, tries, bench.control.stop_reason) == ("generated", 1, "store")
     later = await bench.make(GenerationRequest("flux-2-klein-9b", {"prompt": "b", "seed": 1}))
     assert later.status == "not_run"

@@ -1,4 +1,4 @@
-"""Before a POST: claims of this and of other runs, images that are there already, and whose calls they are."""
+"""Before a POST: claims of this run and of others, images already in the store, and the accounts of earlier calls."""
 
 from collections.abc import Sequence
 from datetime import datetime, timedelta

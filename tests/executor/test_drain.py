@@ -1,4 +1,4 @@
-"""How long what is under way may go on after an interruption."""
+"""How long calls in flight may go on after an interruption."""
 
 from datetime import timedelta
 from pathlib import Path

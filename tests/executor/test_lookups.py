@@ -21,7 +21,7 @@ async def test_a_lost_answer_is_not_taken_for_an_earlier_call(bench: Bench) -> N
     """A call of unknown fate is not found in that of an earlier attempt of the same row, whose id is known."""
     bench.provider.submits = ["r1", error("unknown"), "r3"]
     bench.provider.collects = [error("generation_error", request_id="r1")]
-    bench.provider.found = "r1"
+    bench.provider.listed_id = "r1"
     result = await bench.make()
     assert (result.status, result.attempts, result.request_id) == ("generated", 3, "r3")
     claims = await bench.ledger.claims(REQUEST.key)
@@ -31,7 +31,7 @@ async def test_a_lost_answer_is_not_taken_for_an_earlier_call(bench: Bench) -> N
 async def test_work_hidden_behind_a_5xx_is_taken_over(bench: Bench) -> None:
     """An answered 5xx whose call is in the history is fetched, not sent again."""
     bench.provider.submits = [error("unavailable", status=503)]
-    bench.provider.found = "hidden"
+    bench.provider.listed_id = "hidden"
     result = await bench.make()
     assert (result.status, result.attempts, result.maybe_paid, result.request_id) == ("generated", 1, 0, "hidden")
 
@@ -57,7 +57,7 @@ async def test_an_unknown_outcome_found_is_fetched(bench: Bench) -> None:
         "flux-2-klein-9b", {"prompt": "a cup", "seed": 7}, (Reference("url", "http://a/b", "http://a/b?sig=x"),)
     )
     bench.provider.submits = [error("unknown")]
-    bench.provider.found = "hidden"
+    bench.provider.listed_id = "hidden"
     result = await bench.make(request)
     assert (result.status, result.attempts, result.request_id) == ("generated", 1, "hidden")
     (claimed,) = bench.provider.claimed
@@ -145,16 +145,16 @@ async def test_a_guess_of_an_earlier_run_is_looked_up(tmp_path: Path) -> None:
     first.provider.submits = [error("unavailable", status=503) for _ in range(5)]
     assert (await first.make()).error_kind == "unavailable"
     await first.ledger.flush()
-    for found, paid in (("hidden", 0), (None, 1)):
-        folder = tmp_path.with_name(f"{tmp_path.name}-{found}")
+    for listed_id, paid in (("hidden", 0), (None, 1)):
+        folder = tmp_path.with_name(f"{tmp_path.name}-{listed_id}")
         shutil.copytree(tmp_path, folder)
         store = open_object_store(str(folder))
         second = Bench(folder, await load_ledger(store), nonce="n2", run_id="run2")
-        second.provider.found = found
+        second.provider.listed_id = listed_id
         result = await second.make()
         assert (result.status, result.attempts, result.maybe_paid) == ("generated", paid, paid)
         assert second.provider.history[0] == "find"
-        if found:
+        if listed_id:
             assert result.image is not None
             assert "late" in result.image.flags
 
@@ -177,7 +177,7 @@ async def test_retry_once_is_once_for_all_runs(tmp_path: Path) -> None:
         results.append(await bench.make())
         await bench.ledger.flush()
         view = await load_ledger(bench.store)
-    assert [(one.status, one.attempts, one.maybe_paid) for one in results] == [
+    assert [(result.status, result.attempts, result.maybe_paid) for result in results] == [
         ("held", 2, 1),
         ("held", 0, 0),
         ("held", 0, 0),

@@ -65,12 +65,14 @@ async def test_a_cap_is_never_exceeded_and_wholly_used(tmp_path: Path) -> None:
 async def test_an_unmeasured_class_goes_two_at_a_time(tmp_path: Path) -> None:
     """Until five costs of a class are measured at most two of it are in flight, then all slots are used."""
     bench = Bench(tmp_path, LedgerView.empty(), max_in_flight=8, budget=Budget(cap=100.0))
-    seen: list[tuple[int, int]] = []
-    bench.provider.watch = lambda _: seen.append((bench.context.budget.measured.total(), bench.executor.slots.used))
+    slot_counts: list[tuple[int, int]] = []
+    bench.provider.watch = lambda _: slot_counts.append(
+        (bench.context.budget.measured.total(), bench.executor.slots.used)
+    )
     requests = [GenerationRequest("flux-2-klein-9b", {"prompt": f"p{n}", "seed": n}) for n in range(30)]
     await asyncio.gather(*map(bench.make, requests))
-    assert max(used for measured, used in seen if measured < 5) == 2
-    assert max(used for _, used in seen) == 8
+    assert max(used for measured, used in slot_counts if measured < 5) == 2
+    assert max(used for _, used in slot_counts) == 8
 
 
 async def test_unknown_outcomes_stay_reserved(tmp_path: Path) -> None:
@@ -175,7 +177,7 @@ async def test_a_post_ends_after_the_deadline(tmp_path: Path) -> None:
     """A POST that is never answered is of unknown fate after --deadline: looked up, not sent again."""
     bench = Bench(tmp_path, LedgerView.empty(), policy={"deadline": 0.05})
     Hanging(bench)
-    bench.provider.found = "hidden"
+    bench.provider.listed_id = "hidden"
     result = await bench.make()
     assert (result.status, result.attempts, result.request_id) == ("generated", 1, "hidden")
 

@@ -1,4 +1,4 @@
-"""Which column feeds which field, and what the user is told where that cannot be."""
+"""Which column feeds which field, and the refusals where none can."""
 
 import pyarrow as pa
 import pytest
@@ -11,9 +11,9 @@ from prefect_imagegen.core.request.models import MODELS
 
 
 def refusal(call, *arguments) -> RefusedError:
-    with pytest.raises(RefusedError) as found:
+    with pytest.raises(RefusedError) as caught:
         call(*arguments)
-    return found.value
+    return caught.value
 
 
 def test_columns_named_like_fields_feed_them() -> None:
@@ -144,8 +144,8 @@ def test_a_field_may_be_unknown_to_us(models) -> None:
 )
 def test_a_set_value_has_the_type_of_its_field(name, text, value) -> None:
     """The text of --set becomes the type that the field has; a field unknown to us takes JSON, else text."""
-    found = parse_value(name, text)
-    assert (found, type(found)) == (value, type(value))
+    parsed = parse_value(name, text)
+    assert (parsed, type(parsed)) == (value, type(value))
 
 
 @pytest.mark.parametrize(("name", "text"), [("steps", "many"), ("go_fast", "yes"), ("seed", "x"), ("cfg", "")])
@@ -255,7 +255,7 @@ TEXT, BYTES = pa.string(), pa.binary()
 
 
 @pytest.mark.parametrize(
-    ("one", "other", "joined"),
+    ("first", "second", "joined"),
     [
         (pa.null(), TEXT, TEXT),
         (pa.null(), pa.list_(TEXT), pa.list_(TEXT)),
@@ -273,10 +273,10 @@ TEXT, BYTES = pa.string(), pa.binary()
         (pa.timestamp("us", tz="UTC"), pa.timestamp("us"), None),
     ],
 )
-def test_types_are_joined_without_loss_of_meaning(one, other, joined) -> None:
+def test_types_are_joined_without_loss_of_meaning(first, second, joined) -> None:
     """Two files' types are joined in the wider one, in either order, or not at all."""
-    assert joined_type(one, other) == joined
-    assert joined_type(other, one) == joined
+    assert joined_type(first, second) == joined
+    assert joined_type(second, first) == joined
 
 
 def test_files_that_cannot_be_joined_are_named() -> None:

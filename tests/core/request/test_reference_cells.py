@@ -19,7 +19,7 @@ CASES = Path(__file__).parents[2] / "data" / "cases"
 @pytest.mark.parametrize(
     ("cell", "texts"),
     [
-        # One address or path, and what stands around it.
+        # One address or path, with quotes, brackets or blanks around it.
         (f"  {A}\n", [A]),
         (f"\ufeff{A}\u200b", [A]),
         (f"\u00a0{A}", [A]),
@@ -56,7 +56,7 @@ CASES = Path(__file__).parents[2] / "data" / "cases"
         ("[final] shoe.jpg", ["[final] shoe.jpg"]),
         ("(2) shoe.jpg", ["(2) shoe.jpg"]),
         ("{draft} shoe.jpg", ["{draft} shoe.jpg"]),
-        # Lists: of Parquet, JSON, Python, NumPy, Postgres, DuckDB. What stands in quotes is whole.
+        # Lists: of Parquet, JSON, Python, NumPy, Postgres, DuckDB. Quoted text is never split.
         ([A, None, "", float("nan"), B], [A, B]),
         ([f"{A}?v=1,{B}"], [f"{A}?v=1,{B}"]),
         (json.dumps([A, f"{B}?v=1", B]), [A, f"{B}?v=1", B]),
@@ -223,9 +223,9 @@ def test_huge_cells_are_read_in_one_go(cpu_limited: Callable[[str], None]) -> No
 )
 def test_what_may_be_wrong_with_a_path(text: str, hint: str) -> None:
     """A path that leads nowhere gets the likely reason with it."""
-    found = path_hint(text)
-    assert hint in found
-    assert bool(found) == bool(hint)
+    message = path_hint(text)
+    assert hint in message
+    assert bool(message) == bool(hint)
 
 
 @pytest.mark.parametrize(

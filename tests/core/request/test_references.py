@@ -1,4 +1,4 @@
-"""What references are made of: where they lie, what their bytes say, and how they are made fit."""
+"""References: where they lie, what their bytes say, and how pictures are changed for the API."""
 
 import pytest
 from hypothesis import given
@@ -101,10 +101,10 @@ def test_no_way_into_another_bucket(value: str) -> None:
 def test_no_text_is_too_odd_to_be_placed(value: str, base: str) -> None:
     """Any text is a place or a reason."""
     try:
-        found = locate(value, base)
+        place = locate(value, base)
     except BadReferenceError as error:
-        found = f"://{error}"
-    assert "://" in found
+        place = f"://{error}"
+    assert "://" in place
 
 
 def test_families_signatures_and_what_is_shown() -> None:

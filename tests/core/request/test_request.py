@@ -22,9 +22,9 @@ DEFAULTS = dict(MODELS["flux-2-klein-9b"].key_defaults)
 def request_of(row, **options) -> GenerationRequest:
     """The request that a manifest row becomes."""
     chosen = ManifestOptions(**options)
-    found = RowValidator(chosen, plan_columns(list(row), chosen)).validate(0, row)
-    assert isinstance(found, ValidRow), found
-    return found.request
+    outcome = RowValidator(chosen, plan_columns(list(row), chosen)).validate(0, row)
+    assert isinstance(outcome, ValidRow), outcome
+    return outcome.request
 
 
 def reference(url: str) -> Reference:
@@ -207,10 +207,10 @@ def test_keys_do_not_depend_on_the_process() -> None:
         "from prefect_imagegen.core.request.request import GenerationRequest as R;"
         "print(R('flux-2-klein-9b', {'steps': 28, 'cfg': 3.5, 'seed': 7, 'prompt': 'a red cup'}).key.hex())"
     )
-    found = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", code], env={"PYTHONHASHSEED": "77"}, capture_output=True, text=True, check=True
     )
-    assert found.stdout.strip() == "919b7a3ef2432e376bdf41ddf3c2b9ae"
+    assert process.stdout.strip() == "919b7a3ef2432e376bdf41ddf3c2b9ae"
 
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
@@ -236,14 +236,14 @@ def test_an_integral_float_is_its_integer(value, model) -> None:
 
 
 @given(params, params)
-def test_different_parameters_have_different_keys(one, other) -> None:
+def test_different_parameters_have_different_keys(first, second) -> None:
     """Requests that differ in any parameter have different keys; true is not 1."""
 
     def typed(values):
         return {name: (isinstance(value, bool), isinstance(value, str), value) for name, value in values.items()}
 
-    assume(typed(one) != typed(other))
-    assert GenerationRequest("m", one).key != GenerationRequest("m", other).key
+    assume(typed(first) != typed(second))
+    assert GenerationRequest("m", first).key != GenerationRequest("m", second).key
 
 
 @given(st.sampled_from(sorted(DEFAULTS)), st.data())
@@ -251,7 +251,7 @@ def test_a_value_other_than_the_default_changes_the_key(name, data) -> None:
     """A field that differs from its default always enters the key."""
     default = DEFAULTS[name]
     kind = {bool: st.booleans(), int: st.integers(1, 100), str: texts}[type(default)]
-    value = data.draw(kind.filter(lambda one: one != default))
+    value = data.draw(kind.filter(lambda candidate: candidate != default))
     bare = GenerationRequest("flux-2-klein-9b", {"prompt": CUP, "seed": 7, **DEFAULTS})
     assert GenerationRequest("flux-2-klein-9b", {**bare.params, name: value}).key != bare.key
 

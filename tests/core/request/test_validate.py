@@ -1,4 +1,4 @@
-"""Every rule of a manifest row: what becomes a request, and what is said of a row that cannot."""
+"""Every rule of a manifest row: the request that it becomes, or its errors."""
 
 import hashlib
 from decimal import Decimal
@@ -23,16 +23,16 @@ def validator(names, /, **options) -> RowValidator:
 
 
 def valid(row, **options) -> ValidRow:
-    found = validator(row, **options).validate(0, row)
-    assert isinstance(found, ValidRow), found
-    return found
+    outcome = validator(row, **options).validate(0, row)
+    assert isinstance(outcome, ValidRow), outcome
+    return outcome
 
 
 def errors(row, **options) -> list[RowError]:
-    found = validator(row, **options).validate(3, row)
-    assert isinstance(found, list), found
-    assert all(error.row == 3 for error in found)
-    return found
+    outcome = validator(row, **options).validate(3, row)
+    assert isinstance(outcome, list), outcome
+    assert all(error.row == 3 for error in outcome)
+    return outcome
 
 
 def only_error(row, **options) -> RowError:
@@ -83,8 +83,8 @@ def test_a_run_default_fills_empty_cells_only() -> None:
 def test_spelled_values_and_decimals_are_the_values_they_spell(field, value, sent) -> None:
     """Numbers and truth values as text, decimals, and known words between blanks are what they clearly mean."""
     request = valid({**CUP, field: value}).request
-    found = request.model if field == "model" else request.params[field]
-    assert (found, type(found)) == (sent, type(sent))
+    result = request.model if field == "model" else request.params[field]
+    assert (result, type(result)) == (sent, type(sent))
 
 
 @pytest.mark.parametrize("field", ["seed", "steps", "cfg", "go_fast", "aspect_ratio", "sampler", "model"])
@@ -182,8 +182,8 @@ def test_an_absent_seed_is_derived(seed) -> None:
 @pytest.mark.parametrize(("seed", "sent"), [(0, 0), (7.0, 7), (2**31, 2**31), (2**63 - 1, 2**63 - 1)])
 def test_an_explicit_seed_is_sent(seed, sent) -> None:
     """An explicit seed is sent as the whole number that it is; zero is one too."""
-    found = valid({**CUP, "seed": seed}).request.seed
-    assert (found, type(found)) == (sent, int)
+    result = valid({**CUP, "seed": seed}).request.seed
+    assert (result, type(result)) == (sent, int)
 
 
 @pytest.mark.parametrize("seed", [-2, 2**63, 1.5, "7.5", "seven", "1_0", True, float("inf"), [7], Decimal("NaN")])
@@ -258,8 +258,8 @@ def test_a_value_outside_type_or_range_is_an_error(field, value, reason) -> None
 )
 def test_limits_are_inclusive(field, value, sent) -> None:
     """The ends of a range are allowed, empty text is a value, and null means the default."""
-    found = valid({**CUP, field: value}).request.params[field]
-    assert (found, isinstance(found, bool)) == (sent, isinstance(sent, bool))
+    result = valid({**CUP, field: value}).request.params[field]
+    assert (result, isinstance(result, bool)) == (sent, isinstance(sent, bool))
 
 
 @pytest.mark.parametrize(
@@ -316,9 +316,9 @@ def test_all_errors_of_a_row_come_together() -> None:
 )
 def test_reference_cells_come_in_many_forms(cell, urls) -> None:
     """One URL, a list, JSON text of a list, or nothing: references keep their order and spelling."""
-    found = valid({**CUP, "image_urls": cell}).request.references
-    assert [reference.value for reference in found] == urls
-    assert all(reference.kind == "url" and reference.uri == reference.value for reference in found)
+    references = valid({**CUP, "image_urls": cell}).request.references
+    assert [reference.value for reference in references] == urls
+    assert all(reference.kind == "url" and reference.uri == reference.value for reference in references)
 
 
 def test_several_columns_feed_references_in_order() -> None:
@@ -404,7 +404,9 @@ def test_references_in_buckets_and_files_are_known_by_content() -> None:
     assert uris == ["s3://bucket/manifests/photos/a.png", "s3://other/b.png", "file:///data/c.png"]
     check.contents = {uri: facts(str(n)) for n, uri in enumerate(uris)}
     request = check.validate(0, row).request
-    assert [one.tag for one in request.references] == [{"sha256": facts(n).sha256} for n in "012"] + [{"url": URL}]
+    assert [reference.tag for reference in request.references] == [{"sha256": facts(n).sha256} for n in "012"] + [
+        {"url": URL}
+    ]
     check.base, moved = "file:///elsewhere", {**row, "image_urls": ["x/a.png", "b.png", "c.png", URL]}
     check.contents = {uri: facts(str(n)) for n, uri in enumerate(check.contents_needed(moved))}
     assert check.validate(0, moved).request.key == request.key
@@ -420,8 +422,8 @@ def test_web_references_by_content() -> None:
     check.contents = {URL: facts("a"), signed: facts("b")}
     assert check.contents_needed(row) == [URL, signed]
     references = check.validate(0, row).request.references
-    assert [one.value for one in references] == [facts("a").sha256, facts("b").sha256]
-    assert [one.uri for one in references] == [URL, URL]  # no signature goes into a plan
+    assert [reference.value for reference in references] == [facts("a").sha256, facts("b").sha256]
+    assert [reference.uri for reference in references] == [URL, URL]  # no signature goes into a plan
 
 
 def test_an_unreadable_reference_is_told_with_its_reason() -> None:
@@ -449,8 +451,8 @@ def test_models_may_be_mixed() -> None:
     """A model column mixes models; an empty cell means the run's model; every model seen is counted."""
     check = validator(["prompt", "model", "steps"], model="flux-2-klein-4b")
     rows = [{"prompt": "a", "model": model, "steps": 5} for model in (None, "flux-2-klein-9b", "qwen-image", None)]
-    found = [check.validate(index, row).request for index, row in enumerate(rows)]
-    assert [request.model for request in found] == [
+    requests = [check.validate(index, row).request for index, row in enumerate(rows)]
+    assert [request.model for request in requests] == [
         "flux-2-klein-4b",
         "flux-2-klein-9b",
         "qwen-image",
@@ -530,12 +532,12 @@ FIELDS = ["prompt", "model", "seed", "image_urls", "steps", "cfg", "go_fast", "a
 @given(st.fixed_dictionaries(dict.fromkeys(FIELDS, anything)))
 def test_no_cell_raises(row) -> None:
     """Whatever the cells hold, a row is either a request with a key, or a list of errors that can be printed."""
-    found = validator(row, columns={"x": ["x"]}, id_column="x").validate(0, row)
-    if isinstance(found, ValidRow):
-        assert len(found.request.key) == 16
+    outcome = validator(row, columns={"x": ["x"]}, id_column="x").validate(0, row)
+    if isinstance(outcome, ValidRow):
+        assert len(outcome.request.key) == 16
     else:
-        assert found
-        for error in found:
+        assert outcome
+        for error in outcome:
             str(error).encode()
 
 
