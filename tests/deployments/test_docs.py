@@ -26,9 +26,10 @@ import s3fs
 from prefect_imagegen.gateway.server import EmbeddedGateway
 from prefect_imagegen.gateway.settings import GatewaySettings
 from prefect_imagegen.store.object_store import close_connections
-from tests.conftest import S3Server, free_port
 from tests.deployments import postgres
 from tests.deployments.terminal import Terminal, section, until
+from tests.support.ports import free_port
+from tests.support.seaweedfs import S3Server
 
 pytestmark = [pytest.mark.prefect, pytest.mark.timeout(600)]
 ROOT = Path(__file__).parents[2]
