@@ -34,7 +34,33 @@ for name in (
 settings.register_profile("tests", deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("tests")
 
+# No test cuts the power, and what kill -9 leaves unwritten the system still has: nobody need wait for a disk.
+os.fsync = lambda _: None
+
 DATA = Path(__file__).parent / "data"
+_LONGEST = (
+    *("deployments/test_docs.py", "deployments/test_prefect_yaml.py", "app/running/test_crashes.py"),
+    *("app/planning/test_references.py", "cli/test_cli.py", "cli/test_planted_secrets.py", "app/test_chaos.py"),
+    *("flows/test_generate_images.py", "gateway/test_description.py", "lookalikes/test_contract.py"),
+    *("app/running/test_runs.py", "app/running/test_races.py", "app/running/test_later_crashes.py"),
+    *("app/test_memory.py", "app/test_growth.py", "app/running/test_promises.py", "flows/test_outages.py"),
+    *("adversary/test_adversary.py", "gateway/test_strangers.py", "gateway/test_keeping.py"),
+)
+"""The files of tests that take longest, the longest first: none of them should be left to the end of a run."""
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """What `-n auto` means here: more processes than cores, for much of the suite waits for servers and processes."""
+    cores = os.cpu_count() or 1
+    return cores + max(1, cores // 2)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the files that take longest; all others keep their order."""
+    tests = Path(__file__).parent
+    ranks = {tests / name: rank for rank, name in enumerate(_LONGEST)}
+    items.sort(key=lambda item: ranks.get(item.path, len(ranks)))
 
 
 @pytest.fixture(scope="session")

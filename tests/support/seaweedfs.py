@@ -10,9 +10,11 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import s3fs
+from botocore.loaders import JSONFileLoader
 
 from prefect_imagegen.store.object_store import close_connections
 from tests.support.ports import ports_of_seaweedfs
@@ -34,6 +36,22 @@ class S3Server:
     def url(self) -> str:
         """A fresh prefix of the bucket."""
         return f"s3://{self.bucket}/{secrets.token_hex(6)}"
+
+
+@contextmanager
+def _descriptions_read_once() -> Iterator[None]:
+    """Within: clients share what botocore knows of the API; each would read and parse it again, half of its start."""
+    load = JSONFileLoader.load_file
+
+    @cache
+    def description(path: str) -> object:
+        return load(JSONFileLoader(), path)
+
+    JSONFileLoader.load_file = lambda _, path: description(path)
+    try:
+        yield
+    finally:
+        JSONFileLoader.load_file = load
 
 
 @contextmanager
@@ -67,8 +85,9 @@ def serving(folder: Path) -> Iterator[S3Server]:
         return {"key": name, "secret": f"{name}-secret", "endpoint_url": endpoint}
 
     try:
-        _wait_for_bucket(options("writer"), process, folder / "log")
-        yield S3Server(endpoint, "images", options("writer"), options("reader"), options("owner"))
+        with _descriptions_read_once():
+            _wait_for_bucket(options("writer"), process, folder / "log")
+            yield S3Server(endpoint, "images", options("writer"), options("reader"), options("owner"))
     finally:
         process.terminate()
         try:

@@ -40,6 +40,7 @@ def load() -> None:
     load_below("prefect_imagegen")
     assert "prefect" not in sys.modules, "it would have the settings of another process"
     assert threading.active_count() == 1, "a fork takes only one thread along"
+    os.fsync = lambda _: None  # as in conftest.py
     gc.freeze()
 
 

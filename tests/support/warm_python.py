@@ -175,11 +175,17 @@ def run(
     *arguments: object,
     cwd: Path | str | None = None,
     env: Mapping[str, str] | None = None,
+    said: str | None = None,
     timeout: float | None = None,
 ) -> "subprocess.CompletedProcess[str]":
-    """Run code or a module to its end; what it said is in the answer."""
-    process = start(option, program, *arguments, cwd=cwd, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    """Run code or a module to its end, with a text to read; what it printed is in the answer."""
+    pipes: dict[str, Any] = dict.fromkeys(("stdout", "stderr"), subprocess.PIPE)
+    if said is not None:
+        pipes["stdin"] = subprocess.PIPE
+    process = start(option, program, *arguments, cwd=cwd, env=env, **pipes)
     try:
+        if said is not None and process.stdin:
+            process.stdin.write(said)
         stdout, stderr = process.communicate(timeout)
     finally:
         process.kill()
