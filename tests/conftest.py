@@ -39,12 +39,13 @@ os.fsync = lambda _: None
 
 DATA = Path(__file__).parent / "data"
 _LONGEST = (
-    *("deployments/test_docs.py", "deployments/test_prefect_yaml.py", "app/running/test_crashes.py"),
-    *("app/planning/test_references.py", "cli/test_cli.py", "cli/test_planted_secrets.py", "app/test_chaos.py"),
-    *("flows/test_generate_images.py", "gateway/test_description.py", "lookalikes/test_contract.py"),
-    *("app/running/test_runs.py", "app/running/test_races.py", "app/running/test_later_crashes.py"),
-    *("app/test_memory.py", "app/test_growth.py", "app/running/test_promises.py", "flows/test_outages.py"),
-    *("adversary/test_adversary.py", "gateway/test_strangers.py", "gateway/test_keeping.py"),
+    *("deployments/test_docs.py", "deployments/test_prefect_yaml.py", "adversary/test_adversary.py"),
+    *("app/test_memory.py", "app/test_chaos.py", "app/running/test_crashes.py", "app/planning/test_references.py"),
+    *("flows/test_generate_images.py", "cli/test_cli.py", "cli/test_planted_secrets.py"),
+    *("gateway/test_description.py", "lookalikes/test_contract.py", "app/maintenance/test_maintenance.py"),
+    *("app/running/test_runs.py", "app/running/test_later_crashes.py", "app/running/test_races.py"),
+    *("flows/test_endings.py", "flows/test_outages.py", "packaging/test_imports.py", "app/test_growth.py"),
+    *("app/running/test_promises.py", "gateway/test_strangers.py", "gateway/test_keeping.py"),
 )
 """The files of tests that take longest, the longest first: none of them should be left to the end of a run."""
 

@@ -292,7 +292,7 @@ def test_sandbox_images_stay_out_of_real_stores(tmp_path: Path) -> None:
 
 def test_in_flight_stays_in_its_limit(tmp_path: Path) -> None:
     """Never more calls at once than asked for, over many shards."""
-    with EmbeddedGateway(GatewaySettings(latency_s=0.02)) as gateway:
+    with EmbeddedGateway(GatewaySettings(latency_s=0.1)) as gateway:
         path = manifest(tmp_path, prompt=prompts(60))
         result = generate(gateway, path, str(tmp_path / "store"), max_in_flight=5, shard_size=4)
         assert result.generated == 60

@@ -4,6 +4,7 @@ import io
 import random
 import struct
 import zlib
+from functools import lru_cache
 
 from PIL import Image
 
@@ -31,6 +32,7 @@ class StaticEngine(PaintingEngine):
         return ImageOutput(data, CONTENT_TYPES[self._format])
 
 
+@lru_cache(maxsize=8)
 def _encoded(image_format: str, size: int) -> bytes:
     """An image of about so many bytes: more or fewer of its rows are noise."""
     if image_format not in ("png", "jpeg", "webp"):
