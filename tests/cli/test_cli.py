@@ -20,38 +20,8 @@ from pydantic import SecretStr
 
 from prefect_imagegen.gateway.server import EmbeddedGateway
 from prefect_imagegen.gateway.settings import GatewaySettings
-
-FIELDS = (
-    *("run_id", "store", "rows", "generated", "reused", "invalid", "failed", "held", "not_run", "flagged", "calls"),
-    *("cost_usd", "maybe_paid", "seconds", "stop_reason"),
-)
-STATES = ("generated", "reused", "invalid", "failed", "held", "not_run")
-
-
-def call(*words: object, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run the command in a folder, with an empty Prefect home there and no settings of the user."""
-    own = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "SEGMIND_"))}
-    own |= {"PREFECT_HOME": str(folder / "prefect-home"), "DO_NOT_TRACK": "1", "COLUMNS": "200"}
-    command = [sys.executable, "-m", "prefect_imagegen.cli.main", *map(str, words)]
-    process = subprocess.run(
-        command, cwd=folder, env=own | environment, capture_output=True, text=True, timeout=300, check=False
-    )
-    assert "Traceback" not in process.stderr + process.stdout, process.stderr
-    return process
-
-
-def last_line(process: subprocess.CompletedProcess[str]) -> dict[str, object]:
-    """The JSON object of the last line, with its promised fields and sum."""
-    figures = json.loads(process.stdout.splitlines()[-1])
-    assert tuple(figures) == FIELDS
-    assert sum(figures[state] for state in STATES) == figures["rows"]
-    return figures
-
-
-def manifest(folder: Path, **columns: list[object]) -> Path:
-    path = folder / "prompts.parquet"
-    pq.write_table(pa.table(columns or {"prompt": ["a cup", "a hat", "a cup"]}), path)
-    return path
+from tests.support import warm_python
+from tests.support.command import MODULE, call, last_line, prompts_parquet, users_environment
 
 
 @pytest.mark.prefect
@@ -72,10 +42,11 @@ def test_demo_makes_pictures(tmp_path: Path) -> None:
 
 
 @pytest.mark.prefect
+@pytest.mark.usefixtures("prefect_home")
 @pytest.mark.timeout(400)
 def test_generate_through_a_gateway(tmp_path: Path) -> None:
     """`generate --json` ends with the figures; the gateway's records agree; the key is nowhere in the output."""
-    path = manifest(tmp_path)
+    path = prompts_parquet(tmp_path)
     with EmbeddedGateway(GatewaySettings(api_key=SecretStr("SG_00112233"), price_usd=0.04)) as gateway:
         words = ("generate", path, "--store", "out", "--base-url", gateway.url, "--json", "--set", "steps=4")
         words += ("--prefect", "on")
@@ -94,7 +65,7 @@ def test_generate_through_a_gateway(tmp_path: Path) -> None:
 @pytest.mark.timeout(400)
 def test_failed_rows_exit_1(tmp_path: Path) -> None:
     """Rows that fail or are skipped as invalid make exit code 1; the failures name them."""
-    path = manifest(tmp_path, prompt=["good", None, "bad"])
+    path = prompts_parquet(tmp_path, prompt=["good", None, "bad"])
     script = tmp_path / "faults.json"
     script.write_text(json.dumps({"faults": [{"fault": "failed", "prompt_contains": "bad"}]}))
     from prefect_imagegen.gateway.faults import load_faults  # noqa: PLC0415 - for this test alone
@@ -110,24 +81,22 @@ def test_failed_rows_exit_1(tmp_path: Path) -> None:
 
 
 @pytest.mark.prefect
+@pytest.mark.usefixtures("prefect_home")
 @pytest.mark.timeout(400)
 @pytest.mark.parametrize("ctrl_c", [True, False])
 @pytest.mark.parametrize("prefect", ["on", "off"])
 def test_a_signal_stops_and_the_same_command_resumes(ctrl_c: bool, prefect: str, tmp_path: Path) -> None:
     """SIGTERM, or Ctrl-C to the process group, exits 3 with sent rows held; the same command does the rest."""
-    path = manifest(tmp_path, prompt=[f"p{number}" for number in range(40)])
+    path = prompts_parquet(tmp_path, prompt=[f"p{number}" for number in range(40)])
     with EmbeddedGateway(GatewaySettings(latency_s=1.0)) as gateway:
         words = ["generate", path, "--store", "out", "--base-url", gateway.url, "--json", "--max-in-flight", "8"]
         words += ["--prefect", prefect]
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
-        environment |= {"PREFECT_HOME": str(tmp_path / "home"), "SEGMIND_API_KEY": "k", "DO_NOT_TRACK": "1"}
-        process = subprocess.Popen(
-            [sys.executable, "-m", "prefect_imagegen.cli.main", *map(str, words)],
+        process = warm_python.start(
+            *("-m", MODULE, *words),
             cwd=tmp_path,
-            env=environment,
+            env=users_environment(tmp_path, SEGMIND_API_KEY="k"),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            text=True,
             start_new_session=True,
         )
         end = time.monotonic() + 120
@@ -270,7 +239,7 @@ def test_a_store_without_create_only_puts_is_refused(tmp_path: Path, blind_s3) -
     with EmbeddedGateway(GatewaySettings()) as gateway:
         store = ("--store", "s3://images/a", "--storage-option", f"endpoint_url={blind_s3.url}")
         secrets = ("--storage-option", "key=env:S3", "--storage-option", "secret=env:S3")
-        command = ("generate", manifest(tmp_path), "--base-url", gateway.url, "--json", *store, *secrets)
+        command = ("generate", prompts_parquet(tmp_path), "--base-url", gateway.url, "--json", *store, *secrets)
         process = call(*command, folder=tmp_path, S3="x", SEGMIND_API_KEY="k")
         assert process.returncode == 2, process.stderr
         said = " ".join(process.stderr.split())
@@ -283,7 +252,7 @@ def test_a_store_without_create_only_puts_is_refused(tmp_path: Path, blind_s3) -
 
 def test_plan_writes_nothing_and_needs_no_key(inputs: Path, tmp_path: Path) -> None:
     """`plan` counts what is to do, without key, store or Prefect; invalid rows make it exit 2."""
-    process = call("plan", manifest(tmp_path), "--store", "out", "--json", folder=tmp_path)
+    process = call("plan", prompts_parquet(tmp_path), "--store", "out", "--json", folder=tmp_path)
     assert process.returncode == 0, process.stderr
     figures = last_line(process)
     assert (figures["rows"], figures["not_run"], figures["run_id"]) == (3, 3, None)
@@ -367,7 +336,17 @@ def test_status_of_nothing(tmp_path: Path) -> None:
 
 def test_an_internal_error_exits_4(tmp_path: Path) -> None:
     """What nobody expects, such as a Prefect that does not start, exits 4, in words and in JSON."""
-    words = ("generate", manifest(tmp_path), "--store", "out", "--backend", "sandbox", "--json", "--prefect", "on")
+    words = (
+        "generate",
+        prompts_parquet(tmp_path),
+        "--store",
+        "out",
+        "--backend",
+        "sandbox",
+        "--json",
+        "--prefect",
+        "on",
+    )
     process = call(*words, folder=tmp_path, PREFECT_API_REQUEST_TIMEOUT="soon")
     assert process.returncode == 4, process.stderr
     assert "internal error" in process.stderr
@@ -380,7 +359,7 @@ def test_generate_with_a_pool(images_engine: Any, tmp_path: Path) -> None:
     """A pool needs no account; plan, result and doctor tell of workers, what they replaced, and the licence."""
     worker = images_engine("sglang")
     pool = ("--store", "out", "--backend", "pool", "--endpoint", worker.endpoint)
-    path = manifest(tmp_path, prompt=["a", "b", "c"], cfg=[3.0, None, 3.0])
+    path = prompts_parquet(tmp_path, prompt=["a", "b", "c"], cfg=[3.0, None, 3.0])
     secret = {"PREFECT_IMAGEGEN_POOL_API_KEY": "pool-00112233"}
     process = call("generate", path, *pool, "--endpoint", "openai+http://127.0.0.1:9", folder=tmp_path, **secret)
     assert process.returncode == 0, process.stderr
@@ -403,12 +382,13 @@ def test_generate_with_a_pool(images_engine: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.prefect
+@pytest.mark.usefixtures("prefect_home")
 @pytest.mark.timeout(400)
 def test_a_signed_manifest_leaves_no_trace(tmp_path: Path) -> None:
     """The signature of a manifest's address is nowhere afterwards: not in Prefect's database, the store, the output."""
     served = tmp_path / "served"
     served.mkdir()
-    manifest(served)
+    prompts_parquet(served)
     handler = partial(SimpleHTTPRequestHandler, directory=str(served))
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         Thread(target=server.serve_forever, daemon=True).start()
@@ -428,12 +408,12 @@ def test_a_signed_manifest_leaves_no_trace(tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", ["[/]", "[/red]", "[link=https://example.com]see[/link]", "\\[bold]"])
 def test_texts_of_others_are_no_markup(text: str, tmp_path: Path) -> None:
     """Brackets in cells and in names are shown as they stand; a refusal or a result never fails because of them."""
-    broken = manifest(tmp_path, prompt=["a cup"], seed=[text])
+    broken = prompts_parquet(tmp_path, prompt=["a cup"], seed=[text])
     refused = call("generate", broken, "--store", "out", "--backend", "sandbox", "--json", folder=tmp_path)
     assert refused.returncode == 2, refused.stderr
     assert repr(text) in refused.stderr
     store = text.replace("/", "").replace(":", "").replace("\\", "") + "[a]"
-    whole = manifest(tmp_path, prompt=[text])
+    whole = prompts_parquet(tmp_path, prompt=[text])
     made = call("generate", whole, "--store", store, "--backend", "sandbox", "--json", folder=tmp_path)
     assert (made.returncode, last_line(made)["generated"]) == (0, 1), made.stderr
     assert f"{store}/runs/" in made.stderr

@@ -3,11 +3,12 @@
 import json
 import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+from tests.support import warm_python
+from tests.support.command import MODULE
 
 SIGNS = "\x1b]0;title\x07\x1b[2J\u202e\x9b31m[/][link=http://a.example]x[/link]\\"
 ROWS = (
@@ -26,22 +27,9 @@ def test_cells_are_shown_and_command_nothing(tmp_path: Path, command: str) -> No
     """Invalid rows are refused with exit code 2, without a traceback, and no sign of theirs gets to a terminal."""
     manifest = tmp_path / "a.jsonl"
     manifest.write_text("\n".join(map(json.dumps, ROWS)))
-    ended = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "prefect_imagegen.cli.main",
-            command,
-            manifest,
-            "--store",
-            tmp_path / "s",
-            "--backend=sandbox",
-        ],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "PREFECT_IMAGEGEN_CACHE": str(tmp_path / "cache"), "FORCE_COLOR": ""},
-    )
+    place = ("--store", tmp_path / "s", "--backend=sandbox")
+    environment = {**os.environ, "PREFECT_IMAGEGEN_CACHE": str(tmp_path / "cache"), "FORCE_COLOR": ""}
+    ended = warm_python.run("-m", MODULE, command, manifest, *place, env=environment)
     said = ended.stdout + ended.stderr
     assert ended.returncode == 2, said
     assert "Traceback" not in said

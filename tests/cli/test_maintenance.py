@@ -3,7 +3,6 @@
 import json
 import os
 import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -21,6 +20,8 @@ from prefect_imagegen.gateway.faults import Fault, FaultScript
 from prefect_imagegen.gateway.server import EmbeddedGateway
 from prefect_imagegen.gateway.settings import GatewaySettings
 from prefect_imagegen.store.contract.checks import CHECKS
+from tests.support import warm_python
+from tests.support.command import MODULE
 
 COMMANDS = ("verify", "doctor", "reconcile", "retry")
 
@@ -36,14 +37,9 @@ class User:
         self.environment["PREFECT_HOME"] = str(folder / "prefect-home")
 
     def run(self, command: str, *words: str) -> subprocess.CompletedProcess[str]:
-        process = subprocess.run(
-            [sys.executable, "-m", "prefect_imagegen.cli.main", command, "--store", "images", *words],
-            cwd=self.folder,
-            env=self.environment,
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
+        place = ("--store", "images")
+        process = warm_python.run(
+            "-m", MODULE, command, *place, *words, cwd=self.folder, env=self.environment, timeout=120
         )
         assert "Traceback" not in process.stderr + process.stdout, process.stderr
         assert "SG_00112233" not in process.stderr + process.stdout

@@ -3,8 +3,6 @@
 import json
 import logging
 import os
-import subprocess
-import sys
 import time
 from base64 import b64encode
 from collections.abc import Callable, Iterator
@@ -29,7 +27,8 @@ from prefect_imagegen.gateway.faults import Fault, FaultScript
 from prefect_imagegen.gateway.server import EmbeddedGateway
 from prefect_imagegen.gateway.settings import GatewaySettings
 from prefect_imagegen.store.object_store import close_connections
-from tests.support import planted
+from tests.support import planted, prefect_homes, warm_python
+from tests.support.command import MODULE
 
 REFERENCES = ("--reference-identity", "content", "--allow-private-references", "--keep-references")
 
@@ -39,6 +38,7 @@ class World:
     """A host of pictures, an API that repeats what it was sent, a store in a bucket, and who runs the commands."""
 
     folder: Path
+    home: Path
     host: planted.PictureHost
     gateway: EmbeddedGateway
     s3: object
@@ -51,7 +51,7 @@ class World:
             own
             | planted.ENVIRONMENT
             | {
-                "PREFECT_HOME": str(self.folder / "home"),
+                "PREFECT_HOME": str(self.home),
                 "PREFECT_IMAGEGEN_CACHE": str(self.folder / "cache"),
                 "DO_NOT_TRACK": "1",
                 "S3_KEY": self.s3.options["key"],
@@ -75,16 +75,11 @@ class World:
         option = json.dumps({"headers": {"x-token": "env:PLANTED_OPTION"}})
         return (self.host.manifest(), "--manifest-storage-option", f"client_kwargs={option}")
 
-    def run(self, *words: str) -> tuple[int, list[tuple[str, bytes]]]:
+    def run(self, *words: str, **more: str) -> tuple[int, list[tuple[str, bytes]]]:
         """Run a command: its exit code, and what it and its children said."""
         with (self.folder / "stdout").open("wb") as out, (self.folder / "stderr").open("wb") as err:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "prefect_imagegen.cli.main", *words],
-                cwd=self.folder,
-                env=self.environment,
-                stdout=out,
-                stderr=err,
-            )
+            environment = self.environment | more
+            process = warm_python.start("-m", MODULE, *words, cwd=self.folder, env=environment, stdout=out, stderr=err)
             lines: dict[bytes, str] = {}
             while process.poll() is None:
                 lines |= {line: name for name, line in planted.command_lines(process.pid)}
@@ -102,13 +97,13 @@ class World:
 
 
 @pytest.fixture
-def world(tmp_path: Path, s3) -> Iterator[World]:
+def world(tmp_path: Path, prefect_home: Path, s3) -> Iterator[World]:
     echo = Fault(fault="failed", prompt_contains="forbidden", text=planted.ECHO)
     settings = GatewaySettings(
         api_key=SecretStr(planted.KEY), allow_loopback=True, price_usd=0.01, faults=FaultScript(faults=[echo])
     )
     with planted.PictureHost() as host, EmbeddedGateway(settings) as gateway:
-        yield World(tmp_path, host, gateway, s3, s3.url())
+        yield World(tmp_path, prefect_home, host, gateway, s3, s3.url())
 
 
 def refuse(world: World, *calls: str) -> None:
@@ -138,20 +133,22 @@ def test_commands_tell_no_secret(world: World) -> None:
     cup = world.folder / "cup.csv"
     cup.write_text("prompt\na cup\n")
     refuse(world, "submit")
-    code, said = world.run("generate", str(cup), *common, "--prefect", "on")
-    assert (code, planted.leaks(said, SECRETS)) == (3, []), said
-    refuse(world, "submit", "credits", "history")
-    for words, expected in {
-        ("generate", str(cup), *common, "--prefect", "on"): 2,
-        ("doctor", "--deep", *common): 1,
-        ("status", *world.store_words): 0,
-    }.items():
-        code, said = world.run(*words)
-        assert (code, planted.leaks(said, SECRETS)) == (expected, []), (words, said)
+    # The first had a server of its own; these have one that goes on.
+    with prefect_homes.serving(world.home) as api:
+        code, said = world.run("generate", str(cup), *common, "--prefect", "on", PREFECT_API_URL=api)
+        assert (code, planted.leaks(said, SECRETS)) == (3, []), said
+        refuse(world, "submit", "credits", "history")
+        for words, expected in {
+            ("generate", str(cup), *common, "--prefect", "on"): 2,
+            ("doctor", "--deep", *common): 1,
+            ("status", *world.store_words): 0,
+        }.items():
+            code, said = world.run(*words, PREFECT_API_URL=api)
+            assert (code, planted.leaks(said, SECRETS)) == (expected, []), (words, said)
     stored = world.stored()
     assert any("of images/" in name or "/images/" in name for name, _ in stored)
     assert planted.leaks(stored, SECRETS) == []
-    assert planted.leaks(planted.files_of(world.folder / "home"), SECRETS) == []
+    assert planted.leaks(planted.files_of(world.home), SECRETS) == []
     # The cache of this machine keeps signed references, which are to be read again; it is its user's alone.
     others = {name: secret for name, secret in SECRETS.items() if secret not in "".join(planted.SIGNED)}
     assert planted.leaks(planted.files_of(world.folder / "cache"), others) == []
@@ -176,7 +173,7 @@ def test_a_pool_tells_no_key(world: World, images_engine: Callable[..., Any]) ->
     assert set(own.keys) == {f"Bearer {own.key}"}
     code, said = world.run("doctor", *world.store_words, *words)
     assert (code, planted.leaks(said, SECRETS)) == (1, []), said
-    assert planted.leaks([*world.stored(), *planted.files_of(world.folder / "home")], SECRETS) == []
+    assert planted.leaks([*world.stored(), *planted.files_of(world.home)], SECRETS) == []
 
 
 SIGNATURE, OPTION = planted.PLANTED["the signature of a manifest"], planted.PLANTED["an option"]

@@ -16,7 +16,7 @@ from prefect.settings.models.root import Settings
 
 from prefect_imagegen.cli.prefect_api import configured_api
 from prefect_imagegen.core.errors import RefusedError
-from tests.cli.test_cli import call, manifest
+from tests.support.command import call, call_fresh, prompts_parquet
 
 _URLS = st.none() | st.sampled_from(["http://127.0.0.1:4200/api", "https://prefect.example/api", ""])
 _PROFILES = st.none() | st.sampled_from(["here", "there", "nowhere"])
@@ -90,8 +90,8 @@ def _without_prefect(folder: Path) -> dict[str, str]:
 @pytest.mark.parametrize("words", [(), ("--prefect", "off")])
 def test_without_an_api_prefect_is_not_loaded(words: tuple[str, ...], tmp_path: Path) -> None:
     """Where no API is configured, a run needs no Prefect, and says so unless it was asked for."""
-    place = ("generate", manifest(tmp_path), "--store", "out", "--backend", "sandbox")
-    process = call(*place, *words, folder=tmp_path, **_without_prefect(tmp_path))
+    place = ("generate", prompts_parquet(tmp_path), "--store", "out", "--backend", "sandbox")
+    process = call_fresh(*place, *words, folder=tmp_path, **_without_prefect(tmp_path))
     assert process.returncode == 0, process.stderr
     assert ("No Prefect API is configured" in process.stdout) == (not words)
     assert len(list((tmp_path / "out" / "images").rglob("*.png"))) == 2
@@ -100,14 +100,14 @@ def test_without_an_api_prefect_is_not_loaded(words: tuple[str, ...], tmp_path: 
 
 def test_off_asks_no_api(tmp_path: Path) -> None:
     """`--prefect off` runs beside a configured API that is away."""
-    words = ("generate", manifest(tmp_path), "--store", "out", "--backend", "sandbox", "--prefect", "off")
+    words = ("generate", prompts_parquet(tmp_path), "--store", "out", "--backend", "sandbox", "--prefect", "off")
     assert call(*words, folder=tmp_path, PREFECT_API_URL="http://127.0.0.1:9/api").returncode == 0
 
 
 @pytest.mark.parametrize("words", [(), ("--prefect", "on")])
 def test_an_api_out_of_reach_is_refused(words: tuple[str, ...], tmp_path: Path) -> None:
     """A configured API that is away ends the command before any call, with the way out; never a silent fall-back."""
-    place = ("generate", manifest(tmp_path), "--store", "out", "--backend", "sandbox")
+    place = ("generate", prompts_parquet(tmp_path), "--store", "out", "--backend", "sandbox")
     process = call(*place, *words, folder=tmp_path, PREFECT_API_URL="http://127.0.0.1:9/api")
     assert process.returncode == 2
     said = " ".join(process.stderr.split())
@@ -119,7 +119,7 @@ def test_an_api_out_of_reach_is_refused(words: tuple[str, ...], tmp_path: Path) 
 @pytest.mark.parametrize("block", [("--store", "image-store/mine"), ("--store", "out", "--backend", "segmind/mine")])
 def test_blocks_need_prefect(block: tuple[str, ...], tmp_path: Path) -> None:
     """A block's name with `--prefect off` is refused by name."""
-    process = call("generate", manifest(tmp_path), *block, "--prefect", "off", folder=tmp_path)
+    process = call("generate", prompts_parquet(tmp_path), *block, "--prefect", "off", folder=tmp_path)
     assert process.returncode == 2
     assert f"{block[-1]} is a block of Prefect" in " ".join(process.stderr.split())
 
@@ -128,7 +128,7 @@ def test_blocks_need_prefect(block: tuple[str, ...], tmp_path: Path) -> None:
 @pytest.mark.usefixtures("prefect_server")
 def test_the_flow_sees_a_configured_api(tmp_path: Path) -> None:
     """Where an API is configured, the run is a flow run there."""
-    words = ("generate", manifest(tmp_path), "--store", tmp_path / "out", "--backend", "sandbox")
+    words = ("generate", prompts_parquet(tmp_path), "--store", tmp_path / "out", "--backend", "sandbox")
     process = call(*words, folder=tmp_path, PREFECT_API_URL=PREFECT_API_URL.value())
     assert process.returncode == 0, process.stderr
     assert "No Prefect API" not in process.stdout

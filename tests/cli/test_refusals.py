@@ -6,6 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.support import warm_python
+from tests.support.command import MODULE
+
 DOCS = Path(__file__).parents[2] / "docs"
 
 
@@ -19,6 +22,7 @@ def test_the_page_of_refusals_is_up_to_date() -> None:
     sys.modules["refusals"] = refusals  # where dataclasses look for their module
     try:
         spec.loader.exec_module(refusals)
+        refusals.run_program = lambda words, cwd, env: warm_python.run("-m", MODULE, *words, cwd=cwd, env=env)
         page = (DOCS / "guides" / "refusals.md").read_text(encoding="utf-8")
         assert refusals.page() == page, "run `python docs/refusals.py`"
     finally:

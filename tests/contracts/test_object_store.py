@@ -6,7 +6,6 @@ import os
 import secrets
 import socket
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -23,6 +22,7 @@ from prefect_imagegen.core.errors import RefusedError, StoreError
 from prefect_imagegen.ports import ObjectInfo
 from prefect_imagegen.store.object_store import FsspecObjectStore, open_object_store
 from prefect_imagegen.store.store_kind import claim_kind, read_kind
+from tests.support import warm_python
 
 pytestmark = pytest.mark.anyio
 KINDS = ["local", "memory", pytest.param("s3", marks=pytest.mark.s3)]
@@ -330,10 +330,7 @@ def test_local_writers_of_two_processes(tmp_path) -> None:
         "    print(*[n for n in range(60) if await store.create(f'k/{n}', b'x')])\n"
         "asyncio.run(main())\n"
     )
-    processes = [
-        subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "store")], stdout=subprocess.PIPE, text=True)
-        for _ in range(2)
-    ]
+    processes = [warm_python.start("-c", code, tmp_path / "store", stdout=subprocess.PIPE) for _ in range(2)]
     won = [process.communicate(timeout=120)[0].split() for process in processes]
     assert sorted(map(int, won[0] + won[1])) == list(range(60))
 

@@ -26,9 +26,11 @@ import s3fs
 from prefect_imagegen.gateway.server import EmbeddedGateway
 from prefect_imagegen.gateway.settings import GatewaySettings
 from prefect_imagegen.store.object_store import close_connections
-from tests.conftest import S3Server, free_port
 from tests.deployments import postgres
 from tests.deployments.terminal import Terminal, section, until
+from tests.support import prefect_homes
+from tests.support.ports import free_port
+from tests.support.seaweedfs import S3Server
 
 pytestmark = [pytest.mark.prefect, pytest.mark.timeout(600)]
 ROOT = Path(__file__).parents[2]
@@ -105,12 +107,13 @@ def write_manifest(path: Path, count: int, what: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def places(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Place]]:
+def places(tmp_path_factory: pytest.TempPathFactory, prefect_tables: Path) -> Iterator[Callable[..., Place]]:
     """Makes places; the servers and workers that were started there end with the tests."""
     with ExitStack() as stack:
 
         def make(**more: str) -> Place:
             folder, port = tmp_path_factory.mktemp("place"), free_port()
+            prefect_homes.furnish(folder / "home", prefect_tables)
             (folder / "srv").mkdir()
             shutil.copytree(ROOT / "deployments", folder / "deployments")
             gateway = stack.enter_context(EmbeddedGateway(GatewaySettings()))

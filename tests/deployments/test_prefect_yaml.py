@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -25,7 +26,9 @@ from prefect_imagegen.gateway.server import EmbeddedGateway
 from prefect_imagegen.gateway.settings import GatewaySettings
 from prefect_imagegen.store.object_store import close_connections
 from tests.deployments.terminal import until
-from tests.support import planted
+from tests.support import planted, prefect_homes, warm_python
+from tests.support.command import MODULE
+from tests.support.ports import free_port
 
 pytestmark = [pytest.mark.prefect, pytest.mark.timeout(600)]
 ROOT = Path(__file__).parents[2]
@@ -69,16 +72,32 @@ class Site:
         assert found.returncode == 0, found.stdout + found.stderr
         return found.stdout
 
+    def get(self, path: str) -> Any:
+        """Ask Prefect's API."""
+        return self._answer(f"{self.api}{path}")
+
+    @staticmethod
+    def _answer(request: "str | urllib.request.Request") -> Any:
+        """What the server answers; while its database is busy that is 503, after which Prefect's client tries again."""
+        end = time.monotonic() + 60
+        while True:
+            try:
+                with urllib.request.urlopen(request) as answer:
+                    return json.load(answer)
+            except urllib.error.HTTPError as error:
+                if error.code != 503 or time.monotonic() > end:
+                    raise
+                time.sleep(0.5)
+
     def flow_run(self, run_id: str) -> dict[str, Any]:
-        with urllib.request.urlopen(f"{self.api}/flow_runs/{run_id}") as answer:
-            return json.load(answer)
+        run: dict[str, Any] = self.get(f"/flow_runs/{run_id}")
+        return run
 
     def post(self, path: str, content: Any) -> Any:
         """Call Prefect's API."""
         data = json.dumps(content).encode()
         request = urllib.request.Request(f"{self.api}{path}", data, {"content-type": "application/json"})
-        with urllib.request.urlopen(request) as answer:
-            return json.load(answer)
+        return self._answer(request)
 
     def retry(self, run_id: str) -> None:
         """Press Retry in the UI: that sets this very state."""
@@ -97,7 +116,12 @@ class Site:
         ]
 
     def start(self, deployment: str, **parameters: Any) -> str:
-        """Start a run of a deployment; its id."""
+        """Start a run of a deployment as the UI does; its id."""
+        wanted = self.get(f"/deployments/name/generate-images/{deployment}")
+        return str(self.post(f"/deployments/{wanted['id']}/create_flow_run", {"parameters": parameters})["id"])
+
+    def start_by_command(self, deployment: str, **parameters: Any) -> str:
+        """Start a run of a deployment by Prefect's command line; its id."""
         words = [word for name, value in parameters.items() for word in ("--param", f"{name}={json.dumps(value)}")]
         said = self.call("deployment", "run", f"generate-images/{deployment}", *words)
         return re.findall(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}", said)[0]
@@ -108,13 +132,10 @@ class Site:
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+def site(tmp_path_factory: pytest.TempPathFactory, prefect_tables: Path) -> Iterator[Site]:
     folder = tmp_path_factory.mktemp("site")
-    from socket import socket  # noqa: PLC0415 - for this fixture alone
-
-    with socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    prefect_homes.furnish(folder / "home", prefect_tables)
+    port = free_port()
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")} | {
         "PREFECT_HOME": str(folder / "home"),
         "PREFECT_API_URL": f"http://127.0.0.1:{port}/api",
@@ -164,9 +185,8 @@ def manifest(folder: Path, count: int) -> str:
 
 def test_a_worker_runs_the_deployment(site: Site, tmp_path: Path) -> None:
     """`prefect deployment run` on a process worker makes the images; both deployments are there, one scheduled."""
-    run_id = site.start(
-        "generate-on-demand", manifest=manifest(tmp_path, 5), store=str(tmp_path / "store"), backend="sandbox"
-    )
+    parameters = {"manifest": manifest(tmp_path, 5), "store": str(tmp_path / "store"), "backend": "sandbox"}
+    run_id = site.start_by_command("generate-on-demand", **parameters)
     assert site.wait(run_id, "Completed", "Failed", "Crashed")["state_name"] == "Completed"
     assert len(list((tmp_path / "store" / "images").rglob("*.png"))) == 5
     (told,) = until(lambda: site.finished(run_id), 60)
@@ -200,7 +220,7 @@ def test_a_deployed_run_tells_no_secret(site: Site, tmp_path: Path, s3) -> None:
     with planted.PictureHost() as host, EmbeddedGateway(settings) as gateway:
         pq.write_table(host.table(), rows)
         given = json.dumps([planted.KEY, gateway.url, store, s3.options])
-        subprocess.run([sys.executable, "-c", _BLOCKS], input=given, text=True, env=site.environment, check=True)
+        assert warm_python.run("-c", _BLOCKS, env=site.environment, said=given).returncode == 0
         options = {"reference_identity": "content", "allow_private_references": True, "keep_references": True}
         parameters = {"store": "image-store/planted", "backend": "segmind/planted"}
         run_id = site.start("generate-on-demand", manifest=str(rows), options=options, **parameters)
@@ -335,8 +355,7 @@ def test_default_retries_do_not_apply(site: Site, tmp_path: Path) -> None:
         f"state = generate_images('nothing.parquet', {str(tmp_path / 'store')!r}, 'sandbox', return_state=True)\n"
         "print(state.state_details.flow_run_id)\n"
     )
-    command = [sys.executable, "-c", code]
-    done = subprocess.run(command, env=site.environment, capture_output=True, text=True, check=False, timeout=120)
+    done = warm_python.run("-c", code, env=site.environment, timeout=120)
     assert done.returncode == 0, done.stderr
     run = site.flow_run(done.stdout.split()[-1])
     assert (run["state_name"], run["state_type"], run["run_count"]) == ("Failed", "FAILED", 1)
@@ -396,8 +415,7 @@ generate_images(sys.argv[1], {str(tmp_path / "store")!r}, "sandbox", return_stat
 """
 
     def run(path: str) -> None:
-        command = [sys.executable, "-c", code, path]
-        subprocess.run(command, env=site.environment, check=True, capture_output=True, timeout=120)
+        assert warm_python.run("-c", code, path, env=site.environment, timeout=120).returncode == 0
 
     run(manifest(tmp_path, 2))
     run("nothing.parquet")
@@ -415,14 +433,11 @@ def test_the_command_line_uses_blocks(site: Site, tmp_path: Path) -> None:
             f"Segmind(api_key='SG_block', base_url={gateway.url!r}, api_version='v1').save('cli')\n"
             f"ImageStore(url={str(store)!r}).save('cli')\n"
         )
-        subprocess.run([sys.executable, "-c", code], env=site.environment, check=True, timeout=120)
+        assert warm_python.run("-c", code, env=site.environment, timeout=120).returncode == 0
 
         def generate(name: str) -> subprocess.CompletedProcess[str]:
-            command = [sys.executable, "-m", "prefect_imagegen.cli.main", "generate", manifest(tmp_path, 3), "--json"]
-            command += ["--store", name, "--backend", "segmind/cli"]
-            return subprocess.run(
-                command, env=site.environment, capture_output=True, text=True, check=False, timeout=120
-            )
+            words = ("generate", manifest(tmp_path, 3), "--json", "--store", name, "--backend", "segmind/cli")
+            return warm_python.run("-m", MODULE, *words, env=site.environment, timeout=120)
 
         found = generate("image-store/cli")
         assert found.returncode == 0, found.stderr

@@ -20,9 +20,9 @@ import pytest
 
 from prefect_imagegen.gateway.server import EmbeddedGateway
 from prefect_imagegen.gateway.settings import GatewaySettings
-from tests.conftest import free_port
 from tests.deployments.terminal import Block, Terminal, blocks
 from tests.docs.checked import check
+from tests.support.ports import free_port
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "deployments" / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]

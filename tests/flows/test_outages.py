@@ -14,7 +14,7 @@ from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, tempor
 
 from prefect_imagegen.flows.artifacts import _quietly
 from prefect_imagegen.tasks.outages import is_outage, reporting_outages
-from tests.conftest import free_port
+from tests.support.ports import free_port
 
 pytestmark = [pytest.mark.prefect, pytest.mark.usefixtures("prefect_server"), pytest.mark.timeout(300)]
 OWN = logging.getLogger("prefect_imagegen.io.some_part")

@@ -4,7 +4,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 import uuid
 from pathlib import Path
@@ -25,6 +24,7 @@ from prefect.client.schemas.objects import StateType
 from prefect.client.schemas.sorting import TaskRunSort
 
 from prefect_imagegen.executor.control import STOP_CLOCK_S
+from tests.support import warm_python
 
 pytestmark = [pytest.mark.prefect, pytest.mark.usefixtures("prefect_server"), pytest.mark.timeout(300)]
 CHILD = """
@@ -57,8 +57,7 @@ def test_sigterm_while_shards_wait_for_a_limit(tmp_path: Path) -> None:
         client.increment_concurrency_slots([name], 4, "concurrency")
         before = running_shards(client)
         environment = os.environ | {"PREFECT_API_URL": str(client.api_url)}
-        command = [sys.executable, "-c", CHILD, str(path), store, name]
-        child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+        child = warm_python.start("-c", CHILD, path, store, name, stdout=subprocess.PIPE, env=environment)
         try:
             end = time.monotonic() + 90
             while len(running_shards(client) - before) < 2:

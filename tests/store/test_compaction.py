@@ -4,8 +4,6 @@ import asyncio
 import json
 import os
 import secrets
-import subprocess
-import sys
 from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -26,6 +24,7 @@ from prefect_imagegen.store.ledger.files import ledger_files, to_parquet
 from prefect_imagegen.store.ledger.ledger import StoreLedger
 from prefect_imagegen.store.ledger.reading import event_tables, load_ledger
 from prefect_imagegen.store.object_store import open_object_store
+from tests.support import warm_python
 
 pytestmark = pytest.mark.anyio
 TYPES = list(RANK)
@@ -305,13 +304,13 @@ def test_a_killed_compactor_changes_nothing(tmp_path) -> None:
         "clock = SimpleNamespace(now=lambda: datetime.now(UTC))\n"
         "asyncio.run(compact(open_object_store(sys.argv[1]), clock, more_than=1))\n"
     )
-    command = [sys.executable, "-c", script, str(tmp_path)]
-    killed = subprocess.run(command, env=os.environ | {"PREFECT_IMAGEGEN_CRASH_AT": "compaction"}, check=False)
+    deadly = os.environ | {"PREFECT_IMAGEGEN_CRASH_AT": "compaction"}
+    killed = warm_python.run("-c", script, tmp_path, env=deadly)
     assert killed.returncode == -9
     assert len(list(tmp_path.glob("ledger/generations/1/*.parquet"))) == 1
     assert not list(tmp_path.glob("ledger/generations/*.json"))
     assert asyncio.run(said(store)) == before
-    assert subprocess.run(command, check=False).returncode == 0
+    assert warm_python.run("-c", script, tmp_path).returncode == 0
     assert list(tmp_path.glob("ledger/generations/*.json"))
     assert asyncio.run(said(store)) == before
     store.close()

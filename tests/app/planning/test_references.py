@@ -9,8 +9,9 @@ import json
 import secrets
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any, Self
 
@@ -140,7 +141,8 @@ class PhotoServer:
         return web.Response(body=data, headers={"etag": mark} if self.marks else {})
 
 
-def photographs() -> dict[str, bytes]:
+@cache
+def photographs() -> Mapping[str, bytes]:
     """Forty photographs: twenty as scikit-image ships them, and a half of each."""
     spec = importlib.util.find_spec("skimage")
     assert spec is not None
@@ -161,7 +163,7 @@ class World:
     """Forty photographs in three places, and a manifest of 300 rows beside those on the disk."""
 
     folder: Path
-    photos: dict[str, bytes]
+    photos: Mapping[str, bytes]
     places: dict[str, str]
     server: PhotoServer
     s3: Any

@@ -6,8 +6,6 @@ import json
 import os
 import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
 from datetime import UTC, datetime
@@ -36,6 +34,7 @@ from prefect_imagegen.gateway.server import EmbeddedGateway
 from prefect_imagegen.gateway.settings import GatewaySettings
 from prefect_imagegen.store.ledger.files import to_parquet
 from prefect_imagegen.store.object_store import open_object_store
+from tests.support import warm_python
 
 ROWS = 6
 CHILD = """
@@ -134,7 +133,7 @@ def crash(
 ) -> None:
     """Run the child until it dies at the point; at `answer` until the gateway has billed a call it does not answer."""
     settings = os.environ | {"PYTHONWARNINGS": "ignore", "PREFECT_IMAGEGEN_CRASH_AT": point} | environment
-    child = subprocess.Popen([sys.executable, "-c", program, *arguments], env=settings)
+    child = warm_python.start("-c", program, *arguments, env=settings)
     if wire is not None:
         wire.victim = child.pid
     try:

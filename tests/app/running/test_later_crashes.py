@@ -6,8 +6,6 @@ The gateway's records are the judge, as in test_crashes.py.
 import asyncio
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -24,6 +22,7 @@ from prefect_imagegen.app.config.settings import ProviderSettings, StoreSettings
 from prefect_imagegen.app.maintenance.verify import verify
 from prefect_imagegen.app.running.result import RunResult
 from prefect_imagegen.gateway.server import EmbeddedGateway
+from tests.support import warm_python
 from tests.support.gateway_runs import api
 
 ROWS = 6
@@ -52,7 +51,7 @@ def crash(point: str, gateway: EmbeddedGateway, folder: Path, version: str, in_f
     """Run the child until it dies at the point; at `answer` once a call is billed whose answer is held back."""
     settings = os.environ | {"PYTHONWARNINGS": "ignore", "PREFECT_IMAGEGEN_CRASH_AT": point}
     arguments = [manifest(folder), str(folder / "store"), gateway.url, version, str(in_flight)]
-    child = subprocess.Popen([sys.executable, "-c", CHILD, *arguments], env=settings)
+    child = warm_python.start("-c", CHILD, *arguments, env=settings)
     try:
         end = time.monotonic() + 60
         while point == "answer" and not any(

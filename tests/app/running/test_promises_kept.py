@@ -8,7 +8,6 @@ import json
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -27,6 +26,7 @@ from prefect_imagegen.gateway.faults import Fault, FaultScript
 from prefect_imagegen.gateway.server import EmbeddedGateway
 from prefect_imagegen.store import heartbeat, patient_store
 from prefect_imagegen.store.object_store import FsspecObjectStore
+from tests.support import warm_python
 from tests.support.gateway_runs import PRICE, api, assert_paid_once, generate, mend, metadata, scenes
 
 VERSIONS = pytest.mark.parametrize("version", ["v1", "v2"])
@@ -227,7 +227,7 @@ def test_a_signal_while_answers_are_out(version: str, tmp_path: Path) -> None:
     late = {"fault": "hang", "on": ["submit", "run"], "when": "after", "prompt_contains": "number 2.", "seconds": 4}
     with api(never, late, {"fault": "hang", "on": ["download"], "times": 1}) as gateway:
         arguments = [scenes(tmp_path, 4), str(tmp_path / "store"), gateway.url, version]
-        child = subprocess.Popen([sys.executable, "-c", CHILD, *arguments], stdout=subprocess.PIPE, text=True)
+        child = warm_python.start("-c", CHILD, *arguments, stdout=subprocess.PIPE)
         try:
             end = time.monotonic() + 60
             while len(gateway.account_state.billed) < 4:

@@ -4,7 +4,6 @@ import asyncio
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ from prefect_imagegen.app.config.settings import ProviderSettings
 from prefect_imagegen.app.running.result import RunResult
 from prefect_imagegen.gateway.server import EmbeddedGateway
 from prefect_imagegen.gateway.settings import GatewaySettings
+from tests.support import warm_python
 
 CHILD = """
 import datetime, sys
@@ -46,12 +46,11 @@ def manifest(path: Path, numbers: range) -> str:
 
 
 @contextmanager
-def running(path: str, store: Path, gateway: EmbeddedGateway, ahead: float = 0.0) -> Iterator["subprocess.Popen[str]"]:
+def running(path: str, store: Path, gateway: EmbeddedGateway, ahead: float = 0.0) -> Iterator[warm_python.Process]:
     """Another process that makes a manifest, with a clock that may be ahead by some seconds."""
-    command = [sys.executable, "-c", CHILD, path, str(store), gateway.url, str(ahead)]
-    process = subprocess.Popen(
-        command, env=os.environ | {"PYTHONWARNINGS": "ignore"}, stdout=subprocess.PIPE, text=True
-    )
+    environment = os.environ | {"PYTHONWARNINGS": "ignore"}
+    arguments = (path, store, gateway.url, ahead)
+    process = warm_python.start("-c", CHILD, *arguments, env=environment, stdout=subprocess.PIPE)
     try:
         yield process
     finally:
@@ -59,7 +58,7 @@ def running(path: str, store: Path, gateway: EmbeddedGateway, ahead: float = 0.0
         process.communicate()
 
 
-def figures(process: "subprocess.Popen[str]") -> list[int]:
+def figures(process: warm_python.Process) -> list[int]:
     """generated, reused, held and calls of a run in another process."""
     out, _ = process.communicate(timeout=120)
     assert process.returncode == 0
@@ -120,9 +119,7 @@ def test_a_process_that_sleeps_and_wakes(tmp_path: Path) -> None:
         assert (len(gateway.account_state.billed), gateway.account_state.statistics()["billed_twice"]) == (30, 0)
 
 
-async def _while_asleep(
-    sleeper: "subprocess.Popen[str]", gateway: EmbeddedGateway, path: str, store: Path
-) -> RunResult:
+async def _while_asleep(sleeper: warm_python.Process, gateway: EmbeddedGateway, path: str, store: Path) -> RunResult:
     run = asyncio.create_task(asyncio.to_thread(make, gateway, path, store))
     await asyncio.sleep(5.0)
     sleeper.send_signal(signal.SIGCONT)

@@ -4,8 +4,6 @@ import asyncio
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -26,6 +24,7 @@ from prefect_imagegen.gateway.faults import Fault, FaultScript
 from prefect_imagegen.gateway.routes import generation
 from prefect_imagegen.gateway.server import EmbeddedGateway
 from prefect_imagegen.gateway.settings import GatewaySettings
+from tests.support import warm_python
 
 STATES = ("generated", "reused", "invalid", "failed", "held", "not_run")
 VERSIONS = pytest.mark.parametrize("version", ["v1", "v2"])
@@ -293,7 +292,7 @@ def test_sandbox_images_stay_out_of_real_stores(tmp_path: Path) -> None:
 
 def test_in_flight_stays_in_its_limit(tmp_path: Path) -> None:
     """Never more calls at once than asked for, over many shards."""
-    with EmbeddedGateway(GatewaySettings(latency_s=0.02)) as gateway:
+    with EmbeddedGateway(GatewaySettings(latency_s=0.1)) as gateway:
         path = manifest(tmp_path, prompt=prompts(60))
         result = generate(gateway, path, str(tmp_path / "store"), max_in_flight=5, shard_size=4)
         assert result.generated == 60
@@ -329,8 +328,8 @@ def test_kill_in_mid_run(version: str, tmp_path: Path) -> None:
     """After kill -9, the same command pays for nothing twice: ids are fetched, calls without an answer are held."""
     store, path = tmp_path / "store", manifest(tmp_path, prompt=prompts(60))
     with EmbeddedGateway(GatewaySettings(latency_s=0.3)) as gateway:
-        command = [sys.executable, "-c", CHILD, path, str(store), gateway.url, version]
-        process = subprocess.Popen(command, env=os.environ | {"PYTHONWARNINGS": "ignore"})
+        environment = os.environ | {"PYTHONWARNINGS": "ignore"}
+        process = warm_python.start("-c", CHILD, path, store, gateway.url, version, env=environment)
         end = time.monotonic() + 60
         while len(gateway.account_state.billed) < 20:
             assert process.poll() is None
@@ -355,8 +354,8 @@ def test_two_runs_at_once(tmp_path: Path) -> None:
     """Rows that another living run works on are left to it, and reused when it has made them; nothing is called."""
     store, path = tmp_path / "store", manifest(tmp_path, prompt=prompts(8))
     with EmbeddedGateway(GatewaySettings(latency_s=3.0)) as gateway:
-        command = [sys.executable, "-c", CHILD, path, str(store), gateway.url, "v2"]
-        other = subprocess.Popen(command, env=os.environ | {"PYTHONWARNINGS": "ignore"})
+        environment = os.environ | {"PYTHONWARNINGS": "ignore"}
+        other = warm_python.start("-c", CHILD, path, store, gateway.url, "v2", env=environment)
         try:
             end = time.monotonic() + 60
             while len(gateway.account_state.records) < 8:

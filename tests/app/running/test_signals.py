@@ -3,7 +3,6 @@
 import json
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -16,6 +15,7 @@ import prefect_imagegen
 from prefect_imagegen.app.config.settings import ProviderSettings
 from prefect_imagegen.gateway.server import EmbeddedGateway
 from prefect_imagegen.gateway.settings import GatewaySettings
+from tests.support import warm_python
 
 ROWS, IN_FLIGHT = 12, 3
 CHILD = """
@@ -40,7 +40,7 @@ def test_what_is_under_way(version: str, drain: float, delivered: int, tmp_path:
     pq.write_table(pa.table({"prompt": [f"scene {n}" for n in range(ROWS)]}), path)
     with EmbeddedGateway(GatewaySettings(latency_s=4.0)) as gateway:
         arguments = [str(path), store, gateway.url, version, str(drain)]
-        child = subprocess.Popen([sys.executable, "-c", CHILD, *arguments], stdout=subprocess.PIPE, text=True)
+        child = warm_python.start("-c", CHILD, *arguments, stdout=subprocess.PIPE)
         try:
             end = time.monotonic() + 60
             while len(gateway.account_state.records) < IN_FLIGHT:

@@ -4,6 +4,7 @@ import io
 import random
 import struct
 import zlib
+from functools import lru_cache
 
 from PIL import Image
 
@@ -31,6 +32,7 @@ class StaticEngine(PaintingEngine):
         return ImageOutput(data, CONTENT_TYPES[self._format])
 
 
+@lru_cache(maxsize=8)
 def _encoded(image_format: str, size: int) -> bytes:
     """An encoded image of about `size` bytes, by a binary search over the number of noisy rows."""
     if image_format not in ("png", "jpeg", "webp"):
