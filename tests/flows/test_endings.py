@@ -133,7 +133,7 @@ def test_what_passes_by_itself_is_retried(gateway: EmbeddedGateway, tmp_path: Pa
     assert run.state.message.startswith("stopped (budget): ")
     assert "USD over the 2 executions of this flow run" in run.state.message
     assert 0 < len(gateway.account_state.billed) * PRICE <= 0.50
-    stops = sorted(json.loads(one.read_text())["stop_reason"] for one in store.glob("runs/*/report.json"))
+    stops = sorted(json.loads(report.read_text())["stop_reason"] for report in store.glob("runs/*/report.json"))
     assert stops == ["budget", "deadline"]
 
 

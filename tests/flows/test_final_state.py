@@ -1,4 +1,4 @@
-"""The state that a run's figures amount to."""
+"""The Prefect state that a flow run ends in, by the figures of its run."""
 
 import pytest
 
@@ -28,14 +28,14 @@ def result(**figures: int) -> RunResult:
 )
 def test_row_failures(figures: dict[str, int], fail_above: float, name: str, reason: str | None) -> None:
     """More rows without an image than the share, or no image at all, is Failed; only then the state has an error."""
-    found = final_state(result(**figures), fail_above=fail_above)
-    assert found.name == name
-    assert found.type.value == ("FAILED" if name == "Failed" else "COMPLETED")
+    state = final_state(result(**figures), fail_above=fail_above)
+    assert state.name == name
+    assert state.type.value == ("FAILED" if name == "Failed" else "COMPLETED")
     if reason is None:
-        assert found.data["rows"] == sum(figures.values())
+        assert state.data["rows"] == sum(figures.values())
     else:
-        assert (type(found.data), found.data.kind) == (ImagegenError, reason)
-        assert found.message.startswith(f"failed ({reason}): ")
+        assert (type(state.data), state.data.kind) == (ImagegenError, reason)
+        assert state.message.startswith(f"failed ({reason}): ")
         assert result(**figures).exit_code == 1
 
 
@@ -45,17 +45,17 @@ def test_stops(reason: str) -> None:
     stopped = result(generated=1, not_run=1)
     stopped.stop_reason, stopped.stop_message, stopped.cost_usd = reason, "as it happened", 0.04
     stopped.earlier = Earlier(1, 0.46)
-    found = final_state(stopped, fail_above=1.0)
-    assert (found.name, found.type.value, found.data.kind) == ("Failed", "FAILED", reason)
-    assert found.message.startswith(f"stopped ({reason}): ")
+    state = final_state(stopped, fail_above=1.0)
+    assert (state.name, state.type.value, state.data.kind) == ("Failed", "FAILED", reason)
+    assert state.message.startswith(f"stopped ({reason}): ")
     for text in ("as it happened", "0.0400 USD", "0.5000 USD over the 2 executions of this flow run"):
-        assert text in found.message
+        assert text in state.message
     assert (reason in RESUMABLE) == (reason in ("deadline", "store", "no_worker", "signal"))
 
 
 def test_refusals() -> None:
     """A refusal is Failed with its kind; the error itself is the data."""
     error = RefusedError("manifest_not_found", "x.parquet does not exist.", remedy="Check it.")
-    found = refused(error)
-    assert (found.name, found.type.value, found.data) == ("Failed", "FAILED", error)
-    assert found.message == "refused (manifest_not_found): x.parquet does not exist. Check it."
+    state = refused(error)
+    assert (state.name, state.type.value, state.data) == ("Failed", "FAILED", error)
+    assert state.message == "refused (manifest_not_found): x.parquet does not exist. Check it."

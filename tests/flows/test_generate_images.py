@@ -70,7 +70,11 @@ def test_private_references_through_the_flow(s3, tmp_path: Path) -> None:
         state = generate_images(str(path), "image-store/private", "segmind/private", RunOptions(), return_state=True)
         sent = [address for record in gateway.account_state.billed for address in record.body["image_urls"]]
     close_connections(fs)
-    assert (len(sent), sum("X-Amz-Signature" in one for one in sent), sum("/assets/" in one for one in sent)) == (
+    assert (
+        len(sent),
+        sum("X-Amz-Signature" in address for address in sent),
+        sum("/assets/" in address for address in sent),
+    ) == (
         6,
         3,
         3,
@@ -78,17 +82,17 @@ def test_private_references_through_the_flow(s3, tmp_path: Path) -> None:
     assert state.name == "CompletedWithFailures"
     flow_run = state.state_details.flow_run_id
 
-    async def told() -> str:
+    async def recorded_text() -> str:
         async with get_client() as client:
             logs = await client.read_logs(LogFilter(flow_run_id=LogFilterFlowRunId(any_=[flow_run])), limit=200)
             wanted = ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[flow_run]))
             artifacts = await client.read_artifacts(artifact_filter=wanted)
             run = await client.read_flow_run(flow_run)
             return " ".join(
-                map(str, (*(log.message for log in logs), *(one.data for one in artifacts), run.parameters))
+                map(str, (*(log.message for log in logs), *(artifact.data for artifact in artifacts), run.parameters))
             )
 
-    text = asyncio.run(told())
+    text = asyncio.run(recorded_text())
     assert "4 rows" in text
     for secret in ("X-Amz", "SECRETPART", "/assets/", "SG_0123456789abcdef", "writer-secret"):
         assert secret not in text
@@ -258,9 +262,10 @@ def test_a_run_is_executed_once(tmp_path: Path) -> None:
         figures.append(generate_images(path, str(store), "sandbox", run_id=planned_run.run_id))
     figures.append(generate_images(path, str(store), "sandbox", run_id="of-another-process"))
     assert figures[0]["run_id"] == planned_run.run_id
-    assert [one["calls"] for one in figures] == [2, 0, 0]
+    assert [run_figures["calls"] for run_figures in figures] == [2, 0, 0]
     parents = [
-        json.loads((store / "runs" / one["run_id"] / "run.json").read_text())["parent_run_id"] for one in figures
+        json.loads((store / "runs" / run_figures["run_id"] / "run.json").read_text())["parent_run_id"]
+        for run_figures in figures
     ]
     assert parents == [None, planned_run.run_id, "of-another-process"]
 

@@ -1,4 +1,4 @@
-"""Batches: what is gathered, in which order, and what becomes of a batch that fails."""
+"""Batches: which calls go together, in which order, and how a failing batch is split."""
 
 import asyncio
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ class Model:
         self.running = 0
 
     async def run(self, batch: Sequence[int]) -> list[int]:
-        """One batch."""
+        """Run one batch."""
         self.running += 1
         assert self.running == 1, "one batch at a time"
         self.batches.append(list(batch))
@@ -72,8 +72,8 @@ async def test_a_failing_batch_is_taken_apart() -> None:
     """Only the item that fails by itself fails."""
     model = Model()
     batcher = Batcher(model.run, lambda _: 0, most=3, delay=0.01)
-    found = await asyncio.gather(*map(batcher.submit, (1, -1, 2)), return_exceptions=True)
-    assert [str(one) for one in found] == ["2", "negative", "4"]
+    results = await asyncio.gather(*map(batcher.submit, (1, -1, 2)), return_exceptions=True)
+    assert [str(result) for result in results] == ["2", "negative", "4"]
     assert model.batches == [[1, -1, 2], [1], [-1], [2]]
     await batcher.close()
 
@@ -86,5 +86,5 @@ async def test_closing_cancels_what_waits() -> None:
     tasks = [asyncio.create_task(batcher.submit(number)) for number in range(3)]
     await asyncio.sleep(0.01)
     await batcher.close()
-    found = await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), 5)
-    assert all(isinstance(one, asyncio.CancelledError) for one in found)
+    results = await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), 5)
+    assert all(isinstance(result, asyncio.CancelledError) for result in results)

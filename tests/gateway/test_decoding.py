@@ -73,13 +73,13 @@ def test_health_is_answered_while_pictures_are_decoded(monkeypatch: pytest.Monke
 
 def test_nothing_heavy_runs_in_the_event_loop(monkeypatch: pytest.MonkeyPatch) -> None:
     """Parsing, base64, hashing, decoding and encoding of large bodies all happen in other threads than the loop's."""
-    seen: dict[str, set[str]] = {}
+    thread_names: dict[str, set[str]] = {}
 
     def noted(module: Any, name: str) -> None:
         work: Callable[..., Any] = getattr(module, name)
 
         def noting(*args: Any, **kwargs: Any) -> Any:
-            seen.setdefault(name, set()).add(threading.current_thread().name)
+            thread_names.setdefault(name, set()).add(threading.current_thread().name)
             return work(*args, **kwargs)
 
         monkeypatch.setattr(module, name, noting)
@@ -107,8 +107,8 @@ def test_nothing_heavy_runs_in_the_event_loop(monkeypatch: pytest.MonkeyPatch) -
         for version in ("v1", "v2"):
             body = {"prompt": "a", "image_urls": urls}
             assert httpx.post(f"{gateway.url}/{version}/{MODEL}", json=body, headers=KEY, timeout=60).status_code == 200
-    assert len(seen) == 9
-    assert "gateway" not in set().union(*seen.values())
+    assert len(thread_names) == 9
+    assert "gateway" not in set().union(*thread_names.values())
 
 
 def chunk(name: bytes, body: bytes) -> bytes:
@@ -116,7 +116,7 @@ def chunk(name: bytes, body: bytes) -> bytes:
 
 
 def png(width: int, height: int, *more: bytes, rows: int = 64) -> bytes:
-    """A grey PNG that announces a size, whatever its rows are."""
+    """A grey PNG with a size in its header, and pixel data of at most `rows` rows."""
     head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0))
     packed = zlib.compress(bytes((width + 1) * min(height, rows)), 9)
     return b"\x89PNG\r\n\x1a\n" + head + b"".join(more) + chunk(b"IDAT", packed) + chunk(b"IEND", b"")
@@ -130,7 +130,7 @@ def packed_texts(name: bytes, count: int) -> list[bytes]:
 
 
 def tiff(width: int, height: int, **tags: int) -> bytes:
-    """A TIFF of one strip or tile, deflated, whose tags say what they are told to."""
+    """A TIFF of 64 by 64 pixels in one deflated strip or tile, whose tags announce the sizes given here."""
     numbers = {256: width, 257: height, 258: 8, 259: 8, 262: 1, 277: 1}
     data = zlib.compress(bytes(64 * 64), 9)
     numbers |= {322: tags["tile"], 323: tags["tile"], 324: 8, 325: len(data)} if "tile" in tags else {}
@@ -145,7 +145,7 @@ def animation(image_format: str, frames: int) -> bytes:
 
 
 def resized(data: bytes, at: int, form: str, *size: int) -> bytes:
-    """A file whose head announces another size."""
+    """The file with another size written into its header, at byte `at`."""
     return data[:at] + struct.pack(form, *size) + data[at + struct.calcsize(form) :]
 
 
@@ -160,7 +160,7 @@ def avif(width: int, height: int) -> bytes:
 
 
 def many_scans(count: int) -> bytes:
-    """A progressive JPEG of 4 megapixels with so many scans that say nothing."""
+    """A progressive JPEG of 4 megapixels that repeats its last scan `count` times."""
     data = encoded(Image.new("L", (2048, 2048)), "JPEG", progressive=True)
     start = data.rindex(b"\xff\xda")
     return data[:start] + data[start:-2] * count + data[-2:]
@@ -202,13 +202,13 @@ def test_bombs_are_refused_before_they_go_off(tmp_path: Path) -> None:
 
         assert status(noise(512), "png") == (200, "")
         before = gateway.peak
-        told = {name: status(make(), "jpeg") for name, make in BOMBS.items()}  # whatever their names say
-        for name, (code, error) in told.items():
+        refusals = {name: status(make(), "jpeg") for name, make in BOMBS.items()}  # sent as JPEG, whatever they are
+        for name, (code, error) in refusals.items():
             assert code == 400, name
             assert error.startswith("image 1 of image_urls cannot be decoded"), name
-            if name not in ("tile", "strip", "avif"):  # those are told apart by the libraries that read them
+            if name not in ("tile", "strip", "avif"):  # their messages are those of the libraries that read them
                 assert re.search(r"it has \d+x\d+ pixels, more than 6|more than 100 scans", error), error
-        assert gateway.peak - before < 64 * MIB, told
+        assert gateway.peak - before < 64 * MIB, refusals
         assert {name: status(make(), "png") for name, make in HARMLESS.items()} == dict.fromkeys(HARMLESS, (200, ""))
         assert gateway.peak - before < 512 * MIB
         assert "Traceback" not in gateway.log.read_text()

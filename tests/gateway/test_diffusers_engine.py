@@ -40,8 +40,8 @@ async def test_encoding_goes_on_beside_the_next_batch(monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(engine, "_draw", draw)
     monkeypatch.setattr(module, "encode", encode)
-    found = await asyncio.wait_for(asyncio.gather(engine.draw(picture(1)), engine.draw(picture(2))), 20)
-    assert [one.data for one in found] == [b"file"] * 2
-    assert [one.params["steps"] for one in drawn] == [4, 4]
-    assert found[0].applied == {"steps": 4, "cfg": 1, "negative_prompt": ""}
+    drawings = await asyncio.wait_for(asyncio.gather(engine.draw(picture(1)), engine.draw(picture(2))), 20)
+    assert [drawing.data for drawing in drawings] == [b"file"] * 2
+    assert [job.params["steps"] for job in drawn] == [4, 4]
+    assert drawings[0].applied == {"steps": 4, "cfg": 1, "negative_prompt": ""}
     await engine.close()

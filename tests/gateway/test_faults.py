@@ -57,15 +57,15 @@ async def posted(version: str, *faults: dict[str, Any], calls: int = 1) -> tuple
     """Answers (or transport errors) of some POSTs to a gateway with these faults, and the stopped gateway."""
     script = FaultScript(faults=[Fault(**{"fault": "status", **fault}) for fault in faults])
     with EmbeddedGateway(GatewaySettings(faults=script)) as gateway:
-        found: list[Any] = []
+        answers: list[Any] = []
         async with make_client(max_connections=4, read_timeout=2.0) as client:
             for number in range(calls):
                 body = {"prompt": f"p{number}", "seed": number}
                 try:
-                    found.append(await client.post(f"{gateway.url}/{version}/{MODEL}", json=body, headers=KEY))
+                    answers.append(await client.post(f"{gateway.url}/{version}/{MODEL}", json=body, headers=KEY))
                 except TRANSPORT_ERRORS as error:
-                    found.append(error)
-        return found, gateway
+                    answers.append(error)
+        return answers, gateway
 
 
 @pytest.mark.parametrize("status", [429, 500, 502, 503, 504, 401, 402, 403, 404, 410])
@@ -138,13 +138,13 @@ async def test_faults_of_the_job() -> None:
                 if all(record.finished is not None for record in list(gateway.account_state.records.values())):
                     break
                 await asyncio.sleep(0.01)
-            found = [await client.get(f"{gateway.url}/v2/requests/{one}", headers=KEY) for one in ids]
-            assert (found[0].status_code, found[0].json()["error"]) == (422, "no luck")
-            assert (found[1].status_code, found[1].json()["status"]) == (200, "FAILED")
-            assert found[2].status_code == 404
+            results = [await client.get(f"{gateway.url}/v2/requests/{job_id}", headers=KEY) for job_id in ids]
+            assert (results[0].status_code, results[0].json()["error"]) == (422, "no luck")
+            assert (results[1].status_code, results[1].json()["status"]) == (200, "FAILED")
+            assert results[2].status_code == 404
             history = await client.get(f"{gateway.url}/inference-request/request-history/{ids[2]}", headers=KEY)
             assert history.json()["data"]["model_status"] == "COMPLETED"
-            black = await client.get(found[3].json()["output"])
+            black = await client.get(results[3].json()["output"])
             assert len(black.content) < 1000
     assert len(gateway.account_state.billed) == 2
 
@@ -205,15 +205,15 @@ def test_a_wrong_script_is_refused(text: str, said: str, tmp_path: Path) -> None
     assert json.dumps(FaultScript().model_dump())
 
 
-@pytest.mark.parametrize("one", [False, True], ids=["list", "detail"])
+@pytest.mark.parametrize("detail", [False, True], ids=["list", "detail"])
 @pytest.mark.parametrize("shape", ["items", "requests", "bare", "error", "empty_body", "cut", "html"])
-def test_a_history_in_another_envelope(shape: str, *, one: bool) -> None:
+def test_a_history_in_another_envelope(shape: str, *, detail: bool) -> None:
     """The right rows come with status 200 in another envelope, or in none that can be read."""
     with misbehaving({"fault": "history_shape", "shape": shape, "times": 1}) as (running, client):
         request_id = drawn(running, client)
-        path = "/inference-request/request-history" + (f"/{request_id}" if one else "")
+        path = "/inference-request/request-history" + (f"/{request_id}" if detail else "")
         answer, right = client.get(path), client.get(path).json()["data"]
-    rows = [right] if one else right
+    rows = [right] if detail else right
     assert [row["request_id"] for row in rows] == [request_id]
     assert answer.status_code == 200
     assert answer.headers["x-imagegen-engine"] == "sandbox"
@@ -227,7 +227,7 @@ def test_a_history_in_another_envelope(shape: str, *, one: bool) -> None:
     assert answer.json() == expected.get(shape, {"error": "injected by the fault script"})
 
 
-@pytest.mark.parametrize("one", [False, True], ids=["list", "detail"])
+@pytest.mark.parametrize("detail", [False, True], ids=["list", "detail"])
 @pytest.mark.parametrize(
     ("shape", "field"),
     [
@@ -238,21 +238,21 @@ def test_a_history_in_another_envelope(shape: str, *, one: bool) -> None:
         ("no_id", "request_id"),
     ],
 )
-def test_history_rows_that_lack_something(shape: str, field: str, *, one: bool) -> None:
+def test_history_rows_that_lack_something(shape: str, field: str, *, detail: bool) -> None:
     """Rows come with one field changed or missing, and are right in all others."""
     with misbehaving({"fault": "history_shape", "shape": shape, "times": 1}) as (running, client):
         request_id = drawn(running, client, seed=7, go_fast=True, cfg=2.5, negative_prompt="", image_urls=[])
-        path = "/inference-request/request-history" + (f"/{request_id}" if one else "")
-        found, right = (client.get(path).json()["data"] for _ in range(2))
-    found, right = (found, right) if one else (found[0], right[0])
-    was, told = right.pop(field), found.pop(field, "absent")
-    assert found == right
+        path = "/inference-request/request-history" + (f"/{request_id}" if detail else "")
+        row, right = (client.get(path).json()["data"] for _ in range(2))
+    row, right = (row, right) if detail else (row[0], right[0])
+    was, value = right.pop(field), row.pop(field, "absent")
+    assert row == right
     assert was
     if shape == "text_numbers":
         changed = {"seed": "7", "go_fast": "true", "cfg": "2.5"}
-        assert ast.literal_eval(told) == ast.literal_eval(was) | changed
+        assert ast.literal_eval(value) == ast.literal_eval(was) | changed
     else:
-        assert told == ("absent" if shape in ("no_time", "no_id") else None)
+        assert value == ("absent" if shape in ("no_time", "no_id") else None)
 
 
 def test_pages_of_a_history_that_have_a_will_of_their_own() -> None:
@@ -376,7 +376,7 @@ def test_any_json_answer_can_be_spoilt() -> None:
     with misbehaving({"fault": "junk", "on": calls}, {"fault": "hang", "when": "during"}) as (_, client):
         request_id = accepted(client)
         paths = (f"/v2/requests/{request_id}/status", f"/v2/requests/{request_id}", "/v1/get-user-credits")
-        found = [client.get(path) for path in (*paths, "/inference-request/request-history")]
-        found.append(client.post("/upload-asset", json={"data_urls": ["data:image/png;base64,iVBORw0KGgo="]}))
-    assert {answer.headers["content-type"] for answer in found} == {"image/png"}
-    assert len({answer.content for answer in found}) == 1
+        answers = [client.get(path) for path in (*paths, "/inference-request/request-history")]
+        answers.append(client.post("/upload-asset", json={"data_urls": ["data:image/png;base64,iVBORw0KGgo="]}))
+    assert {answer.headers["content-type"] for answer in answers} == {"image/png"}
+    assert len({answer.content for answer in answers}) == 1

@@ -1,4 +1,4 @@
-"""What a gateway that stands for long keeps: bounded in memory and on disk, and honest about what it has forgotten."""
+"""What a long-running gateway keeps: bounded in memory and on disk, with right answers and counts after drops."""
 
 import base64
 import gc
@@ -107,8 +107,8 @@ def test_old_requests_are_forgotten(bound: dict[str, Any]) -> None:
             assert client.get(path).json() == {"error": f"Request {ids[0]} not found"}
             assert client.get(path).status_code == 404
         assert client.get(f"/v2/requests/{ids[-1]}").status_code == 200
-        told = client.get("/_gateway/stats").json()
-        assert (told["requests"], told["billed"], told["charged_usd"]) == (12, 12, 6.0)
+        statistics = client.get("/_gateway/stats").json()
+        assert (statistics["requests"], statistics["billed"], statistics["charged_usd"]) == (12, 12, 6.0)
 
 
 def test_a_history_that_has_forgotten_says_so() -> None:
@@ -180,9 +180,9 @@ def test_an_output_that_made_room_is_not_charged() -> None:
         sent = [answer for answer in answers if answer.status_code == 200]
         assert all(answer.content for answer in sent)
         assert {answer.status_code for answer in answers} <= {200, 500}
-        told = gateway.account_state.statistics()
-        assert (told["requests"], told["billed"]) == (24, len(sent))
-        assert told["charged_usd"] == pytest.approx(len(sent) * gateway.account_state.price(MODEL))
+        statistics = gateway.account_state.statistics()
+        assert (statistics["requests"], statistics["billed"]) == (24, len(sent))
+        assert statistics["charged_usd"] == pytest.approx(len(sent) * gateway.account_state.price(MODEL))
 
 
 def test_a_refund_of_what_is_forgotten() -> None:
@@ -196,8 +196,8 @@ def test_a_refund_of_what_is_forgotten() -> None:
             return httpx.post(f"{gateway.url}/v1/{MODEL}", json=body, headers=KEY, timeout=60).status_code
 
         assert set(threads.map(call, range(6))) == {500}
-        told = gateway.account_state.statistics()
-        assert (told["requests"], told["billed"], told["charged_usd"]) == (6, 0, 0.0)
+        statistics = gateway.account_state.statistics()
+        assert (statistics["requests"], statistics["billed"], statistics["charged_usd"]) == (6, 0, 0.0)
 
 
 @pytest.mark.parametrize("settings", [{}, {"credits": 5.0}, {"accounts": {"a": [SecretStr("k")]}}, {"price_usd": 0.0}])

@@ -38,7 +38,7 @@ POST = f"POST /v1/{MODEL} HTTP/1.1\r\nhost: localhost\r\nx-api-key: k\r\ncontent
 def gateway(**limits: int) -> Iterator[EmbeddedGateway]:
     with EmbeddedGateway(GatewaySettings(limits=Limits(**limits), allow_loopback=True)) as running:
         yield running
-        assert running._runner.gate.bytes == 0  # whatever happened, no place is left taken
+        assert running._runner.gate.bytes == 0  # every call has given its place back
         assert not running._runner.gate.calls
 
 
@@ -138,7 +138,7 @@ def test_what_drips_is_408() -> None:
             assert answer.startswith(b"HTTP/1.1 408 ")
             assert b"--receive-seconds 1" in answer
             assert b"x-imagegen-engine: sandbox" in answer
-        # The second request of a connection, and the rest of one that was answered already.
+        # A second request that stays unfinished, and a body that stays unfinished after its answer.
         whole = b"GET /health HTTP/1.1\r\nhost: localhost\r\n\r\n"
         assert said(running, whole, b"GET /he").count(b"HTTP/1.1 ") == 2
         assert said(running, whole[:-2], b"content-length: 9\r\n\r\nabc").count(b"HTTP/1.1 200 ") == 1
@@ -258,7 +258,7 @@ def test_values_are_counted(more: str) -> None:
 
 def test_patience_grows_with_a_body() -> None:
     """A call with the largest pictures comes whole over a slow line that it shares with others; a drip does not."""
-    assert patience(27 << 20, Limits()) > 16 * 27 * 8 / 13  # sixteen of 27 MB at once, at 13 Mbit a second
+    assert patience(27 << 20, Limits()) > 16 * 27 * 8 / 13  # seconds for sixteen of 27 MB at once, at 13 Mbit a second
     assert patience(1000, Limits()) < 61
 
 
@@ -280,7 +280,7 @@ def test_a_page_costs_what_it_shows() -> None:
         for _ in range(3):
             assert post(running).status_code == 200
         oldest = next(iter(running.account_state.records.values()))
-        oldest.body = {"prompt": object()}  # no row can be made of it
+        oldest.body = {"prompt": object()}  # cannot be made into a row
         page = httpx.get(f"{running.url}/inference-request/request-history?per_page=2", headers=KEY).json()
         assert (page["total"], len(page["data"])) == (3, 2)
 
@@ -344,7 +344,7 @@ def test_the_gate() -> None:
             with pytest.raises(TooBusyError, match="--max-pending-mb"):
                 gate.grow(first, 11)
     assert (gate.bytes, dict(gate.calls)) == (0, {})
-    # One call that is allowed by itself is never turned away for ever.
+    # A single body within `body_bytes` is accepted, even where `pending_bytes` is smaller.
     gate = Gate(Limits(pending_bytes=10, body_bytes=80), 3)
     with gate.seat("a") as seat:
         gate.grow(seat, 80)
@@ -389,7 +389,7 @@ def test_our_client_waits_for_its_turn(tmp_path: Path, version: str) -> None:
         assert (result.generated, result.held, result.failed) == (12, 0, 0)
         assert_paid_once(running, 12)
         calls = running.account_state.calls["run" if version == "v1" else "submit"]
-        assert calls > 12  # it was turned away in between
+        assert calls > 12  # some calls were refused and sent again
 
 
 @pytest.mark.parametrize("version", ["v1", "v2"])

@@ -155,11 +155,11 @@ def test_accounts_are_apart() -> None:
         assert ask("a1", "POST", f"/v1/{MODEL}", prompt="e").status_code == 429
         assert ask("b1", "POST", f"/v1/{MODEL}", prompt="a").status_code == 200
         assert ask("a2", "GET", "/v1/get-user-credits").json()["credits"] == 0.02
-        told = ask("a1", "GET", "/_gateway/stats").json()
-        assert (told["requests"], told["billed"], told["charged_usd"]) == (4, 4, 0.16)
-        assert told["billed_twice"] == 1
-        assert running.account_state.statistics() == told
-        assert {one.account for one in running.account_state.records.values()} == {"alice", "bob"}
+        statistics = ask("a1", "GET", "/_gateway/stats").json()
+        assert (statistics["requests"], statistics["billed"], statistics["charged_usd"]) == (4, 4, 0.16)
+        assert statistics["billed_twice"] == 1
+        assert running.account_state.statistics() == statistics
+        assert {record.account for record in running.account_state.records.values()} == {"alice", "bob"}
 
 
 def test_a_key_without_a_name_beside_accounts() -> None:
@@ -243,8 +243,10 @@ def test_pictures_are_deterministic_and_distinct() -> None:
         assert drawn() == drawn()
         others = ({"seed": 2}, {"prompt": "a hat"}, {"steps": 5}, {"cfg": 2}, {"negative_prompt": "fog"})
         samplers = MODELS[MODEL].fields["sampler"].choices
-        pixels = {hashlib.sha256(Image.open(io.BytesIO(drawn(**one))).tobytes()).digest() for one in ({}, *others)}
-        pixels |= {hashlib.sha256(Image.open(io.BytesIO(drawn(sampler=one))).tobytes()).digest() for one in samplers}
+        pixels = {
+            hashlib.sha256(Image.open(io.BytesIO(drawn(**change))).tobytes()).digest() for change in ({}, *others)
+        }
+        pixels |= {hashlib.sha256(Image.open(io.BytesIO(drawn(sampler=name))).tobytes()).digest() for name in samplers}
         assert len(pixels) == len(others) + len(samplers)
         for ratio in ("1:1", "9:16", "21:9"):
             assert decode(drawn(aspect_ratio=ratio)).width == ASPECT_SIZES[ratio][0]
@@ -311,12 +313,12 @@ def test_references_of_strangers() -> None:
 def test_the_static_engine(image_format: str, size: int) -> None:
     """The engine `static` gives bytes of about the chosen size, distinct for each request, that decode in full."""
     engine = StaticEngine(GatewaySettings(static_format=image_format, static_bytes=size), Metrics())
-    found = [
+    files = [
         engine.paint(ImageJob(MODEL, "a", 1, 64, 64, image_format, 90, request_id=f"id-{number}")).data
         for number in range(3)
     ]
-    assert len(set(found)) == 3
-    for data in found:
+    assert len(set(files)) == 3
+    for data in files:
         assert decode(data).format == image_format
         assert abs(len(data) - size) < 0.1 * size
 
@@ -390,9 +392,9 @@ def test_stats_count_what_was_paid_twice() -> None:
     with gateway() as (_, client):
         for prompt in ("a", "a", "b"):
             client.post(f"/v1/{MODEL}", json={"prompt": prompt})
-        found = client.get("/_gateway/stats").json()
-        assert (found["calls"], found["billed"], found["billed_twice"]) == ({"run": 3}, 3, 1)
-        assert found["in_flight"] == 0
+        statistics = client.get("/_gateway/stats").json()
+        assert (statistics["calls"], statistics["billed"], statistics["billed_twice"]) == ({"run": 3}, 3, 1)
+        assert statistics["in_flight"] == 0
 
 
 def test_a_stopped_gateway_leaves_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

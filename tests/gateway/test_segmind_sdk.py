@@ -31,9 +31,9 @@ def client(gateway: EmbeddedGateway, monkeypatch: pytest.MonkeyPatch) -> Iterato
     monkeypatch.setattr(Files, "STORAGE_BASE_URL", gateway.url)
     history = f"{gateway.url}/inference-request/request-history"
     monkeypatch.setattr(sys.modules["segmind.generations"], "REQUEST_HISTORY_URL", history)
-    found = segmind.SegmindClient(api_key="SG_0123456789abcdef", base_url=f"{gateway.url}/v1")
-    yield found
-    found._client.close()
+    sdk_client = segmind.SegmindClient(api_key="SG_0123456789abcdef", base_url=f"{gateway.url}/v1")
+    yield sdk_client
+    sdk_client._client.close()
 
 
 def size_of(data: bytes) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""Who has no business here: keys, other accounts' work, guessed names, other hosts' names, texts that forge logs."""
+"""Callers without a right: wrong keys, other accounts' work, guessed names, foreign hosts, texts that forge logs."""
 
 import base64
 import io
@@ -33,7 +33,7 @@ def photo() -> str:
 
 
 def raw(gateway: EmbeddedGateway, request: bytes) -> tuple[int, bytes]:
-    """Status and body of the answer to just these bytes."""
+    """Status and body of the answer to these raw bytes."""
     with socket.create_connection(("127.0.0.1", int(gateway.url.rpartition(":")[2])), timeout=30) as connection:
         connection.sendall(request + b"connection: close\r\n\r\n")
         answer = b""
@@ -55,7 +55,7 @@ def test_keys_are_compared_whole(monkeypatch: pytest.MonkeyPatch) -> None:
             headers = {"x-api-key": key.encode("latin-1")}
             assert httpx.get(f"{gateway.url}/v1/get-user-credits", headers=headers).status_code == status
             assert len(compared) == 4
-            assert {type(one) for pair in compared for one in pair} == {bytes}
+            assert {type(compared_key) for pair in compared for compared_key in pair} == {bytes}
 
 
 def test_others_see_nothing_of_a_job() -> None:

@@ -9,7 +9,7 @@ import pytest
 
 
 class VirtualLoop(asyncio.SelectorEventLoop):
-    """An event loop whose clock jumps to whatever is due next: hours pass in no time, to the same end each time."""
+    """An event loop whose clock jumps to the next timer: hours take no time, and every run is the same."""
 
     now = 0.0
 
@@ -28,7 +28,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
 
 @pytest.fixture
 def in_virtual_time() -> Callable[[Coroutine[Any, Any, Any]], Any]:
-    """Run a coroutine in a loop of its own, whose time passes by waiting only."""
+    """Run a coroutine in a virtual loop of its own; returns its result."""
 
     def run(work: Coroutine[Any, Any, Any]) -> Any:
         with asyncio.Runner(loop_factory=VirtualLoop) as runner:

@@ -1,4 +1,4 @@
-"""The request history of an account: what is looked for is found, and absent is only what certainly is."""
+"""The search in the request history: a call that is there is found; one is absent only where that is proven."""
 
 import asyncio
 import json
@@ -31,10 +31,10 @@ def around(moment: datetime) -> Window:
 class Account:
     """An account with a call every so many seconds for a day, newest first; its bodies are their ages in seconds."""
 
-    def __init__(self, seconds: int, *, told: bool = True) -> None:
+    def __init__(self, seconds: int, *, with_times: bool = True) -> None:
         self.gets = 0
         self._seconds = seconds
-        self._told = told
+        self._with_times = with_times
 
     async def get_json(self, _: str, params: dict[str, str]) -> Any:
         self.gets += 1
@@ -45,7 +45,7 @@ class Account:
 
     def _row(self, age: int) -> dict[str, Any]:
         row = {"request_id": f"r{age}", "model_name": MODEL, "model_status": "COMPLETED", "request_body": {"age": age}}
-        return row | ({"model_created": (NOW - timedelta(seconds=age)).isoformat()} if self._told else {})
+        return row | ({"model_created": (NOW - timedelta(seconds=age)).isoformat()} if self._with_times else {})
 
 
 @pytest.mark.parametrize("age", [0, 60, 40_000, 86_000])
@@ -70,7 +70,7 @@ async def test_looks_for_calls_of_other_hours_share_nothing() -> None:
 
 async def test_without_times_every_page_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the history tells no times all of its days are read; more than can be read prove nothing."""
-    account = Account(60, told=False)
+    account = Account(60, with_times=False)
     history = SegmindHistory("http://history", account.get_json)
     assert finding_of(await history.find(MODEL, {"age": 60_000}, around(NOW)), [], 0) == Finding("r60000")
     assert account.gets == 16
@@ -84,7 +84,7 @@ async def test_without_times_every_page_is_read(monkeypatch: pytest.MonkeyPatch)
 
 @dataclass
 class Listing:
-    """A history that pages, orders and tells as it likes, and never lies about a call."""
+    """A request history with any order, paging and total; each of its rows is true."""
 
     rows: list[dict[str, Any]]
     size: int = 100
@@ -149,14 +149,17 @@ def test_no_listing_makes_a_call_absent(minutes, target, size, order, form, beyo
     draw = random.Random(seed)
     forms = ["zoned", "naive", "day", "none"]
     moments = [NOW + timedelta(minutes=minute) for minute in (*minutes, target)]
-    rows = [(one, call(n, one, form=draw.choice(forms) if form == "mixed" else form)) for n, one in enumerate(moments)]
+    rows = [
+        (moment, call(n, moment, form=draw.choice(forms) if form == "mixed" else form))
+        for n, moment in enumerate(moments)
+    ]
     if order == "shuffled":
         draw.shuffle(rows)
     else:
-        rows.sort(key=lambda one: one[0], reverse=order == "newest")
+        rows.sort(key=lambda row: row[0], reverse=order == "newest")
     listing = Listing([row for _, row in rows], size, beyond, total)
     odd: Counter[str] = Counter()
-    history = SegmindHistory("http://history", listing.get_json, lambda what: odd.update([what]))
+    history = SegmindHistory("http://history", listing.get_json, lambda oddity: odd.update([oddity]))
     claimed = claim_form({"prompt": "a cup", "seed": len(minutes)})
 
     async def look() -> Finding | str:
@@ -165,12 +168,12 @@ def test_no_listing_makes_a_call_absent(minutes, target, size, order, form, beyo
         except ProviderError as error:
             return error.kind
 
-    found = asyncio.run(look())
+    outcome = asyncio.run(look())
     if beyond == "empty":  # an ordinary listing is understood
-        assert found == Finding(f"r{len(minutes)}")
+        assert outcome == Finding(f"r{len(minutes)}")
     else:
-        assert found in (Finding(f"r{len(minutes)}"), "unknown")
-        assert bool(odd) == (found == "unknown")
+        assert outcome in (Finding(f"r{len(minutes)}"), "unknown")
+        assert bool(odd) == (outcome == "unknown")
 
 
 @given(
@@ -181,7 +184,7 @@ def test_no_listing_makes_a_call_absent(minutes, target, size, order, form, beyo
 def test_an_ordinary_listing_proves_absence(minutes, size, total) -> None:
     """Newest first, with times and an empty page at the end: a call that is not in it is absent."""
     moments = sorted((NOW + timedelta(minutes=minute) for minute in minutes), reverse=True)
-    listing = Listing([call(n, one) for n, one in enumerate(moments)], size, total=total)
+    listing = Listing([call(n, moment) for n, moment in enumerate(moments)], size, total=total)
     history = SegmindHistory("http://history", listing.get_json)
     look = asyncio.run(history.find(MODEL, claim_form({"prompt": "a cup", "seed": 999}), around(NOW)))
     assert finding_of(look, [], 0).is_absent
@@ -195,7 +198,7 @@ async def test_a_total_ends_a_listing_that_does_not_end(beyond: str, calls: int)
     rows = [call(n, NOW - timedelta(seconds=n)) for n in range(calls)]
     for total in ("told", "none"):
         listing, odd = Listing(rows, 100, beyond, total), Counter[str]()
-        history = SegmindHistory("http://history", listing.get_json, lambda what, odd=odd: odd.update([what]))
+        history = SegmindHistory("http://history", listing.get_json, lambda oddity, odd=odd: odd.update([oddity]))
         find = history.find(MODEL, {"seed": 999}, around(NOW))
         if total == "told":
             assert finding_of(await find, [], 0).is_absent
@@ -359,7 +362,7 @@ async def test_another_envelope_proves_nothing(answer: Any, page: int) -> None:
     async def get_json(_: str, params: dict[str, str]) -> Any:
         return answer if int(params["page"]) == page else {"data": [call(7, NOW)]}
 
-    history = SegmindHistory("http://history", get_json, lambda what: odd.update([what]))
+    history = SegmindHistory("http://history", get_json, lambda oddity: odd.update([oddity]))
     with pytest.raises(ProviderError) as caught:
         await history.find(MODEL, {"seed": 1}, around(NOW))
     assert caught.value.kind == "unknown"
@@ -418,14 +421,14 @@ async def test_a_call_in_other_words_is_found(model: str, body: Any) -> None:
 
 async def test_no_model_is_asked_for_where_absence_is_to_be_proven() -> None:
     """The search asks for all models of the days from one before the window, as they may be named otherwise."""
-    seen: list[dict[str, str]] = []
+    queries: list[dict[str, str]] = []
 
     async def get_json(_: str, params: dict[str, str]) -> Any:
-        seen.append(params)
+        queries.append(params)
         return {"data": []}
 
     await SegmindHistory("http://history", get_json).find(MODEL, {"seed": 1}, around(NOW))
-    (params,) = seen
+    (params,) = queries
     assert "model_name" not in params
     assert params["from_date"] <= "2026-11-22"
     assert params["to_date"] >= "2026-11-24"
@@ -465,7 +468,7 @@ async def test_a_record_is_unknown_by_a_404_alone() -> None:
         return answer
 
     odd: Counter[str] = Counter()
-    history = SegmindHistory("http://history", get_json, lambda what: odd.update([what]))
+    history = SegmindHistory("http://history", get_json, lambda oddity: odd.update([oddity]))
     assert await history.detail("r1") is None
     kinds = []
     while answers:

@@ -10,7 +10,7 @@ pytestmark = pytest.mark.anyio
 
 
 class Time:
-    """A clock on which sleeping is what passes time."""
+    """A clock that only `sleep` moves."""
 
     def __init__(self) -> None:
         self.now = 100.0

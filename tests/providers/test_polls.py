@@ -1,4 +1,4 @@
-"""The pace of polls, and the rates that are taken where nobody says one."""
+"""The pace of polls, and the default rates."""
 
 import asyncio
 from collections import Counter
@@ -19,7 +19,7 @@ Runner = Callable[[Coroutine[Any, Any, Any]], Any]
 
 
 class Api:
-    """An API that is polled: `refuse` says for a time whether it answers with 429, and for how long it asks to wait.
+    """An API that is polled. `refuse` decides for each: a 429 that names these seconds, one without (True), or none.
 
     `asked` and `refused` are the times of all polls, and of those that were refused.
     """
@@ -49,7 +49,7 @@ class Api:
             self.polls.answered(sent)
 
     async def run(self, seconds: float, rows: int = 6, every: float = 0.5) -> None:
-        """Rows that each ask again after some time."""
+        """Poll for so many rows, each again `every` seconds after its last answer."""
         loop = asyncio.get_running_loop()
         end = loop.time() + seconds
 
@@ -69,7 +69,7 @@ class Api:
 
 
 def once_at(*moments: float, pause: float | bool = True) -> Callable[[Api, float], float | bool]:
-    """Refuse the first poll after each of some moments."""
+    """Refuse the first poll after each of these times, for `pause` seconds (True: no time is named)."""
     left = sorted(moments)
 
     def refuse(_: Api, now: float) -> float | bool:
@@ -82,7 +82,7 @@ def once_at(*moments: float, pause: float | bool = True) -> Callable[[Api, float
 
 
 def limited(per_minute: int, *, tells: bool) -> Callable[[Api, float], float | bool]:
-    """At most so many good answers in a calendar minute; `tells` says when the next one begins."""
+    """Refuse more polls than this in a calendar minute; with `tells` a refusal names the wait until the next."""
 
     taken: Counter[int] = Counter()
 
@@ -221,7 +221,7 @@ def test_rows_share_the_usual_latency(in_virtual_time: Runner) -> None:
 
 
 @pytest.mark.parametrize(
-    ("base_url", "given", "rate"),
+    ("base_url", "setting", "rate"),
     [
         (None, None, 50.0),
         ("https://api.segmind.com/", None, 50.0),
@@ -231,8 +231,8 @@ def test_rows_share_the_usual_latency(in_virtual_time: Runner) -> None:
         ("http://127.0.0.1:8700", 5.0, 5.0),
     ],
 )
-def test_the_default_rate(base_url: str | None, given: float | None, rate: float | None) -> None:
+def test_the_default_rate(base_url: str | None, setting: float | None, rate: float | None) -> None:
     """50 submits a minute at Segmind's own host, no limit elsewhere, and what the user says everywhere."""
-    options = RunOptions(base_url=base_url, requests_per_minute=given)
+    options = RunOptions(base_url=base_url, requests_per_minute=setting)
     assert resolve_provider(ProviderSettings(), options).requests_per_minute == rate
     assert resolve_provider(ProviderSettings("sandbox"), RunOptions()).requests_per_minute is None

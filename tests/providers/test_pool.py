@@ -46,7 +46,7 @@ class LoopClock:
 
 
 class Worker:
-    """A worker that does one call at a time, each as long as its prompt's number draws, times `slowness`."""
+    """A worker that does one call at a time: a call takes about a second, seeded by its prompt, times `slowness`."""
 
     queues = False
 
@@ -91,7 +91,7 @@ class Worker:
 
 @pytest.fixture
 def simulated(in_virtual_time: Callable[[Coroutine[Any, Any, Any]], Any]) -> Callable[..., float]:
-    """Do some work over a pool in virtual time; the seconds it took."""
+    """Do some work over a pool in virtual time; returns the seconds it took."""
 
     def run(workers: Sequence[Worker], work: Callable[[Pool], Awaitable[None]], **policy: Any) -> float:
         async def go() -> float:
@@ -116,11 +116,11 @@ async def make(pool: Pool, number: int = 0) -> Delivery:
 async def make_many(pool: Pool, count: int, at_once: int) -> list[Delivery | BaseException]:
     gate = asyncio.Semaphore(at_once)
 
-    async def one(number: int) -> Delivery:
+    async def make_behind_gate(number: int) -> Delivery:
         async with gate:
             return await make(pool, number)
 
-    return await asyncio.gather(*map(one, range(count)), return_exceptions=True)
+    return await asyncio.gather(*map(make_behind_gate, range(count)), return_exceptions=True)
 
 
 @pytest.mark.parametrize(("slowest", "most"), [(1.0, 1.1), (3.0, 1.2)])
@@ -129,7 +129,7 @@ def test_the_work_is_spread_well(slowest: float, most: float, simulated: Simulat
     workers = [Worker(f"http://w{number}", slowness) for number, slowness in enumerate((1.0, 1.0, 1.0, slowest))]
 
     async def work(pool: Pool) -> None:
-        assert not [one for one in await make_many(pool, 600, at_once=24) if isinstance(one, BaseException)]
+        assert not [outcome for outcome in await make_many(pool, 600, at_once=24) if isinstance(outcome, BaseException)]
 
     seconds = simulated(workers, work)
     whole = sum(random.Random(f"cup {number}").lognormvariate(0, 0.25) for number in range(600))
@@ -153,17 +153,17 @@ def test_limits_come_from_the_user_then_from_the_worker(simulated: Simulation) -
 def test_a_late_worker_brings_its_room(simulated: Simulation) -> None:
     """Whoever keeps the pipe full learns how many calls a worker wants that was not ready at the start."""
     early, late = Worker("http://early"), Worker("http://late", ready=False)
-    told: list[int] = []
+    capacities: list[int] = []
 
     async def work(pool: Pool) -> None:
-        pool.on_capacity = told.append
+        pool.on_capacity = capacities.append
         assert pool.capacity == 4
         late.state = Health(True, limit=9)
         await asyncio.sleep(60)
         await make_many(pool, 60, at_once=60)
 
     simulated([early, late], work)
-    assert told[-1] == 11
+    assert capacities[-1] == 11
     assert (early.most, late.most) == (2, 9)
 
 
@@ -174,8 +174,8 @@ def test_a_lost_worker_is_left_out_until_it_is_healthy(simulated: Simulation) ->
 
     async def work(pool: Pool) -> None:
         dead.state = Health(False, "gone")
-        found = await make_many(pool, 20, at_once=2)
-        (lost,) = [one for one in found if isinstance(one, ProviderError)]
+        outcomes = await make_many(pool, 20, at_once=2)
+        (lost,) = [outcome for outcome in outcomes if isinstance(outcome, ProviderError)]
         assert (lost.kind, lost.retry_after) == ("worker_lost", 0.0)
         assert "http://dead" in lost.message
         assert alive.made == 19
@@ -201,7 +201,7 @@ def test_three_failures_in_a_row_are_enough(simulated: Simulation) -> None:
                 await make(pool)
         await make(pool)
         bad.errors = [ProviderError("server_error", "500", status=500) for _ in range(3)]
-        kinds = [one.kind for one in await make_many(pool, 3, at_once=1) if isinstance(one, ProviderError)]
+        kinds = [outcome.kind for outcome in await make_many(pool, 3, at_once=1) if isinstance(outcome, ProviderError)]
         assert kinds == ["worker_failed"] * 3
         with pytest.raises(ProviderError) as caught:
             await make(pool)
@@ -218,12 +218,12 @@ def test_each_outage_has_its_own_deadline(simulated: Simulation) -> None:
         worker.state = Health(False, "restarting")
         worker.errors = [ProviderError("unknown", "connection reset")]
         asyncio.get_running_loop().call_later(40, lambda: setattr(worker, "state", Health(True)))
-        found = await make_many(pool, 3, at_once=2)
-        assert [one.kind for one in found if isinstance(one, ProviderError)] == ["worker_lost"]
+        outcomes = await make_many(pool, 3, at_once=2)
+        assert [outcome.kind for outcome in outcomes if isinstance(outcome, ProviderError)] == ["worker_lost"]
 
     async def work(pool: Pool) -> None:
         await outage(pool)
-        assert not [one for one in await make_many(pool, 200, at_once=1) if isinstance(one, BaseException)]
+        assert not [outcome for outcome in await make_many(pool, 200, at_once=1) if isinstance(outcome, BaseException)]
         await outage(pool)
 
     assert simulated([worker], work, deadline=100.0) > 200
@@ -235,8 +235,8 @@ def test_a_busy_worker_is_spared_for_a_while(simulated: Simulation) -> None:
     busy.errors = [ProviderError("rate_limited", "429", status=429, retry_after=50.0)]
 
     async def work(pool: Pool) -> None:
-        found = await make_many(pool, 30, at_once=2)
-        assert [one.kind for one in found if isinstance(one, ProviderError)] == ["worker_busy"]
+        outcomes = await make_many(pool, 30, at_once=2)
+        assert [outcome.kind for outcome in outcomes if isinstance(outcome, ProviderError)] == ["worker_busy"]
         assert busy.made == 0
         await asyncio.sleep(60)
         await make_many(pool, 10, at_once=4)
@@ -250,15 +250,15 @@ def test_a_hung_call_is_cut_by_the_worker_s_own_measure(simulated: Simulation) -
     fast, slow = Worker("http://fast"), Worker("http://slow", slowness=30.0)
 
     async def work(pool: Pool) -> None:
-        found = await make_many(pool, 900, at_once=4)
-        assert not [one for one in found if isinstance(one, BaseException)]
+        outcomes = await make_many(pool, 900, at_once=4)
+        assert not [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
         assert slow.made >= 20
         fast.slowness = 1e6
         started = asyncio.get_running_loop().time()
         slow.errors = []
-        found = await make_many(pool, 2, at_once=2)
-        lost = [one for one in found if isinstance(one, ProviderError)]
-        assert [one.kind for one in lost] == ["worker_lost"]
+        outcomes = await make_many(pool, 2, at_once=2)
+        lost = [outcome for outcome in outcomes if isinstance(outcome, ProviderError)]
+        assert [outcome.kind for outcome in lost] == ["worker_lost"]
         assert "no answer within 3" in lost[0].message
         assert asyncio.get_running_loop().time() - started < 200
 
@@ -330,10 +330,10 @@ def test_the_profile_is_applied_and_told(simulated: Simulation) -> None:
     worker = Worker()
 
     async def work(pool: Pool) -> None:
-        found = await pool.submit(request(), ())
-        assert found.open_body.request.params["cfg"] == 1
-        assert found.request_id is None
-        delivery = await pool.collect(found)
+        submission = await pool.submit(request(), ())
+        assert submission.open_body.request.params["cfg"] == 1
+        assert submission.request_id is None
+        delivery = await pool.collect(submission)
         assert (delivery.applied["cfg"], delivery.applied["steps"]) == (1, 4)
         assert (delivery.cost_usd, delivery.endpoint) == (0.0, "http://w")
 
@@ -343,7 +343,7 @@ def test_the_profile_is_applied_and_told(simulated: Simulation) -> None:
 class Busy(Worker):
     """A worker that takes `steps` times `slowness` seconds for a call, one at a time, and may hang, die or refuse.
 
-    `hangs_at`: the calls, by number, that it never answers; `refusal` is what it answers everything with.
+    `hangs_at` are the numbers of the calls that it never answers; `refusal` is the error that every call gets.
     """
 
     def __init__(self, name: str, slowness: float = 1.0, **health: Any) -> None:
@@ -363,7 +363,7 @@ class Busy(Worker):
             raise ProviderError("unknown", "connection reset")
         if number in self.hangs_at or number >= self.hangs_from:
             await asyncio.sleep(1e7)
-        # The client may hang up: what was begun is drawn to its end all the same.
+        # A worker finishes a drawing that it began, even where the client hangs up.
         await asyncio.shield(asyncio.create_task(self._draw(float(request.params["steps"]))))
         self.made += 1
         return Submission(request, None, open_body=b"image")
@@ -378,7 +378,7 @@ def work_of(number: int, steps: int) -> GenerationRequest:
 
 
 async def make_all(pool: Pool, steps: Sequence[int], at_once: int, tries: int = 5) -> list[ProviderError]:
-    """Make a row for each number of steps, trying as the executor does; every error on the way."""
+    """Make a row for each number of steps, with retries as the executor does them; returns every error."""
     gate, errors = asyncio.Semaphore(at_once), []
 
     async def row(number: int) -> None:
@@ -613,13 +613,13 @@ async def test_real_sockets(images_engine: Engine) -> None:
     """Never more calls at a real server than its limit, and every image comes from the one that is told."""
     engines = [images_engine("vllm_omni", seconds=0.01), images_engine("sglang", seconds=0.03)]
     async with pool_over(*engines) as pool:
-        found = await make_many(pool, 60, at_once=20)
-    for delivery in found:
+        outcomes = await make_many(pool, 60, at_once=20)
+    for delivery in outcomes:
         assert isinstance(delivery, Delivery)
         with Image.open(io.BytesIO(delivery.data)) as image:
             assert image.size == (1024, 1024)
-    told = [one.endpoint for one in found if isinstance(one, Delivery)]
-    assert [told.count(engine.url) for engine in engines] == [len(engine.bodies) for engine in engines]
+    endpoints = [outcome.endpoint for outcome in outcomes if isinstance(outcome, Delivery)]
+    assert [endpoints.count(engine.url) for engine in engines] == [len(engine.bodies) for engine in engines]
     assert [engine.most_in_flight for engine in engines] == [2, 2]
     assert [engine.complaints for engine in engines] == [[], []]
 
@@ -633,8 +633,8 @@ async def test_a_worker_that_dies_is_noticed(images_engine: Engine) -> None:
         while len(dying.bodies) < 2:  # noqa: ASYNC110 - the server lives in another thread
             await asyncio.sleep(0.01)
         await asyncio.to_thread(dying.stop)
-        found = await asyncio.gather(*calls, return_exceptions=True)
-        lost = [one for one in found if isinstance(one, ProviderError)]
-        assert {one.kind for one in lost} == {"worker_lost"}
+        outcomes = await asyncio.gather(*calls, return_exceptions=True)
+        lost = [outcome for outcome in outcomes if isinstance(outcome, ProviderError)]
+        assert {outcome.kind for outcome in lost} == {"worker_lost"}
         assert len(lost) == len(dying.bodies) <= 2
-        assert not [one for one in await make_many(pool, 10, at_once=4) if isinstance(one, BaseException)]
+        assert not [outcome for outcome in await make_many(pool, 10, at_once=4) if isinstance(outcome, BaseException)]

@@ -47,23 +47,23 @@ class Script:
 
     def __init__(self) -> None:
         self.answers: dict[str, list[Any]] = {}
-        self.seen: list[web.Request] = []
+        self.requests: list[web.Request] = []
         self.url = ""
 
     def on(self, path: str, *answers: Any) -> None:
         self.answers[path] = list(answers)
 
     def calls(self, path: str) -> int:
-        return sum(request.path == path for request in self.seen)
+        return sum(request.path == path for request in self.requests)
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
-        self.seen.append(request)
+        self.requests.append(request)
         await request.read()
         queue = self.answers.get(request.path, [(404, {"error": "not found"})])
-        found = queue.pop(0) if len(queue) > 1 else queue[0]
-        if callable(found):
-            return await found(request)
-        status, body, *headers = found
+        answer = queue.pop(0) if len(queue) > 1 else queue[0]
+        if callable(answer):
+            return await answer(request)
+        status, body, *headers = answer
         data = body if isinstance(body, bytes) else json.dumps(body).encode()
         return web.Response(status=status, body=data, headers=headers[0] if headers else {})
 
@@ -85,11 +85,11 @@ async def server(port: int = 0) -> AsyncIterator[Script]:
 @asynccontextmanager
 async def provider(script: Script, version: str = "v2", deadline: float = 5.0) -> AsyncIterator[SegmindProvider]:
     endpoints = Endpoints.of(script.url, None)
-    found = SegmindProvider(endpoints, SecretStr(KEY), api_version=version, deadline=deadline)
+    client = SegmindProvider(endpoints, SecretStr(KEY), api_version=version, deadline=deadline)
     try:
-        yield found
+        yield client
     finally:
-        await found.aclose()
+        await client.aclose()
 
 
 SUBMIT = "/v2/flux-2-klein-9b"
@@ -124,8 +124,8 @@ async def test_results_of_every_shape(result: dict[str, Any]) -> None:
         assert await delivered(script) == PNG
         assert script.calls(SUBMIT) == 1
         # The key goes to the endpoint alone, and its URLs are rebuilt, not taken from the answer.
-        assert all(request.headers.get("x-api-key") == KEY for request in script.seen)
-        assert all("x-api-key" not in request.headers for request in outputs.seen)
+        assert all(request.headers.get("x-api-key") == KEY for request in script.requests)
+        assert all("x-api-key" not in request.headers for request in outputs.requests)
         assert outputs.calls("/evil") == 0
 
 
@@ -198,7 +198,7 @@ async def test_what_an_answer_to_a_submit_means(answer: Any, kind: str) -> None:
             await client.submit(REQUEST, [])
     assert caught.value.kind == kind
     assert KEY not in str(caught.value)
-    assert len(script.seen) == 1
+    assert len(script.requests) == 1
 
 
 async def test_the_reset_time_of_a_429_is_read() -> None:
@@ -344,7 +344,7 @@ async def test_downloads_follow_redirects(status: int) -> None:
         script.on("/1", (status, b"", {"location": f"{cdn.url}/2?sig=d%2Be"}))
         cdn.on("/2", (200, PNG))
         assert (await client.fetch("r1")).data == PNG
-        outputs = [request for request in (*script.seen, *cdn.seen) if request.path in ("/0", "/1", "/2")]
+        outputs = [request for request in (*script.requests, *cdn.requests) if request.path in ("/0", "/1", "/2")]
         assert [request.raw_path for request in outputs] == ["/0?sig=a%2Bb", "/1?sig=c", "/2?sig=d%2Be"]
         assert all("x-api-key" not in request.headers for request in outputs)
 
@@ -394,7 +394,7 @@ async def test_a_download_that_fails_is_not_lost(monkeypatch: pytest.MonkeyPatch
         row = {"request_id": "r1", "model_status": "COMPLETED", "generation_url": f"{script.url}/1"}
         script.on(f"{HISTORY}/r1", (200, row))
         script.on("/1", (200, PNG))
-        assert (await client.fetch("r1")).data == PNG  # the history knows another address
+        assert (await client.fetch("r1")).data == PNG  # from the address in the history
 
 
 async def test_the_time_of_the_api_is_that_of_its_answers() -> None:
@@ -635,11 +635,11 @@ async def test_a_get_obeys_retry_after(path: str) -> None:
         assert (caught.value.kind, script.calls(path) - before <= 3) == ("rate_limited", True)
 
 
-@pytest.mark.parametrize(("told", "limit"), [({"max_batch": 8}, 16), ({"max_batch": 1}, 2), ({}, None)])
-async def test_a_worker_is_kept_full(told: dict[str, int], limit: int | None) -> None:
+@pytest.mark.parametrize(("figures", "limit"), [({"max_batch": 8}, 16), ({"max_batch": 1}, 2), ({}, None)])
+async def test_a_worker_is_kept_full(figures: dict[str, int], limit: int | None) -> None:
     """A worker that tells its batch is given two: one that runs, and a whole one that waits."""
     async with server() as script, provider(script) as client:
-        script.on("/health", (200, {"status": "ok", **told}))
+        script.on("/health", (200, {"status": "ok", **figures}))
         assert (await client.health()).limit == limit
 
 
@@ -722,7 +722,7 @@ async def test_no_packed_answer_fills_the_memory(
         with pytest.raises(ProviderError, match=words) as caught:
             await client.fetch("r1")
         assert caught.value.kind == "submitted"
-        assert script.seen[-1].headers["accept-encoding"] == "gzip"
+        assert script.requests[-1].headers["accept-encoding"] == "gzip"
 
 
 async def test_a_packed_answer_is_unpacked() -> None:

@@ -1,4 +1,4 @@
-"""The benchmark for a real GPU, with tiny shapes on the CPU: it is ready when there is a GPU, or CI says why not."""
+"""The benchmark for a real GPU, with tiny shapes on the CPU: it stays runnable where no GPU is."""
 
 import importlib
 import json
@@ -29,17 +29,17 @@ def run(file: Path, *options: str) -> tuple[int, dict[str, Any], str]:
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[int, dict[str, Any], str]:
     """A run with batches of one and two."""
-    return run(tmp_path_factory.mktemp("gpu_real") / "told.json", "--batches", "1,2")
+    return run(tmp_path_factory.mktemp("gpu_real") / "report.json", "--batches", "1,2")
 
 
-def by_case(told: dict[str, Any]) -> dict[tuple[str, int, int], dict[str, Any]]:
-    return {(case["path"], case["batch"], case["references"]): case for case in told["cases"]}
+def by_case(report: dict[str, Any]) -> dict[tuple[str, int, int], dict[str, Any]]:
+    return {(case["path"], case["batch"], case["references"]): case for case in report["cases"]}
 
 
 def test_every_case_is_measured(whole: tuple[int, dict[str, Any], str]) -> None:
     """A run measures loop and worker with every batch, without and with references, in ratios and in memory."""
-    code, told, table = whole
-    cases = by_case(told)
+    code, report, table = whole
+    cases = by_case(report)
     plain = {(path, batch, count) for path in ("pipeline", "worker") for batch in (1, 2) for count in (0, 2)}
     assert set(cases) == plain | {("worker, one call at a time", 1, 0), ("pipeline, once more", 1, 0)}
     assert code == 0
@@ -56,16 +56,16 @@ def test_every_case_is_measured(whole: tuple[int, dict[str, Any], str]) -> None:
             assert worker["ratio_to_pipeline"] == pytest.approx(worker["images_per_s"] / pipeline["images_per_s"])
             assert 1 <= worker["images_per_batch"] <= batch
             assert 0 < worker["model_busy"] <= 1
-    assert told["encoding_ms"].keys() == {"png", "jpeg", "webp"}
-    assert told["added_ms"].keys() == {"one_call_ms", "of_it_png_ms", "gateway_ms"}
-    assert told["worker_start_s"].keys() == {"1", "2"}
+    assert report["encoding_ms"].keys() == {"png", "jpeg", "webp"}
+    assert report["added_ms"].keys() == {"one_call_ms", "of_it_png_ms", "gateway_ms"}
+    assert report["worker_start_s"].keys() == {"1", "2"}
 
 
 def test_the_worker_draws_what_the_loop_draws(whole: tuple[int, dict[str, Any], str]) -> None:
     """A seed gives the loop's picture, pixel for pixel in batches of one, within two levels in larger ones."""
     for (path, batch, references), case in by_case(whole[1]).items():
         if (path, batch) == ("pipeline", 1):
-            continue  # that is the loop
+            continue  # this is the loop itself
         against = case["against_loop"]
         assert (against["compared"], against["same_size"]) == (case["images"], True), (path, batch, references)
         assert against["largest_difference"] <= 2, (path, batch, references)
@@ -76,11 +76,11 @@ def test_the_worker_draws_what_the_loop_draws(whole: tuple[int, dict[str, Any], 
 def test_a_case_that_fails_is_a_line_and_not_the_end(tiny: dict[str, Path], tmp_path: Path) -> None:
     """References that the model cannot take fail their cases, with the reason; the others are measured."""
     options = ("--model", str(tiny["distilled"]), "--batches", "1", "--reference-size", "1000x40")
-    code, told, table = run(tmp_path / "told.json", *options)
+    code, report, table = run(tmp_path / "report.json", *options)
     assert code == 1
-    for case in told["cases"]:
+    for case in report["cases"]:
         assert case["status"] == ("failed" if case["references"] else "measured"), case
-    broken = [case for case in told["cases"] if case["references"]]
+    broken = [case for case in report["cases"] if case["references"]]
     assert {case["path"] for case in broken} == {"pipeline", "worker"}
     for case in broken:
         assert "1000" in case["reason"] or "64" in case["reason"], case["reason"]
@@ -93,20 +93,20 @@ def test_a_process_that_ends_is_a_line_too(tmp_path: Path) -> None:
     """Where neither pipeline nor worker can load the checkpoint, every case says why."""
     nothing = tmp_path / "no-klein-4B"
     nothing.mkdir()
-    code, told, _ = run(tmp_path / "told.json", "--model", str(nothing), "--batches", "1")
+    code, report, _ = run(tmp_path / "report.json", "--model", str(nothing), "--batches", "1")
     assert code == 1
-    assert len(told["cases"]) == 6
-    for case in told["cases"]:
+    assert len(report["cases"]) == 6
+    for case in report["cases"]:
         assert (case["status"], "model_index.json" in case["reason"]) == ("failed", True), case
 
 
 def test_what_does_not_fit_into_the_time_is_left_out(tmp_path: Path) -> None:
     """Without time nothing is started, and each case says that it was left out; that is no failure."""
-    code, told, table = run(tmp_path / "told.json", "--minutes", "0")
+    code, report, table = run(tmp_path / "report.json", "--minutes", "0")
     assert code == 0
-    assert len(told["cases"]) == 18
-    assert {case["status"] for case in told["cases"]} == {"skipped"}
-    assert {case["images_per_s"] for case in told["cases"]} == {None}
+    assert len(report["cases"]) == 18
+    assert {case["status"] for case in report["cases"]} == {"skipped"}
+    assert {case["images_per_s"] for case in report["cases"]} == {None}
     assert table.count("skipped: no time left of 0 minutes") == 18
 
 
@@ -138,7 +138,7 @@ def test_the_shapes_are_those_of_klein_4b(parts: Callable[[str], Any]) -> None:
     with torch.device("meta"):
         models = parts("klein").real_parts()
     weights = {name: sum(tensor.numel() for tensor in model.parameters()) for name, model in models.items()}
-    assert weights["text_encoder"] == 4_022_468_096  # as Qwen3-4B is counted
+    assert weights["text_encoder"] == 4_022_468_096  # the published count of Qwen3-4B
     sizes = {name: count * (4 if name == "vae" else 2) / 2**30 for name, count in weights.items()}
     assert {name: round(size, 2) for name, size in sizes.items()} == {
         "transformer": 7.22,
@@ -162,10 +162,10 @@ def test_what_is_missing_is_named_with_its_version(parts: Callable[[str], Any]) 
         ],
         "torch": ["sympy", "triton; platform_system == 'Nowhere'"],
     }
-    found = {need.name: need for need in packages.needs(there.get, lambda name: wanted.get(name, []))}
-    assert set(found) == {"prefect-imagegen", "click", "fastapi", "torch", "diffusers", "sympy"}
-    assert {name for name, need in found.items() if not need.fits} == {"fastapi", "diffusers", "sympy"}
-    lines = "\n".join(packages.report(list(found.values())))
+    needs = {need.name: need for need in packages.needs(there.get, lambda name: wanted.get(name, []))}
+    assert set(needs) == {"prefect-imagegen", "click", "fastapi", "torch", "diffusers", "sympy"}
+    assert {name for name, need in needs.items() if not need.fits} == {"fastapi", "diffusers", "sympy"}
+    lines = "\n".join(packages.report(list(needs.values())))
     assert "diffusers<0.43,>=0.42  (0.41.0 is here)" in lines
     assert "fastapi<0.151  (missing)" in lines
 

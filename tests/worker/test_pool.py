@@ -51,9 +51,9 @@ def images(store: Path, run_id: str | None) -> dict[int, Image.Image]:
     }
 
 
-def difference(one: Image.Image, other: Image.Image) -> int:
-    assert one.size == other.size
-    return max(high for _, high in ImageChops.difference(one, other).getextrema())
+def difference(first: Image.Image, second: Image.Image) -> int:
+    assert first.size == second.size
+    return max(high for _, high in ImageChops.difference(first, second).getextrema())
 
 
 @pytest.mark.prefect
@@ -115,7 +115,7 @@ def test_every_backend_gives_the_same_table(
         for column in ("row_index", "status", "request_key", "prompt", "seed", "model", "requested", "references"):
             assert other[column].to_pylist() == first[column].to_pylist(), column
         applied = [json.loads(text) for text in other["applied"].to_pylist()]
-        assert {(one["steps"], one["cfg"], one["go_fast"]) for one in applied} == {(4, 1, False)}
+        assert {(params["steps"], params["cfg"], params["go_fast"]) for params in applied} == {(4, 1, False)}
 
 
 def test_a_wrong_profile_is_refused(start_worker: Start, tmp_path: Path) -> None:

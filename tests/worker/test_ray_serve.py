@@ -55,12 +55,12 @@ def test_two_replicas_serve_the_api(tiny: dict[str, Path], tmp_path: Path) -> No
                 answers = list(threads.map(lambda body: client.post(f"/v1/{MODEL}", json=body), bodies))
             assert {answer.status_code for answer in answers} == {200}, log.read_text()
             assert {answer.headers["x-imagegen-engine"] for answer in answers} == {"diffusers"}
-            seen = set()
+            counts = set()
             for _ in range(40):  # replicas answer in turn, each with its own figures
-                found = re.search(r"^imagegen_batch_size_count (\S+)", client.get("/metrics").text, re.MULTILINE)
-                assert found
-                seen.add(float(found[1]))
-            assert max(seen) < 16
+                match = re.search(r"^imagegen_batch_size_count (\S+)", client.get("/metrics").text, re.MULTILINE)
+                assert match
+                counts.add(float(match[1]))
+            assert max(counts) < 16
     finally:
         process.send_signal(signal.SIGTERM)
         try:

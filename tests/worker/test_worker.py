@@ -24,8 +24,8 @@ Start = Callable[..., Any]
 
 @pytest.fixture
 def client(start_worker: Start) -> Iterator[httpx.Client]:
-    with start_worker("distilled").client as found:
-        yield found
+    with start_worker("distilled").client as worker_client:
+        yield worker_client
 
 
 def make(client: httpx.Client, **body: Any) -> httpx.Response:
@@ -38,10 +38,10 @@ def picture(client: httpx.Client, **body: Any) -> Image.Image:
     return Image.open(io.BytesIO(answer.content)).convert("RGB")
 
 
-def difference(one: Image.Image, other: Image.Image) -> int:
+def difference(first: Image.Image, second: Image.Image) -> int:
     """The largest difference of any pixel's colour, 0 to 255."""
-    assert one.size == other.size
-    return max(high for _, high in ImageChops.difference(one, other).getextrema())
+    assert first.size == second.size
+    return max(high for _, high in ImageChops.difference(first, second).getextrema())
 
 
 def photo(colour: str, size: tuple[int, int] = (96, 64)) -> str:
@@ -110,7 +110,7 @@ def test_a_base_checkpoint_takes_guidance_and_negative_prompt(start_worker: Star
             assert difference(first, picture(client, **plain | change)) > 0, change
         answer = make(client, **plain, sampler="res_2s")
         assert json.loads(answer.headers["x-imagegen-applied"]) == {"sampler": "euler", "go_fast": False}
-        # Without guidance nothing looks at the negative prompt.
+        # Without guidance the negative prompt is not used.
         unguided = plain | {"cfg": 1}
         assert difference(picture(client, **unguided), picture(client, **unguided | {"negative_prompt": "snow"})) == 0
 
@@ -166,7 +166,7 @@ def test_a_worker_drains(start_worker: Start) -> None:
             time.sleep(0.02)
         assert httpx.get(f"{worker.url}/health").json()["status"] == "draining"
         assert make(client, seed=9).status_code == 503
-        assert [one.result().status_code for one in running] == [200] * 3
+        assert [call.result().status_code for call in running] == [200] * 3
         result = client.get(f"/v2/requests/{queued}").json()
         assert result["status"] == "COMPLETED"
         assert client.get(result["output"]).status_code == 200
@@ -218,9 +218,9 @@ def test_a_pipeline_with_a_reference_cache(start_worker: Start) -> None:
 def test_an_unusable_checkpoint_is_said(tiny: dict[str, Path], tmp_path: Path, options: list[str], words: str) -> None:
     """A worker that cannot load its checkpoint ends with exit code 2, one clear word, and no traceback."""
     command = [sys.executable, "-m", "prefect_imagegen.cli.main", "serve", "--engine", "diffusers", "--port", "0"]
-    command += [one.format(tmp=tmp_path, tiny=tiny["base"]) for one in options]
+    command += [option.format(tmp=tmp_path, tiny=tiny["base"]) for option in options]
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    found = subprocess.run(command, capture_output=True, text=True, timeout=90, env=environment, check=False)
-    assert found.returncode == 2, found.stderr
-    assert words in found.stderr
-    assert "Traceback" not in found.stderr
+    process = subprocess.run(command, capture_output=True, text=True, timeout=90, env=environment, check=False)
+    assert process.returncode == 2, process.stderr
+    assert words in process.stderr
+    assert "Traceback" not in process.stderr
