@@ -1,4 +1,4 @@
-"""What a long-running gateway keeps: bounded in memory and on disk, with right answers once it drops some."""
+"""What a long-running gateway keeps: bounded in memory and on disk, with right answers and counts after drops."""
 
 import base64
 import gc
