@@ -48,14 +48,14 @@ _PLACES: list[tuple[str, tuple[Any, ...]]] = [
 ]
 _OTHER_FUNCTIONS = {"run", "part", "images_below", "claims_of", "claims_below", "claim_name", "generation_of"}
 """They name folders, or parts of paths that stand in the table anyway."""
-_RUN_FILES = {
+RUN_FILES = {
     "run.json": "what was asked for: manifest, backend and options, without secrets",
     "started.json": "which process executes the run; created once, so that no two do",
     "plan/plan.json": "the counts of the plan, and its parts; written before anything is spent",
     "report.json": "the run in figures; a run that has it has ended",
     "report.md": "the same in words",
 }
-_PARTS = {
+PARTS = {
     "plan": "the rows as planned, with their request keys",
     "results": "what became of the rows of one shard",
     "metadata": "one row per manifest row: see [metadata](metadata.md)",
@@ -73,8 +73,8 @@ def places() -> list[tuple[str, str]]:
         function = getattr(layout, name)
         found.append((function(*arguments), _lower(inspect.getdoc(function) or "")))
     found.append((layout.LEDGER_TIME, "written anew to learn what time it is for the store; empty"))
-    found += [(layout.run(_RUN, name), meaning) for name, meaning in _RUN_FILES.items()]
-    return found + [(layout.part(_RUN, family, _N), meaning) for family, meaning in _PARTS.items()]
+    found += [(layout.run(_RUN, name), meaning) for name, meaning in RUN_FILES.items()]
+    return found + [(layout.part(_RUN, family, _N), meaning) for family, meaning in PARTS.items()]
 
 
 def store_layout() -> str:

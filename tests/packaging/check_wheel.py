@@ -1,5 +1,6 @@
 """Compare a wheel with the source tree: `check_wheel.py WHEEL`. A sub-package that `packages` forgot is missing."""
 
+import re
 import sys
 import zipfile
 from pathlib import Path
@@ -29,6 +30,10 @@ def differences(wheel: Path) -> list[str]:
     meta = {name for name in names if ".dist-info/" in name}
     texts = [f"missing: {name}" for name in sorted(expected() - names)]
     texts += [f"too much: {name}" for name in sorted(names - meta - expected())]
+    description = zipfile.ZipFile(wheel).read(next(name for name in meta if name.endswith("/METADATA"))).decode()
+    if "# prefect-imagegen" not in description:
+        texts.append("missing: the description")
+    texts += [f"a link that PyPI cannot follow: {link}" for link in re.findall(r"\]\((?!https?:)[^)]*\)", description)]
     if not any(name.endswith("/LICENSE") for name in meta):
         texts.append("missing: LICENSE")
     return texts
