@@ -53,10 +53,10 @@ def options() -> str:
     if missing := GenerateOptions.model_fields.keys() - spellings.keys():
         raise RuntimeError(f"the command line has no option for {sorted(missing)}")
     rows = (
-        (f"`{name}`", f"`{spellings[name]}`", *_described(name, field))
+        (f"`{name}`<br>`{spellings[name]}`", *_described(name, field))
         for name, field in GenerateOptions.model_fields.items()
     )
-    return table(("field", "command line", "type", "default", "meaning"), *rows)
+    return table(("field, on the command line", "type", "default", "meaning"), *rows)
 
 
 def flow_parameters() -> str:
