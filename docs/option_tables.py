@@ -56,7 +56,7 @@ def options() -> str:
         (f"`{name}`", f"`{spellings[name]}`", *_described(name, field))
         for name, field in RunOptions.model_fields.items()
     )
-    return table(("field", "command line", "type", "default", "meaning"), *rows)
+    return table(("field, on the command line", "type", "default", "meaning"), *rows)
 
 
 def flow_parameters() -> str:
