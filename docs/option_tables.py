@@ -53,7 +53,7 @@ def options() -> str:
     if missing := RunOptions.model_fields.keys() - spellings.keys():
         raise RuntimeError(f"the command line has no option for {sorted(missing)}")
     rows = (
-        (f"`{name}`", f"`{spellings[name]}`", *_described(name, field))
+        (f"`{name}`<br>`{spellings[name]}`", *_described(name, field))
         for name, field in RunOptions.model_fields.items()
     )
     return table(("field, on the command line", "type", "default", "meaning"), *rows)

@@ -16,7 +16,7 @@ from prefect_imagegen.cli import options, serve
 from prefect_imagegen.cli.main import cli
 from prefect_imagegen.gateway import engines
 from prefect_imagegen.gateway.engines import diffusers
-from tests.cli.test_cli import manifest
+from tests.support.command import prompts_parquet
 
 HEAVY = frozenset(
     {"PIL", "aiohttp", "fastapi", "fsspec", "httpx", "numpy", "prefect", "pyarrow", "pydantic", "starlette", "uvicorn"}
@@ -152,13 +152,13 @@ def test_loading_is_within_the_boundary(trouble: str, code: int, message: str, t
 
 def test_the_guard_sees_a_heavy_library(tmp_path: Path) -> None:
     """A command that does its work does load heavy libraries: the list of modules is a real one."""
-    ended = Ended(tmp_path, "plan", manifest(tmp_path), "--store", "out", "--backend", "sandbox")
+    ended = Ended(tmp_path, "plan", prompts_parquet(tmp_path), "--store", "out", "--backend", "sandbox")
     assert (ended.code, ended.loaded & {"pyarrow", "pydantic", "prefect"}) == (0, {"pyarrow", "pydantic"})
 
 
 def test_nothing_to_do_starts_nothing(tmp_path: Path) -> None:
     """A finished manifest is found finished without Prefect, a gateway or its web framework."""
-    words = ("generate", manifest(tmp_path), "--store", "out", "--backend", "sandbox")
+    words = ("generate", prompts_parquet(tmp_path), "--store", "out", "--backend", "sandbox")
     first = Ended(tmp_path, *words)
     assert (first.code, "uvicorn" in first.loaded, "prefect" in first.loaded) == (0, True, False)
     again = Ended(tmp_path, *words)
@@ -187,6 +187,8 @@ def test_completion_is_switched_on(shell: str, tmp_path: Path) -> None:
     ended = Ended(tmp_path, **{_COMPLETE: f"{shell}_source"})
     assert (ended.code, ended.loaded & HEAVY) == (0, set())
     assert f"{_COMPLETE}={shell}_complete" in ended.stdout
+    page = (Path(__file__).parents[2] / "docs" / "guides" / "completion.md").read_text(encoding="utf-8")
+    assert f"{_COMPLETE}={shell}_source prefect-imagegen" in page.split("Switch it on", 1)[1]
     assert "prefect-imagegen" in ended.stdout
 
 

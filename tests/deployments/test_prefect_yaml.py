@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import fsspec
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
@@ -28,6 +27,7 @@ from prefect_imagegen.store.object_store import close_connections
 from tests.deployments.terminal import until
 from tests.support import planted, prefect_homes, warm_python
 from tests.support.command import MODULE
+from tests.support.manifests import numbered
 from tests.support.ports import free_port
 
 pytestmark = [pytest.mark.prefect, pytest.mark.timeout(600)]
@@ -177,15 +177,9 @@ def site(tmp_path_factory: pytest.TempPathFactory, prefect_tables: Path) -> Iter
                 process.wait()
 
 
-def manifest(folder: Path, count: int) -> str:
-    path = folder / "prompts.parquet"
-    pq.write_table(pa.table({"prompt": [f"prompt {number}" for number in range(count)]}), path)
-    return str(path)
-
-
 def test_a_worker_runs_the_deployment(site: Site, tmp_path: Path) -> None:
     """`prefect deployment run` on a process worker makes the images; both deployments are there, one scheduled."""
-    parameters = {"manifest": manifest(tmp_path, 5), "store": str(tmp_path / "store"), "backend": "sandbox"}
+    parameters = {"manifest": numbered(tmp_path, 5), "store": str(tmp_path / "store"), "backend": "sandbox"}
     run_id = site.start_by_command("generate-on-demand", **parameters)
     assert site.wait(run_id, "Completed", "Failed", "Crashed")["state_name"] == "Completed"
     assert len(list((tmp_path / "store" / "images").rglob("*.png"))) == 5
@@ -234,7 +228,7 @@ def test_a_deployed_run_tells_no_secret(site: Site, tmp_path: Path, s3) -> None:
         assert len(gateway.account_state.billed) == len(planted.SIGNED)
         rule = Fault(fault="json_error", status=401, body={"error": planted.ECHO})
         gateway.account_state.settings.faults = FaultScript(faults=[rule])
-        last = site.start("generate-on-demand", manifest=manifest(tmp_path, 1), **parameters)
+        last = site.start("generate-on-demand", manifest=numbered(tmp_path, 1), **parameters)
         assert "stopped (auth)" in site.wait(last, "Completed", "Failed", "Crashed")["state"]["message"]
     address = f"https://h/a.csv?sig={planted.PLANTED['the signature of a manifest']}"
     refused = site.start("generate-on-demand", manifest=address, **parameters)
@@ -265,7 +259,7 @@ def test_a_deployed_run_tells_no_secret(site: Site, tmp_path: Path, s3) -> None:
 
 def test_a_store_that_would_vanish_is_refused(site: Site, tmp_path: Path) -> None:
     """A deployed run whose store is a relative path is refused before any call: its folder may go with the run."""
-    run_id = site.start("generate-on-demand", manifest=manifest(tmp_path, 1), store="images", backend="sandbox")
+    run_id = site.start("generate-on-demand", manifest=numbered(tmp_path, 1), store="images", backend="sandbox")
     ended = site.wait(run_id, "Completed", "Failed", "Crashed")
     assert ended["state_name"] == "Failed"
     assert "refused (fleeting_store): The store images is a relative path" in ended["state"]["message"]
@@ -292,7 +286,7 @@ def test_deploying_without_the_workers_folder_fails(site: Site) -> None:
 
 def test_cancel_holds_what_was_sent(site: Site, tmp_path: Path) -> None:
     """`prefect flow-run cancel` ends Cancelled; sent rows are held with their ids, and the next run fetches them."""
-    path, store = manifest(tmp_path, 30), tmp_path / "store"
+    path, store = numbered(tmp_path, 30), tmp_path / "store"
     with EmbeddedGateway(GatewaySettings(latency_s=8.0)) as gateway:
         options = {"base_url": gateway.url, "max_in_flight": 6}
         arguments = {"manifest": path, "store": str(store), "backend": "segmind", "options": options}
@@ -324,7 +318,7 @@ def test_retry_in_the_ui_goes_on_under_the_same_cap(site: Site, tmp_path: Path) 
     store, words = tmp_path / "store", "stopped (budget): one more image could exceed options.max_cost_usd"
     with EmbeddedGateway(GatewaySettings(price_usd=0.04)) as gateway:
         options = {"base_url": gateway.url, "max_cost_usd": 0.5}
-        arguments = {"manifest": manifest(tmp_path, 30), "store": str(store), "backend": "segmind", "options": options}
+        arguments = {"manifest": numbered(tmp_path, 30), "store": str(store), "backend": "segmind", "options": options}
         run_id = site.start("generate-on-demand", **arguments)
         stopped = site.wait(run_id, "Completed", "Failed", "Crashed")
         assert (stopped["state_name"], stopped["state_type"], stopped["run_count"]) == ("Failed", "FAILED", 1)
@@ -373,7 +367,7 @@ def test_a_run_whose_process_died_is_marked(site: Site, tmp_path: Path) -> None:
     # The worker that started the process would tell of its death: it dies first, as when a machine is gone.
     with EmbeddedGateway(GatewaySettings(latency_s=8.0)) as gateway:
         options = {"base_url": gateway.url, "max_in_flight": 6}
-        arguments = {"manifest": manifest(tmp_path, 12), "store": str(store), "options": options}
+        arguments = {"manifest": numbered(tmp_path, 12), "store": str(store), "options": options}
         run_id = site.start("generate-on-demand", backend="segmind", **arguments)
         until(lambda: len(gateway.account_state.records) >= 6, 120)
         (beat,) = store.glob("runs/*/heartbeat.json")
@@ -417,7 +411,7 @@ generate_images(sys.argv[1], {str(tmp_path / "store")!r}, "sandbox", return_stat
     def run(path: str) -> None:
         assert warm_python.run("-c", code, path, env=site.environment, timeout=120).returncode == 0
 
-    run(manifest(tmp_path, 2))
+    run(numbered(tmp_path, 2))
     run("nothing.parquet")
     until(lambda: len(fired()) >= 2, 60)
     time.sleep(2)
@@ -436,7 +430,7 @@ def test_the_command_line_uses_blocks(site: Site, tmp_path: Path) -> None:
         assert warm_python.run("-c", code, env=site.environment, timeout=120).returncode == 0
 
         def generate(name: str) -> subprocess.CompletedProcess[str]:
-            words = ("generate", manifest(tmp_path, 3), "--json", "--store", name, "--backend", "segmind/cli")
+            words = ("generate", numbered(tmp_path, 3), "--json", "--store", name, "--backend", "segmind/cli")
             return warm_python.run("-m", MODULE, *words, env=site.environment, timeout=120)
 
         found = generate("image-store/cli")

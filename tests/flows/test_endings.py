@@ -7,8 +7,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from prefect import flow
 from prefect.client.orchestration import get_client
@@ -22,16 +20,11 @@ from prefect_imagegen.flows import agenerate_images, generate_images
 from prefect_imagegen.gateway.faults import Fault, FaultScript
 from prefect_imagegen.gateway.server import EmbeddedGateway
 from prefect_imagegen.gateway.settings import GatewaySettings
+from tests.support.manifests import numbered
 
 pytestmark = [pytest.mark.prefect, pytest.mark.usefixtures("prefect_server"), pytest.mark.timeout(600)]
 PRICE = 0.04
 CAP = RunOptions(max_cost_usd=0.50)
-
-
-def manifest(folder: Path, count: int) -> str:
-    path = folder / "prompts.parquet"
-    pq.write_table(pa.table({"prompt": [f"prompt {number}" for number in range(count)]}), path)
-    return str(path)
 
 
 @pytest.fixture
@@ -64,7 +57,7 @@ def test_the_parameter_is_checked_and_explained() -> None:
 def test_more_failures_than_the_share(gateway: EmbeddedGateway, tmp_path: Path) -> None:
     """Half of the rows may lack their image by default; above that, or the share asked for, the run is Failed."""
     faults(gateway, {"fault": "failed", "prompt_contains": "prompt 1", "text": "no"})
-    path, store = manifest(tmp_path, 15), str(tmp_path / "store")
+    path, store = numbered(tmp_path, 15, "prompt"), str(tmp_path / "store")
     arguments = (path, store, "segmind/endings")
     assert generate_images(*arguments, return_state=True).name == "CompletedWithFailures"
     state = generate_images(*arguments, fail_above=0.3, return_state=True)
@@ -81,7 +74,7 @@ def test_a_cap_holds_over_retries(gateway: EmbeddedGateway, tmp_path: Path) -> N
     """A flow that its user retries stops at its cap once, and for good: not one image more is paid."""
     retried = generate_images.with_options(retries=2, retry_delay_seconds=0)
     store = tmp_path / "store"
-    state = retried(manifest(tmp_path, 30), str(store), "segmind/endings", CAP, return_state=True)
+    state = retried(numbered(tmp_path, 30, "prompt"), str(store), "segmind/endings", CAP, return_state=True)
     run = flow_run(state)
     assert (run.state.name, run.state.type.value, run.run_count) == ("Failed", "FAILED", 1)
     assert run.state.message.startswith("stopped (budget): one more image could exceed options.max_cost_usd")
@@ -126,7 +119,7 @@ def test_what_passes_by_itself_is_retried(gateway: EmbeddedGateway, tmp_path: Pa
     thread = threading.Thread(target=recover)
     thread.start()
     retried = generate_images.with_options(retries=2, retry_delay_seconds=1)
-    state = retried(manifest(tmp_path, 30), str(store), "segmind/endings", STUCK, return_state=True)
+    state = retried(numbered(tmp_path, 30, "prompt"), str(store), "segmind/endings", STUCK, return_state=True)
     thread.join()
     run = flow_run(state)
     assert (run.run_count, run.state.name) == (2, "Failed")
@@ -143,7 +136,7 @@ def test_the_last_retry_ends_with_its_reason(gateway: EmbeddedGateway, tmp_path:
     faults(gateway, {"fault": "status", "status": 429})
     retried = generate_images.with_options(retries=retries, retry_delay_seconds=0)
     store = str(tmp_path / "store")
-    state = retried(manifest(tmp_path, 3), store, "segmind/endings", STUCK, return_state=True)
+    state = retried(numbered(tmp_path, 3, "prompt"), store, "segmind/endings", STUCK, return_state=True)
     faults(gateway)
     run = flow_run(state)
     assert (run.run_count, run.state.name, run.state.type.value) == (retries + 1, "Failed", "FAILED")
@@ -160,7 +153,7 @@ def campaign(path: str, store: str) -> Any:
 def test_a_cap_holds_over_the_retries_of_a_parent(gateway: EmbeddedGateway, tmp_path: Path) -> None:
     """A parent flow that is retried starts its subflow anew: that is the same order, under the same cap."""
     store = tmp_path / "store"
-    state = campaign(manifest(tmp_path, 30), str(store), return_state=True)
+    state = campaign(numbered(tmp_path, 30, "prompt"), str(store), return_state=True)
     assert flow_run(state).run_count == 3
     assert len(gateway.account_state.billed) * PRICE <= 0.50
     assert len(list(store.glob("flow_runs/*"))) == 1

@@ -34,14 +34,9 @@ from prefect_imagegen.gateway.faults import Fault, FaultScript
 from prefect_imagegen.gateway.server import EmbeddedGateway
 from prefect_imagegen.gateway.settings import GatewaySettings
 from prefect_imagegen.store.object_store import close_connections
+from tests.support.manifests import manifest_of
 
 pytestmark = [pytest.mark.prefect, pytest.mark.usefixtures("prefect_server"), pytest.mark.timeout(600)]
-
-
-def manifest(folder: Path, prompts: list[str | None]) -> str:
-    path = folder / "prompts.parquet"
-    pq.write_table(pa.table({"prompt": pa.array(prompts, pa.string())}), path)
-    return str(path)
 
 
 def metadata(store: str, run_id: str) -> pa.Table:
@@ -134,7 +129,7 @@ def test_partiprompts_from_parquet_to_s3(s3, partiprompts: Path) -> None:
 def test_the_flow_shows_itself(tmp_path: Path) -> None:
     """A run ends Completed and leaves progress and summary as artifacts."""
     store = str(tmp_path / "store")
-    state = generate_images(manifest(tmp_path, ["a", "b"]), store, "sandbox", return_state=True)
+    state = generate_images(manifest_of(tmp_path, prompt=["a", "b"]), store, "sandbox", return_state=True)
     assert (state.name, state.type.value) == ("Completed", "COMPLETED")
     run = state.state_details.flow_run_id
     with get_client(sync_client=True) as client:
@@ -153,8 +148,8 @@ def test_stores_do_not_share_artifacts(tmp_path: Path) -> None:
     """Failures of one store are not shown for another; a clean run of the same store renews them."""
     broken, clean = str(tmp_path / "broken"), str(tmp_path / "clean")
     options = RunOptions(on_invalid="skip")
-    generate_images(manifest(tmp_path, ["a", None]), broken, "sandbox", options, return_state=True)
-    generate_images(manifest(tmp_path, ["a"]), clean, "sandbox", return_state=True)
+    generate_images(manifest_of(tmp_path, prompt=["a", None]), broken, "sandbox", options, return_state=True)
+    generate_images(manifest_of(tmp_path, prompt=["a"]), clean, "sandbox", return_state=True)
     with get_client(sync_client=True) as client:
 
         def failures(store: str) -> list[str]:
@@ -164,14 +159,14 @@ def test_stores_do_not_share_artifacts(tmp_path: Path) -> None:
         (only,) = failures(broken)
         assert "invalid_row" in only
         assert failures(clean) == ["[]"]
-        generate_images(manifest(tmp_path, ["a"]), broken, "sandbox", return_state=True)
+        generate_images(manifest_of(tmp_path, prompt=["a"]), broken, "sandbox", return_state=True)
         assert sorted(failures(broken)) == sorted([only, "[]"])
 
 
 @pytest.mark.anyio
 async def test_the_flow_runs_inside_a_loop(tmp_path: Path) -> None:
     """`agenerate_images` is the flow for a running event loop."""
-    figures = await agenerate_images(manifest(tmp_path, ["a", "b", "b"]), str(tmp_path / "store"), "sandbox")
+    figures = await agenerate_images(manifest_of(tmp_path, prompt=["a", "b", "b"]), str(tmp_path / "store"), "sandbox")
     assert (figures["generated"], figures["reused"], figures["calls"]) == (2, 1, 2)
 
 
@@ -180,7 +175,7 @@ def test_rows_without_images_have_their_own_state(tmp_path: Path) -> None:
     script = FaultScript(faults=[Fault(fault="failed", prompt_contains="bad", text="no")])
     with EmbeddedGateway(GatewaySettings(faults=script, api_key=SecretStr("k"))) as gateway:
         Segmind(api_key="k", base_url=gateway.url).save("failing", overwrite=True)
-        path, store = manifest(tmp_path, ["good", "bad"]), str(tmp_path / "store")
+        path, store = manifest_of(tmp_path, prompt=["good", "bad"]), str(tmp_path / "store")
         state = generate_images(path, store, "segmind/failing", return_state=True)
         assert (state.name, state.type.value) == ("CompletedWithFailures", "COMPLETED")
         state = generate_images(path, store, "segmind/failing", fail_on_row_errors=True, return_state=True)
@@ -190,7 +185,7 @@ def test_rows_without_images_have_their_own_state(tmp_path: Path) -> None:
 def test_bad_input_is_refused(tmp_path: Path) -> None:
     """Invalid rows end the flow as Failed, refused, naming the row, and nothing is called or stored."""
     store = tmp_path / "store"
-    state = generate_images(manifest(tmp_path, ["a", None]), str(store), "sandbox", return_state=True)
+    state = generate_images(manifest_of(tmp_path, prompt=["a", None]), str(store), "sandbox", return_state=True)
     assert (state.name, state.type.value) == ("Failed", "FAILED")
     assert state.message.startswith("refused (invalid_rows): ")
     assert "row 1, column prompt" in state.message
@@ -202,7 +197,7 @@ def test_bad_input_is_refused(tmp_path: Path) -> None:
 def test_credits_stop_the_run(tmp_path: Path) -> None:
     """Without credits the flow ends Failed, stopped; with new credits the same call finishes, nothing paid twice."""
     settings = GatewaySettings(credits=0.1, price_usd=0.04, api_key=SecretStr("k"))
-    path, store = manifest(tmp_path, list("abcdef")), str(tmp_path / "store")
+    path, store = manifest_of(tmp_path, prompt=list("abcdef")), str(tmp_path / "store")
     with EmbeddedGateway(settings) as gateway:
         Segmind(api_key="k", base_url=gateway.url).save("poor", overwrite=True)
         state = generate_images(path, store, "segmind/poor", return_state=True)
@@ -222,7 +217,7 @@ def test_a_global_concurrency_limit_caps_calls(tmp_path: Path) -> None:
     """Calls in flight never exceed the named limit; its slots are free again at the end; a missing one is refused."""
     with get_client(sync_client=True) as client:
         client.create_global_concurrency_limit(GlobalConcurrencyLimitCreate(name="imagegen-test", limit=3))
-    path, store = manifest(tmp_path, [f"p{number}" for number in range(24)]), str(tmp_path / "store")
+    path, store = manifest_of(tmp_path, prompt=[f"p{number}" for number in range(24)]), str(tmp_path / "store")
     with EmbeddedGateway(GatewaySettings(latency_s=0.05, api_key=SecretStr("k"))) as gateway:
         Segmind(api_key="k", base_url=gateway.url).save("limited", overwrite=True)
         figures = generate_images(
@@ -240,7 +235,7 @@ def test_a_global_concurrency_limit_caps_calls(tmp_path: Path) -> None:
 def test_parameters_hold_no_secret(tmp_path: Path, s3) -> None:
     """What Prefect stores of a flow run names blocks, never keys or storage options."""
     ImageStore(url=s3.url(), storage_options=s3.options).save("private", overwrite=True)
-    state = generate_images(manifest(tmp_path, ["a"]), "image-store/private", "sandbox", return_state=True)
+    state = generate_images(manifest_of(tmp_path, prompt=["a"]), "image-store/private", "sandbox", return_state=True)
     assert state.name == "Completed"
 
     async def stored() -> str:
@@ -253,7 +248,7 @@ def test_parameters_hold_no_secret(tmp_path: Path, s3) -> None:
 
 def test_a_run_is_executed_once(tmp_path: Path) -> None:
     """A flow run that finds its run begun, or planned by a process that is gone, plans anew and names its parent."""
-    path, store = manifest(tmp_path, ["a", "b"]), tmp_path / "store"
+    path, store = manifest_of(tmp_path, prompt=["a", "b"]), tmp_path / "store"
     spec = RunSpec(path, StoreSettings(str(store)), ProviderSettings("sandbox"))
     planned_run = asyncio.run(prepare(spec))
     figures = []
@@ -278,5 +273,5 @@ def nightly(path: str, store: str) -> dict[str, Any]:
 
 def test_as_a_subflow(tmp_path: Path) -> None:
     """A user's own sync flow can call ours."""
-    figures = nightly(manifest(tmp_path, ["a"]), str(tmp_path / "store"))
+    figures = nightly(manifest_of(tmp_path, prompt=["a"]), str(tmp_path / "store"))
     assert figures["generated"] == 1

@@ -37,6 +37,7 @@ from prefect_imagegen.store.heartbeat import Heartbeat, Process
 from prefect_imagegen.store.ledger.files import to_parquet
 from prefect_imagegen.store.ledger.ledger import StoreLedger
 from prefect_imagegen.store.object_store import FsspecObjectStore, open_object_store
+from tests.support.manifests import numbered
 
 ROWS = 5
 PRICE = 0.01
@@ -59,9 +60,8 @@ class Place:
         return ProviderSettings(base_url=self.gateway.url, api_key=SecretStr("k"))
 
     def generate(self, rows: int = ROWS, **options: object) -> RunResult:
-        path = self.folder / "prompts.parquet"
-        pq.write_table(pa.table({"prompt": [f"prompt number {number}" for number in range(rows)]}), path)
-        return prefect_imagegen.generate(str(path), self.store, backend=self.account, **options)
+        path = numbered(self.folder, rows)
+        return prefect_imagegen.generate(path, self.store, backend=self.account, **options)
 
     def verify(self, *, repair: bool = False, account: ProviderSettings | None = None) -> VerifyReport:
         backend = account or self.account

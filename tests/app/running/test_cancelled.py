@@ -5,8 +5,6 @@ import threading
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from pydantic import SecretStr
 
@@ -15,16 +13,11 @@ from prefect_imagegen.app.config.settings import ProviderSettings
 from prefect_imagegen.gateway.faults import Fault, FaultScript
 from prefect_imagegen.gateway.server import EmbeddedGateway
 from prefect_imagegen.gateway.settings import GatewaySettings
+from tests.support.manifests import numbered
 
 pytestmark = pytest.mark.anyio
 ROWS, IN_FLIGHT = 12, 3
 OURS = ("store", "decode", "reference")
-
-
-def manifest(folder: Path) -> str:
-    path = folder / "prompts.parquet"
-    pq.write_table(pa.table({"prompt": [f"scene {number}" for number in range(ROWS)]}), path)
-    return str(path)
 
 
 def our_threads(before: set[threading.Thread]) -> list[str]:
@@ -64,7 +57,7 @@ async def nothing_is_left(tasks: set[asyncio.Task], threads: set[threading.Threa
 @pytest.mark.parametrize("version", ["v1", "v2"])
 async def test_calls_under_way(version: str, tmp_path: Path) -> None:
     """Cancelled with calls under way, no task, thread or connection is left; the next run settles what was sent."""
-    path, store = manifest(tmp_path), str(tmp_path / "store")
+    path, store = numbered(tmp_path, ROWS), str(tmp_path / "store")
     with EmbeddedGateway(GatewaySettings(latency_s=1.0)) as gateway:
         backend = ProviderSettings(base_url=gateway.url, api_key=SecretStr("k"), max_in_flight=IN_FLIGHT)
         tasks, threads = asyncio.all_tasks(), set(threading.enumerate())
@@ -84,7 +77,7 @@ async def test_calls_under_way(version: str, tmp_path: Path) -> None:
 
 async def test_rows_that_wait_for_the_history(tmp_path: Path) -> None:
     """Cancelled while rows without an answer wait to be looked up, no task is left; the next run settles."""
-    path, store = manifest(tmp_path), str(tmp_path / "store")
+    path, store = numbered(tmp_path, ROWS), str(tmp_path / "store")
     script = FaultScript(faults=[Fault(fault="disconnect", when="after", times=ROWS)])
     with EmbeddedGateway(GatewaySettings(faults=script)) as gateway:
         backend = ProviderSettings(base_url=gateway.url, api_key=SecretStr("k"))
@@ -106,7 +99,7 @@ async def test_rows_that_wait_for_the_history(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["sandbox", "segmind"])
 async def test_at_any_step(kind: str, steps: int, tmp_path: Path) -> None:
     """Cancelled after any number of steps, from planning to the report, nothing of it is left in the caller's loop."""
-    path, store = manifest(tmp_path), str(tmp_path / "store")
+    path, store = numbered(tmp_path, ROWS), str(tmp_path / "store")
     with EmbeddedGateway(GatewaySettings()) as gateway:
         backend = ProviderSettings(base_url=gateway.url, api_key=SecretStr("k"))
         if kind == "sandbox":

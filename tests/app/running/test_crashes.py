@@ -13,8 +13,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from prefect.settings import PREFECT_API_URL
 from pydantic import SecretStr
@@ -35,6 +33,7 @@ from prefect_imagegen.gateway.settings import GatewaySettings
 from prefect_imagegen.store.ledger.files import to_parquet
 from prefect_imagegen.store.object_store import open_object_store
 from tests.support import warm_python
+from tests.support.manifests import numbered
 
 ROWS = 6
 CHILD = """
@@ -117,12 +116,6 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> StoreSettings:
     return StoreSettings(s3.url(), s3.options)
 
 
-def manifest(folder: Path) -> str:
-    path = folder / "prompts.parquet"
-    pq.write_table(pa.table({"prompt": [f"prompt number {number}" for number in range(ROWS)]}), path)
-    return str(path)
-
-
 def crash(
     point: str,
     gateway: EmbeddedGateway,
@@ -190,7 +183,7 @@ def assert_whole(gateway: EmbeddedGateway, place: StoreSettings, result: RunResu
 def test_killed_at_every_step(point: str, version: str, place: StoreSettings, tmp_path: Path) -> None:
     """Wherever a run is killed, the same command delivers every row, and nothing is billed twice."""
     script = FaultScript(faults=[Fault(fault="hang", when="after", times=1)] if point == "answer" else [])
-    path = manifest(tmp_path)
+    path = numbered(tmp_path, ROWS)
     with EmbeddedGateway(GatewaySettings(faults=script, latency_s=0.02)) as gateway:
         if point == "compaction":
             asyncio.run(fill_segments(place))
@@ -210,7 +203,11 @@ def test_killed_at_every_step(point: str, version: str, place: StoreSettings, tm
 @pytest.mark.parametrize("version", ["v1", "v2"])
 def test_killed_while_an_image_is_on_the_wire(version: str, s3: Any, tmp_path: Path) -> None:
     """Killed with half of an image sent to S3: there is no half image, and nothing is billed twice."""
-    place, path, wire = StoreSettings(s3.url(), s3.options), manifest(tmp_path), DeadlyWire(s3.options["endpoint_url"])
+    place, path, wire = (
+        StoreSettings(s3.url(), s3.options),
+        numbered(tmp_path, ROWS),
+        DeadlyWire(s3.options["endpoint_url"]),
+    )
     options = json.dumps(s3.options | {"endpoint_url": wire.url})
     with contextlib.closing(wire), EmbeddedGateway(GatewaySettings(latency_s=0.02)) as gateway:
         crash("none", gateway, [path, place.url, options, gateway.url, version, "0"], wire=wire)
@@ -242,7 +239,7 @@ def test_flows_killed_on_one_server(
 ) -> None:
     """The same holds for flow runs that are killed while a Prefect server keeps running, with a store in S3."""
     script = FaultScript(faults=[Fault(fault="hang", when="after", times=1)] if point == "answer" else [])
-    path, name = manifest(tmp_path), f"crash-{point.partition(':')[0].replace('_', '-')}-{version}"
+    path, name = numbered(tmp_path, ROWS), f"crash-{point.partition(':')[0].replace('_', '-')}-{version}"
     place = StoreSettings(s3.url(), s3.options)
     ImageStore(url=place.url, storage_options=dict(s3.options)).save(name)
     with EmbeddedGateway(GatewaySettings(faults=script, latency_s=0.02)) as gateway:
@@ -266,7 +263,7 @@ def test_killed_with_a_history_that_lags(point: str, version: str, tmp_path: Pat
     No run stays open for what an earlier one left: the same command again settles it when the lag has passed.
     """
     script = FaultScript(faults=[Fault(fault="hang", when="after", times=1)] if point == "answer" else [])
-    place, path, lag = StoreSettings(str(tmp_path / "store")), manifest(tmp_path), 8.0
+    place, path, lag = StoreSettings(str(tmp_path / "store")), numbered(tmp_path, ROWS), 8.0
     settings = GatewaySettings(faults=script, latency_s=0.02, history_lag_s=lag - 1, history_pending=False)
     with EmbeddedGateway(settings) as gateway:
         crash(point, gateway, [path, place.url, "{}", gateway.url, version, str(lag)])

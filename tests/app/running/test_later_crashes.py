@@ -11,8 +11,6 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from pydantic import SecretStr
 
@@ -23,7 +21,7 @@ from prefect_imagegen.app.maintenance.verify import verify
 from prefect_imagegen.app.running.result import RunResult
 from prefect_imagegen.gateway.server import EmbeddedGateway
 from tests.support import warm_python
-from tests.support.gateway_runs import api
+from tests.support.gateway_runs import api, scenes
 
 ROWS = 6
 VERSIONS = pytest.mark.parametrize("version", ["v1", "v2"])
@@ -41,16 +39,10 @@ prefect_imagegen.generate(
 """
 
 
-def manifest(folder: Path) -> str:
-    path = folder / "prompts.parquet"
-    pq.write_table(pa.table({"prompt": [f"scene number {n}." for n in range(ROWS)]}), path)
-    return str(path)
-
-
 def crash(point: str, gateway: EmbeddedGateway, folder: Path, version: str, in_flight: int = 3) -> None:
     """Run the child until it dies at the point; at `answer` once a call is billed whose answer is held back."""
     settings = os.environ | {"PYTHONWARNINGS": "ignore", "PREFECT_IMAGEGEN_CRASH_AT": point}
-    arguments = [manifest(folder), str(folder / "store"), gateway.url, version, str(in_flight)]
+    arguments = [scenes(folder, ROWS), str(folder / "store"), gateway.url, version, str(in_flight)]
     child = warm_python.start("-c", CHILD, *arguments, env=settings)
     try:
         end = time.monotonic() + 60
@@ -71,7 +63,7 @@ def crash(point: str, gateway: EmbeddedGateway, folder: Path, version: str, in_f
 def again(gateway: EmbeddedGateway, folder: Path, version: str, key: str = "k1") -> RunResult:
     backend = ProviderSettings(base_url=gateway.url, api_key=SecretStr(key))
     options: dict[str, Any] = {"api_version": version, "history_lag": 0.0, "max_failure_rate": 1.0}
-    return prefect_imagegen.generate(manifest(folder), str(folder / "store"), backend=backend, **options)
+    return prefect_imagegen.generate(scenes(folder, ROWS), str(folder / "store"), backend=backend, **options)
 
 
 def assert_whole(gateway: EmbeddedGateway, folder: Path, images: int) -> None:

@@ -8,8 +8,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from pydantic import SecretStr
 
@@ -23,16 +21,16 @@ from prefect_imagegen.app.running.run_session import open_session
 from prefect_imagegen.gateway.server import EmbeddedGateway
 from prefect_imagegen.store.object_store import open_object_store
 from tests.support.gateway_runs import api
+from tests.support.manifests import numbered
 
 PRICE = 0.04
 
 
 def execute(running: EmbeddedGateway, folder: Path, rows: int, order: str | None, **options: Any) -> RunResult:
     """One execution of an order: a run of so many rows."""
-    path = folder / "prompts.parquet"
-    pq.write_table(pa.table({"prompt": [f"scene number {n}" for n in range(rows)]}), path)
+    path = numbered(folder, rows)
     backend = ProviderSettings(base_url=running.url, api_key=SecretStr("k"))
-    spec = RunSpec(str(path), StoreSettings(str(folder / "store")), backend, RunOptions(**options))
+    spec = RunSpec(path, StoreSettings(str(folder / "store")), backend, RunOptions(**options))
 
     async def run() -> RunResult:
         async with open_session(await prepare(spec), order) as session:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
@@ -24,14 +23,13 @@ from prefect_imagegen.app.running.result import RunResult
 from prefect_imagegen.core.errors import RefusedError
 from prefect_imagegen.gateway.server import EmbeddedGateway
 from prefect_imagegen.gateway.settings import GatewaySettings
+from tests.support.manifests import manifest_of
 
 Engine = Callable[..., Any]
 
 
 def manifest(folder: Path, rows: int, **columns: Any) -> str:
-    path = folder / "manifest.parquet"
-    pq.write_table(pa.table({"prompt": [f"cup {row}" for row in range(rows)], **columns}), path)
-    return str(path)
+    return manifest_of(folder, prompt=[f"cup {row}" for row in range(rows)], **columns)
 
 
 def metadata(store: Path, result: RunResult) -> list[dict[str, Any]]:

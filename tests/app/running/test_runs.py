@@ -25,15 +25,10 @@ from prefect_imagegen.gateway.routes import generation
 from prefect_imagegen.gateway.server import EmbeddedGateway
 from prefect_imagegen.gateway.settings import GatewaySettings
 from tests.support import warm_python
+from tests.support.manifests import manifest_of
 
 STATES = ("generated", "reused", "invalid", "failed", "held", "not_run")
 VERSIONS = pytest.mark.parametrize("version", ["v1", "v2"])
-
-
-def manifest(folder: Path, **columns: list[Any]) -> str:
-    path = folder / "prompts.parquet"
-    pq.write_table(pa.table(columns), path)
-    return str(path)
 
 
 def prompts(count: int) -> list[str]:
@@ -60,12 +55,12 @@ def test_again_calls_nothing_and_an_edit_calls_once(version: str, tmp_path: Path
     """The same command again makes zero calls; after one edited row, exactly one."""
     store = tmp_path / "store"
     with EmbeddedGateway(GatewaySettings(price_usd=0.5)) as gateway:
-        path = manifest(tmp_path, prompt=prompts(10))
+        path = manifest_of(tmp_path, prompt=prompts(10))
         first = generate(gateway, path, str(store), api_version=version)
         assert (first.generated, first.calls, first.cost_usd) == (10, 10, 5.0)
         again = generate(gateway, path, str(store), api_version=version)
         assert (again.reused, again.calls, again.cost_usd) == (10, 0, 0.0)
-        edited = manifest(tmp_path, prompt=[*prompts(9), "something else"])
+        edited = manifest_of(tmp_path, prompt=[*prompts(9), "something else"])
         once = generate(gateway, edited, str(store), api_version=version)
         assert (once.generated, once.reused, once.calls) == (1, 9, 1)
         assert gateway.account_state.statistics()["billed_twice"] == 0
@@ -74,7 +69,7 @@ def test_again_calls_nothing_and_an_edit_calls_once(version: str, tmp_path: Path
 def test_metadata_has_every_row_and_column(tmp_path: Path) -> None:
     """Our columns come in order and type, then the manifest's; the first of identical rows carries the cost."""
     store = tmp_path / "store"
-    path = manifest(
+    path = manifest_of(
         tmp_path,
         prompt=["a", "b", "a", None],
         sku=pa.array([1, 2, 3, 4], pa.int16()),
@@ -117,7 +112,9 @@ def test_mixed_faults_end_well(version: str, tmp_path: Path) -> None:
         {"fault": "wrong_content_type", "share": 0.1, "seed": 8},
     )
     with EmbeddedGateway(GatewaySettings(faults=script)) as gateway:
-        result = generate(gateway, manifest(tmp_path, prompt=prompts(80)), str(tmp_path / "store"), api_version=version)
+        result = generate(
+            gateway, manifest_of(tmp_path, prompt=prompts(80)), str(tmp_path / "store"), api_version=version
+        )
         assert (result.generated, result.failures) == (80, {})
         assert gateway.account_state.statistics()["billed_twice"] == 0
 
@@ -128,7 +125,7 @@ def test_no_answer_is_held_not_bought_again(version: str, tmp_path: Path) -> Non
     script = rules({"fault": "disconnect", "when": "after", "prompt_contains": "number 3"})
     store = str(tmp_path / "store")
     with EmbeddedGateway(GatewaySettings(faults=script)) as gateway:
-        path = manifest(tmp_path, prompt=prompts(6))
+        path = manifest_of(tmp_path, prompt=prompts(6))
         first = generate(gateway, path, store, api_version=version, on_unknown="hold")
         assert (first.generated, first.held, first.failures) == (5, 1, {"unknown": 1})
         assert first.exit_code == 1
@@ -143,7 +140,7 @@ def test_a_lost_answer_is_found_in_the_same_run(version: str, tmp_path: Path) ->
     """A call that was done, but whose answer was lost, is found in the history, once that knows it, not paid again."""
     script = rules({"fault": "disconnect", "when": "after", "prompt_contains": "number 3"})
     with EmbeddedGateway(GatewaySettings(faults=script, history_lag_s=0.5)) as gateway:
-        path = manifest(tmp_path, prompt=prompts(6))
+        path = manifest_of(tmp_path, prompt=prompts(6))
         result = generate(gateway, path, str(tmp_path / "store"), api_version=version, history_lag=1.5)
         assert (result.generated, result.calls, result.maybe_paid) == (6, 6, 0)
         assert gateway.account_state.statistics()["billed_twice"] == 0
@@ -154,7 +151,7 @@ def test_a_call_that_never_arrived_is_sent_again(version: str, tmp_path: Path) -
     """A call that the history does not know after its lag was not accepted: it is sent again, at no risk."""
     script = rules({"fault": "disconnect", "when": "before", "first": 2})
     with EmbeddedGateway(GatewaySettings(faults=script)) as gateway:
-        path = manifest(tmp_path, prompt=prompts(6))
+        path = manifest_of(tmp_path, prompt=prompts(6))
         result = generate(gateway, path, str(tmp_path / "store"), api_version=version, history_lag=0.5)
         assert (result.generated, result.calls, result.maybe_paid) == (6, 8, 0)
         assert len(gateway.account_state.billed) == 6
@@ -162,7 +159,7 @@ def test_a_call_that_never_arrived_is_sent_again(version: str, tmp_path: Path) -
 
 def test_the_budget_is_a_hard_cap(tmp_path: Path) -> None:
     """The run stops, resumable, when one more image could exceed the cap; the gateway's records agree to the cent."""
-    store, path = str(tmp_path / "store"), manifest(tmp_path, prompt=prompts(20))
+    store, path = str(tmp_path / "store"), manifest_of(tmp_path, prompt=prompts(20))
     with EmbeddedGateway(GatewaySettings(price_usd=0.1)) as gateway:
         first = generate(gateway, path, store, max_cost_usd=0.75)
         assert (first.generated, first.not_run, first.stop_reason, first.exit_code) == (7, 13, "budget", 3)
@@ -191,7 +188,7 @@ def test_an_api_that_names_no_cost(version: str, tmp_path: Path, monkeypatch: py
 
     monkeypatch.setattr(generation, "answer_body", costless)
     monkeypatch.setattr(generation, "json_answer", costless_json)
-    store, path = tmp_path / "store", manifest(tmp_path, prompt=prompts(40))
+    store, path = tmp_path / "store", manifest_of(tmp_path, prompt=prompts(40))
     with EmbeddedGateway(GatewaySettings(price_usd=0.01, latency_s=0.2)) as gateway:
         result = generate(gateway, path, str(store), api_version=version, max_cost_usd=0.9)
         assert (result.stop_reason, result.generated, result.assumed_price) == ("budget", 22, True)
@@ -206,11 +203,11 @@ def test_answered_5xx_after_the_work_is_found_in_the_history(tmp_path: Path) -> 
     """A 503 that hides accepted work costs one look into the history, not a second image."""
     script = rules({"fault": "status", "status": 503, "when": "after"})
     with EmbeddedGateway(GatewaySettings(faults=script)) as gateway:
-        result = generate(gateway, manifest(tmp_path, prompt=prompts(4)), str(tmp_path / "store"))
+        result = generate(gateway, manifest_of(tmp_path, prompt=prompts(4)), str(tmp_path / "store"))
         assert (result.generated, result.calls, result.maybe_paid) == (4, 4, 0)
         assert len(gateway.account_state.billed) == 4
     with EmbeddedGateway(GatewaySettings(faults=rules({"fault": "status", "first": 2}))) as gateway:
-        result = generate(gateway, manifest(tmp_path, prompt=["x"]), str(tmp_path / "other"))
+        result = generate(gateway, manifest_of(tmp_path, prompt=["x"]), str(tmp_path / "other"))
         assert (result.generated, result.calls, result.maybe_paid) == (1, 3, 2)
 
 
@@ -221,7 +218,7 @@ def test_limits_of_trying_again(tmp_path: Path) -> None:
         {"fault": "status", "status": 503, "prompt_contains": "number 1"},
         {"fault": "failed", "prompt_contains": "number 2", "text": "Prompt was rejected by content policy"},
     )
-    store, path = tmp_path / "store", manifest(tmp_path, prompt=prompts(4))
+    store, path = tmp_path / "store", manifest_of(tmp_path, prompt=prompts(4))
     with EmbeddedGateway(GatewaySettings(faults=script)) as gateway:
         first = generate(gateway, path, str(store), max_failure_rate=1.0)
         rows = metadata(store, first).to_pylist()
@@ -237,7 +234,7 @@ def test_limits_of_trying_again(tmp_path: Path) -> None:
 def test_a_model_that_is_gone_fails_alone(tmp_path: Path) -> None:
     """404 for a model fails its rows after one call; rows of other models go on."""
     models = ["flux-2-klein-9b", "no-such-model", "no-such-model", "no-such-model"]
-    path = manifest(tmp_path, prompt=prompts(4), model=models)
+    path = manifest_of(tmp_path, prompt=prompts(4), model=models)
     with EmbeddedGateway(GatewaySettings()) as gateway:
         result = generate(gateway, path, str(tmp_path / "store"), max_in_flight=1)
         assert (result.generated, result.failures) == (1, {"model_unavailable": 3})
@@ -246,7 +243,7 @@ def test_a_model_that_is_gone_fails_alone(tmp_path: Path) -> None:
 
 def test_a_key_revoked_in_mid_run_stops_it(tmp_path: Path) -> None:
     """401 stops the run with exit code 3; the same command with a good key finishes it, nothing paid twice."""
-    path, store = manifest(tmp_path, prompt=prompts(8)), str(tmp_path / "store")
+    path, store = manifest_of(tmp_path, prompt=prompts(8)), str(tmp_path / "store")
     settings = GatewaySettings(faults=rules({"fault": "status", "status": 401, "every": 4, "times": 1}))
     with EmbeddedGateway(settings) as gateway:
         first = generate(gateway, path, store, max_in_flight=1)
@@ -259,7 +256,7 @@ def test_too_many_failures_stop_the_run(tmp_path: Path) -> None:
     """When more than half of at least twenty rows failed, the rest is not asked for."""
     script = rules({"fault": "failed", "share": 0.9})
     with EmbeddedGateway(GatewaySettings(faults=script)) as gateway:
-        result = generate(gateway, manifest(tmp_path, prompt=prompts(200)), str(tmp_path / "store"), max_in_flight=4)
+        result = generate(gateway, manifest_of(tmp_path, prompt=prompts(200)), str(tmp_path / "store"), max_in_flight=4)
     assert result.stop_reason == "too_many_failures"
     assert result.not_run > 150
 
@@ -268,14 +265,14 @@ def test_nothing_moves_until_the_deadline(tmp_path: Path) -> None:
     """An endpoint that only answers 429 stops the run at the deadline; such calls do not count as attempts."""
     script = rules({"fault": "status", "status": 429, "seconds": 0})
     with EmbeddedGateway(GatewaySettings(faults=script)) as gateway:
-        result = generate(gateway, manifest(tmp_path, prompt=["a"]), str(tmp_path / "store"), deadline=2.0)
+        result = generate(gateway, manifest_of(tmp_path, prompt=["a"]), str(tmp_path / "store"), deadline=2.0)
     assert (result.stop_reason, result.not_run) == ("deadline", 1)
 
 
 def test_a_black_image_is_stored_and_flagged(tmp_path: Path) -> None:
     """A decodable but blank image counts as delivered, and carries the flag `blank`."""
     with EmbeddedGateway(GatewaySettings(faults=rules({"fault": "black_image"}))) as gateway:
-        result = generate(gateway, manifest(tmp_path, prompt=["a"]), str(tmp_path / "store"))
+        result = generate(gateway, manifest_of(tmp_path, prompt=["a"]), str(tmp_path / "store"))
     assert (result.generated, result.flagged) == (1, 1)
     assert metadata(tmp_path / "store", result)["flags"].to_pylist() == [["blank"]]
 
@@ -286,14 +283,14 @@ def test_sandbox_images_stay_out_of_real_stores(tmp_path: Path) -> None:
     store.mkdir()
     (store / "store.json").write_text('{"format": 1, "kind": "real"}')
     with EmbeddedGateway(GatewaySettings()) as gateway, pytest.raises(RefusedError, match="sandbox") as caught:
-        generate(gateway, manifest(tmp_path, prompt=["a"]), str(store))
+        generate(gateway, manifest_of(tmp_path, prompt=["a"]), str(store))
     assert caught.value.kind == "store_kind"
 
 
 def test_in_flight_stays_in_its_limit(tmp_path: Path) -> None:
     """Never more calls at once than asked for, over many shards."""
     with EmbeddedGateway(GatewaySettings(latency_s=0.1)) as gateway:
-        path = manifest(tmp_path, prompt=prompts(60))
+        path = manifest_of(tmp_path, prompt=prompts(60))
         result = generate(gateway, path, str(tmp_path / "store"), max_in_flight=5, shard_size=4)
         assert result.generated == 60
         assert gateway.account_state.max_in_flight == 5
@@ -301,7 +298,7 @@ def test_in_flight_stays_in_its_limit(tmp_path: Path) -> None:
 
 def test_agenerate_runs_inside_a_loop_on_s3(tmp_path: Path, s3: Any) -> None:
     """`agenerate` works in a running loop, and S3 stores keep the same promises as local ones."""
-    store, path = StoreSettings(s3.url(), s3.options), manifest(tmp_path, prompt=prompts(12))
+    store, path = StoreSettings(s3.url(), s3.options), manifest_of(tmp_path, prompt=prompts(12))
 
     async def twice() -> list[RunResult]:
         return [await prefect_imagegen.agenerate(path, store, backend="sandbox") for _ in range(2)]
@@ -326,7 +323,7 @@ prefect_imagegen.generate(
 @VERSIONS
 def test_kill_in_mid_run(version: str, tmp_path: Path) -> None:
     """After kill -9, the same command pays for nothing twice: ids are fetched, calls without an answer are held."""
-    store, path = tmp_path / "store", manifest(tmp_path, prompt=prompts(60))
+    store, path = tmp_path / "store", manifest_of(tmp_path, prompt=prompts(60))
     with EmbeddedGateway(GatewaySettings(latency_s=0.3)) as gateway:
         environment = os.environ | {"PYTHONWARNINGS": "ignore"}
         process = warm_python.start("-c", CHILD, path, store, gateway.url, version, env=environment)
@@ -352,7 +349,7 @@ def test_kill_in_mid_run(version: str, tmp_path: Path) -> None:
 
 def test_two_runs_at_once(tmp_path: Path) -> None:
     """Rows that another living run works on are left to it, and reused when it has made them; nothing is called."""
-    store, path = tmp_path / "store", manifest(tmp_path, prompt=prompts(8))
+    store, path = tmp_path / "store", manifest_of(tmp_path, prompt=prompts(8))
     with EmbeddedGateway(GatewaySettings(latency_s=3.0)) as gateway:
         environment = os.environ | {"PYTHONWARNINGS": "ignore"}
         other = warm_python.start("-c", CHILD, path, store, gateway.url, "v2", env=environment)
@@ -375,7 +372,7 @@ def test_two_runs_at_once(tmp_path: Path) -> None:
 
 def test_a_store_that_gives_way_stops_the_run(tmp_path: Path) -> None:
     """If images cannot be stored the run stops, resumable; what was delivered is fetched again, not bought again."""
-    store, path = tmp_path / "store", manifest(tmp_path, prompt=prompts(6))
+    store, path = tmp_path / "store", manifest_of(tmp_path, prompt=prompts(6))
     store.mkdir()
     (store / "images").write_text("in the way")
     with EmbeddedGateway(GatewaySettings()) as gateway:
@@ -391,7 +388,7 @@ def test_a_store_that_gives_way_stops_the_run(tmp_path: Path) -> None:
 
 def test_a_report_that_cannot_be_written(tmp_path: Path) -> None:
     """If only the metadata cannot be written, the run ends stopped, with its figures, and the next one has it all."""
-    store, path = tmp_path / "store", manifest(tmp_path, prompt=prompts(3))
+    store, path = tmp_path / "store", manifest_of(tmp_path, prompt=prompts(3))
     settings = GatewaySettings()
     with EmbeddedGateway(settings) as gateway:
         ticks = iter(range(10**9))
@@ -414,7 +411,7 @@ def test_a_report_that_cannot_be_written(tmp_path: Path) -> None:
 
 def test_held_rows_are_fetched_by_the_next_run_of_the_same_process(tmp_path: Path) -> None:
     """A run that has ended is not taken for a living one: its sent rows are fetched by their ids, at no cost."""
-    store, path = str(tmp_path / "store"), manifest(tmp_path, prompt=prompts(3))
+    store, path = str(tmp_path / "store"), manifest_of(tmp_path, prompt=prompts(3))
     with EmbeddedGateway(GatewaySettings(latency_s=1.5)) as gateway:
         first = generate(gateway, path, store, deadline=0.5)
         assert first.failures == {"submitted": 3}

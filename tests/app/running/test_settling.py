@@ -8,7 +8,6 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from pydantic import SecretStr
@@ -31,13 +30,13 @@ from prefect_imagegen.ports import ObjectInfo
 from prefect_imagegen.store.ledger.ledger import StoreLedger
 from prefect_imagegen.store.object_store import FsspecObjectStore
 from tests.support.gateway_runs import PRICE, api, report_text
+from tests.support.manifests import numbered
 
 
 def spec_of(running: EmbeddedGateway, folder: Path, rows: int, **options: Any) -> RunSpec:
-    path = folder / "prompts.parquet"
-    pq.write_table(pa.table({"prompt": [f"scene number {n}" for n in range(rows)]}), path)
+    path = numbered(folder, rows)
     backend = ProviderSettings(base_url=running.url, api_key=SecretStr("k"))
-    return RunSpec(str(path), StoreSettings(str(folder / "store")), backend, RunOptions(**options))
+    return RunSpec(path, StoreSettings(str(folder / "store")), backend, RunOptions(**options))
 
 
 def generate(running: EmbeddedGateway, folder: Path, rows: int, **options: Any) -> RunResult:

@@ -6,8 +6,6 @@ import subprocess
 import time
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from pydantic import SecretStr
 
@@ -16,6 +14,7 @@ from prefect_imagegen.app.config.settings import ProviderSettings
 from prefect_imagegen.gateway.server import EmbeddedGateway
 from prefect_imagegen.gateway.settings import GatewaySettings
 from tests.support import warm_python
+from tests.support.manifests import numbered
 
 ROWS, IN_FLIGHT = 12, 3
 CHILD = """
@@ -36,10 +35,9 @@ print(json.dumps(result.as_dict()))
 @pytest.mark.parametrize(("version", "drain", "delivered"), [("v1", 20.0, IN_FLIGHT), ("v1", 0.0, 0), ("v2", 20.0, 0)])
 def test_what_is_under_way(version: str, drain: float, delivered: int, tmp_path: Path) -> None:
     """v1 calls under way are awaited for --drain-seconds, then held; v2 jobs are held at once. Nothing is lost."""
-    path, store = tmp_path / "prompts.parquet", str(tmp_path / "store")
-    pq.write_table(pa.table({"prompt": [f"scene {n}" for n in range(ROWS)]}), path)
+    path, store = numbered(tmp_path, ROWS), str(tmp_path / "store")
     with EmbeddedGateway(GatewaySettings(latency_s=4.0)) as gateway:
-        arguments = [str(path), store, gateway.url, version, str(drain)]
+        arguments = [path, store, gateway.url, version, str(drain)]
         child = warm_python.start("-c", CHILD, *arguments, stdout=subprocess.PIPE)
         try:
             end = time.monotonic() + 60
@@ -57,7 +55,7 @@ def test_what_is_under_way(version: str, drain: float, delivered: int, tmp_path:
         assert stopped["not_run"] == ROWS - IN_FLIGHT
         assert len(gateway.account_state.records) == IN_FLIGHT
         backend = ProviderSettings(base_url=gateway.url, api_key=SecretStr("k"))
-        again = prefect_imagegen.generate(str(path), store, backend=backend, api_version=version, history_lag=0.0)
+        again = prefect_imagegen.generate(path, store, backend=backend, api_version=version, history_lag=0.0)
         assert (again.generated + again.reused, again.maybe_paid) == (ROWS, 0)
         assert len(gateway.account_state.billed) == ROWS
         assert gateway.account_state.statistics()["billed_twice"] == 0
