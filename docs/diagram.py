@@ -39,6 +39,7 @@ def main(library: str) -> None:
         draw = f"async text => {{ mermaid.initialize({_SETTINGS}); return (await mermaid.render('states', text)).svg }}"
         picture = tab.evaluate(draw, FENCE.search(page)["text"])  # type: ignore[index]
         browser.close()
+    picture = picture.replace('style="', 'style="background-color: white; ', 1)  # the site has a dark scheme too
     PICTURE.write_text(f"<!-- sha256 of the text: {digest} -->\n{picture}\n", encoding="utf-8")
 
 

@@ -29,5 +29,6 @@ def on_page_markdown(markdown: str, *, page: Any, config: Any, **_: Any) -> str:
             f"{config['extra']['repository']}/{'tree' if target.is_dir() else 'blob'}/main/{path}{link['anchor'] or ''}"
         )
 
-    picture = f"![The diagram]({Path(page.file.src_uri).stem}.svg)\n"
+    name = f"{Path(page.file.src_uri).stem}.svg"
+    picture = f"[![The diagram]({name})]({name})\n"
     return _OUTSIDE.sub(absolute, _DIAGRAM.sub(picture, markdown))
