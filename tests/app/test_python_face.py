@@ -64,3 +64,20 @@ async def test_a_plan_within_a_running_loop(tmp_path) -> None:
     assert (summary.counts["done"], summary.to_make) == (1, 0)
     with pytest.raises(prefect_imagegen.RefusedError):
         await prefect_imagegen.aplan(tmp_path / "none.csv", tmp_path / "store", backend="sandbox")
+
+
+@pytest.mark.parametrize(
+    ("options", "culprit", "remedy"),
+    [
+        ({"id_col": "id"}, "'id_col'", "Did you mean 'id_column'?"),
+        ({"qqq": 1}, "'qqq'", "id_column, carry"),
+        ({"max_attempts": 0}, "max_attempts", "Correct it."),
+    ],
+)
+def test_a_wrong_option_is_refused_by_name(options: dict[str, object], culprit: str, remedy: str, tmp_path) -> None:
+    """An option that does not exist, or with an impossible value, is refused by name, before anything is read."""
+    with pytest.raises(RefusedError) as refusal:
+        prefect_imagegen.generate(tmp_path / "none.csv", tmp_path / "store", backend="sandbox", **options)
+    assert refusal.value.kind == "bad_option"
+    assert culprit in str(refusal.value)
+    assert remedy in refusal.value.remedy

@@ -1,10 +1,13 @@
 """Plan a manifest, or make its images, from Python and without Prefect: `plan`, `generate` and their async twins."""
 
 import asyncio
+import difflib
 import os
 import time
 from collections.abc import Mapping
 from typing import Any, Literal, TypedDict, Unpack
+
+from pydantic import ValidationError
 
 from prefect_imagegen.app.config.options import RunOptions
 from prefect_imagegen.app.config.settings import ProviderSettings, StoreSettings
@@ -142,8 +145,22 @@ def _run_spec(
         os.fspath(manifest),
         store if isinstance(store, StoreSettings) else StoreSettings(os.fspath(store), storage_options or {}),
         backend if isinstance(backend, ProviderSettings) else ProviderSettings(backend),
-        RunOptions(**options),
+        _run_options(options),
     )
+
+
+def _run_options(options: OptionArguments) -> RunOptions:
+    """The options as given. Raises RefusedError (`bad_option`) that names the first wrong one."""
+    known = RunOptions.model_fields
+    for name in options.keys() - known.keys():
+        near = difflib.get_close_matches(name, known, n=1)
+        remedy = f"Did you mean {near[0]!r}?" if near else f"There are: {', '.join(known)}."
+        raise RefusedError("bad_option", f"There is no option {name!r}.", remedy=remedy)
+    try:
+        return RunOptions(**options)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise RefusedError("bad_option", f"{first['loc'][0]}: {first['msg']}.", remedy="Correct it.") from error
 
 
 def _refuse_running_loop(function: str) -> None:

@@ -189,7 +189,12 @@ def _prefect_checks() -> Iterator[Check]:
     url = settings.api.url
     if url is None:
         if settings.server.ephemeral.enabled:
-            yield Check("prefect", "ok", f"{prefect.__version__}; no server is set, every run starts one of its own")
+            yield Check(
+                "prefect",
+                "ok",
+                f"{prefect.__version__}; no API is configured, so `generate` runs without it "
+                "(`--prefect on` starts a server)",
+            )
         else:
             text = "no server is set, and PREFECT_SERVER_ALLOW_EPHEMERAL_MODE is off"
             yield Check("prefect", "fail", text, "Set PREFECT_API_URL, or allow the ephemeral server.")

@@ -18,7 +18,7 @@ from prefect_imagegen.app.maintenance.verify_report import MEANINGS as PROBLEMS
 from prefect_imagegen.app.maintenance.verify_report import VerifyReport
 from prefect_imagegen.app.running import registry
 from prefect_imagegen.app.running.report import money_text
-from prefect_imagegen.app.running.result import STATES, STOP_REASONS, RunResult
+from prefect_imagegen.app.running.result import STATES, STOP_REASONS, RunResult, how_to_go_on
 from prefect_imagegen.app.running.session import Session
 from prefect_imagegen.app.terminal import shown
 from prefect_imagegen.core.money import figure, usd
@@ -111,7 +111,7 @@ def show_result(console: Console, result: RunResult) -> None:
     if result.stop_reason:
         reason = STOP_REASONS.get(result.stop_reason, result.stop_reason)
         console.print(f"[red bold]stopped:[/] {reason} ({shown(result.stop_message or '')})")
-        console.print("The same command goes on where this run ended.")
+        console.print(how_to_go_on(result.stop_reason))
 
 
 def show_statuses(console: Console, statuses: Sequence[RunStatus]) -> None:

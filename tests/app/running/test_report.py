@@ -53,3 +53,15 @@ def test_no_text_loads_anything(text: str) -> None:
     tags, plain = elements(report_of(text)), elements(report_of("plain"))
     assert set(tags) <= ALLOWED
     assert tags.count("td") == plain.count("td")
+
+
+@pytest.mark.parametrize(
+    ("reason", "words"), [("budget", "With a higher cap (max_cost_usd)"), ("signal", "The same command")]
+)
+def test_a_stopped_run_says_how_to_go_on(reason: str, words: str) -> None:
+    """After a stop at the cap the same command would stop again at once: the report asks for a higher cap."""
+    report = report_markdown(
+        RunResult("run-1", "store", rows=1, not_run=1, stop_reason=reason, stop_message="it ended")
+    )
+    assert f"{words}" in report
+    assert ("higher cap" in report) == (reason == "budget")

@@ -21,7 +21,11 @@ async def existing_store(settings: StoreSettings) -> AsyncIterator[FsspecObjectS
     store = open_object_store(settings.url, settings.storage_options)
     try:
         if await store.get(layout.STORE_FILE) is None:
-            raise RefusedError("store_not_found", f"{store.url} is no image store yet.", remedy="Check --store.")
+            raise RefusedError(
+                "store_not_found",
+                f"{store.url} is no image store yet.",
+                remedy="Check --store; the first `generate` makes one.",
+            )
         yield store
     except StoreError as error:
         raise RefusedError(error.kind, error.message, remedy=error.remedy) from error

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterator
 
-from prefect_imagegen.app.running.result import HELD_COLUMNS, STATES, STOP_REASONS, RunResult
+from prefect_imagegen.app.running.result import HELD_COLUMNS, STATES, STOP_REASONS, RunResult, how_to_go_on
 from prefect_imagegen.core.money import usd
 from prefect_imagegen.core.policy.outcomes import OUTCOMES
 from prefect_imagegen.core.redact import redact
@@ -24,7 +24,7 @@ def report_markdown(result: RunResult) -> str:
             "",
             f"**Stopped: {STOP_REASONS.get(result.stop_reason, result.stop_reason)}** ({_cell(result.stop_message)}).",
         ]
-        lines += ["The same command goes on where this run ended."]
+        lines += [how_to_go_on(result.stop_reason)]
     if result.failures:
         lines += ["", "| error | rows | example | remedy |", "|---|---|---|---|"]
         for kind, count in sorted(result.failures.items(), key=lambda item: -item[1]):

@@ -30,6 +30,13 @@ STOP_REASONS: dict[str, str] = {
 }
 
 
+def how_to_go_on(stop_reason: str) -> str:
+    """What to do after a run that was stopped for this reason (a key of `STOP_REASONS`)."""
+    if stop_reason == "budget":
+        return "With a higher cap (max_cost_usd) the same command goes on where this run ended."
+    return "The same command goes on where this run ended."
+
+
 @dataclass(frozen=True, slots=True)
 class Earlier:
     """The number and cost, in US dollars, of the earlier executions of the same flow run (which this one retries).
