@@ -128,7 +128,7 @@ def hiccups(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     """A store that fails the first three writes of each kind, before they are done or (`lost`) after; how often."""
     monkeypatch.setattr(patient_store, "_PAUSE_S", 0.02)
     monkeypatch.setattr(heartbeat, "PERIOD_S", 0.05)
-    monkeypatch.setattr(heartbeat, "_AGAIN_S", 0.05)
+    monkeypatch.setattr(heartbeat, "_RETRY_S", 0.05)
     failed: Counter[str] = Counter()
     beats = Counter[str]()
     create, put = FsspecObjectStore.create, FsspecObjectStore.put
