@@ -1,4 +1,4 @@
-"""The ledger against a model in plain Python: runs that ask, write, die, compact and read in any order."""
+"""Runs that ask, write, die, compact and read in any order; and a model in plain Python of what they must find."""
 
 import asyncio
 from collections import Counter
@@ -10,7 +10,6 @@ from typing import Any, TypeVar
 
 import pyarrow as pa
 import pytest
-from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     Bundle,
@@ -20,7 +19,6 @@ from hypothesis.stateful import (
     invariant,
     multiple,
     rule,
-    run_state_machine_as_test,
 )
 
 from prefect_imagegen.core import layout
@@ -345,12 +343,3 @@ def rows_of(table: pa.Table) -> list[Step]:
 
 def steps_of(table: pa.Table) -> set[Step]:
     return set(rows_of(table))
-
-
-def test_the_ledger_agrees_with_the_model(timed_store) -> None:
-    """Whatever runs, writers, compactors and readers do and wherever they die, no durable event is lost or doubled.
-
-    Every state is what the rule says, no attempt number is used twice, and no claim that matters is removed.
-    """
-    machine = type("Machine", (LedgerModel,), {"store_class": type(timed_store)})
-    run_state_machine_as_test(machine, settings=settings(max_examples=40, stateful_step_count=30, deadline=None))
