@@ -4,10 +4,8 @@ import asyncio
 import json
 import random
 from collections import Counter
-from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
@@ -18,14 +16,9 @@ from prefect_imagegen.core.errors import ProviderError
 from prefect_imagegen.core.policy.history_lookup import Finding, Window, claim_form, finding_of
 from prefect_imagegen.providers.segmind import history as segmind_history
 from prefect_imagegen.providers.segmind.history import SegmindHistory
+from tests.providers.segmind_history.conftest import MODEL, NOW, Listing, around, call
 
 pytestmark = pytest.mark.anyio
-MODEL = "flux-2-klein-9b"
-NOW = datetime(2026, 11, 23, 20, tzinfo=UTC)
-
-
-def around(moment: datetime) -> Window:
-    return Window(moment - timedelta(minutes=10), moment + timedelta(minutes=20))
 
 
 class Account:
@@ -77,60 +70,6 @@ async def test_without_times_every_page_is_read(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(segmind_history, "MAX_PAGES", 14)
     with pytest.raises(ProviderError):
         await history.find(MODEL, {"age": 1}, around(NOW))
-
-
-# Listings of any behaviour
-
-
-@dataclass
-class Listing:
-    """A request history with any order, paging and total; each of its rows is true."""
-
-    rows: list[dict[str, Any]]
-    size: int = 100
-    beyond: str = "empty"
-    """What a page number after the last one gives: nothing, the last page, or the first one; `ignored`: always that."""
-    total: str = "none"
-    zero_based: bool = False
-    gets: int = 0
-    asked: list[tuple[str, str]] = field(default_factory=list)
-    when: Callable[[dict[str, Any]], datetime] | None = None
-
-    async def get_json(self, _: str, params: dict[str, str]) -> Any:
-        self.gets += 1
-        self.asked.append((params["from_date"], params["to_date"]))
-        rows = self.rows
-        if self.when is not None:
-            rows = [row for row in rows if params["from_date"] <= str(self.when(row).date()) <= params["to_date"]]
-        size = min(self.size, int(params["per_page"]))
-        pages = [rows[start : start + size] for start in range(0, len(rows), size)] or [[]]
-        number = int(params["page"]) - 1
-        if self.beyond == "ignored":
-            number = 0
-        elif number >= len(pages):
-            pages.append([])
-            number = {"empty": -1, "last": -2, "first": 0}[self.beyond]
-        page = pages[number]
-        return {"data": page} | ({"total": len(rows)} if self.total == "told" else {})
-
-
-def call(n: int, moment: datetime, *, form: str = "zoned", body: Any = None) -> dict[str, Any]:
-    created = {
-        "zoned": moment.isoformat(),
-        "naive": moment.replace(tzinfo=None).isoformat(),
-        "zone +9": (moment + timedelta(hours=9)).replace(tzinfo=None).isoformat(),
-        "day": moment.date().isoformat(),
-        "zero": "0001-01-01T00:00:00Z",
-        "seconds": moment.timestamp(),
-        "none": None,
-    }[form]
-    return {
-        "request_id": f"r{n}",
-        "model_name": MODEL,
-        "model_status": "COMPLETED",
-        "request_body": repr({"prompt": "a cup", "seed": n}) if body is None else body,
-        "model_created": created,
-    }
 
 
 @settings(max_examples=400)
@@ -335,145 +274,3 @@ async def test_a_wrong_clock_does_not_hide_the_days_of_the_call(years: float) ->
     assert finding_of(await find, [], 0) == Finding("r1")
     for start, end in listing.asked:
         assert (datetime.fromisoformat(end) - datetime.fromisoformat(start)).days < 31
-
-
-# Answers that are not understood
-
-
-@pytest.mark.parametrize(
-    "answer",
-    [
-        {"error": "maintenance"},
-        {"data": {"items": [call(1, NOW)]}},
-        {"requests": [call(1, NOW)]},
-        [call(1, NOW)],
-        {},
-        "down",
-        {"data": [], "error": "index is rebuilt"},
-        {"data": [], "success": False},
-    ],
-    ids=lambda value: json.dumps(value)[:40],
-)
-@pytest.mark.parametrize("page", [1, 2])
-async def test_another_envelope_proves_nothing(answer: Any, page: int) -> None:
-    """A listing in a form that nobody knows is an error of kind `unknown`, and counted in words without content."""
-    odd: Counter[str] = Counter()
-
-    async def get_json(_: str, params: dict[str, str]) -> Any:
-        return answer if int(params["page"]) == page else {"data": [call(7, NOW)]}
-
-    history = SegmindHistory("http://history", get_json, lambda oddity: odd.update([oddity]))
-    with pytest.raises(ProviderError) as caught:
-        await history.find(MODEL, {"seed": 1}, around(NOW))
-    assert caught.value.kind == "unknown"
-    (words,) = odd
-    assert words.startswith("the request history: ")
-    assert "a cup" not in words
-    with pytest.raises(ProviderError):
-        await history.records(MODEL, NOW.date(), NOW.date())
-
-
-@pytest.mark.parametrize(
-    "row",
-    [
-        None,
-        "r1",
-        7,
-        [],
-        {},
-        call(1, NOW) | {"request_id": None},
-        call(1, NOW, body="[truncated"),
-        call(1, NOW) | {"request_body": None},
-        call(1, NOW) | {"model_name": None},
-        call(1, NOW) | {"model_name": "Klein (9B)"},
-        call(1, NOW, body={"inputs": {"prompt": "a cup", "seed": 1}}),
-    ],
-    ids=str,
-)
-async def test_a_row_that_cannot_be_read_could_be_the_call(row: Any) -> None:
-    """A row that is no object, or lacks id, model or body, leaves the call unclear: never absent, never found."""
-    listing = Listing([call(5, NOW), row, call(6, NOW)])
-    history = SegmindHistory("http://history", listing.get_json)
-    look = await history.find(MODEL, claim_form({"prompt": "a cup", "seed": 1}), around(NOW))
-    finding = finding_of(look, [], 0)
-    assert (finding.request_id, finding.is_absent) == (None, False)
-    assert look.shown >= {"r5", "r6"}
-
-
-@pytest.mark.parametrize(
-    ("model", "body"),
-    [
-        (MODEL, {"prompt": "a cup", "seed": "1"}),
-        (MODEL, {"prompt": "a cup", "seed": 1.0, "webhook": None}),
-        ("FLUX.2 Klein 9B", {"prompt": "a cup", "seed": 1}),
-        (MODEL, "{'prompt': 'a cup', 'seed': 1}"),
-        (MODEL, '{"prompt": "a cup", "seed": "1"}'),
-    ],
-)
-async def test_a_call_in_other_words_is_found(model: str, body: Any) -> None:
-    """Names of models and fields are compared leniently: numbers as text, JSON, repr, additions of the API."""
-    listing = Listing([call(1, NOW, body=body) | {"model_name": model}])
-    look = await SegmindHistory("http://history", listing.get_json).find(
-        MODEL, claim_form({"prompt": "a cup", "seed": 1}), around(NOW)
-    )
-    assert finding_of(look, [], 0) == Finding("r1")
-
-
-async def test_no_model_is_asked_for_where_absence_is_to_be_proven() -> None:
-    """The search asks for all models of the days from one before the window, as they may be named otherwise."""
-    queries: list[dict[str, str]] = []
-
-    async def get_json(_: str, params: dict[str, str]) -> Any:
-        queries.append(params)
-        return {"data": []}
-
-    await SegmindHistory("http://history", get_json).find(MODEL, {"seed": 1}, around(NOW))
-    (params,) = queries
-    assert "model_name" not in params
-    assert params["from_date"] <= "2026-11-22"
-    assert params["to_date"] >= "2026-11-24"
-
-
-# One record
-
-
-@pytest.mark.parametrize("wrap", [lambda rows: rows, lambda rows: {"data": rows}])
-async def test_a_record_with_several_outputs_is_one(wrap: Callable[[Any], Any]) -> None:
-    """A request with a row for each output has all its addresses, and its cost once."""
-    rows = [call(1, NOW) | {"generation_url": f"http://h/{n}", "credits_deduction": 0.04} for n in (1, 2, 2)]
-
-    async def get_json(_: str) -> Any:
-        return wrap(rows)
-
-    record = await SegmindHistory("http://history", get_json).detail("r1")
-    assert record is not None
-    assert (record.generation_urls, record.cost_usd, record.created) == (("http://h/1", "http://h/2"), 0.04, NOW)
-
-
-async def test_a_record_is_unknown_by_a_404_alone() -> None:
-    """Only a 404 says that a request is not known; other refusals are passed on, other answers not understood."""
-    answers: list[Any] = [
-        ProviderError("model_unavailable", "404", status=404),
-        ProviderError("unavailable", "503", status=503),
-        {"data": []},
-        {"data": [call(2, NOW)]},
-        {"message": "ok"},
-        [],
-    ]
-
-    async def get_json(_: str) -> Any:
-        answer = answers.pop(0)
-        if isinstance(answer, ProviderError):
-            raise answer
-        return answer
-
-    odd: Counter[str] = Counter()
-    history = SegmindHistory("http://history", get_json, lambda oddity: odd.update([oddity]))
-    assert await history.detail("r1") is None
-    kinds = []
-    while answers:
-        with pytest.raises(ProviderError) as caught:
-            await history.detail("r1")
-        kinds.append(caught.value.kind)
-    assert kinds == ["unavailable", *["unknown"] * 4]
-    assert sum(odd.values()) == 4
