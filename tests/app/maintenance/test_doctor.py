@@ -8,13 +8,15 @@ import pytest
 from pydantic import SecretStr
 
 from prefect_imagegen.app.config.options import RunOptions
-from prefect_imagegen.app.config.settings import ProviderSettings
+from prefect_imagegen.app.config.settings import ProviderSettings, StoreSettings
 from prefect_imagegen.app.maintenance.doctor import Check, examine
 from prefect_imagegen.core.errors import StoreError
 from prefect_imagegen.gateway.server import EmbeddedGateway
 from prefect_imagegen.gateway.settings import GatewaySettings
 from prefect_imagegen.store.object_store import FsspecObjectStore
 from tests.app.maintenance.conftest import Place
+
+SANDBOX = ProviderSettings(provider="sandbox")
 
 
 def look(place: Place, **changes: object) -> dict[str, Check]:
@@ -44,7 +46,31 @@ def test_a_wrong_key_and_a_wrong_place(tmp_path: Path) -> None:
         assert look(place, api_key=SecretStr("right"))["balance"].state == "fail"
     nobody = look(place)
     assert nobody["endpoint"].state == "fail"
-    assert "key" not in nobody
+
+
+def test_a_key_is_looked_at_without_a_network(tmp_path: Path) -> None:
+    """Whether a key is set is said though nobody answers; whether it is accepted is then not known."""
+    with EmbeddedGateway(GatewaySettings()) as gateway:
+        place = Place(tmp_path, gateway)
+    missing, unasked = look(place, api_key=None)["key"], look(place)["key"]
+    assert (missing.state, missing.text) == ("fail", "there is no API key")
+    assert (unasked.state, unasked.text) == ("unknown", "a key is set; whether it is accepted could not be asked")
+
+
+@pytest.mark.parametrize("deep", [False, True])
+def test_a_place_is_left_as_it_was(tmp_path: Path, deep: bool) -> None:
+    """No folder is left of a store that was not there; one that was there stays, and so does what lies in it."""
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "used").mkdir()
+    (tmp_path / "used" / "notes.txt").write_text("mine")
+    before = sorted(tmp_path.rglob("*"))
+
+    async def all_checks(url: str) -> list[Check]:
+        return [check async for check in examine(StoreSettings(url), SANDBOX, RunOptions(), deep=deep)]
+
+    for url in (f"{tmp_path}/new/images", f"file://{tmp_path}/other", f"{tmp_path}/mine", f"{tmp_path}/used"):
+        assert "ok" in {check.state for check in asyncio.run(all_checks(url)) if check.name == "store"}
+        assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_a_sandbox_where_a_real_store_is(place: Place) -> None:
