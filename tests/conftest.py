@@ -39,11 +39,13 @@ os.fsync = lambda _: None
 
 DATA = Path(__file__).parent / "data"
 _LONGEST = (
-    *("deployments/test_docs.py", "deployments/test_prefect_yaml.py", "adversary/test_adversary.py"),
-    *("app/test_memory.py", "app/test_chaos.py", "app/running/test_crashes.py", "app/planning/test_references.py"),
-    *("flows/test_generate_images.py", "cli/test_cli.py", "cli/test_planted_secrets.py"),
-    *("gateway/test_description.py", "lookalikes/test_contract.py", "app/maintenance/test_maintenance.py"),
-    *("app/running/test_runs.py", "app/running/test_later_crashes.py", "app/running/test_races.py"),
+    *("deployments/test_docs.py", "deployments/prefect_yaml/test_endings.py", "deployments/prefect_yaml/test_runs.py"),
+    *("adversary/test_adversary.py", "app/test_memory.py", "app/test_chaos.py", "app/running/test_crashes.py"),
+    *("flows/test_generate_images.py", "cli/test_signals.py", "cli/test_runs.py", "cli/test_inputs.py"),
+    *("app/planning/references/test_photographs.py", "cli/test_planted_secrets.py", "cli/test_serve.py"),
+    *("gateway/test_description.py", "lookalikes/test_contract.py", "app/maintenance/test_paid_images.py"),
+    *("app/running/runs/test_rows.py", "app/running/runs/test_processes.py", "app/running/runs/test_stops.py"),
+    *("app/running/test_later_crashes.py", "app/running/test_races.py", "app/maintenance/test_verify.py"),
     *("flows/test_endings.py", "flows/test_outages.py", "packaging/test_imports.py", "app/test_growth.py"),
     *("app/running/test_promises.py", "gateway/test_strangers.py", "gateway/test_keeping.py"),
 )

@@ -47,6 +47,14 @@ def test_modules_are_short():
     assert {name: length for name, length in lengths.items() if length > MOST_LINES} == {}
 
 
+def test_modules_of_tests_are_short():
+    """No module of the tests, the benchmarks or the pages is longer than can be read at one go either."""
+    files = [path for folder in ("tests", "benchmarks", "docs") for path in (ROOT / folder).rglob("*.py")]
+    lengths = {path.relative_to(ROOT).as_posix(): len(path.read_text(encoding="utf-8").splitlines()) for path in files}
+    assert len(lengths) > 200
+    assert {name: length for name, length in lengths.items() if length > MOST_LINES} == {}
+
+
 def test_folders_are_small():
     """No folder of the product or of the tests holds more Python files than can be told apart."""
     files = product() + list((ROOT / "tests").rglob("*.py"))

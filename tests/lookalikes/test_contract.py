@@ -17,7 +17,7 @@ from prefect_imagegen.store.contract.contract import Finding, StoreContract
 from prefect_imagegen.store.errors import store_error
 from prefect_imagegen.store.object_store import FsspecObjectStore, open_object_store
 
-from . import faults
+from . import faults, listings
 from .proxy import Fault
 
 NAMES = [check.name for check in CHECKS]
@@ -31,13 +31,17 @@ SIGHT: dict[str, tuple[Sequence[Fault], set[str], set[str]]] = {
     "two racing writers win": ([faults.RacingPutsBothWin()], {"racing-creators"}, set()),
     "409 without an end": ([faults.RacingPutsConflict(10**9, "racing-creators")], {"racing-creators"}, set()),
     "reads what was": ([faults.OldReads("read-after-write")], {"read-after-write"}, set()),
-    "lists late": ([faults.ListsLate(2, removed=False, path="list-after-write")], set(), {"list-after-write"}),
-    "lists never": ([faults.ListsLate(10**9, removed=False, path="list-after-write")], {"list-after-write"}, set()),
-    "removed is listed": ([faults.ListsLate(2, written=False, path="list-after-delete")], set(), {"list-after-delete"}),
-    "names said encoded": ([faults.PlainNamesSaidEncoded()], set(), {"odd-names"}),
-    "folds case": ([faults.FoldsCase()], set(), {"case"}),
-    "loses pages": ([faults.ShortPages(20), faults.LosesPages()], {"long-listing"}, set()),
-    "leaks siblings": ([faults.LeaksSiblings()], {"siblings"}, set()),
+    "lists late": ([listings.ListsLate(2, removed=False, path="list-after-write")], set(), {"list-after-write"}),
+    "lists never": ([listings.ListsLate(10**9, removed=False, path="list-after-write")], {"list-after-write"}, set()),
+    "removed is listed": (
+        [listings.ListsLate(2, written=False, path="list-after-delete")],
+        set(),
+        {"list-after-delete"},
+    ),
+    "names said encoded": ([listings.PlainNamesSaidEncoded()], set(), {"odd-names"}),
+    "folds case": ([listings.FoldsCase()], set(), {"case"}),
+    "loses pages": ([listings.ShortPages(20), listings.LosesPages()], {"long-listing"}, set()),
+    "leaks siblings": ([listings.LeaksSiblings()], {"siblings"}, set()),
     "cuts large objects": ([faults.CutsLargeObjects()], {"large-object"}, set()),
     "wants a byte": ([faults.RefusesEmptyObjects()], {"empty-object"}, set()),
     "forgets types": ([faults.ForgetsTypes()], set(), {"content-type"}),
@@ -56,9 +60,9 @@ HARMLESS: dict[str, Sequence[Fault]] = {
     "none": [],
     "412 without a body": [faults.SpellsPreconditionOtherwise()],
     "409 twice": [faults.RacingPutsConflict(2, "create")],
-    "pages of three": [faults.ShortPages(3)],
-    "plain names": [faults.PlainNames()],
-    "folds slashes": [faults.FoldsSlashes()],
+    "pages of three": [listings.ShortPages(3)],
+    "plain names": [listings.PlainNames()],
+    "folds slashes": [listings.FoldsSlashes()],
     "odd etags": [faults.OddETags()],
     "404 for what was removed": [faults.MissesAbsentOnRemoval()],
     "501 to checksums": [faults.RefusesChecksums(501, "NotImplemented")],

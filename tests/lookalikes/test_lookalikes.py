@@ -13,7 +13,7 @@ from prefect_imagegen.core.errors import RefusedError, StoreError
 from prefect_imagegen.store.object_store import FsspecObjectStore, open_object_store
 from prefect_imagegen.store.store_kind import claim_kind, read_kind
 
-from . import faults
+from . import faults, listings
 from .conftest import LookAlike
 from .proxy import Fault
 
@@ -179,7 +179,7 @@ async def test_a_busy_store_is_asked_again_and_then_said_to_be_busy(look_alike, 
 
 async def test_doctor_leaves_no_probe_where_it_may_not_list(look_alike) -> None:
     """A store that takes the probe and refuses a later look at it is left as it was."""
-    started = look_alike(faults.RefusesLists())
+    started = look_alike(listings.RefusesLists())
     settings = StoreSettings(started.url, started.options)
     checks = [check async for check in examine(settings, ProviderSettings("sandbox"), RunOptions())]
     assert (checks[0].name, checks[0].state) == ("store", "fail")

@@ -4,7 +4,7 @@ import asyncio
 import logging
 import secrets
 import shutil
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
@@ -76,6 +76,7 @@ async def examine(
     """
     resolved = resolve_provider(provider, options)
     store = open_object_store(settings.url, settings.storage_options)
+    absent = _absent_folders(settings.url)
     try:
         usable = True
         async for check in _store(store, settings.url):
@@ -89,8 +90,26 @@ async def examine(
         async for check in _endpoint(store, resolved, options):
             yield check
     finally:
+        with suppress(StoreError):
+            await store.prune(layout.PROBES)
+        _remove_empty(absent)
         store.close()
     yield _limits(resolved)
+
+
+def _absent_folders(url: str) -> list[Path]:
+    """The folder of a local store and those above it, as far as they do not exist; the deepest first."""
+    if "://" in url and not url.startswith("file://"):
+        return []
+    folder = Path(url.removeprefix("file://")).expanduser().absolute()
+    return [path for path in (folder, *folder.parents) if not path.exists()]
+
+
+def _remove_empty(folders: Iterable[Path]) -> None:
+    """Remove folders that the checks made; one that holds something stays, and so do those above it."""
+    with suppress(OSError):
+        for folder in folders:
+            folder.rmdir()
 
 
 async def _store(store: FsspecObjectStore, url: str) -> AsyncIterator[Check]:
@@ -197,6 +216,7 @@ async def _endpoint(store: FsspecObjectStore, provider: ProviderSettings, option
             engine = await client.engine()
         except ProviderError as error:
             yield Check("endpoint", "fail", error.message, "Check --base-url, the network and the proxy.")
+            yield _key_unasked(provider)
             return
         yield Check("endpoint", "ok", f"{client.endpoint} answers" + (f", engine {engine}" if engine else ""))
         yield await _kind(store, store_kind(provider, engine, SANDBOX_ENGINES))
@@ -206,6 +226,17 @@ async def _endpoint(store: FsspecObjectStore, provider: ProviderSettings, option
             yield await _paid_before(store, provider.api_key.get_secret_value(), provider.base_url or SEGMIND_URL)
     finally:
         await client.aclose()
+
+
+def _key_unasked(provider: ProviderSettings) -> Check:
+    """What is known of the key where the endpoint gives no answer."""
+    if provider.api_key is None:
+        return _no_key()
+    return Check("key", "unknown", "a key is set; whether it is accepted could not be asked", "Mend the endpoint first.")
+
+
+def _no_key() -> Check:
+    return Check("key", "fail", "there is no API key", "Set SEGMIND_API_KEY, or use a Segmind block.")
 
 
 async def _workers(store: FsspecObjectStore, provider: ProviderSettings, options: RunOptions) -> AsyncIterator[Check]:
@@ -232,7 +263,7 @@ async def _kind(store: FsspecObjectStore, kind: StoreKind) -> Check:
 
 async def _account(client: SegmindProvider, provider: ProviderSettings) -> AsyncIterator[Check]:
     if provider.api_key is None:
-        yield Check("key", "fail", "there is no API key", "Set SEGMIND_API_KEY, or use a Segmind block.")
+        yield _no_key()
         return
     try:
         balance = (await client.check()).credits_usd

@@ -1,0 +1,29 @@
+"""A gateway with limits of a test's choice, and a picture for it."""
+
+import base64
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from PIL import Image
+
+from prefect_imagegen.gateway.limits import Limits
+from prefect_imagegen.gateway.server import EmbeddedGateway
+from prefect_imagegen.gateway.settings import GatewaySettings
+
+MODEL = "flux-2-klein-9b"
+KEY = {"x-api-key": "k"}
+
+
+@contextmanager
+def gateway(**limits: int) -> Iterator[EmbeddedGateway]:
+    with EmbeddedGateway(GatewaySettings(limits=Limits(**limits), allow_loopback=True)) as running:
+        yield running
+        assert running._runner.gate.bytes == 0  # every call has given its place back
+        assert not running._runner.gate.calls
+
+
+def photo(side: int = 64) -> str:
+    sink = io.BytesIO()
+    Image.effect_noise((side, side), 90).save(sink, "PNG")
+    return "data:image/png;base64," + base64.b64encode(sink.getvalue()).decode()
