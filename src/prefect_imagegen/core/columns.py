@@ -34,8 +34,8 @@ def columns_of(record: type) -> dict[str, Column]:
 def schema_with(placed: Iterable[pa.Field | str], columns: Mapping[str, pa.DataType]) -> pa.Schema:
     """A schema of fields in the order of `placed`, where a name stands for the shared column of that name.
 
-    Shared columns that are not placed follow the shared column before them, so that one that is added to the record
-    is in every table that is made from it.
+    Shared columns that are not placed follow the shared column before them (the first comes last), so that one that
+    is added to the record is in every table that is made from it.
     """
     fields = [pa.field(item, columns[item]) if isinstance(item, str) else item for item in placed]
     names = [field.name for field in fields]

@@ -56,6 +56,9 @@ class DeliveryFacts:
         float | None, Column(pa.float64(), "what this run paid for the row; 0 if reused, null if unknown")
     ] = None
     latency_s: Annotated[float | None, Column(pa.float64(), "seconds, as the backend tells, else as measured")] = None
+    queue_s: Annotated[
+        float | None, Column(pa.float64(), "seconds in the backend's queue, as it tells; null where it does not")
+    ] = None
     request_id: Annotated[str | None, Column(pa.string(), "the backend's name of the call")] = None
     http_status: Annotated[int | None, Column(pa.int32(), "of the last answer")] = None
 
