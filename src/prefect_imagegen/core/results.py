@@ -5,7 +5,13 @@ from datetime import datetime
 
 import pyarrow as pa
 
-from prefect_imagegen.core.ledger.delivery_columns import IMAGE_COLUMNS, delivery_schema, delivery_values, facts_in
+from prefect_imagegen.core.ledger.delivery_columns import (
+    DELIVERY_COLUMNS,
+    IMAGE_COLUMNS,
+    delivery_schema,
+    delivery_values,
+    facts_in,
+)
 from prefect_imagegen.core.ledger.events import DeliveryFacts
 from prefect_imagegen.core.ledger.fold import KEY_TYPE
 
@@ -47,7 +53,7 @@ RESULT_SCHEMA = delivery_schema(
     *IMAGE_COLUMNS,
 )
 """One row per request of a shard, as `runs/<run_id>/results/part-<shard>.parquet` holds it."""
-_OWN = ("key", "status", "error_kind", "error_message", "attempts", "maybe_paid", "paid", "created_at")
+_OWN = tuple(name for name in RESULT_SCHEMA.names if name not in DELIVERY_COLUMNS)
 
 
 def results_table(results: list[RequestResult]) -> pa.Table:

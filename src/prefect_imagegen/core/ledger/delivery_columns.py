@@ -12,6 +12,8 @@ from prefect_imagegen.core.ledger.events import DeliveryFacts, ImageFacts
 _OF_IMAGE = {column.name or name: (name, column) for name, column in columns_of(ImageFacts).items()}
 _OF_CALL = {column.name or name: (name, column) for name, column in columns_of(DeliveryFacts).items()}
 _COLUMNS = _OF_IMAGE | _OF_CALL
+DELIVERY_COLUMNS = frozenset(_COLUMNS)
+"""All columns of deliveries."""
 IMAGE_COLUMNS: tuple[str, ...] = tuple(_OF_IMAGE)
 """The columns of the facts of an image."""
 MEANINGS: Mapping[str, str] = {name: column.meaning for name, (_, column) in _COLUMNS.items() if column.meaning}

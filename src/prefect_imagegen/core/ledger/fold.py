@@ -15,7 +15,12 @@ import pyarrow.compute as pc
 
 from prefect_imagegen.core.ledger.attempts import Attempts, last_of_each, numbers_of
 from prefect_imagegen.core.ledger.compacting_table import GrowingTable
-from prefect_imagegen.core.ledger.delivery_columns import IMAGE_COLUMNS, delivery_schema, delivery_values
+from prefect_imagegen.core.ledger.delivery_columns import (
+    DELIVERY_COLUMNS,
+    IMAGE_COLUMNS,
+    delivery_schema,
+    delivery_values,
+)
 from prefect_imagegen.core.ledger.events import RANK, RETRY_ASKED, Event
 from prefect_imagegen.core.ledger.keyed_table import KeyedTable, SortedRun
 from prefect_imagegen.core.request.request import KEY_BYTES
@@ -72,7 +77,7 @@ _GATHERED_ROWS = 1 << 15
 def events_table(events: Sequence[Event]) -> pa.Table:
     """Events as a table of `EVENT_SCHEMA`."""
     columns = delivery_values(events)
-    own = (name for name in EVENT_SCHEMA.names if name not in columns)
+    own = (name for name in EVENT_SCHEMA.names if name not in DELIVERY_COLUMNS)
     columns |= {name: [getattr(event, name) for event in events] for name in own}
     return pa.table(columns, schema=EVENT_SCHEMA)
 
