@@ -93,7 +93,7 @@ class InstantProvider:
 
     async def collect(self, submission: Submission) -> Delivery:
         await asyncio.sleep(0)
-        return Delivery(self._image, "image/png", submission.request_id, 0.01)
+        return Delivery(self._image, "image/png", request_id=submission.request_id, cost_usd=0.01)
 
     def now(self) -> datetime | None:
         return None

@@ -5,11 +5,11 @@ The implementations are in `store` and `providers`.
 
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal, Protocol
 
-from prefect_imagegen.core.ledger.events import Claim, Event, KnownAttempt
+from prefect_imagegen.core.ledger.events import Claim, DeliveryFacts, Event, KnownAttempt
 from prefect_imagegen.core.policy.history_lookup import Look, Window
 from prefect_imagegen.core.request.request import GenerationRequest
 
@@ -148,8 +148,8 @@ class Accounts(Protocol):
         """Whether any of these request ids is known as a call of the attempt's account."""
 
 
-@dataclass(frozen=True, slots=True)
-class Delivery:
+@dataclass(slots=True)
+class Delivery(DeliveryFacts):
     """The answer to one request: the bytes of its image as received, and what the provider said about it.
 
     `cost_usd` is None where the answer names no cost. `latency_s` is the provider's own generation time in seconds.
@@ -159,12 +159,6 @@ class Delivery:
 
     data: bytes
     content_type: str | None = None
-    request_id: str | None = None
-    cost_usd: float | None = None
-    latency_s: float | None = None
-    http_status: int | None = None
-    applied: dict[str, Any] = field(default_factory=dict)
-    endpoint: str | None = None
     more: tuple[bytes, ...] = ()
     """The bytes of further images of the same answer."""
 

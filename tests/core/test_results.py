@@ -78,6 +78,7 @@ COLUMNS = [
     "cost_usd",
     "attempts",
     "latency_s",
+    "queue_s",
     "request_id",
     "http_status",
     "created_at",

@@ -110,7 +110,7 @@ class FakeProvider:
         step = self.collects.pop(0) if self.collects else png()
         if isinstance(step, ProviderError):
             raise step
-        return Delivery(step, "image/png", submission.request_id, cost_usd=0.04, http_status=200)
+        return Delivery(step, "image/png", request_id=submission.request_id, cost_usd=0.04, http_status=200)
 
     def now(self) -> datetime | None:
         return None

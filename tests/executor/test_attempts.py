@@ -137,7 +137,7 @@ async def test_several_images_of_one_answer(bench: Bench) -> None:
     first, second = png(), png()
 
     async def collect(submission: Submission) -> Delivery:
-        return Delivery(first, "image/png", submission.request_id, cost_usd=0.04, more=(second,))
+        return Delivery(first, "image/png", request_id=submission.request_id, cost_usd=0.04, more=(second,))
 
     bench.provider.collect = collect  # type: ignore[method-assign]
     result = await bench.make()

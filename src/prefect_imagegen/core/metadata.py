@@ -1,26 +1,31 @@
-"""The metadata table: one row per manifest row, with these columns first and the manifest's columns after them."""
+"""The metadata table: one row per manifest row, with these columns first and the manifest's columns after them.
+
+A column of deliveries is declared and explained in `core.ledger.events.DeliveryFacts`; here it is placed by its name.
+"""
 
 import pyarrow as pa
 
-_COLUMNS: tuple[tuple[str, pa.DataType, str], ...] = (
+from prefect_imagegen.core.ledger.delivery_columns import MEANINGS, metadata_schema
+
+_COLUMNS: tuple[tuple[str, pa.DataType, str] | str, ...] = (
     ("row_index", pa.int64(), "position in the manifest, from 0"),
     ("id", pa.string(), "the value of `--id-column`, as text; null without one"),
     ("request_key", pa.string(), "identity of the request, 32 hex digits; null for an invalid row"),
     ("status", pa.string(), "generated, reused, invalid, failed, held or not_run"),
     ("error_kind", pa.string(), "why there is no image (see the table of errors)"),
     ("error_message", pa.string(), "the reason in words"),
-    ("image_path", pa.string(), "path of the image, relative to the store"),
-    ("width", pa.int32(), "pixels, from the decoded bytes"),
-    ("height", pa.int32(), "pixels, from the decoded bytes"),
-    ("format", pa.string(), "png, jpeg or webp, from the bytes"),
-    ("size_bytes", pa.int64(), "bytes"),
-    ("sha256", pa.string(), "of the bytes as received, hex"),
-    ("flags", pa.list_(pa.string()), "remarks: `blank`, `other_format` (than was asked for), `more_images`, `late`"),
+    "image_path",
+    "width",
+    "height",
+    "format",
+    "size_bytes",
+    "sha256",
+    "flags",
     ("prompt", pa.string(), "as sent"),
     ("seed", pa.int64(), "as sent: the row's, or derived from the row"),
     ("model", pa.string(), "slug of the model"),
     ("backend", pa.string(), "segmind, pool or sandbox"),
-    ("endpoint", pa.string(), "where the image was made"),
+    "endpoint",
     ("sandbox", pa.bool_(), "whether a placeholder engine drew it"),
     ("requested", pa.string(), "every parameter as sent, JSON"),
     (
@@ -30,19 +35,20 @@ _COLUMNS: tuple[tuple[str, pa.DataType, str], ...] = (
         ),
         "reference images in order: where they come from, without query, and what was seen of them",
     ),
-    ("applied", pa.string(), "what the backend really used, where it tells, JSON"),
-    ("cost_usd", pa.float64(), "what this run paid for the row; 0 if reused, null if unknown"),
+    "applied",
+    "cost_usd",
     ("attempts", pa.int32(), "POSTs sent for the row in this run"),
-    ("latency_s", pa.float64(), "seconds, as the backend tells, else as measured"),
-    ("request_id", pa.string(), "the backend's name of the call"),
-    ("http_status", pa.int32(), "of the last answer"),
+    "latency_s",
+    "request_id",
+    "http_status",
     ("created_at", pa.timestamp("us", tz="UTC"), "when the image was stored"),
     ("profile", pa.string(), "how a GPU worker ran the model; null for the API"),
     ("weights", pa.string(), "label of a GPU worker's weights, if one was given"),
     ("weights_license", pa.string(), "licence of a GPU worker's weights"),
 )
-METADATA_SCHEMA = pa.schema([(name, kind) for name, kind, _ in _COLUMNS])
-COLUMN_MEANINGS: dict[str, str] = {name: meaning for name, _, meaning in _COLUMNS}
+METADATA_SCHEMA = metadata_schema(*(item if isinstance(item, str) else pa.field(*item[:2]) for item in _COLUMNS))
+_MEANINGS = {**MEANINGS, **{item[0]: item[2] for item in _COLUMNS if not isinstance(item, str)}}
+COLUMN_MEANINGS: dict[str, str] = {name: _MEANINGS[name] for name in METADATA_SCHEMA.names}
 """The meaning of each column; the table of the docs is made from it."""
 CLASH_PREFIX = "manifest_"
 

@@ -1,7 +1,6 @@
 """What all parts of the executor share: the run's ports, its policy and its measurements."""
 
 import asyncio
-import json
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
@@ -99,8 +98,7 @@ class ExecutorContext:
         return self.policy.drain_seconds if left is None else left
 
     async def record(self, row: PendingRequest, kind: EventType, **facts: Any) -> None:
-        """Record one event of the row's present attempt. Its account is the claim's, whoever fetches the result."""
-        claimant = row.claim.account if row.claim else None
+        """Record one event of the row's present attempt."""
         event = Event(
             kind,
             row.key,
@@ -111,8 +109,7 @@ class ExecutorContext:
             cost_class=row.request.cost_class,
             seed=row.request.seed,
             backend=self.provider.name,
-            account=claimant or self.accounts.name,
-            **{"endpoint": self.provider.endpoint} | facts,
+            **{"endpoint": self.provider.endpoint, "account": self._account_of(row)} | facts,
         )
         await self.ledger.record(event)
 
@@ -121,32 +118,21 @@ class ExecutorContext:
         row.enter(State.RECORD)
         if row.is_late:
             facts = replace(facts, flags=(*facts.flags, LATE))
-        result = RequestResult(
-            row.key,
-            "generated",
-            image=facts,
-            cost_usd=delivery.cost_usd,
-            latency_s=delivery.latency_s,
-            request_id=delivery.request_id,
-            endpoint=delivery.endpoint or self.provider.endpoint,
-            http_status=delivery.http_status,
-            applied=delivery.applied
+        known = delivery.facts() | {
+            "image": facts,
+            "endpoint": delivery.endpoint or self.provider.endpoint,
+            "account": self._account_of(row),
+            "applied": delivery.applied
             | row.request.reference_changes
             | {"width": facts.width, "height": facts.height, "format": facts.format},
-            created_at=self.clock.now(),
-        )
-        await self.record(
-            row,
-            "delivered",
-            image=facts,
-            cost_usd=delivery.cost_usd,
-            latency_s=delivery.latency_s,
-            request_id=delivery.request_id,
-            endpoint=result.endpoint,
-            http_status=delivery.http_status,
-            applied=json.dumps(result.applied, ensure_ascii=False, sort_keys=True),
-        )
+        }
+        result = RequestResult(row.key, "generated", created_at=self.clock.now(), **known)
+        await self.record(row, "delivered", **known)
         return result
+
+    def _account_of(self, row: PendingRequest) -> str | None:
+        """The account of the row's call: the claim's, whoever fetches the result."""
+        return (row.claim.account if row.claim else None) or self.accounts.name
 
     async def stored_facts(self, path: str) -> ImageFacts:
         """The facts of an image that the store holds already: those count, not those of the bytes received.

@@ -68,8 +68,8 @@ class Repairer:
         if fetched is not None:
             await self._store.create(facts.path, fetched, f"image/{facts.format}")
             return "fetched_again"
-        same = {"model": event["model"], "account": event["account"]}
-        await self._record("quarantined", event["key"], event["attempt_id"], event["request_id"], **same)
+        same = {name: event[name] for name in ("request_id", "model", "account")}
+        await self._record("quarantined", event["key"], event["attempt_id"], **same)
         return "quarantined"
 
     async def fetch_late(self, events: Sequence[dict[str, Any]], path: str) -> Repair | None:
@@ -94,24 +94,16 @@ class Repairer:
         if not await self._store.create(path, data, decoded.content_type):
             data = await self._store.get(path) or b""  # the object that is there counts, whoever wrote it
             decoded = await asyncio.to_thread(decode, data)
-        facts = facts_of(path, decoded, len(data))
+        image = facts_of(path, decoded, len(data))
         stem, _, extension = path.rpartition(".")
-        for number, image in enumerate(delivery.more, 2):
-            media = (await asyncio.to_thread(decode, image)).content_type
-            await self._store.create(f"{stem}-{number}.{extension}", image, media)
-        flags = (*facts.flags, *((MORE_IMAGES,) if delivery.more else ()), LATE)
+        for number, further in enumerate(delivery.more, 2):
+            media = (await asyncio.to_thread(decode, further)).content_type
+            await self._store.create(f"{stem}-{number}.{extension}", further, media)
+        flags = (*image.flags, *((MORE_IMAGES,) if delivery.more else ()), LATE)
         cost = await self._cost(event["request_id"]) if delivery.cost_usd is None else delivery.cost_usd
-        await self._record(
-            "delivered",
-            event["key"],
-            event["attempt_id"],
-            event["request_id"],
-            image=replace(facts, flags=flags),
-            cost_usd=cost,
-            latency_s=delivery.latency_s,
-            http_status=delivery.http_status,
-            **{name: event[name] for name in _OF_THE_CALL},
-        )
+        facts = {**delivery.facts(), "request_id": event["request_id"], "image": replace(image, flags=flags)}
+        of_the_call = {name: event[name] for name in _OF_THE_CALL}
+        await self._record("delivered", event["key"], event["attempt_id"], **facts | {"cost_usd": cost} | of_the_call)
 
     async def adopt(self, key: bytes, facts: ImageFacts, claim: ClaimRecord | None) -> Repair:
         """Record a whole image in the ledger, under the claim's attempt if that is open, else under a new attempt."""
@@ -122,7 +114,7 @@ class Repairer:
         cost = await self._cost(request_id)
         call = claim.claim if claim is not None else None
         origin = {"endpoint": call.endpoint, "account": call.account} if call is not None else {}
-        await self._record("delivered", key, attempt_id, request_id, image=facts, cost_usd=cost, **origin)
+        await self._record("delivered", key, attempt_id, request_id=request_id, image=facts, cost_usd=cost, **origin)
         return "adopted"
 
     async def move_away(self, path: str, data: bytes) -> Repair:
@@ -141,12 +133,6 @@ class Repairer:
         return record.cost_usd if record else None
 
     async def _record(
-        self,
-        kind: Literal["delivered", "quarantined"],
-        key: bytes,
-        attempt_id: str,
-        request_id: str | None,
-        **more: Any,
+        self, kind: Literal["delivered", "quarantined"], key: bytes, attempt_id: str, **more: Any
     ) -> None:
-        now = self._clock.now()
-        await self._ledger.record(Event(kind, key, attempt_id, self._run_id, now, request_id=request_id, **more))
+        await self._ledger.record(Event(kind, key, attempt_id, self._run_id, self._clock.now(), **more))

@@ -16,8 +16,9 @@ from prefect_imagegen.app.maintenance.verify_report import Problem, VerifyReport
 from prefect_imagegen.core import layout
 from prefect_imagegen.core.images.image import BadImageError, decode, facts_of
 from prefect_imagegen.core.ledger.deliveries import Deliveries
+from prefect_imagegen.core.ledger.delivery_columns import image_facts
 from prefect_imagegen.core.ledger.events import ClaimRecord, ImageFacts
-from prefect_imagegen.core.ledger.fold import KEY_TYPE, LedgerView, first_of_each_key, image_facts
+from prefect_imagegen.core.ledger.fold import KEY_TYPE, LedgerView, first_of_each_key
 from prefect_imagegen.core.request.request import GenerationRequest
 from prefect_imagegen.executor.context import MORE_IMAGES
 from prefect_imagegen.store.heartbeat import StoreRunLiveness

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
 from typing import Any
 
 import pyarrow as pa
@@ -11,7 +10,8 @@ import pyarrow.compute as pc
 from prefect_imagegen.app.planning.stored_plan import request_from_json
 from prefect_imagegen.app.running.result import HELD_COLUMNS, RunResult
 from prefect_imagegen.app.running.session import Session
-from prefect_imagegen.core.ledger.fold import first_of_each_key, image_facts
+from prefect_imagegen.core.ledger.delivery_columns import MEANINGS, explained_values
+from prefect_imagegen.core.ledger.fold import first_of_each_key
 from prefect_imagegen.core.metadata import METADATA_SCHEMA
 from prefect_imagegen.core.plan import WORKED
 from prefect_imagegen.core.policy.outcomes import OUTCOMES
@@ -93,15 +93,13 @@ def _row(
             "error_message": session.control.stop_message,
         }
     row |= {"status": result.status, "error_kind": result.error_kind, "error_message": result.error_message}
-    row |= {"request_id": result.request_id, "http_status": result.http_status}
+    row |= explained_values(result) | {"cost_usd": 0.0}
     if result.image is not None:
-        row |= _image_columns(asdict(result.image)) | {
+        row |= {
             "backend": session.provider_name,
             "endpoint": result.endpoint or session.endpoint,
             "sandbox": session.planned_run.kind == "sandbox",
-            "latency_s": result.latency_s,
             "created_at": result.created_at,
-            "applied": json.dumps(result.applied, ensure_ascii=False, sort_keys=True),
         }
     if state == "identical":
         return row | {"status": "reused"} if result.status == "generated" else row
@@ -117,23 +115,13 @@ def _is_billed(result: RequestResult) -> bool:
 
 
 def _from_ledger(event: Mapping[str, Any]) -> dict[str, Any]:
-    image = image_facts(dict(event))
-    columns = _image_columns(asdict(image)) if image else {}
-    names = ("backend", "endpoint", "latency_s", "request_id", "http_status")
-    return (
-        columns
-        | {name: event[name] for name in names}
-        | {
-            "sandbox": event["backend"] == "sandbox",
-            "created_at": event["time"],
-            "applied": event["applied"],
-        }
-    )
-
-
-def _image_columns(image: Mapping[str, Any]) -> dict[str, Any]:
-    names = ("width", "height", "format", "size_bytes", "sha256")
-    return {"image_path": image["path"], "flags": list(image["flags"])} | {name: image[name] for name in names}
+    """The columns of an image that was made before; this run paid nothing for it."""
+    return {name: event[name] for name in MEANINGS} | {
+        "cost_usd": 0.0,
+        "backend": event["backend"],
+        "sandbox": event["backend"] == "sandbox",
+        "created_at": event["time"],
+    }
 
 
 def _requested(request: GenerationRequest) -> str:
@@ -164,5 +152,5 @@ def _count(result: RunResult, row: Mapping[str, Any], outcome: RequestResult | N
 
 def _unhonoured(row: Mapping[str, Any]) -> list[str]:
     """The parameters whose applied value differs from the requested one."""
-    requested, applied = json.loads(row["requested"]), json.loads(row["applied"])
+    requested, applied = json.loads(row["requested"]), json.loads(row["applied"] or "{}")
     return [name for name, value in requested.items() if name in applied and applied[name] != value]

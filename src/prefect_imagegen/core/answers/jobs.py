@@ -10,6 +10,8 @@ _DONE = frozenset({"COMPLETED", "SUCCESS", "SUCCEEDED"})
 _UNDER_WAY = frozenset({"QUEUED", "PROCESSING", "PENDING", "IN_QUEUE", "IN_PROGRESS", "STARTING", "RUNNING"})
 _JOB_STATUSES = (200, 422)
 """The HTTP statuses of an answer about a job: 422 comes with FAILED."""
+_LONGEST_QUEUE_S = 86_400.0
+"""Longer times in a queue are no times: Segmind forgets a job after an hour."""
 _OUTPUT_NAMES = ("output", "images", "image_url", "output_url", "data")
 
 
@@ -17,7 +19,8 @@ _OUTPUT_NAMES = ("output", "images", "image_url", "output_url", "data")
 class JobAnswer:
     """An answer about a v2 job: its state (COMPLETED, FAILED or PENDING), images, cost and measurements.
 
-    `latency_s` is the API's own generation time in seconds; `metrics` holds everything it measured.
+    `latency_s` is the API's own generation time in seconds, `queue_s` the seconds that the job waited before it;
+    `metrics` holds everything it measured.
     """
 
     state: str
@@ -29,6 +32,7 @@ class JobAnswer:
     seed: int | None = None
     cost_usd: float | None = None
     latency_s: float | None = None
+    queue_s: float | None = None
     metrics: dict[str, Any] = field(default_factory=dict)
 
 
@@ -50,6 +54,7 @@ def job_of(value: Any, *, status: int = 200, request_id: str | None = None) -> J
         "seed": parse_integer(value.get("seed")),
         "cost_usd": parse_number(metrics.get("cost")),
         "latency_s": parse_number(metrics.get("total_time")) or parse_number(metrics.get("inference_time")),
+        "queue_s": _queue_seconds(metrics.get("queue_time")),
         "metrics": metrics,
     }
     if state == "FAILED":
@@ -58,3 +63,9 @@ def job_of(value: Any, *, status: int = 200, request_id: str | None = None) -> J
         outputs = outputs_of(value) if any(value.get(name) for name in _OUTPUT_NAMES) else ()
         return JobAnswer("COMPLETED", outputs=tuple(output for output in outputs if output.error is None), **facts)
     return JobAnswer("PENDING", is_known=state in _UNDER_WAY, **facts)
+
+
+def _queue_seconds(value: Any) -> float | None:
+    """A time in a queue in seconds; None for anything that cannot be one."""
+    seconds = parse_number(value)
+    return seconds if seconds is not None and seconds <= _LONGEST_QUEUE_S else None

@@ -1,8 +1,12 @@
-"""The records of the ledger: events of attempts, claims, and the facts of images."""
+"""The records of the ledger: events of attempts, claims, and the facts of deliveries and images."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from datetime import datetime
-from typing import Literal
+from typing import Annotated, Any, Literal
+
+import pyarrow as pa
+
+from prefect_imagegen.core.columns import Column
 
 EventType = Literal["claimed", "submitted", "delivered", "failed", "quarantined"]
 RETRY_ASKED = "retry_asked"
@@ -17,17 +21,54 @@ RETRY_ASKED_RANK = 3
 class ImageFacts:
     """The facts of a stored image, from its decoded bytes. `path` is store-relative, width and height are pixels."""
 
-    path: str
-    width: int
-    height: int
-    format: str
-    size_bytes: int
-    sha256: str
-    flags: tuple[str, ...] = ()
+    path: Annotated[str, Column(pa.string(), "path of the image, relative to the store", name="image_path")]
+    width: Annotated[int, Column(pa.int32(), "pixels, from the decoded bytes")]
+    height: Annotated[int, Column(pa.int32(), "pixels, from the decoded bytes")]
+    format: Annotated[str, Column(pa.string(), "png, jpeg or webp, from the bytes")]
+    size_bytes: Annotated[int, Column(pa.int64(), "bytes")]
+    sha256: Annotated[str, Column(pa.string(), "of the bytes as received, hex")]
+    flags: Annotated[
+        tuple[str, ...],
+        Column(
+            pa.list_(pa.string()),
+            "remarks: `blank`, `other_format` (than was asked for), `more_images`, `late`",
+        ),
+    ] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Event:
+@dataclass(slots=True, kw_only=True)
+class DeliveryFacts:
+    """What is known of one call's answer: its image, cost and times. `Delivery`, `Event` and `RequestResult` have it.
+
+    Fields are None where unknown. Every field is a column of events, results and (if explained) metadata: a new one
+    is declared here, and set by the provider that knows it. New columns are null for what was recorded before.
+    """
+
+    image: ImageFacts | None = None
+    """Once its bytes are decoded and stored."""
+    endpoint: Annotated[str | None, Column(pa.string(), "where the image was made")] = None
+    account: Annotated[str | None, Column(pa.string())] = None
+    """The account that the call belongs to: see `Claim.account`."""
+    applied: Annotated[
+        dict[str, Any], Column(pa.string(), "what the backend really used, where it tells, JSON", is_json=True)
+    ] = field(default_factory=dict)
+    cost_usd: Annotated[
+        float | None, Column(pa.float64(), "what this run paid for the row; 0 if reused, null if unknown")
+    ] = None
+    latency_s: Annotated[float | None, Column(pa.float64(), "seconds, as the backend tells, else as measured")] = None
+    queue_s: Annotated[
+        float | None, Column(pa.float64(), "seconds in the backend's queue, as it tells; null where it does not")
+    ] = None
+    request_id: Annotated[str | None, Column(pa.string(), "the backend's name of the call")] = None
+    http_status: Annotated[int | None, Column(pa.int32(), "of the last answer")] = None
+
+    def facts(self) -> dict[str, Any]:
+        """These fields by name, as arguments for another record of the same delivery."""
+        return {fact.name: getattr(self, fact.name) for fact in fields(DeliveryFacts)}
+
+
+@dataclass(slots=True)
+class Event(DeliveryFacts):
     """One step of one attempt. Fields are None where unknown; only a `delivered` event has an `image`.
 
     `key` is the request key (16 bytes). `attempt_id` names the attempt; of its events the highest `RANK` counts.
@@ -38,23 +79,13 @@ class Event:
     attempt_id: str
     run_id: str
     time: datetime
-    request_id: str | None = None
     error_kind: str | None = None
     error_message: str | None = None
-    http_status: int | None = None
-    cost_usd: float | None = None
-    latency_s: float | None = None
-    image: ImageFacts | None = None
     model: str | None = None
     cost_class: str | None = None
     """The group of requests with one price: see `GenerationRequest.cost_class`."""
     seed: int | None = None
     backend: str | None = None
-    endpoint: str | None = None
-    applied: str | None = None
-    """The parameters as the provider applied them, JSON."""
-    account: str | None = None
-    """The account that the call belongs to: see `Claim.account`."""
 
 
 @dataclass(frozen=True, slots=True)

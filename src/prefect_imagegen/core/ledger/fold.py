@@ -15,45 +15,38 @@ import pyarrow.compute as pc
 
 from prefect_imagegen.core.ledger.attempts import Attempts, last_of_each, numbers_of
 from prefect_imagegen.core.ledger.compacting_table import GrowingTable
-from prefect_imagegen.core.ledger.events import RANK, RETRY_ASKED, Event, ImageFacts
+from prefect_imagegen.core.ledger.delivery_columns import (
+    DELIVERY_COLUMNS,
+    IMAGE_COLUMNS,
+    delivery_schema,
+    delivery_values,
+)
+from prefect_imagegen.core.ledger.events import RANK, RETRY_ASKED, Event
 from prefect_imagegen.core.ledger.keyed_table import KeyedTable, SortedRun
 from prefect_imagegen.core.request.request import KEY_BYTES
 
 KEY_TYPE = pa.binary(KEY_BYTES)
 _TIME = pa.timestamp("us", tz="UTC")
-_FACTS = pa.schema(
-    [
-        ("image_path", pa.string()),
-        ("width", pa.int32()),
-        ("height", pa.int32()),
-        ("format", pa.string()),
-        ("size_bytes", pa.int64()),
-        ("sha256", pa.string()),
-        ("flags", pa.list_(pa.string())),
-    ]
-)
-EVENT_SCHEMA = pa.schema(
-    [
-        ("type", pa.string()),
-        ("key", KEY_TYPE),
-        ("attempt_id", pa.string()),
-        ("run_id", pa.string()),
-        ("time", _TIME),
-        ("request_id", pa.string()),
-        ("error_kind", pa.string()),
-        ("error_message", pa.string()),
-        ("http_status", pa.int32()),
-        ("cost_usd", pa.float64()),
-        ("latency_s", pa.float64()),
-        ("model", pa.string()),
-        ("cost_class", pa.string()),
-        ("seed", pa.int64()),
-        ("backend", pa.string()),
-        ("endpoint", pa.string()),
-        ("applied", pa.string()),
-        ("account", pa.string()),
-        *_FACTS,
-    ]
+EVENT_SCHEMA = delivery_schema(
+    pa.field("type", pa.string()),
+    pa.field("key", KEY_TYPE),
+    pa.field("attempt_id", pa.string()),
+    pa.field("run_id", pa.string()),
+    pa.field("time", _TIME),
+    "request_id",
+    pa.field("error_kind", pa.string()),
+    pa.field("error_message", pa.string()),
+    "http_status",
+    "cost_usd",
+    "latency_s",
+    pa.field("model", pa.string()),
+    pa.field("cost_class", pa.string()),
+    pa.field("seed", pa.int64()),
+    pa.field("backend", pa.string()),
+    "endpoint",
+    "applied",
+    "account",
+    *IMAGE_COLUMNS,
 )
 """One row per event: the fields of `core.ledger.events.Event`, with the facts of the image as columns."""
 EVENT_ORDER = [("time", "ascending"), ("attempt_id", "ascending")]
@@ -79,26 +72,14 @@ COURSE = pa.schema(
 """The columns of the course of attempts that led to no image."""
 _CALLS = pa.schema([EVENT_SCHEMA.field(name) for name in ("request_id", "time")])
 _GATHERED_ROWS = 1 << 15
-_PLAIN = [name for name in EVENT_SCHEMA.names if name not in _FACTS.names]
 
 
 def events_table(events: Sequence[Event]) -> pa.Table:
     """Events as a table of `EVENT_SCHEMA`."""
-    columns: dict[str, list[Any]] = {name: [getattr(event, name) for event in events] for name in _PLAIN}
-    images = [event.image for event in events]
-    columns["image_path"] = [image.path if image else None for image in images]
-    for name in _FACTS.names[1:-1]:
-        columns[name] = [getattr(image, name) if image else None for image in images]
-    columns["flags"] = [list(image.flags) if image else None for image in images]
+    columns = delivery_values(events)
+    own = (name for name in EVENT_SCHEMA.names if name not in DELIVERY_COLUMNS)
+    columns |= {name: [getattr(event, name) for event in events] for name in own}
     return pa.table(columns, schema=EVENT_SCHEMA)
-
-
-def image_facts(row: dict[str, Any]) -> ImageFacts | None:
-    """The image's facts in a row with the columns of `EVENT_SCHEMA`; None if it has no image."""
-    if row.get("image_path") is None:
-        return None
-    facts = {name: row[name] for name in _FACTS.names[1:-1]}
-    return ImageFacts(path=row["image_path"], flags=tuple(row["flags"] or ()), **facts)
 
 
 def first_of_each_key(events: pa.Table) -> dict[bytes, dict[str, Any]]:

@@ -66,6 +66,7 @@ class SegmindJobs:
             "request_id": request_id,
             "cost_usd": job.cost_usd,
             "latency_s": job.latency_s,
+            "queue_s": job.queue_s,
             "http_status": 200,
             "applied": applied_seed(job.seed),
         }

@@ -5,6 +5,7 @@ import pytest
 
 from prefect_imagegen.core.ledger import compacting_table as growing
 from prefect_imagegen.core.ledger import fold as ledger
+from prefect_imagegen.core.ledger.delivery_columns import image_facts
 from prefect_imagegen.core.ledger.events import RANK, RETRY_ASKED, RETRY_ASKED_RANK
 from prefect_imagegen.core.ledger.fold import (
     EVENT_SCHEMA,
@@ -13,7 +14,6 @@ from prefect_imagegen.core.ledger.fold import (
     LedgerView,
     events_table,
     fold,
-    image_facts,
 )
 from tests.core.ledger.fold.conftest import KEY, OTHER, START, THIRD, TYPES, attempt, event, summary
 
@@ -148,7 +148,7 @@ def test_a_persons_word_outranks_the_failure(minutes) -> None:
 
 def test_the_facts_of_an_image_come_back_whole() -> None:
     """What was recorded of a delivered image is what the ledger gives back."""
-    delivery = event("delivered", cost_usd=0.04, latency_s=15.4, seed=2**63 - 1, model="m", applied='{"seed": 7}')
+    delivery = event("delivered", cost_usd=0.04, latency_s=15.4, seed=2**63 - 1, model="m", applied={"seed": 7})
     row = fold([events_table([event("claimed"), delivery])]).facts(pa.array([KEY], KEY_TYPE))[KEY]
     assert image_facts(row) == delivery.image
     assert (row["cost_usd"], row["latency_s"], row["seed"], row["time"]) == (0.04, 15.4, 2**63 - 1, START)
@@ -196,7 +196,7 @@ def test_an_attempt_takes_few_bytes() -> None:
         steps = []
         for n in range(start, start + 2_000):
             key = n.to_bytes(16, "little")
-            steps += [event(kind, attempt(key, 1), key, applied="x" * 200) for kind in ("claimed", "delivered")]
+            steps += [event(kind, attempt(key, 1), key, applied={"x": "x" * 200}) for kind in ("claimed", "delivered")]
         folding.add(events_table(steps))
     view = folding.view()
     del folding
