@@ -6,7 +6,7 @@
 from prefect_imagegen.app.running.result import EXIT_CODES, STOP_REASONS
 from prefect_imagegen.core.metadata import COLUMN_MEANINGS, METADATA_SCHEMA, STATUSES
 from prefect_imagegen.core.policy.outcomes import HELD_KINDS, OUTCOMES
-from prefect_imagegen.core.request.models import MODELS, FieldSpec
+from prefect_imagegen.core.request.models import MODELS, FieldSpec, ModelSpec
 
 
 def table(*rows: tuple[str, ...]) -> str:
@@ -16,20 +16,52 @@ def table(*rows: tuple[str, ...]) -> str:
 
 
 def manifest_columns() -> str:
-    """Fields of requests, and so names of manifest columns."""
-
-    def limits(spec: FieldSpec) -> str:
-        return ", ".join(spec.choices) or (f"{spec.minimum:g} to {spec.maximum:g}" if spec.maximum else "")
-
-    fields = MODELS["flux-2-klein-9b"].fields.values()
-    return table(
+    """Fields of requests, and so names of manifest columns: those of every model, then those of each."""
+    slugs = ", ".join(MODELS)
+    common = table(
         ("column", "type", "default", "values"),
         ("prompt", "string", "required", "up to 64 kB, sent byte for byte"),
-        ("model", "string", "`--model`", "flux-2-klein-9b, flux-2-klein-4b, any other slug"),
+        ("model", "string", "`--model`", f"{slugs}, any other slug"),
         ("seed", "integer", "derived", "-1 or null: derived from the row's id, else from prompt and references"),
         ("image_urls", "list of strings", "none", "reference images in order: URLs or paths"),
-        *((spec.name, spec.type, f"`{spec.default}`", limits(spec)) for spec in fields),
     )
+    alike: dict[tuple[object, ...], list[ModelSpec]] = {}
+    for spec in MODELS.values():
+        alike.setdefault((*spec.fields.values(), spec.references), []).append(spec)
+    return "\n\n".join([common, *map(_model_fields, alike.values())])
+
+
+def _model_fields(specs: list[ModelSpec]) -> str:
+    spec = specs[0]
+    fields = (
+        (field.name, field.type, "none" if field.default is None else f"`{field.default}`", _limits(field))
+        for field in spec.fields.values()
+    )
+    head = f"## {', '.join(spec.slug for spec in specs)}"
+    return "\n\n".join([head, _references(spec), table(("column", "type", "default", "values"), *fields)])
+
+
+def _references(spec: ModelSpec) -> str:
+    """What a model takes as references, and how they are sent."""
+    references = spec.references
+    if not references.fields:
+        return "Takes no reference images."
+    least = f"at least {references.minimum}" if references.minimum else "optional"
+    limit = "" if references.advised is None else f", a warning above {references.advised}"
+    if references.maximum is not None:
+        limit = f", at most {references.maximum}"
+    if references.is_list:
+        sent = f"sent as the list `{references.fields[0]}`"
+    else:
+        sent = "sent as " + ", ".join(f"`{name}`" for name in references.fields)
+    return f"References in the column `image_urls`: {least}{limit}; {sent}."
+
+
+def _limits(spec: FieldSpec) -> str:
+    low, high = spec.minimum, spec.maximum
+    if low is not None and high is not None:
+        return f"{low:g} to {high:g}"
+    return ", ".join(spec.choices) if low is None else f"at least {low:g}"
 
 
 def metadata_columns() -> str:

@@ -21,7 +21,6 @@ from gpu_parts.pipeline import QUALITY, prompt
 
 from prefect_imagegen.app.config.resolve import make_pool
 from prefect_imagegen.app.config.settings import ProviderSettings
-from prefect_imagegen.core.request.models import MODELS
 from prefect_imagegen.core.request.profiles import models_of
 from prefect_imagegen.core.request.request import GenerationRequest
 from prefect_imagegen.providers.pool.provider import Pool
@@ -145,7 +144,7 @@ class WorkerProcess:
     async def _call(self, seed: int, references: Sequence[str]) -> bytes:
         params = {"prompt": prompt(seed), "seed": seed, "steps": self.setup.steps, "cfg": 1, "negative_prompt": ""}
         params |= {"sampler": "euler", "go_fast": False, "aspect_ratio": "1:1", "image_format": "png"}
-        model = models_of(self.setup.model, MODELS)[0]
+        model = models_of(self.setup.model)[0]
         request = GenerationRequest(model, params | {"quality": QUALITY}, profile=PROFILE)
         delivery = await self.pool.collect(await self.pool.submit(request, references))
         return delivery.data

@@ -13,7 +13,7 @@ from prefect_imagegen.core.money import figure, usd
 from prefect_imagegen.core.policy.budget import Reservation
 from prefect_imagegen.core.policy.outcomes import OUTCOMES
 from prefect_imagegen.core.redact import redact, traceback_of
-from prefect_imagegen.core.request.models import DEFAULT_PRICE_USD, PUBLISHED_PRICES_USD
+from prefect_imagegen.core.request.models import price_of
 from prefect_imagegen.core.request.request import GenerationRequest
 from prefect_imagegen.core.results import RequestResult
 from prefect_imagegen.executor.attempt import AttemptRunner
@@ -232,7 +232,7 @@ class Executor:
         None if the run stops, and for free calls.
         """
         control, budget = self._context.control, self._context.budget
-        default = PUBLISHED_PRICES_USD.get(row.request.model, DEFAULT_PRICE_USD)
+        default = price_of(row.request.cost_class)
         while not control.stopped and not self._context.provider.free:
             answer = budget.reserve(row.request.cost_class, default)
             if isinstance(answer, Reservation):

@@ -12,7 +12,7 @@ from fastapi.openapi.utils import get_openapi
 from fastapi.responses import Response
 
 from prefect_imagegen.core.images.image import CONTENT_TYPES
-from prefect_imagegen.core.request.models import MODELS, FieldSpec
+from prefect_imagegen.core.request.models import DEFAULT_MODEL, MODELS, FieldSpec, ReferenceSpec
 from prefect_imagegen.gateway.http.answers import JsonAnswer
 from prefect_imagegen.gateway.http.fault_middleware import ENGINE_HEADER
 from prefect_imagegen.gateway.http.intake import SEEDS
@@ -77,7 +77,8 @@ def _complete(operation: Json, path: str, method: str, account_state: AccountSta
         answers = answers | {401: None}
     if body is not None:
         answers = answers | dict.fromkeys(_WITH_BODY)
-        schema = body if body is not _GENERATION else _generation(is_checked=path.startswith("/v1"))
+        models = account_state.models if path.startswith("/v1") else []
+        schema = body if body is not _GENERATION else _generation(models)
         operation["requestBody"] = {"required": True, "content": {"application/json": {"schema": schema}}}
     answers = answers | dict.fromkeys(_EVERYWHERE)
     operation["responses"] = {
@@ -141,24 +142,45 @@ def _image_content(kinds: Sequence[str], headers: Mapping[str, Json] | None = No
 
 def _field(spec: FieldSpec) -> Json:
     schema: Json = {"type": [spec.type, "null"], "default": spec.default}
-    if spec.minimum is not None:
-        schema |= {"minimum": spec.minimum, "maximum": spec.maximum}
+    limits = {"minimum": spec.minimum, "maximum": spec.maximum}
+    schema |= {name: limit for name, limit in limits.items() if limit is not None}
     return schema | ({"enum": [*spec.choices, None]} if spec.choices else {})
 
 
-def _generation(*, is_checked: bool) -> Json:
-    """The schema of a call's body. v2 accepts any object: a bad one ends as FAILED later."""
-    spec = next(iter(MODELS.values()))
+def _generation(models: Sequence[str]) -> Json:
+    """The schema of a call's body for these models; without any, as for v2, every object: a bad one ends as FAILED."""
     example = {"prompt": "a red cup", "seed": 7, "image_format": "png"}
-    if not is_checked:
+    if not models:
         return {"type": "object", "example": example}
+    first = DEFAULT_MODEL if DEFAULT_MODEL in models else models[0]
+    slugs = [first, *(slug for slug in models if slug != first)]
+    return {"anyOf": [_body(slug) for slug in slugs], "example": example}
+
+
+def _body(slug: str) -> Json:
+    """The schema of a body for one model."""
+    spec = MODELS[slug]
     properties: Json = {
         "prompt": {"type": "string", "minLength": 1},
         "seed": {"type": "integer", "minimum": SEEDS[0], "maximum": SEEDS[-1]},
-        "image_urls": {"type": ["array", "null"], "items": {"type": "string", "pattern": _ADDRESS}},
     }
     properties |= {name: _field(entry) for name, entry in spec.fields.items()}
-    return _object(properties, ["prompt"]) | {"example": example}
+    references = spec.references
+    required = references.fields[: 1 if references.is_list and references.minimum else references.minimum]
+    properties |= _reference_fields(references)
+    return _object(properties, ["prompt", *required]) | {"title": slug}
+
+
+def _reference_fields(spec: ReferenceSpec) -> Json:
+    url = {"type": "string", "pattern": _ADDRESS}
+    if not spec.is_list:
+        return {
+            name: url if number <= spec.minimum else url | {"type": ["string", "null"]}
+            for number, name in enumerate(spec.fields, 1)
+        }
+    if not spec.minimum:
+        return {spec.fields[0]: {"type": ["array", "null"], "items": url}}
+    return {spec.fields[0]: {"type": "array", "items": url, "minItems": spec.minimum}}
 
 
 _GENERATION: Json = {"type": "object"}

@@ -141,7 +141,7 @@ def test_the_canonical_form_is_spelled_out() -> None:
     assert request.key == hashlib.sha256(form).digest()[:16]
 
 
-@pytest.mark.parametrize("model", sorted(MODELS))
+@pytest.mark.parametrize("model", ["flux-2-klein-4b", "flux-2-klein-9b"])
 def test_explicit_defaults_give_the_key_of_none(model) -> None:
     """Values equal to the model's defaults leave the key as it is, so that defaults may be written out or not."""
     bare = request_of({"prompt": CUP, "seed": 7, "model": model})
@@ -149,7 +149,7 @@ def test_explicit_defaults_give_the_key_of_none(model) -> None:
     assert bare.key == spelled.key
 
 
-@pytest.mark.parametrize("model", sorted(MODELS))
+@pytest.mark.parametrize("model", ["flux-2-klein-4b", "flux-2-klein-9b"])
 def test_key_defaults_are_frozen(model) -> None:
     """The frozen defaults of a model never change, and every one of them is sent unless the row says otherwise."""
     assert dict(MODELS[model].key_defaults) == {

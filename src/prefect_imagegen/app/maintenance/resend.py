@@ -16,7 +16,7 @@ from prefect_imagegen.core import layout
 from prefect_imagegen.core.errors import RefusedError
 from prefect_imagegen.core.ledger.events import RETRY_ASKED, Event
 from prefect_imagegen.core.policy.outcomes import HELD_KINDS, OUTCOMES
-from prefect_imagegen.core.request.models import DEFAULT_PRICE_USD, PUBLISHED_PRICES_USD
+from prefect_imagegen.core.request.models import price_of
 from prefect_imagegen.providers.limits import SystemClock
 from prefect_imagegen.store.heartbeat import Heartbeat, Process, StoreRunLiveness
 from prefect_imagegen.store.ledger.files import damaged
@@ -117,7 +117,7 @@ async def _resend(store: FsspecObjectStore, run_id: str, kinds: frozenset[str]) 
             report.rows += 1
             report.kinds[kind] += 1
             if kind in HELD_KINDS or OUTCOMES[kind].billed != "no":
-                report.risk_usd += PUBLISHED_PRICES_USD.get(model, DEFAULT_PRICE_USD)
+                report.risk_usd += price_of(model)
     await ledger.flush()
     return report
 

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from prefect_imagegen.core.ledger.compacting_table import GrowingTable
 from prefect_imagegen.core.policy.budget import Budget
 from prefect_imagegen.core.policy.outcomes import OUTCOMES
-from prefect_imagegen.core.request.models import DEFAULT_PRICE_USD, PUBLISHED_PRICES_USD
+from prefect_imagegen.core.request.models import DEFAULT_PRICE_USD, price_of
 
 CAP_USED = "this flow run's cap is used; start a new run to allow more"
 _ROUNDING = 1e-9
@@ -53,11 +53,6 @@ class Spending:
             attempt_id: dearest if name is None else worst.get(name, price_of(name))
             for attempt_id, name in self.unpriced.items()
         }
-
-
-def price_of(cost_class: str) -> float:
-    """The expected price of a cost class without a measured cost, in US dollars: the published price of its model."""
-    return PUBLISHED_PRICES_USD.get(cost_class.split(" ", 1)[0], DEFAULT_PRICE_USD)
 
 
 def cap_is_used(budget: Budget, cost_classes: Iterable[str]) -> bool:

@@ -1,7 +1,7 @@
 """The budget: a hard cap on what a run may spend, kept by reserving each call's worst known cost. Pure.
 
-Costs come from the answers. A call reserves the worst cost measured so far of its class (model, steps, sampler,
-number of references). Until five answers of a class have arrived, at most two of its calls are in flight. So the
+Costs come from the answers. A call reserves the worst cost measured so far of its class (the model and what its price
+depends on). Until five answers of a class have arrived, at most two of its calls are in flight. So the
 overshoot is at most the number of calls in flight times the amount by which a cost exceeds its reservation. An answer
 without a cost counts as its reservation. After five of those, the reservation is the published price or the worst
 measured cost, whichever is more; the report says that this price is assumed.

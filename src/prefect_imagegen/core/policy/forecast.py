@@ -1,7 +1,7 @@
 """The forecast of cost and time for a number of images, as a range from low to high. Pure.
 
-It uses the costs that the store's ledger measured of the same cost class; else the averages that Segmind publishes
-(August 2026), halved and doubled, since the metered price varies with steps, sampler and references.
+It uses the costs that the store's ledger measured of the same cost class; else the published average of the model,
+halved and doubled, since a metered price varies with the parameters.
 """
 
 from collections.abc import Mapping
@@ -9,12 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from prefect_imagegen.core.ledger.fold import CostStats
-from prefect_imagegen.core.request.models import (
-    DEFAULT_LATENCY_S,
-    DEFAULT_PRICE_USD,
-    PUBLISHED_LATENCIES_S,
-    PUBLISHED_PRICES_USD,
-)
+from prefect_imagegen.core.request.models import latency_of, price_of
 
 _LOW, _HIGH = 0.5, 2.0
 
@@ -53,9 +48,7 @@ def forecast(
     for name, count in to_make.items():
         images += count
         stats = costs.get(name)
-        slug = name.split(" ", 1)[0]
-        price = PUBLISHED_PRICES_USD.get(slug, DEFAULT_PRICE_USD)
-        latency = PUBLISHED_LATENCIES_S.get(slug, DEFAULT_LATENCY_S)
+        price, latency = price_of(name), latency_of(name)
         measured += count if stats else 0
         low_usd += count * (stats.low if stats else _LOW * price)
         high_usd += count * (stats.high if stats else _HIGH * price)

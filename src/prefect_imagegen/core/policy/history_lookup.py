@@ -15,7 +15,7 @@ from datetime import datetime, timedelta
 from typing import Any, Literal
 
 from prefect_imagegen.core.ledger.events import Claim
-from prefect_imagegen.core.request.models import MODELS
+from prefect_imagegen.core.request.models import MODELS, reference_fields
 from prefect_imagegen.core.request.request import plain_number
 
 OnUnknown = Literal["reconcile", "retry-once", "hold"]
@@ -139,8 +139,12 @@ _NAMED = re.compile(r"sha256:[0-9a-f]{64}")
 def claim_form(body: Mapping[str, Any]) -> dict[str, Any]:
     """A body as claims hold it: the address of every reference, which may be signed, is replaced by its SHA-256."""
     form = dict(body)
-    if isinstance(form.get("image_urls"), list):
-        form["image_urls"] = [_named(str(url)) for url in form["image_urls"]]
+    for name, is_list in reference_fields().items():
+        value = form.get(name)
+        if is_list and isinstance(value, list):
+            form[name] = [_named(str(url)) for url in value]
+        elif not is_list and isinstance(value, str) and value:
+            form[name] = _named(value)
     return form
 
 
@@ -153,12 +157,16 @@ def compare_calls(shown: Mapping[str, Any] | None, claimed: Mapping[str, Any]) -
     """Compare a body that the history shows with that of a claim, in every field that was sent.
 
     `differs` needs one field that certainly differs; fields that are missing, cut off or written in another form are
-    `unclear`.
+    `unclear`. So are references that were not sent, and those in fields of their own that are not the same: an address
+    may be shown in another form.
     """
     if not isinstance(shown, Mapping):
         return "unclear"
     form = claim_form(shown)
     verdicts = {_compare(name, form.get(name), value) for name, value in claimed.items()}
+    own_fields = [name for name, is_list in reference_fields().items() if not is_list]
+    if any(name not in claimed and form.get(name) for name in own_fields):
+        verdicts.add("unclear")
     return "differs" if "differs" in verdicts else "unclear" if "unclear" in verdicts or not verdicts else "same"
 
 
@@ -185,8 +193,9 @@ def ages_of(moments: Sequence[tuple[datetime | None, datetime | None]], seconds:
 
 
 def _compare(name: str, shown: Any, sent: Any) -> Verdict:
-    if name == "image_urls":
-        return _compare_lists(shown, sent)
+    is_list = reference_fields().get(name)
+    if is_list is not None:
+        return _compare_lists(shown, sent) if is_list else "same" if shown == sent else "unclear"
     if isinstance(sent, bool):
         value = shown if isinstance(shown, bool) else _BOOLEANS.get(str(shown).strip().lower())
         return "unclear" if value is None else "same" if value == sent else "differs"

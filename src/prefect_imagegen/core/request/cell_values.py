@@ -52,30 +52,22 @@ class FieldReader:
             raise BadValueError("the value is no text, number or boolean")
         if value is None:
             return self.spec.default
+        typed = self._typed(value, self.spec)
+        if reason := self.spec.check(typed):
+            raise BadValueError(reason + (_point(value) if self.spec.type in ("integer", "number") else ""))
         if self.spec.type == "string":
-            if not isinstance(value, str):
-                raise BadValueError("it must be text")
             text = _text(value)
             # Blanks around a known word are a typing error; any other text is for the API to judge.
             return text.strip() if text not in self.spec.choices and text.strip() in self.spec.choices else text
-        if self.spec.type == "boolean":
-            truth = truth_of(value)
-            if truth is None:
-                raise BadValueError("it must be true or false")
-            return truth
-        return self._number(value, self.spec)
+        return int(typed) if self.spec.type == "integer" else typed
 
-    def _number(self, value: Any, spec: FieldSpec) -> int | float:
-        number = number_of(value)
-        if number is None:
-            wanted = "a whole number" if spec.type == "integer" else "a number"
-            raise BadValueError(f"it must be {wanted}{_point(value)}")
-        if spec.type == "integer" and number != int(number):
-            raise BadValueError("it must be a whole number")
-        low, high = spec.minimum, spec.maximum
-        if (low is not None and number < low) or (high is not None and number > high):
-            raise BadValueError(f"it must lie in {low:g} to {high:g}")
-        return int(number) if spec.type == "integer" else number
+    @staticmethod
+    def _typed(value: Any, spec: FieldSpec) -> Any:
+        """The number or truth value that a cell spells; the cell itself where it spells none."""
+        if spec.type == "string":
+            return value
+        typed = truth_of(value) if spec.type == "boolean" else number_of(value)
+        return value if typed is None else typed
 
 
 def model_of(value: Any, default: str) -> str:

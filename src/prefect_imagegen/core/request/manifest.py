@@ -10,15 +10,11 @@ from typing import Any, Literal
 
 from prefect_imagegen.core.errors import RefusedError
 from prefect_imagegen.core.metadata import carried_name
-from prefect_imagegen.core.request.models import DEFAULT_MODEL, MODELS, FieldSpec
-from prefect_imagegen.core.request.near_names import COMMON_FIELDS, KNOWN_FIELDS, likely_prompt, near_fields
+from prefect_imagegen.core.request.models import DEFAULT_MODEL, MODELS, REFERENCES, known_fields
+from prefect_imagegen.core.request.near_names import COMMON_FIELDS, likely_prompt, manifest_fields, near_fields
 from prefect_imagegen.core.request.profiles import Profile
 from prefect_imagegen.core.request.references import is_signed
 
-TYPED_FIELDS = frozenset({"prompt", "model", "image_urls", "seed"}).union(
-    *({name for name, spec in model.fields.items() if spec.type == "string"} for model in MODELS.values())
-)
-"""The seed, and fields that are text in every model: no number in them is guessed from text."""
 _SHOWN = 30
 
 
@@ -69,8 +65,9 @@ class ColumnPlan:
 
     @property
     def untyped(self) -> frozenset[str]:
-        """Fields fed by a column whose type no model defines."""
-        return self.named.intersection(self.sources) - TYPED_FIELDS
+        """Fields fed by a column in which numbers are read from text: all but the seed and those that are text."""
+        texts = {name for name, spec in known_fields().items() if spec.type == "string"}
+        return self.named.intersection(self.sources) - texts.union(COMMON_FIELDS)
 
     @property
     def needed(self) -> frozenset[str]:
@@ -85,9 +82,12 @@ def plan_columns(columns: Sequence[str], options: ManifestOptions, binary: Colle
     a column name that occurs twice, or a manifest without prompts; `signed_value` for a signed URL among the values.
     """
     _refuse_doubled(columns)
-    sources: dict[str, tuple[str, ...]] = {name: (name,) for name in columns if name in KNOWN_FIELDS}
+    # Where no row can name a model, a column that is a field of other models only is not read.
+    has_models = "model" in {*columns, *options.columns, *options.values}
+    fields = manifest_fields(None if has_models else options.model)
+    sources: dict[str, tuple[str, ...]] = {name: (name,) for name in columns if name in fields}
     for name, feeding in options.columns.items():
-        if len(feeding) > 1 and name != "image_urls":
+        if len(feeding) > 1 and name != REFERENCES:
             raise RefusedError(
                 "manifest_schema",
                 f"The field {name!r} is mapped to several columns: {', '.join(feeding)}.",
@@ -127,7 +127,7 @@ def plan_columns(columns: Sequence[str], options: ManifestOptions, binary: Colle
         sources,
         carried,
         frozenset(options.columns) | frozenset(options.values),
-        near_fields(unused, {*sources, *options.values}),
+        near_fields(unused, {*sources, *options.values}, fields),
         left_out,
         options.id_column,
     )
@@ -136,7 +136,7 @@ def plan_columns(columns: Sequence[str], options: ManifestOptions, binary: Colle
 def names_to_look_for(options: ManifestOptions) -> frozenset[str]:
     """The column names expected in a header: those of fields, and those that the user named."""
     named = {column for feeding in options.columns.values() for column in feeding}
-    return KNOWN_FIELDS | named | ({options.id_column} if options.id_column else set())
+    return manifest_fields() | named | ({options.id_column} if options.id_column else set())
 
 
 def check_fields(named: Iterable[str], models: Iterable[str]) -> None:
@@ -162,7 +162,7 @@ def parse_value(name: str, text: str) -> Any:
 
     Raises RefusedError (`bad_value`).
     """
-    spec = _any_spec(name)
+    spec = known_fields().get(name)
     kind = {"prompt": "string", "model": "string", "seed": "integer"}.get(name) or (spec.type if spec else None)
     if kind == "string":
         return text
@@ -202,10 +202,6 @@ def _refuse_signed(references: Any) -> None:
             "A value for image_urls holds a signed URL; values of a run are stored, and signatures must not be.",
             remedy="Put it into a column of the manifest, and use --reference-identity content.",
         )
-
-
-def _any_spec(name: str) -> FieldSpec | None:
-    return next((spec.fields[name] for spec in MODELS.values() if name in spec.fields), None)
 
 
 def _list(columns: Sequence[str]) -> str:

@@ -4,10 +4,12 @@ Sources: diffusers 0.42 (`Flux2KleinPipeline`): a distilled checkpoint ignores g
 trained for four steps; there is no `res_2s` sampler and nothing like `go_fast`.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
+
+from prefect_imagegen.core.request.models import models_with_weights
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,11 +55,11 @@ def weights_label(path: str) -> str:
     return path.replace("\\", "/").rstrip("/").rpartition("/")[2]
 
 
-def models_of(path: str, known: Iterable[str]) -> list[str]:
-    """The model slugs that a checkpoint serves: those of the size that its name tells, else all."""
+def models_of(path: str) -> list[str]:
+    """The slugs of the models that a checkpoint serves: those with weights of the size its name tells, else all."""
     label = weights_label(path).lower()
     sizes = [size for size in ("9b", "4b") if size in label]
-    return [slug for slug in known if not sizes or slug.rpartition("-")[2] in sizes]
+    return [slug for slug in models_with_weights() if not sizes or slug.rpartition("-")[2] in sizes]
 
 
 def licence_of(path: str) -> str | None:

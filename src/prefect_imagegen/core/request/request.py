@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from prefect_imagegen.core.images.reference_pictures import ReferenceFacts
-from prefect_imagegen.core.request.models import MAX_SEED, MODELS
+from prefect_imagegen.core.request.models import MAX_SEED, REFERENCES, ModelSpec, spec_of
 
 CANONICAL_VERSION = 1
 _CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
@@ -60,7 +60,7 @@ class GenerationRequest:
     """A request for one image, with the model and every parameter resolved, seed included.
 
     `params` holds every field as it will be sent, `prompt` and `seed` among them; references are kept apart, in
-    the order in which they are sent as `image_urls`.
+    order, whatever the fields in which the model wants them.
     """
 
     model: str
@@ -68,6 +68,11 @@ class GenerationRequest:
     references: tuple[Reference, ...] = ()
     profile: str | None = None
     weights: str | None = None
+
+    @property
+    def spec(self) -> ModelSpec:
+        """The row of the model; `UNLISTED` for one that is not known."""
+        return spec_of(self.model)
 
     @property
     def prompt(self) -> str:
@@ -81,12 +86,12 @@ class GenerationRequest:
 
     @property
     def extension(self) -> str:
-        """The file name extension of the image: the requested format, `png` where the model has no such field.
+        """The file name extension of the image: the requested format, the model's own where it has no such field.
 
         A format comes from the manifest, and the API may know more than we do: what is no plain word becomes `bin`,
         so that no manifest can name a path.
         """
-        extension = str(self.params.get("image_format") or "png").lower()
+        extension = self.spec.format_of(self.params)
         return extension if re.fullmatch("[a-z0-9]{1,8}", extension) else "bin"
 
     @property
@@ -101,24 +106,26 @@ class GenerationRequest:
 
     @property
     def cost_class(self) -> str:
-        """What the price of an image depends on: model, steps, sampler and number of references, as one text.
+        """What the price of an image depends on, as one text: the model, its price fields, the number of references.
 
         Requests for own GPU workers, which are free, have classes of their own, so that they do not affect prices.
         """
-        steps, sampler = plain_number(self.params.get("steps", "-")), self.params.get("sampler", "-")
-        own = f" profile={self.profile}" if self.profile else ""
-        return f"{self.model} steps={steps} sampler={sampler} references={len(self.references)}{own}"
+        spec, params = self.spec, self.params
+        megapixels = spec.megapixels(params) if spec.is_priced_by_size else None
+        parts = [self.model, *([] if megapixels is None else [f"megapixels={megapixels}"])]
+        parts += [f"{name}={plain_number(params.get(name, '-'))}" for name in spec.price_fields]
+        parts.append(f"references={len(self.references)}")
+        return " ".join(parts + ([f"profile={self.profile}"] if self.profile else []))
 
     def canonical(self) -> bytes:
         """The bytes whose SHA-256 is the identity of the request (form version 1)."""
-        spec = MODELS.get(self.model)
-        defaults = spec.key_defaults if spec else {}
+        defaults = self.spec.key_defaults
         plain = {name: plain_number(value) for name, value in self.params.items()}
         params = {
             name: value for name, value in plain.items() if name not in defaults or not _same(value, defaults[name])
         }
         if self.references:
-            params["image_urls"] = [reference.tag for reference in self.references]
+            params[REFERENCES] = [reference.tag for reference in self.references]
         return canonical_json(
             {
                 "v": CANONICAL_VERSION,
@@ -135,11 +142,12 @@ class GenerationRequest:
         return key_of(self.canonical())
 
     def body(self, image_urls: Sequence[str]) -> dict[str, Any]:
-        """The JSON body of the call: every parameter, with `image_urls` where the request has references."""
-        body = {name: plain_number(value) for name, value in self.params.items()}
-        if image_urls or self.model in MODELS:
-            body["image_urls"] = list(image_urls)
-        return body
+        """The JSON body of the call: every parameter, and the references in the fields that the model has for them.
+
+        Raises ValueError for more references than the model has fields for.
+        """
+        params = {name: plain_number(value) for name, value in self.params.items()}
+        return params | self.spec.references.bind(image_urls)
 
 
 def key_of(form: bytes) -> bytes:

@@ -21,7 +21,15 @@ from prefect_imagegen.core.request.cell_values import (
     shown_value,
 )
 from prefect_imagegen.core.request.manifest import ColumnPlan, ManifestOptions
-from prefect_imagegen.core.request.models import ASPECT_SIZES, MATCH_INPUT_IMAGE, MODELS, ModelSpec
+from prefect_imagegen.core.request.models import (
+    ASPECT_SIZES,
+    MATCH_INPUT_IMAGE,
+    MODELS,
+    REFERENCES,
+    ModelSpec,
+    known_fields,
+    spec_of,
+)
 from prefect_imagegen.core.request.near_names import COMMON_FIELDS
 from prefect_imagegen.core.request.reference_cells import path_hint, reference_texts
 from prefect_imagegen.core.request.references import (
@@ -37,13 +45,11 @@ from prefect_imagegen.core.request.request import GenerationRequest, Reference, 
 from prefect_imagegen.core.request.scalars import has_lost_digits
 from prefect_imagegen.core.tally import Tally
 
-_NO_FREE_TEXT = frozenset({"model", "seed"}).union(
-    name
-    for spec in MODELS.values()
-    for name, field_spec in spec.fields.items()
-    if field_spec.type != "string" or field_spec.choices
-)
-"""Fields for which a cell of blanks counts as empty: numbers, truth values and words from a fixed list."""
+
+def _fields_without_free_text() -> frozenset[str]:
+    """Fields for which a cell of blanks counts as empty: numbers, truth values and words from a fixed list."""
+    fields = {name for name, spec in known_fields().items() if spec.type != "string" or spec.choices}
+    return frozenset(fields | {"model", "seed"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +93,7 @@ class RowValidator:
     models: Counter[str] = field(default_factory=Counter)
     untyped_texts: frozenset[str] = frozenset()
     """Fields of unknown type in a format that holds text only, such as CSV: numbers are read from the text."""
+    _no_free_text: frozenset[str] = field(default_factory=_fields_without_free_text)
     _readers: dict[tuple[str, frozenset[str]], tuple[dict[str, Any], list[FieldReader]]] = field(default_factory=dict)
 
     def validate(self, index: int, row: Mapping[str, Any]) -> ValidRow | list[RowError]:
@@ -104,7 +111,7 @@ class RowValidator:
 
         model = attempt("model", lambda value: model_of(value, self.options.model))
         prompt = attempt("prompt", prompt_of)
-        references = (attempt("image_urls", self._references) or ()) if self.is_fed("image_urls") else ()
+        references = attempt(REFERENCES, self._references) if self.is_fed(REFERENCES) else ()
         seed = attempt("seed", seed_of)
         row_id = self._row_id(index, row, errors)
         params: dict[str, Any] = {"prompt": prompt}
@@ -116,12 +123,12 @@ class RowValidator:
                 value = attempt(reader.name, reader.read)
                 if value is not None:
                     params[reader.name] = value
-            if params.get("aspect_ratio") == MATCH_INPUT_IMAGE and not references:
-                reason = "it needs at least one reference image"
-                errors.append(RowError(index, "aspect_ratio", MATCH_INPUT_IMAGE, reason))
-            errors += self._undrawable(index, params)
+            if references is not None:
+                errors += self._reference_errors(index, model, params, len(references))
+            errors += self._undrawable(index, model, params)
         if errors or model is None:
             return errors
+        assert references is not None  # noqa: S101 - an unreadable cell is an error
         self._warn(model, params, references)
         params["seed"] = derive_seed(row_id=row_id, prompt=prompt, references=references) if seed is None else seed
         profile = self.options.profile.name if self.options.profile else None
@@ -140,15 +147,37 @@ class RowValidator:
             errors.append(RowError(index, column, shown_value(cell), f"the id {LOST_DIGITS}"))
         return row_id
 
-    def _undrawable(self, index: int, params: Mapping[str, Any]) -> list[RowError]:
-        """Errors for own GPU workers: an aspect ratio without a size, and with --strict-parameters ignored fields."""
-        profile, ratio = self.options.profile, params.get("aspect_ratio")
+    def _reference_errors(self, index: int, model: str, params: Mapping[str, Any], count: int) -> list[RowError]:
+        """Errors in the number of references: too few or too many for the model, or none for its aspect ratio."""
+        spec = spec_of(model)
+        if reason := spec.references.check(count):
+            columns = ", ".join(self.plan.sources.get(REFERENCES, (REFERENCES,)))
+            return [RowError(index, columns, str(count or "nothing"), f"{model} {reason}{self._remedy(count)}")]
+        ratio = spec.size.ratio
+        if ratio and params.get(ratio) == MATCH_INPUT_IMAGE and not count:
+            return [RowError(index, ratio, MATCH_INPUT_IMAGE, "it needs at least one reference image")]
+        return []
+
+    def _remedy(self, count: int) -> str:
+        is_fed = count or self.is_fed(REFERENCES)
+        return "" if is_fed else f"; fill a column {REFERENCES}, or name yours: --column {REFERENCES}=COLUMN"
+
+    def _undrawable(self, index: int, model: str, params: Mapping[str, Any]) -> list[RowError]:
+        """Errors for own GPU workers: a model without weights, an aspect ratio without a size.
+
+        With --strict-parameters also fields that the profile ignores.
+        """
+        profile, spec = self.options.profile, spec_of(model)
         if profile is None:
             return []
+        if model in MODELS and not spec.has_weights:
+            reason = "its weights are not public, so own GPU workers cannot run it; use the API, or another model"
+            return [RowError(index, ", ".join(self.plan.sources.get("model", ("model",))), model, reason)]
+        ratio = params.get(spec.size.ratio) if spec.size.ratio else None
         wrong = {name: f"{profile.fixed[name]!r} only (--strict-parameters)" for name in profile.ignored(params)}
         wrong = wrong if self.options.strict_parameters else {}
         if ratio is not None and ratio != MATCH_INPUT_IMAGE and ratio not in ASPECT_SIZES:
-            wrong["aspect_ratio"] = f"no size for it; use one of {', '.join(ASPECT_SIZES)}"
+            wrong[spec.size.ratio or ""] = f"no size for it; use one of {', '.join(ASPECT_SIZES)}"
         return [
             RowError(
                 index,
@@ -161,10 +190,10 @@ class RowValidator:
 
     def contents_needed(self, row: Mapping[str, Any]) -> list[str]:
         """The URIs of the row's references that are identified by their content, and so have to be read."""
-        if not self.is_fed("image_urls"):
+        if not self.is_fed(REFERENCES):
             return []
         try:
-            cells = self._reference_cells(self._cell(row, "image_urls"))
+            cells = self._reference_cells(self._cell(row, REFERENCES))
             uris = [unescaped(self._locate(text)) for text in reference_texts(cells)]
         except BadReferenceError:
             return []
@@ -185,7 +214,7 @@ class RowValidator:
 
     def _reference_cells(self, cell: Any) -> list[Any]:
         """The cells that hold the row's references: several columns come as one list."""
-        return cell if len(self.plan.sources.get("image_urls", ())) > 1 and isinstance(cell, list) else [cell]
+        return cell if len(self.plan.sources.get(REFERENCES, ())) > 1 and isinstance(cell, list) else [cell]
 
     def _reference(self, text: str) -> Reference:
         try:
@@ -212,7 +241,7 @@ class RowValidator:
         if (
             value is None
             or (isinstance(value, float) and math.isnan(value))
-            or (name in _NO_FREE_TEXT and is_blank(value))
+            or (name in self._no_free_text and is_blank(value))
         ):
             return self.options.values.get(name)
         return value
@@ -248,5 +277,6 @@ class RowValidator:
             if limits.choices and params[name] not in limits.choices:
                 value = shown_value(params[name])
                 self.warnings[f"{name} {value} is not on the API's page of {model} and is sent as it is"] += 1
-        if len(references) > spec.advised_references:
-            self.warnings[f"more than {spec.advised_references} references: other hosts of {model} refuse that"] += 1
+        advised = spec.references.advised
+        if advised is not None and len(references) > advised:
+            self.warnings[f"more than {advised} references: other hosts of {model} refuse that"] += 1

@@ -4,7 +4,7 @@ import asyncio
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any, NoReturn
 from urllib.parse import urlsplit
@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 from fastapi import Request
 from starlette.types import Receive, Scope, Send
 
+from prefect_imagegen.core.request.models import ReferenceSpec
 from prefect_imagegen.gateway.http.answers import AnswerError, LastAnswer, error_answer
 from prefect_imagegen.gateway.http.fault_middleware import DroppedConnection
 from prefect_imagegen.gateway.limits import Gate, Limits, Seat, TooBusyError
@@ -147,15 +148,20 @@ def _depth_and_values(data: bytes) -> tuple[int, int]:
     return deepest, values
 
 
-def check_fields(body: Mapping[str, Any], limits: Limits) -> None:
+def check_fields(body: Mapping[str, Any], references: ReferenceSpec, limits: Limits) -> None:
     """Refuse texts that are too long, and images that are too many or too large. Raises AnswerError (400, 413)."""
     for name, value in body.items():
-        # Only direct items of image_urls may be images.
-        is_images = name == "image_urls" and isinstance(value, list)
-        others = [name, [item for item in value if not isinstance(item, str)] if is_images else value]
+        others = [name, _without_images(value, references.is_list) if name in references.fields else value]
         if any(len(text) > limits.field_chars for text in _texts(others)):
             raise error_answer(400, f"{name[:40]} is too long ({limits.describe('field_chars')})")
-    check_pictures(body.get("image_urls"), "image_urls", limits)
+    _check_images(references.values_in(body), ", ".join(references.fields), limits)
+
+
+def _without_images(value: Any, is_list: bool) -> Any:
+    """The value of a field of references without the texts that may be images: direct items of a list, or itself."""
+    if is_list and isinstance(value, list):
+        return [item for item in value if not isinstance(item, str)]
+    return None if not is_list and isinstance(value, str) else value
 
 
 def _texts(value: Any) -> Iterator[str]:
@@ -168,20 +174,23 @@ def _texts(value: Any) -> Iterator[str]:
 
 
 def check_pictures(urls: Any, name: str, limits: Limits) -> None:
-    """Refuse images inside a call that are too many or too large. Raises AnswerError (400, 413)."""
-    if not isinstance(urls, list):
-        return
-    if len(urls) > limits.references:
-        raise error_answer(400, f"{name} has {len(urls)} images, too many ({limits.describe('references')})")
+    """Refuse a list of images that are too many or too large. Raises AnswerError (400, 413)."""
+    if isinstance(urls, list):
+        _check_images([(f"image {number} of {name}", url) for number, url in enumerate(urls, 1)], name, limits)
+
+
+def _check_images(images: Sequence[tuple[str, Any]], name: str, limits: Limits) -> None:
+    if len(images) > limits.references:
+        raise error_answer(400, f"{name} has {len(images)} images, too many ({limits.describe('references')})")
     total = 0
-    for position, url in enumerate(urls, 1):
+    for place, url in images:
         is_data = isinstance(url, str) and url[:5].lower() == "data:"
         if not is_data and isinstance(url, str) and len(url) > limits.field_chars:
-            raise error_answer(400, f"image {position} of {name} is too long ({limits.describe('field_chars')})")
+            raise error_answer(400, f"{place} is too long ({limits.describe('field_chars')})")
         size = (len(url) - url.find(",", 0, _MAX_DATA_HEAD) - 1) * 3 // 4 if is_data else 0
         total += size
         if size > limits.reference_bytes:
-            raise error_answer(413, f"image {position} of {name} is too large ({limits.describe('reference_bytes')})")
+            raise error_answer(413, f"{place} is too large ({limits.describe('reference_bytes')})")
     if total > limits.references_bytes:
         raise error_answer(413, f"the images of {name} are too large ({limits.describe('references_bytes')})")
 

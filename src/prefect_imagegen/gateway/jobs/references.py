@@ -55,8 +55,11 @@ class References:
         most = limits.pending_bytes // max(1, limits.references_bytes)
         self.turns = asyncio.Semaphore(max(1, most, 2 * account_state.settings.max_batch))
 
-    async def of_call(self, urls: Sequence[str], served_at: str, account: str) -> list[Reference]:
-        """The images behind the URLs of a call, in order. Raises BadReferenceError, BadDataUrlError or FetchError."""
+    async def of_call(self, urls: Sequence[tuple[str, str]], served_at: str, account: str) -> list[Reference]:
+        """The images of a call, in order; `urls` are pairs of the place, for messages, and the URL.
+
+        Raises BadReferenceError, BadDataUrlError or FetchError.
+        """
         remaining = self._limits.references_bytes
 
         async def get(url: str) -> bytes:
@@ -70,8 +73,9 @@ class References:
             return data
 
         async with ReferenceFetcher(self._policy, self._hosts[account]) as fetcher:
-            bodies = await asyncio.gather(*map(get, urls))
-        return [await self.in_thread(self._decoded, data, position) for position, data in enumerate(bodies, 1)]
+            bodies = await asyncio.gather(*(get(url) for _, url in urls))
+        pairs = zip(urls, bodies, strict=True)
+        return [await self.in_thread(self._decoded, data, place) for (place, _), data in pairs]
 
     async def in_thread(self, work: Callable[..., T], *arguments: object) -> T:
         """Run CPU-bound work on images in a thread, a few at a time."""
@@ -93,7 +97,7 @@ class References:
         return await asyncio.to_thread(path.read_bytes)
 
     @staticmethod
-    def _decoded(data: bytes, position: int) -> Reference:
+    def _decoded(data: bytes, place: str) -> Reference:
         try:
             sha256 = decode(data).sha256
             return Reference(data, sha256, upright_size(data))
@@ -101,4 +105,4 @@ class References:
             # Pillow's texts may repeat hostile bytes: only our own errors are shown.
             is_ours = isinstance(error.__cause__, TooManyPixelsError | BadImageError)
             cause = f": {error.__cause__}" if is_ours else ""
-            raise BadReferenceError(f"image {position} of image_urls cannot be decoded{cause}") from None
+            raise BadReferenceError(f"{place} cannot be decoded{cause}") from None

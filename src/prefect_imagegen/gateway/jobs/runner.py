@@ -12,7 +12,18 @@ from PIL import Image
 
 from prefect_imagegen.core.images.image import CONTENT_TYPES, encode
 from prefect_imagegen.core.redact import traceback_of
-from prefect_imagegen.core.request.models import MATCH_INPUT_IMAGE, MAX_SEED, MODELS, FieldSpec, pixels_of
+from prefect_imagegen.core.request.models import (
+    ASPECT_SIZES,
+    MATCH_INPUT_IMAGE,
+    MAX_SEED,
+    MODELS,
+    REFERENCES,
+    SPELLINGS,
+    FieldSpec,
+    ModelSpec,
+    reference_fields,
+    size_of,
+)
 from prefect_imagegen.core.request.request import canonical_json
 from prefect_imagegen.gateway.engines import ENGINES, ImageJob, UndrawableError
 from prefect_imagegen.gateway.faults import HANG_S, Fault
@@ -33,6 +44,8 @@ _TICK_S = 0.05
 _FETCH_GRACE_S = 30.0
 """While draining, a finished result waits this long to be fetched."""
 _BLACK_SIDE = 64
+DRAWN_SIDES = range(64, 4097)
+"""The width and height in pixels that a body may name: larger ones would take the memory of others."""
 
 
 class BadRequestError(ValueError):
@@ -145,24 +158,27 @@ class JobRunner:
         fault = record.fault.fault if record.fault else None
         if fault == "failed" and record.fault:
             raise BadRequestError(record.fault.text)
-        params = checked_params(record.model, record.body)
-        if not params["image_urls"]:
-            await self._make_image(record, params, [])
+        params, spec = checked_params(record.model, record.body), MODELS[record.model]
+        if not params[REFERENCES]:
+            await self._make_image(record, spec, params, [])
             return
         async with self._references.turns:
-            references = await self._references.of_call(params["image_urls"], record.served_at, record.account)
-            await self._make_image(record, params, references)
+            urls = spec.references.values_in(record.body)
+            references = await self._references.of_call(urls, record.served_at, record.account)
+            await self._make_image(record, spec, params, references)
 
-    async def _make_image(self, record: Record, params: Mapping[str, Any], references: Sequence[Reference]) -> None:
+    async def _make_image(
+        self, record: Record, spec: ModelSpec, params: Mapping[str, Any], references: Sequence[Reference]
+    ) -> None:
         fault = record.fault.fault if record.fault else None
         identity = await _off_loop({"model": record.model, **params, "seed": record.seed}, canonical_json)
         job = ImageJob(
             record.model,
             params["prompt"],
             record.seed,
-            *pixels_of(params["aspect_ratio"], references[0].size if references else None, self._settings.megapixels),
-            image_format=params["image_format"],
-            quality=params["quality"],
+            *size_of(spec.size, params, references[0].size if references else None, self._settings.megapixels),
+            image_format=_format_of(spec, params),
+            quality=min(100, max(1, spec.quality_of(params))),
             request_id=record.request_id,
             identity=identity,
             references=[reference.data for reference in references],
@@ -178,39 +194,75 @@ class JobRunner:
 
 
 def checked_params(model: str, body: Mapping[str, Any]) -> dict[str, Any]:
-    """The parameters of a body, with the model's defaults filled in. Raises BadRequestError."""
+    """The parameters of a body, with the model's defaults filled in, and its references as `image_urls`.
+
+    Raises BadRequestError.
+    """
+    spec = MODELS[model]
     prompt = body.get("prompt")
     if not isinstance(prompt, str) or not prompt:
         raise BadRequestError("Prompt is Mandatory and must be string")
     params: dict[str, Any] = {"prompt": prompt}
-    for name, spec in MODELS[model].fields.items():
+    for name, field in spec.fields.items():
         value = body.get(name)
-        params[name] = spec.default if value is None else _value(spec, value)
+        params[name] = field.default if value is None else _value(field, value)
     seed = body.get("seed", DEFAULT_SEED)
     if isinstance(seed, bool) or not isinstance(seed, int) or seed not in SEEDS:
         raise BadRequestError(f"seed must be an integer, -1 to {SEEDS[-1]}")
-    urls = [] if body.get("image_urls") is None else body["image_urls"]
-    if not isinstance(urls, list) or not all(isinstance(url, str) for url in urls):
-        raise BadRequestError("image_urls must be a list of URLs")
-    if params["aspect_ratio"] == MATCH_INPUT_IMAGE and not urls:
-        raise BadRequestError("match_input_image needs at least one image in image_urls")
-    return params | {"image_urls": urls}
+    urls = _urls(spec, body)
+    _check_drawable(spec, params, urls)
+    return params | {REFERENCES: urls}
+
+
+def _urls(spec: ModelSpec, body: Mapping[str, Any]) -> list[str]:
+    """The references of a body, in order. Raises BadRequestError."""
+    if spec.references.is_list:
+        (name,) = spec.references.fields
+        urls = [] if body.get(name) is None else body[name]
+        if not isinstance(urls, list) or not all(isinstance(url, str) for url in urls):
+            raise BadRequestError(f"{name} must be a list of URLs")
+    else:
+        pairs = spec.references.values_in(body)
+        urls = [url for _, url in pairs]
+        if strange := [name for name, url in pairs if not isinstance(url, str)]:
+            raise BadRequestError(f"{strange[0]} must be a URL")
+    if reason := spec.references.check(len(urls)):
+        raise BadRequestError(f"{spec.slug} {reason}")
+    return urls
+
+
+def _check_drawable(spec: ModelSpec, params: Mapping[str, Any], urls: Sequence[str]) -> None:
+    """Raise BadRequestError for a size or a format that is not drawn here."""
+    size = spec.size
+    ratio = params[size.ratio] if size.ratio else None
+    if ratio == MATCH_INPUT_IMAGE and not urls:
+        raise BadRequestError(f"{MATCH_INPUT_IMAGE} needs at least one image in {spec.references.fields[0]}")
+    if size.ratio and ratio != MATCH_INPUT_IMAGE and ratio not in ASPECT_SIZES:
+        raise BadRequestError(f"{size.ratio}: no size is known for it, use one of {', '.join(ASPECT_SIZES)}")
+    for name in (size.width, size.height):
+        if name and params[name] not in DRAWN_SIDES:
+            raise BadRequestError(f"{name}: sides of {DRAWN_SIDES[0]} to {DRAWN_SIDES[-1]} pixels are drawn here")
+    if _format_of(spec, params) not in CONTENT_TYPES:
+        raise BadRequestError(f"{spec.format_field}: {', '.join(CONTENT_TYPES)} are drawn here")
+
+
+def _format_of(spec: ModelSpec, params: Mapping[str, Any]) -> str:
+    """The format to draw, by the name that decoding gives it."""
+    name = spec.format_of(params)
+    return SPELLINGS.get(name, name)
 
 
 def _value(spec: FieldSpec, value: Any) -> Any:
-    types = {"string": str, "boolean": bool, "integer": int, "number": (int, float)}[spec.type]
-    if not isinstance(value, types) or (isinstance(value, bool) and spec.type != "boolean"):  # type: ignore[arg-type]
-        raise BadRequestError(f"{spec.name} must be of type {spec.type}")
-    if spec.minimum is not None and spec.maximum is not None and not spec.minimum <= value <= spec.maximum:
-        raise BadRequestError(f"{spec.name} must be between {spec.minimum:g} and {spec.maximum:g}")
+    if reason := spec.check(value):
+        raise BadRequestError(f"{spec.name}: {reason}")
     if spec.choices and value not in spec.choices:
-        raise BadRequestError(f"{spec.name} must be one of {', '.join(spec.choices)}")
-    return value
+        raise BadRequestError(f"{spec.name}: it must be one of {', '.join(spec.choices)}")
+    return int(value) if spec.type == "integer" else value
 
 
 async def _off_loop(body: dict[str, Any], work: Callable[[dict[str, Any]], T]) -> T:
     """Run CPU-bound work on a body; in a thread if the body may contain images."""
-    return await asyncio.to_thread(work, body) if body.get("image_urls") else work(body)
+    return await asyncio.to_thread(work, body) if any(map(body.get, reference_fields())) else work(body)
 
 
 def _black(image_format: str) -> bytes:

@@ -11,6 +11,7 @@ from fastapi import Depends, HTTPException, Request
 from fastapi.responses import HTMLResponse, RedirectResponse
 
 from prefect_imagegen.core.money import figure
+from prefect_imagegen.core.request.models import spec_of
 from prefect_imagegen.gateway.faults import HANG_S, Call, Fault
 from prefect_imagegen.gateway.http.answers import HTML, AnswerError, JsonAnswer, error_answer
 from prefect_imagegen.gateway.http.fault_middleware import DroppedConnection
@@ -93,7 +94,7 @@ async def accepted(
     limits = account_state.settings.limits
     async with place_at_gate(request, account_state, account) as seat:
         body = await json_body(request, limits, runner.gate, seat)
-        check_fields(body, limits)
+        check_fields(body, spec_of(model).references, limits)
         fault = account_state.settings.faults.pick(call, model, str(body.get("prompt", "")))
         await inject(fault, "before", request)
         if (reset := account_state.count_post(account)) is not None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from prefect_imagegen.core.money import exact
-from prefect_imagegen.core.request.models import DEFAULT_PRICE_USD, MODELS, PUBLISHED_PRICES_USD
+from prefect_imagegen.core.request.models import MODELS, price_of, reference_fields
 from prefect_imagegen.core.request.profiles import models_of
 from prefect_imagegen.gateway.faults import Fault
 from prefect_imagegen.gateway.settings import GatewaySettings
@@ -119,7 +119,7 @@ class AccountState:
     def models(self) -> list[str]:
         """The slugs of the models that are served: those of the checkpoint, where there is one."""
         path = self.settings.model_path
-        return sorted(MODELS if path is None else models_of(path, MODELS))
+        return sorted(MODELS if path is None else models_of(path))
 
     @property
     def has_key(self) -> bool:
@@ -171,7 +171,7 @@ class AccountState:
         """The price of an image in US dollars."""
         if self.settings.price_usd is not None:
             return self.settings.price_usd
-        return PUBLISHED_PRICES_USD.get(model, DEFAULT_PRICE_USD)
+        return price_of(model)
 
     def refund(self, record: Record, error: str) -> None:
         """Take the charge of a completed v1 call back, since it is not answered with 200; it becomes FAILED."""
@@ -248,8 +248,11 @@ class AccountState:
 
 def kept_body(body: dict[str, Any]) -> dict[str, Any]:
     """A body as the history keeps it: without images inside it, as at Segmind. CPU-bound if it has some."""
-    urls = body.get("image_urls")
-    return body | {"image_urls": [_without_data(url) for url in urls]} if isinstance(urls, list) else body
+    values = {name: body[name] for name in reference_fields() if name in body}
+    return body | {
+        name: [_without_data(url) for url in value] if isinstance(value, list) else _without_data(value)
+        for name, value in values.items()
+    }
 
 
 def _without_data(url: Any) -> Any:

@@ -25,7 +25,7 @@ from prefect_imagegen.core.errors import ProviderError
 from prefect_imagegen.core.images.image import BadImageError, decode, upright_size
 from prefect_imagegen.core.policy.backoff import pause_seconds
 from prefect_imagegen.core.redact import redact
-from prefect_imagegen.core.request.models import MODELS, pixels_of
+from prefect_imagegen.core.request.models import SPELLINGS, size_of
 from prefect_imagegen.core.request.profiles import models_of
 from prefect_imagegen.core.request.request import GenerationRequest, plain_number
 from prefect_imagegen.net.bodies import UNREADABLE, describe_error, read_body
@@ -207,12 +207,13 @@ def fields_of(request: GenerationRequest, first: tuple[int, int] | None) -> dict
     Raises ProviderError (`invalid_request`) for an aspect ratio without a known size.
     """
     params = {name: plain_number(value) for name, value in request.params.items()}
-    ratio = params.get("aspect_ratio", "1:1")
+    spec = request.spec
     try:
-        width, height = pixels_of(ratio, first)
-    except KeyError:
-        raise ProviderError("invalid_request", f"no size is known for the aspect ratio {ratio!r}") from None
-    image_format = params.get("image_format", "png")
+        width, height = size_of(spec.size, params, first)
+    except KeyError as error:
+        raise ProviderError("invalid_request", f"no size is known for the aspect ratio {error}") from None
+    asked_format = spec.format_of(params)
+    image_format = SPELLINGS.get(asked_format, asked_format)
     fields = {
         "prompt": request.prompt,
         "n": 1,
@@ -224,7 +225,7 @@ def fields_of(request: GenerationRequest, first: tuple[int, int] | None) -> dict
         "num_inference_steps": params.get("steps", 4),
         "guidance_scale": float(params.get("cfg", 1)),
         "output_format": image_format,
-        "output_compression": _PNG_COMPRESSION if image_format == "png" else params.get("quality", 90),
+        "output_compression": _PNG_COMPRESSION if image_format == "png" else spec.quality_of(params),
     }
     # SGLang applies guidance for any negative prompt, even an empty one or with a distilled checkpoint.
     if params.get("negative_prompt") and fields["guidance_scale"] > 1:
@@ -252,7 +253,7 @@ def _served(value: Any) -> frozenset[str] | None:
     names = [str(item.get("id")) for item in items if isinstance(item, dict)] if isinstance(items, list) else []
     if not names or not all("klein" in name.lower() for name in names):
         return None
-    return frozenset(slug for name in names for slug in models_of(name, MODELS))
+    return frozenset(slug for name in names for slug in models_of(name))
 
 
 def _media(url: str) -> str:
