@@ -12,7 +12,7 @@ from prefect.client.schemas import State
 from prefect.exceptions import ObjectNotFound
 from pydantic import BeforeValidator, Field
 
-from prefect_imagegen.app.config.options import RunOptions, WithoutNone
+from prefect_imagegen.app.config.options import RunOptions
 from prefect_imagegen.app.planning.prepare import PlannedRun, RunSpec
 from prefect_imagegen.app.running import registry
 from prefect_imagegen.app.running.result import RunResult
@@ -46,10 +46,11 @@ def _titled(title: str) -> Any:
 ManifestUrl = Annotated[str, BeforeValidator(_path_text), _titled("Manifest")]
 Store = Annotated[str, BeforeValidator(_path_text), _titled("Store")]
 Backend = Annotated[str, _titled("Backend")]
-Options = Annotated[RunOptions | None, _titled("Options"), WithoutNone()]
+# The default of the form: with null, all options would stand behind a click.
+Options = Annotated[RunOptions | None, Field(json_schema_extra={"title": "Options", "default": {}})]
 FailOnRowErrors = Annotated[bool, _titled("Fail on row errors")]
 FailAbove = Annotated[float, Field(ge=0.0, le=1.0), _titled("Fail above")]
-ConcurrencyLimit = Annotated[str | None, _titled("Concurrency limit"), WithoutNone()]
+ConcurrencyLimit = Annotated[str | None, _titled("Concurrency limit")]
 RunId = Annotated[str | None, _titled("Run id")]
 
 

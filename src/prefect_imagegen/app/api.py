@@ -25,14 +25,14 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class RunArguments(OptionTable):
     """What `generate`, `plan` and their async twins take."""
 
-    manifest: str | os.PathLike[str]
-    store: str | os.PathLike[str] | StoreSettings
-    backend: str | ProviderSettings = field(default="segmind", kw_only=True)
-    storage_options: Mapping[str, Any] | None = field(default=None, kw_only=True)
+    manifest: str | os.PathLike[str] = field(kw_only=False)
+    store: str | os.PathLike[str] | StoreSettings = field(kw_only=False)
+    backend: str | ProviderSettings = "segmind"
+    storage_options: Mapping[str, Any] | None = None
 
 
 def _typed_as(arguments: Callable[P, object]) -> Callable[[Callable[..., R]], Callable[P, R]]:

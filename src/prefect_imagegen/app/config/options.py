@@ -2,14 +2,14 @@
 
 import difflib
 from collections.abc import Callable, Mapping
-from copy import copy
 from functools import partial
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler, create_model, model_validator
+from pydantic import BaseModel, ConfigDict, GetJsonSchemaHandler, create_model, model_validator
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, PydanticCustomError
 
+from prefect_imagegen.app.config.option_fields import option_field
 from prefect_imagegen.app.config.option_rows import TableRow
 from prefect_imagegen.app.config.option_table import GROUPS, OPTIONS, OptionArguments, OptionTable
 from prefect_imagegen.core.request.manifest import ManifestOptions
@@ -20,43 +20,23 @@ P = ParamSpec("P")
 S = TypeVar("S")
 
 
-def option_field(name: str, **changed: Any) -> Any:
-    """The pydantic field of an option. `changed`: what a block says otherwise, such as its own default."""
-    row = OPTIONS[name]
-    option = row.option
-    default = {"default_factory": partial(copy, row.default)} if row.default in ([], {}) else {"default": row.default}
-    if changed.keys() & {"default", "default_factory"}:
-        default = {}
-    said = {"title": option.title, "description": option.help, "repr": not option.secret}
-    limits = {limit: getattr(option, limit) for limit in ("ge", "gt", "le", "min_length")}
-    return Field(**(said | {name: value for name, value in limits.items() if value is not None} | default | changed))
-
-
 def _model_field(row: TableRow, position: int) -> tuple[Any, Any]:
     return row.type, option_field(row.name, json_schema_extra=partial(_in_form, position))
 
 
 def _in_form(position: int, schema: dict[str, Any]) -> None:
-    """Give a property its place in Prefect's form, and an empty field where it may be None."""
+    """Give a property its place in Prefect's form, and a plain field where it may be None.
+
+    For `integer or null` the form asks first which of the two it is; and a field with the default null is sent as null
+    where it is left empty. So such an option is an integer without a default: an empty field is not sent.
+    """
     schema["position"] = position
-    _drop_none(schema)
-
-
-def _drop_none(schema: dict[str, Any]) -> None:
     inner = [variant for variant in schema.get("anyOf", ()) if variant != {"type": "null"}]
     if len(inner) == 1:
         del schema["anyOf"]
         schema |= inner[0]
-
-
-class WithoutNone:
-    """Marks a parameter of a flow that may be None: the form asks for its value, not first for None or a value."""
-
-    def __get_pydantic_json_schema__(self, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
-        """The schema of a value."""
-        schema = handler(core_schema)
-        _drop_none(schema)
-        return schema
+    if "default" in schema and schema["default"] is None:
+        del schema["default"]
 
 
 def _typed_as(arguments: Callable[P, object]) -> Callable[[Callable[[S], None]], Callable[Concatenate[S, P], None]]:
