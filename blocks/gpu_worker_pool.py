@@ -5,7 +5,9 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from prefect.blocks.core import Block
 from pydantic import ConfigDict, Field
 
-from prefect_imagegen.blocks.fields import OptionalKey
+from prefect_imagegen.app.config.option_table import OPTIONS
+from prefect_imagegen.blocks.fields import OptionalKey, block_option
+from prefect_imagegen.core.request.profiles import DEFAULT_PROFILE
 
 if TYPE_CHECKING:  # the app loads only when a block is used, never when Prefect lists block types
     from prefect_imagegen.app.config.settings import ProviderSettings
@@ -33,38 +35,17 @@ class GpuWorkerPool(Block):
     _logo_url: ClassVar[str | None] = f"{_REPOSITORY}/raw/main/docs/logo.png"  # type: ignore[assignment]
     _documentation_url: ClassVar[str | None] = f"{_REPOSITORY}#readme"  # type: ignore[assignment]
 
-    endpoints: list[str] = Field(
-        title="Endpoints",
-        description="One for each worker: openai+http://HOST:PORT (vLLM-Omni, SGLang) or segmind+http://HOST:PORT"
-        " (prefect-imagegen serve).",
-    )
+    endpoints: list[str] = Field(title=OPTIONS["endpoints"].option.title, description=OPTIONS["endpoints"].option.help)
     api_key: OptionalKey = Field(
         default=None,
         title="API key",
         description="Sent to every worker; without one, PREFECT_IMAGEGEN_POOL_API_KEY of the Prefect worker is used.",
     )
-    endpoint_limit: int | None = Field(
-        default=None,
-        ge=1,
-        title="Endpoint limit",
-        description="Calls at once for each worker; empty means one batch and one more where it tells, else 2.",
-    )
-    profile: Literal["klein-distilled", "klein-base"] = Field(
-        default="klein-distilled",
-        title="Profile",
-        description="Distilled: 4 steps, no guidance, no negative prompt. Base: steps and guidance as asked.",
-    )
-    model: str | None = Field(
-        default=None, title="Model", description="Slug of the model for manifest rows that name none."
-    )
-    weights: str | None = Field(
-        default=None, title="Weights", description="Label of the weights; part of the request key."
-    )
-    weights_license: str | None = Field(
-        default=None,
-        title="Licence of the weights",
-        description="Recorded with every image; empty means what is published for the model.",
-    )
+    endpoint_limit: int | None = block_option("endpoint_limit")
+    profile: Literal["klein-distilled", "klein-base"] = block_option("profile", default=DEFAULT_PROFILE)
+    model: str | None = block_option("model")
+    weights: str | None = block_option("weights")
+    weights_license: str | None = block_option("weights_license")
 
     def to_settings(self) -> "ProviderSettings":
         """The block as plain settings of the app."""

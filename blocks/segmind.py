@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from prefect.blocks.abstract import CredentialsBlock
 from pydantic import ConfigDict, Field
 
-from prefect_imagegen.blocks.fields import OptionalKey
+from prefect_imagegen.blocks.fields import OptionalKey, block_option
 
 if TYPE_CHECKING:  # httpx and the app load only when a block is used, never when Prefect lists block types
     import httpx
@@ -53,21 +53,10 @@ class Segmind(CredentialsBlock):
         title="Assets URL",
         description="Base URL for uploading reference images; empty means Segmind's own, or that of a gateway.",
     )
-    api_version: Literal["v2", "v1"] = Field(
-        default="v2", title="API version", description="v2 submits and polls, v1 is one blocking call."
-    )
-    model: str | None = Field(
-        default=None, title="Model", description="Slug of the model for manifest rows that name none."
-    )
-    requests_per_minute: float | None = Field(
-        default=None,
-        ge=0,
-        title="Requests per minute",
-        description="Submits a minute, 0 for no limit; empty means 50 at Segmind and no limit elsewhere.",
-    )
-    max_in_flight: int | None = Field(
-        default=None, ge=1, title="Max in flight", description="Calls at once; empty means 16."
-    )
+    api_version: Literal["v2", "v1"] = block_option("api_version", default="v2")
+    model: str | None = block_option("model")
+    requests_per_minute: float | None = block_option("requests_per_minute")
+    max_in_flight: int | None = block_option("max_in_flight")
 
     def get_client(self) -> "httpx.AsyncClient":
         """An async HTTP client that sends the key, for your own calls to the API's host."""

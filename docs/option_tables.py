@@ -7,9 +7,11 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 import click
 from click.testing import CliRunner
 from prefect.blocks.fields import SecretDict
+from prefect.utilities.callables import parameter_schema
 from pydantic.fields import FieldInfo
 from tables import table
 
+from prefect_imagegen.app.config.option_table import GROUPS, OPTIONS
 from prefect_imagegen.app.config.options import RunOptions
 from prefect_imagegen.blocks import GpuWorkerPool, ImageStore, Segmind
 from prefect_imagegen.cli.main import cli
@@ -46,22 +48,23 @@ def _help(name: str) -> str:
 
 
 def options() -> str:
-    """The fields of `RunOptions`. Raises RuntimeError where the command line has no option for one."""
-    with click.Context(cli) as context:
-        command = cli.get_command(context, "generate")
-    spellings = {parameter.name: parameter.opts[0] for parameter in command.params} if command else {}
-    if missing := RunOptions.model_fields.keys() - spellings.keys():
-        raise RuntimeError(f"the command line has no option for {sorted(missing)}")
-    rows = (
-        (f"`{name}`<br>`{spellings[name]}`", *_described(name, field))
-        for name, field in RunOptions.model_fields.items()
-    )
-    return table(("field, on the command line", "type", "default", "meaning"), *rows)
+    """The options of a run, each group below a heading of its own."""
+    parts = []
+    for group, table_of_group in GROUPS.items():
+        rows = (
+            (f"`{name}`<br>`{row.flag}`", *_described(name, RunOptions.model_fields[name]))
+            for name, row in OPTIONS.items()
+            if row.group == group
+        )
+        columns = ("field, on the command line", "type", "default", "meaning")
+        parts.append(f"### {group}\n\n{table_of_group.__doc__}\n\n{table(columns, *rows)}")
+    return "\n\n".join(parts)
 
 
 def flow_parameters() -> str:
     """The parameters of the flow `generate-images`."""
     rows = []
+    described = parameter_schema(generate_images.fn).properties
     for name, parameter in inspect.signature(generate_images.fn).parameters.items():
         is_required = parameter.default is inspect.Parameter.empty
         field = (
@@ -69,6 +72,7 @@ def flow_parameters() -> str:
             if is_required
             else FieldInfo.from_annotated_attribute(parameter.annotation, parameter.default)
         )
+        field.description = described[name]["description"]
         rows.append((f"`{name}`", *_described(name, field)))
     return table(("parameter", "type", "default", "meaning"), *rows)
 

@@ -35,37 +35,23 @@ def _path_text(value: Any) -> Any:
     return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
-ManifestUrl = Annotated[
-    str,
-    BeforeValidator(_path_text),
-    Field(title="Manifest", description="Parquet file, folder or glob, CSV or JSONL; any fsspec URL."),
-]
-Store = Annotated[
-    str, BeforeValidator(_path_text), Field(title="Store", description="A URL or path, or a block as image-store/NAME.")
-]
-Backend = Annotated[str, Field(title="Backend", description="segmind, sandbox, or a block as segmind/NAME.")]
-Options = Annotated[RunOptions | None, Field(title="Options", description="How rows are read and images made.")]
-FailOnRowErrors = Annotated[
-    bool, Field(title="Fail on row errors", description="End as Failed, not Completed, if any row has no image.")
-]
-FailAbove = Annotated[
-    float,
-    Field(
-        ge=0.0,
-        le=1.0,
-        title="Fail above",
-        description="End as Failed if more than this share of the rows is invalid, failed or held (0.5 is half).",
-    ),
-]
-ConcurrencyLimit = Annotated[
-    str | None,
-    Field(
-        title="Concurrency limit", description="Name of a global concurrency limit that caps calls across flow runs."
-    ),
-]
-RunId = Annotated[
-    str | None, Field(title="Run id", description="A run planned by this process; leave empty to plan a new one.")
-]
+def _titled(title: str) -> Any:
+    """The title of a parameter in the form. Prefect puts the parameter's name over a title given in any other way.
+
+    Descriptions come from the docstring of the flow, and positions from the order of its parameters.
+    """
+    return Field(json_schema_extra={"title": title})
+
+
+ManifestUrl = Annotated[str, BeforeValidator(_path_text), _titled("Manifest")]
+Store = Annotated[str, BeforeValidator(_path_text), _titled("Store")]
+Backend = Annotated[str, _titled("Backend")]
+# The default of the form: with null, all options would stand behind a click.
+Options = Annotated[RunOptions | None, Field(json_schema_extra={"title": "Options", "default": {}})]
+FailOnRowErrors = Annotated[bool, _titled("Fail on row errors")]
+FailAbove = Annotated[float, Field(ge=0.0, le=1.0), _titled("Fail above")]
+ConcurrencyLimit = Annotated[str | None, _titled("Concurrency limit")]
+RunId = Annotated[str | None, _titled("Run id")]
 
 
 # retries=0: PREFECT_FLOWS_DEFAULT_RETRIES is not meant for flows that pay, and would otherwise apply.
@@ -89,7 +75,7 @@ def generate_images(
     Args:
         manifest: Parquet file, folder or glob, CSV or JSONL; any fsspec URL.
         store: A URL or path, or a block as image-store/NAME.
-        backend: segmind, sandbox, or a block as segmind/NAME.
+        backend: segmind, sandbox, pool, or a block as segmind/NAME.
         options: How rows are read and images made.
         fail_on_row_errors: End as Failed, not Completed, if any row has no image.
         fail_above: End as Failed if more than this share of the rows is invalid, failed or held (0.5 is half).
@@ -112,7 +98,18 @@ async def agenerate_images(
     concurrency_limit: ConcurrencyLimit = None,
     run_id: RunId = None,
 ) -> Any:
-    """`generate_images` for use in a running event loop."""
+    """`generate_images` for use in a running event loop.
+
+    Args:
+        manifest: Parquet file, folder or glob, CSV or JSONL; any fsspec URL.
+        store: A URL or path, or a block as image-store/NAME.
+        backend: segmind, sandbox, pool, or a block as segmind/NAME.
+        options: How rows are read and images made.
+        fail_on_row_errors: End as Failed, not Completed, if any row has no image.
+        fail_above: End as Failed if more than this share of the rows is invalid, failed or held (0.5 is half).
+        concurrency_limit: Name of a global concurrency limit that caps calls across flow runs.
+        run_id: A run planned by this process; leave empty to plan a new one.
+    """
     share = 0.0 if fail_on_row_errors else fail_above
     with reporting_outages():
         return await _generate(manifest, store, backend, options, share, concurrency_limit, run_id)

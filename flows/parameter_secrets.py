@@ -3,7 +3,8 @@
 from collections.abc import Iterator
 from urllib.parse import parse_qs
 
-from prefect_imagegen.app.config.options import SECRET_OPTIONS, RunOptions
+from prefect_imagegen.app.config.option_table import SECRET_OPTIONS
+from prefect_imagegen.app.config.options import RunOptions
 from prefect_imagegen.core.errors import RefusedError
 from prefect_imagegen.core.redact import redact
 from prefect_imagegen.core.secrets import FROM_ENVIRONMENT, holds_secret, secret_option

@@ -2,12 +2,13 @@
 
 import re
 
-from prefect_imagegen.app.config.options import RunOptions
+from prefect_imagegen.app.config.option_table import OPTIONS
 from prefect_imagegen.core.errors import RefusedError
 
 _OPTION = re.compile(r"(?<![\w/.-])--([a-z]+(?:-[a-z]+)*)(?![\w/.-]*\w)")
 """An option that is not a part of a path or of another name."""
 _PARAMETERS = frozenset({"backend", "store", "manifest"})
+_FIELDS = {row.flag: name for name, row in OPTIONS.items()}
 
 
 def in_parameters(text: str) -> str:
@@ -24,7 +25,5 @@ def _parameter(match: re.Match[str]) -> str:
     name = match[1].replace("-", "_")
     if name in _PARAMETERS:
         return name
-    fields = RunOptions.model_fields
-    # An option that may be repeated is a field in the plural: --column, --endpoint, --reference-storage-option.
-    field = next((candidate for candidate in (name, f"{name}s") if candidate in fields), {"set": "values"}.get(name))
+    field = _FIELDS.get(f"--{match[1]}") or (name if name in OPTIONS else None)
     return f"options.{field}" if field else match[0]

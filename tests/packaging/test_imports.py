@@ -3,13 +3,12 @@
 import re
 import subprocess
 import sys
+from inspect import Parameter, signature
 from pathlib import Path
-from typing import get_type_hints
 
 import pytest
 
 import prefect_imagegen
-from prefect_imagegen.app.api import OptionArguments
 from prefect_imagegen.app.config.options import RunOptions
 
 HEAVY = {"PIL", "aiohttp", "fastapi", "fsspec", "httpx", "numpy", "prefect", "pyarrow", "pydantic"}
@@ -95,8 +94,13 @@ def test_no_other_name_is_there() -> None:
 def test_option_arguments_are_the_options() -> None:
     """`generate` and `plan` take, as typed keyword arguments, exactly the fields of the options and their types."""
     fields = {name: field.annotation for name, field in RunOptions.model_fields.items()}
-    assert get_type_hints(OptionArguments) == fields
-    assert OptionArguments.__required_keys__ == frozenset()
+    parameters = signature(prefect_imagegen.generate).parameters
+    own = ["manifest", "store", "backend", "storage_options"]
+    assert {name: parameter.annotation for name, parameter in parameters.items() if name not in own} == fields
+    for name in ("agenerate", "plan", "aplan"):
+        assert signature(getattr(prefect_imagegen, name)).parameters == parameters
+    assert [parameters[name].kind.name for name in own] == ["POSITIONAL_OR_KEYWORD"] * 2 + ["KEYWORD_ONLY"] * 2
+    assert all(parameters[name].default is not Parameter.empty for name in fields)
 
 
 def test_the_blocks_are_light() -> None:

@@ -1,15 +1,17 @@
 """Plan a manifest, or make its images, from Python and without Prefect: `plan`, `generate` and their async twins."""
 
 import asyncio
-import difflib
 import os
 import time
-from collections.abc import Mapping
-from typing import Any, Literal, TypedDict, Unpack
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from inspect import signature
+from typing import Any, ParamSpec, TypeVar
 
 from pydantic import ValidationError
 
-from prefect_imagegen.app.config.options import RunOptions
+from prefect_imagegen.app.config.option_table import OPTIONS, OptionTable
+from prefect_imagegen.app.config.options import RunOptions, did_you_mean
 from prefect_imagegen.app.config.settings import ProviderSettings, StoreSettings
 from prefect_imagegen.app.planning.prepare import PlannedRun, RunSpec, plan_only, prepare
 from prefect_imagegen.app.running import registry
@@ -18,56 +20,44 @@ from prefect_imagegen.app.running.result import RunResult
 from prefect_imagegen.app.running.run_session import open_session
 from prefect_imagegen.core.errors import RefusedError
 from prefect_imagegen.core.plan import PlanSummary
-from prefect_imagegen.core.policy.history_lookup import OnUnknown
-from prefect_imagegen.core.request.references import CheckReferences, ReferenceTransport
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
-class OptionArguments(TypedDict, total=False):
-    """The fields of `RunOptions` as keyword arguments; what they mean and their defaults stand there."""
+@dataclass(frozen=True, kw_only=True)
+class RunArguments(OptionTable):
+    """What `generate`, `plan` and their async twins take."""
 
-    base_url: str | None
-    api_version: Literal["v1", "v2"] | None
-    model: str | None
-    endpoints: list[str]
-    endpoint_limit: int | None
-    profile: Literal["klein-distilled", "klein-base"] | None
-    strict_parameters: bool
-    weights: str | None
-    weights_license: str | None
-    columns: dict[str, list[str]]
-    values: dict[str, Any]
-    id_column: str | None
-    carry: list[str]
-    manifest_storage_options: dict[str, Any]
-    max_in_flight: int | None
-    requests_per_minute: float | None
-    shard_size: int
-    limit: int | None
-    max_attempts: int
-    deadline: float
-    max_failure_rate: float
-    max_cost_usd: float | None
-    on_unknown: OnUnknown
-    history_lag: float
-    drain_seconds: float
-    on_invalid: Literal["fail", "skip"]
-    reference_identity: Literal["url", "content"]
-    reference_transport: ReferenceTransport
-    reference_storage_options: dict[str, Any]
-    check_references: CheckReferences
-    max_reference_megapixels: float
-    allow_private_references: bool
-    allow_local_references: bool
-    keep_references: bool
+    manifest: str | os.PathLike[str] = field(kw_only=False)
+    store: str | os.PathLike[str] | StoreSettings = field(kw_only=False)
+    backend: str | ProviderSettings = "segmind"
+    storage_options: Mapping[str, Any] | None = None
 
 
+def _typed_as(arguments: Callable[P, object]) -> Callable[[Callable[..., R]], Callable[P, R]]:
+    """Let editors and type checkers know a function by the arguments of another, such as all options by name."""
+
+    def decorate(function: Callable[..., R]) -> Callable[P, R]:
+        parameters = [
+            parameter.replace(annotation=OPTIONS[name].type if name in OPTIONS else parameter.annotation)
+            for name, parameter in signature(arguments).parameters.items()
+        ]
+        written = signature(function).replace(parameters=parameters)
+        function.__signature__ = written  # type: ignore[attr-defined]
+        return function
+
+    return decorate
+
+
+@_typed_as(RunArguments)
 async def agenerate(
     manifest: str | os.PathLike[str],
     store: str | os.PathLike[str] | StoreSettings,
     *,
     backend: str | ProviderSettings = "segmind",
     storage_options: Mapping[str, Any] | None = None,
-    **options: Unpack[OptionArguments],
+    **options: object,
 ) -> RunResult:
     """Make the image of every row of a manifest, in the running event loop, and write images and metadata to a store.
 
@@ -75,30 +65,31 @@ async def agenerate(
     `storage_options` are those of the store's file system; `options` are the fields of `RunOptions`. Raises
     RefusedError before any call; what goes wrong later is in the result.
     """
-    spec = _run_spec(manifest, store, backend, storage_options, options)
-    return await execute(await prepare(spec))
+    return await _make(_run_spec(manifest, store, backend, storage_options, options))
 
 
+@_typed_as(RunArguments)
 def generate(
     manifest: str | os.PathLike[str],
     store: str | os.PathLike[str] | StoreSettings,
     *,
     backend: str | ProviderSettings = "segmind",
     storage_options: Mapping[str, Any] | None = None,
-    **options: Unpack[OptionArguments],
+    **options: object,
 ) -> RunResult:
     """Make the image of every row of a manifest; see `agenerate`. Raises RefusedError inside a running event loop."""
     _refuse_running_loop("generate")
-    return asyncio.run(agenerate(manifest, store, backend=backend, storage_options=storage_options, **options))
+    return asyncio.run(_make(_run_spec(manifest, store, backend, storage_options, options)))
 
 
+@_typed_as(RunArguments)
 async def aplan(
     manifest: str | os.PathLike[str],
     store: str | os.PathLike[str] | StoreSettings,
     *,
     backend: str | ProviderSettings = "segmind",
     storage_options: Mapping[str, Any] | None = None,
-    **options: Unpack[OptionArguments],
+    **options: object,
 ) -> PlanSummary:
     """Work out what `agenerate` would do with the same arguments: rows by state, row errors, and the expected price.
 
@@ -108,17 +99,18 @@ async def aplan(
     return await plan_only(_run_spec(manifest, store, backend, storage_options, options))
 
 
+@_typed_as(RunArguments)
 def plan(
     manifest: str | os.PathLike[str],
     store: str | os.PathLike[str] | StoreSettings,
     *,
     backend: str | ProviderSettings = "segmind",
     storage_options: Mapping[str, Any] | None = None,
-    **options: Unpack[OptionArguments],
+    **options: object,
 ) -> PlanSummary:
     """Work out what `generate` would do; see `aplan`. Raises RefusedError inside a running event loop."""
     _refuse_running_loop("plan")
-    return asyncio.run(aplan(manifest, store, backend=backend, storage_options=storage_options, **options))
+    return asyncio.run(plan_only(_run_spec(manifest, store, backend, storage_options, options)))
 
 
 async def execute(prepared: PlannedRun) -> RunResult:
@@ -134,12 +126,16 @@ async def execute(prepared: PlannedRun) -> RunResult:
             del registry.sessions[prepared.run_id]
 
 
+async def _make(spec: RunSpec) -> RunResult:
+    return await execute(await prepare(spec))
+
+
 def _run_spec(
     manifest: str | os.PathLike[str],
     store: str | os.PathLike[str] | StoreSettings,
     backend: str | ProviderSettings,
     storage_options: Mapping[str, Any] | None,
-    options: OptionArguments,
+    options: Mapping[str, object],
 ) -> RunSpec:
     return RunSpec(
         os.fspath(manifest),
@@ -149,15 +145,13 @@ def _run_spec(
     )
 
 
-def _run_options(options: OptionArguments) -> RunOptions:
+def _run_options(options: Mapping[str, object]) -> RunOptions:
     """The options as given. Raises RefusedError (`bad_option`) that names the first wrong one."""
-    known = RunOptions.model_fields
-    for name in options.keys() - known.keys():
-        near = difflib.get_close_matches(name, known, n=1)
-        remedy = f"Did you mean {near[0]!r}?" if near else f"There are: {', '.join(known)}."
-        raise RefusedError("bad_option", f"There is no option {name!r}.", remedy=remedy)
+    for name in options:
+        if name not in OPTIONS:
+            raise RefusedError("bad_option", f"There is no option {name!r}.", remedy=did_you_mean(name))
     try:
-        return RunOptions(**options)
+        return RunOptions.model_validate(options)
     except ValidationError as error:
         first = error.errors()[0]
         raise RefusedError("bad_option", f"{first['loc'][0]}: {first['msg']}.", remedy="Correct it.") from error

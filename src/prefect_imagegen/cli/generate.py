@@ -171,7 +171,7 @@ def _run_directly(console: Console, planned_run: PlannedRun) -> NoReturn:
 def _run_flow(console: Console, planned_run: PlannedRun, store: str, backend: str) -> NoReturn:
     """Call the flow on the planned run; ends with its exit code."""
     quiet_prefect()
-    from prefect_imagegen.app.config.options import SECRET_OPTIONS
+    from prefect_imagegen.app.config.option_table import SECRET_OPTIONS
     from prefect_imagegen.app.running import registry
     from prefect_imagegen.cli.output import showing_progress
     from prefect_imagegen.core.secrets import holds_secret

@@ -2,16 +2,20 @@
 
 import re
 from collections.abc import Callable
-from typing import TypeVar
+from types import NoneType, UnionType
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 import click
 from click.shell_completion import CompletionItem
 
-from prefect_imagegen.core.request.profiles import DEFAULT_PROFILE, PROFILES
+from prefect_imagegen.app.config.option_rows import TableRow
+from prefect_imagegen.app.config.option_table import OPTIONS
 
 T = TypeVar("T")
 BACKENDS = ("segmind", "sandbox", "pool")
 """The providers of `app.config.resolve`, named here too since help and completion do not load it."""
+_OF_BACKENDS = ("base_url", "endpoints")
+"""Options that every command takes that calls a backend."""
 _BLOCK = re.compile(r"^(segmind|gpu-worker-pool|image-store)/[A-Za-z0-9-]+$")
 
 
@@ -46,14 +50,8 @@ def store_options(function: Callable[..., T]) -> Callable[..., T]:
 
 def backend_options(function: Callable[..., T]) -> Callable[..., T]:
     """Add --backend, --base-url and --endpoint to a command."""
-    function = click.option(
-        "--endpoint",
-        "endpoints",
-        multiple=True,
-        metavar="DIALECT+URL",
-        help="A worker of the backend pool: openai+http://HOST:PORT or segmind+http://HOST:PORT. Repeatable.",
-    )(function)
-    function = click.option("--base-url", metavar="URL", help="Base URL of the API or gateway.")(function)
+    for name in reversed(_OF_BACKENDS):
+        function = click_option(OPTIONS[name])(function)
     return click.option(
         "--backend",
         default="segmind",
@@ -63,6 +61,30 @@ def backend_options(function: Callable[..., T]) -> Callable[..., T]:
     )(function)
 
 
+def click_option(row: TableRow) -> Callable[[Callable[..., T]], Callable[..., T]]:
+    """An option of a run as one of the command line; None or empty where it is not given."""
+    default = row.option.unset or (f"{row.default:g}" if isinstance(row.default, float) else row.default)
+    shown = f" [default: {default}]" if default else ""
+    return click.option(
+        row.flag, row.name, metavar=row.option.metavar, help=row.option.short + shown, **_kind(row.type)
+    )
+
+
+def _kind(annotation: Any) -> dict[str, Any]:
+    """What click has to know of a type: a flag, a choice, a number, or a text that may be repeated."""
+    variants = [annotation]
+    if get_origin(annotation) in (Union, UnionType):
+        variants = [variant for variant in get_args(annotation) if variant is not NoneType]
+    plain = variants[0]
+    if plain is bool:
+        return {"is_flag": True}
+    if get_origin(plain) is Literal:
+        return {"type": click.Choice(get_args(plain))}
+    if get_origin(plain) in (list, dict):
+        return {"multiple": True}
+    return {"type": plain}
+
+
 def json_option(function: Callable[..., T]) -> Callable[..., T]:
     """Add --json to a command."""
     return click.option("--json", "as_json", is_flag=True, help="End with one line of JSON on stdout.")(function)
@@ -70,75 +92,12 @@ def json_option(function: Callable[..., T]) -> Callable[..., T]:
 
 def generate_options(function: Callable[..., T]) -> Callable[..., T]:
     """Add everything that `generate` and `plan` take."""
-    options = (
+    options: tuple[Callable[[Callable[..., T]], Callable[..., T]], ...] = (
         click.argument("manifest", shell_complete=complete_file),
-        click.option(
-            "--manifest-storage-option",
-            "manifest_storage_options",
-            multiple=True,
-            metavar="K=V",
-            help="Option of the manifest's file system.",
-        ),
-        backend_options,
-        click.option("--endpoint-limit", type=int, metavar="N", help="Calls at once for each worker. [default: 2]"),
-        click.option(
-            "--profile",
-            type=click.Choice(sorted(PROFILES)),
-            help=f"How workers run the model. [default: {DEFAULT_PROFILE}]",
-        ),
-        click.option("--strict-parameters", is_flag=True, help="Refuse rows that ask for what the profile cannot do."),
-        click.option("--weights", metavar="LABEL", help="Label of the workers' weights; part of the key."),
-        click.option("--weights-license", metavar="TEXT", help="Licence of the workers' weights, for the metadata."),
-        click.option("--api-version", type=click.Choice(["v1", "v2"]), help="v2 submits and polls (default)."),
-        click.option("--model", metavar="SLUG", help="Model of rows that name none. [default: flux-2-klein-9b]"),
-        click.option("--column", "columns", multiple=True, metavar="FIELD=COLUMN", help="Which column feeds a field."),
-        click.option("--set", "values", multiple=True, metavar="FIELD=VALUE", help="Value where a row has none."),
-        click.option("--id-column", metavar="C", help="Column that identifies a row; unique."),
-        click.option("--carry", multiple=True, metavar="COLUMN", help="Carry a column of bytes too. Repeatable."),
-        click.option("--max-in-flight", type=int, metavar="N", help="Calls at once. [default: 16]"),
-        click.option("--requests-per-minute", type=float, metavar="N", help="Submits a minute; 0 = no limit."),
-        click.option("--shard-size", type=int, metavar="N", help="Rows per Prefect task run. [default: 64]"),
-        click.option("--limit", type=int, metavar="N", help="Only the first N rows."),
-        click.option("--max-attempts", type=int, metavar="N", help="POSTs per row and run. [default: 5]"),
-        click.option("--deadline", type=float, metavar="S", help="Seconds for one generation. [default: 600]"),
-        click.option("--max-failure-rate", type=float, metavar="F", help="Stop above this share. [default: 0.5]"),
-        click.option("--max-cost-usd", type=float, metavar="X", help="Hard cap on what the run spends."),
-        click.option(
-            "--on-unknown",
-            type=click.Choice(["reconcile", "retry-once", "hold"]),
-            help="What calls without an answer do. [default: reconcile]",
-        ),
-        click.option("--history-lag", type=float, metavar="S", help="Lag of the request history. [default: 7200]"),
-        click.option("--drain-seconds", type=float, metavar="S", help="Wait for v1 calls at a stop. [default: 20]"),
-        click.option("--on-invalid", type=click.Choice(["fail", "skip"]), help="What invalid rows do. [default: fail]"),
-        click.option(
-            "--reference-identity",
-            type=click.Choice(["url", "content"]),
-            help="What web references go by. [default: url]",
-        ),
-        click.option(
-            "--reference-transport",
-            type=click.Choice(["auto", "presign", "upload", "data-url"]),
-            help="How private references travel. [default: auto]",
-        ),
-        click.option(
-            "--reference-storage-option",
-            "reference_storage_options",
-            multiple=True,
-            metavar="K=V",
-            help="Option of the references' file system.",
-        ),
-        click.option(
-            "--check-references",
-            type=click.Choice(["all", "sample", "none"]),
-            help="Which are looked at before any call. [default: all]",
-        ),
-        click.option("--max-reference-megapixels", type=float, metavar="N", help="Refuse larger ones. [default: 64]"),
-        click.option("--allow-private-references", is_flag=True, help="Fetch from private networks too."),
-        click.option("--allow-local-references", is_flag=True, help="A manifest elsewhere may name files here."),
-        click.option("--keep-references", is_flag=True, help="Keep the references in the store."),
-        json_option,
         store_options,
+        json_option,
+        backend_options,
+        *(click_option(row) for name, row in OPTIONS.items() if name not in _OF_BACKENDS),
     )
     for option in reversed(options):
         function = option(function)

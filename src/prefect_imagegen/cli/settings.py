@@ -4,10 +4,12 @@ import asyncio
 import json
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, get_origin
 
 from pydantic import ValidationError
 
+from prefect_imagegen.app.config.option_rows import TableRow
+from prefect_imagegen.app.config.option_table import OPTIONS
 from prefect_imagegen.app.config.options import RunOptions
 from prefect_imagegen.app.config.settings import ProviderSettings, StoreSettings
 from prefect_imagegen.cli.options import is_block
@@ -87,27 +89,27 @@ def _pairs(pairs: Sequence[str], option: str) -> dict[str, str]:
 
 def options_of(parsed: Mapping[str, Any]) -> RunOptions:
     """The options of a parsed command line. Raises RefusedError that names the option."""
-    columns: dict[str, list[str]] = {}
-    for pair in parsed["columns"]:
-        for name, column in _pairs([pair], "--column").items():
-            columns.setdefault(name, []).append(column)
-    values = {name: parse_value(name, text) for name, text in _pairs(parsed["values"], "--set").items()}
-    converted = {
-        "columns": columns,
-        "values": values,
-        "endpoints": list(parsed["endpoints"]),
-        "carry": list(parsed["carry"]),
-        "manifest_storage_options": parse_storage_options(
-            parsed["manifest_storage_options"], "--manifest-storage-option"
-        ),
-        "reference_storage_options": parse_storage_options(
-            parsed["reference_storage_options"], "--reference-storage-option"
-        ),
-    }
-    plain = [name for name in RunOptions.model_fields if name not in converted and parsed[name] is not None]
+    arguments = {name: _converted(row, parsed[name]) for name, row in OPTIONS.items() if parsed[name] is not None}
     try:
-        return RunOptions(**converted, **{name: parsed[name] for name in plain})
+        return RunOptions.model_validate(arguments)
     except ValidationError as error:
         first = error.errors()[0]
-        name = str(first["loc"][0]).replace("_", "-")
-        raise RefusedError("bad_option", f"--{name}: {first['msg']}.", remedy="Correct it.") from error
+        flag = OPTIONS[str(first["loc"][0])].flag
+        raise RefusedError("bad_option", f"{flag}: {first['msg']}.", remedy="Correct it.") from error
+
+
+def _converted(row: TableRow, value: Any) -> Any:
+    """The value of an option as click gives it, as its type: `NAME=VALUE` pairs are mappings. Raises RefusedError."""
+    if row.option.secret:
+        return parse_storage_options(value, row.flag)
+    if get_origin(row.type) is list:
+        return list(value)
+    if row.type == dict[str, list[str]]:
+        lists: dict[str, list[str]] = {}
+        for pair in value:
+            for name, member in _pairs([pair], row.flag).items():
+                lists.setdefault(name, []).append(member)
+        return lists
+    if get_origin(row.type) is dict:
+        return {name: parse_value(name, text) for name, text in _pairs(value, row.flag).items()}
+    return value

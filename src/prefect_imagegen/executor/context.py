@@ -5,12 +5,12 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
+from prefect_imagegen.core.choices import DEFAULT_LAG_S, OnUnknown
 from prefect_imagegen.core.errors import ProviderError
 from prefect_imagegen.core.images.image import BadImageError, Decoded, decode, facts_of
 from prefect_imagegen.core.ledger.events import Event, EventType, ImageFacts
 from prefect_imagegen.core.policy.adaptive_limit import AdaptiveLimit
 from prefect_imagegen.core.policy.budget import Budget
-from prefect_imagegen.core.policy.history_lookup import DEFAULT_LAG_S, OnUnknown
 from prefect_imagegen.core.policy.latency import Latencies
 from prefect_imagegen.core.results import RequestResult
 from prefect_imagegen.executor.control import RunControl

@@ -15,12 +15,12 @@ from pydantic import SecretStr
 from prefect_imagegen.app.config.resolve import make_pool
 from prefect_imagegen.app.config.settings import ProviderSettings
 from prefect_imagegen.core import layout
+from prefect_imagegen.core.choices import OnUnknown
 from prefect_imagegen.core.errors import ProviderError, StoreError
 from prefect_imagegen.core.images.image import Decoded
 from prefect_imagegen.core.ledger.fold import KEY_TYPE, LedgerView
 from prefect_imagegen.core.policy.adaptive_limit import AdaptiveLimit
 from prefect_imagegen.core.policy.budget import Budget
-from prefect_imagegen.core.policy.history_lookup import OnUnknown
 from prefect_imagegen.core.policy.outcomes import is_permanent
 from prefect_imagegen.core.request.request import GenerationRequest
 from prefect_imagegen.core.results import RequestResult

@@ -9,7 +9,8 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import TypeVar
 
-from prefect_imagegen.app.config.options import SECRET_OPTIONS, RunOptions
+from prefect_imagegen.app.config.option_table import SECRET_OPTIONS
+from prefect_imagegen.app.config.options import RunOptions
 from prefect_imagegen.app.config.resolve import (
     DEFAULT_IN_FLIGHT,
     make_pool,

@@ -9,8 +9,9 @@ from urllib.parse import urlsplit
 
 from prefect_imagegen.app.config.options import RunOptions
 from prefect_imagegen.app.config.settings import ProviderSettings, StoreSettings
+from prefect_imagegen.core.choices import CheckReferences, ReferenceTransport
 from prefect_imagegen.core.images.reference_pictures import ReferenceFacts
-from prefect_imagegen.core.request.references import CheckReferences, ReferenceTransport, family, is_looked_at, unfit
+from prefect_imagegen.core.request.references import family, is_looked_at, unfit
 from prefect_imagegen.core.request.request import Reference
 from prefect_imagegen.inputs.references.cache import ReferenceCache
 from prefect_imagegen.inputs.references.reader import ReadingOptions, ReferenceReader

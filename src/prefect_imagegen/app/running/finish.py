@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from prefect_imagegen.app.config.options import SECRET_OPTIONS
+from prefect_imagegen.app.config.option_table import SECRET_OPTIONS
 from prefect_imagegen.app.running.done_before import done_before_run
 from prefect_imagegen.app.running.metadata_table import WITH_IMAGE, metadata_table
 from prefect_imagegen.app.running.report import report_markdown

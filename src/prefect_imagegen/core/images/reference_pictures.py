@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from PIL import Image
 
+from prefect_imagegen.core.choices import DEFAULT_MEGAPIXELS
 from prefect_imagegen.core.images.image import BadImageError, TooManyPixelsError, opened, orientation_of, take_apart
 from prefect_imagegen.core.images.picture_files import PictureFile
 from prefect_imagegen.core.images.pixels import (
@@ -22,7 +23,6 @@ from prefect_imagegen.core.images.pixels import (
     upright,
 )
 
-DEFAULT_MEGAPIXELS = 64.0
 JUDGEMENT = 2
 """The version of the rules of `inspect`; raised when they change, so that remembered facts are not used any more."""
 MIN_SIDE = 64

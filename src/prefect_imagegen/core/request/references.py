@@ -3,13 +3,11 @@
 import hashlib
 import posixpath
 import re
-from typing import Literal
 from urllib.parse import SplitResult, urljoin, urlsplit
 
+from prefect_imagegen.core.choices import CheckReferences, ReferenceTransport
 from prefect_imagegen.core.images.reference_pictures import ReferenceFacts
 
-ReferenceTransport = Literal["auto", "presign", "upload", "data-url"]
-CheckReferences = Literal["all", "sample", "none"]
 OBJECT_SCHEMES = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss"})
 _ONE_NAME = {"s3a": "s3", "gcs": "gs", "abfs": "az", "abfss": "az"}
 WEB_SCHEMES = frozenset({"http", "https"})

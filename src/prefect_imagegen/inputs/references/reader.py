@@ -17,8 +17,9 @@ from urllib.parse import unquote
 
 import fsspec
 
+from prefect_imagegen.core.choices import DEFAULT_MEGAPIXELS
 from prefect_imagegen.core.errors import RefusedError
-from prefect_imagegen.core.images.reference_pictures import DEFAULT_MEGAPIXELS, JUDGEMENT, ReferenceFacts, inspect
+from prefect_imagegen.core.images.reference_pictures import JUDGEMENT, ReferenceFacts, inspect
 from prefect_imagegen.core.redact import redact, traceback_of
 from prefect_imagegen.core.request.references import BusyReason, family, is_signed, is_web, shown
 from prefect_imagegen.inputs.references.cache import ReferenceCache

@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 from weakref import WeakValueDictionary
 
 from prefect_imagegen.core import layout
+from prefect_imagegen.core.choices import CheckReferences, ReferenceTransport
 from prefect_imagegen.core.errors import ProviderError, RefusedError, StoreError
 from prefect_imagegen.core.images.image import upright_size
 from prefect_imagegen.core.images.reference_pictures import media_type, normalised
@@ -19,8 +20,6 @@ from prefect_imagegen.core.policy.outcomes import OUTCOMES
 from prefect_imagegen.core.redact import redact, traceback_of
 from prefect_imagegen.core.request.references import (
     BusyReason,
-    CheckReferences,
-    ReferenceTransport,
     family,
     is_looked_at,
     is_web,
