@@ -1,9 +1,7 @@
 """The flows that make the images of a manifest: `generate_images` and `agenerate_images`."""
 
-import asyncio
 import os
 import time
-import uuid
 from functools import partial
 from typing import Annotated, Any
 
@@ -14,14 +12,13 @@ from pydantic import BeforeValidator, Field
 
 from prefect_imagegen.app.config.options import RunOptions
 from prefect_imagegen.app.planning.prepare import PlannedRun, RunSpec
-from prefect_imagegen.app.running import registry
 from prefect_imagegen.app.running.result import RunResult
 from prefect_imagegen.app.running.run_session import AlreadyStartedError, open_session
 from prefect_imagegen.app.running.session import Session
 from prefect_imagegen.blocks.resolve import resolve_provider, resolve_store
 from prefect_imagegen.core.errors import RefusedError
 from prefect_imagegen.core.redact import redact, traceback_of
-from prefect_imagegen.flows import states
+from prefect_imagegen.flows import hand_over, states
 from prefect_imagegen.flows.artifacts import publish_summary, showing_progress
 from prefect_imagegen.flows.deployed_store import absolute, refuse_fleeting
 from prefect_imagegen.flows.names import TAG, run_name
@@ -51,7 +48,6 @@ Options = Annotated[RunOptions | None, Field(json_schema_extra={"title": "Option
 FailOnRowErrors = Annotated[bool, _titled("Fail on row errors")]
 FailAbove = Annotated[float, Field(ge=0.0, le=1.0), _titled("Fail above")]
 ConcurrencyLimit = Annotated[str | None, _titled("Concurrency limit")]
-RunId = Annotated[str | None, _titled("Run id")]
 
 
 # retries=0: PREFECT_FLOWS_DEFAULT_RETRIES is not meant for flows that pay, and would otherwise apply.
@@ -64,7 +60,6 @@ def generate_images(
     fail_on_row_errors: FailOnRowErrors = False,
     fail_above: FailAbove = 0.5,
     concurrency_limit: ConcurrencyLimit = None,
-    run_id: RunId = None,
 ) -> Any:
     """Make the image of every row of a manifest, and write images and metadata to the store.
 
@@ -80,11 +75,10 @@ def generate_images(
         fail_on_row_errors: End as Failed, not Completed, if any row has no image.
         fail_above: End as Failed if more than this share of the rows is invalid, failed or held (0.5 is half).
         concurrency_limit: Name of a global concurrency limit that caps calls across flow runs.
-        run_id: A run planned by this process; leave empty to plan a new one.
     """
     share = 0.0 if fail_on_row_errors else fail_above
     with reporting_outages():
-        return asyncio.run(_generate(manifest, store, backend, options, share, concurrency_limit, run_id))
+        return hand_over.run(_generate(manifest, store, backend, options, share, concurrency_limit))
 
 
 @flow(name="generate-images-async", flow_run_name=run_name, persist_result=False, retries=0)
@@ -96,7 +90,6 @@ async def agenerate_images(
     fail_on_row_errors: FailOnRowErrors = False,
     fail_above: FailAbove = 0.5,
     concurrency_limit: ConcurrencyLimit = None,
-    run_id: RunId = None,
 ) -> Any:
     """`generate_images` for use in a running event loop.
 
@@ -108,11 +101,10 @@ async def agenerate_images(
         fail_on_row_errors: End as Failed, not Completed, if any row has no image.
         fail_above: End as Failed if more than this share of the rows is invalid, failed or held (0.5 is half).
         concurrency_limit: Name of a global concurrency limit that caps calls across flow runs.
-        run_id: A run planned by this process; leave empty to plan a new one.
     """
     share = 0.0 if fail_on_row_errors else fail_above
     with reporting_outages():
-        return await _generate(manifest, store, backend, options, share, concurrency_limit, run_id)
+        return await _generate(manifest, store, backend, options, share, concurrency_limit)
 
 
 async def _generate(
@@ -122,15 +114,15 @@ async def _generate(
     options: RunOptions | None,
     fail_above: float,
     concurrency_limit: str | None,
-    run_id: str | None,
 ) -> State[Any]:
     started = time.monotonic()
     try:
         limit = await _slots_of(concurrency_limit) if concurrency_limit else None
-        planned_run = registry.planned_runs.pop(run_id, None) if run_id else None
-        if planned_run is None:
-            # Also the flow run that is retried in the UI: its run_id belongs to a process that is gone.
-            planned_run = await _plan(manifest, store, backend, options, run_id)
+        handed_over = hand_over.handed_over()
+        if handed_over is not None:
+            planned_run = handed_over.planned_run
+        else:
+            planned_run = await _plan(manifest, store, backend, options)
         try:
             result = await _execute(planned_run, started, concurrency_limit, limit)
         except AlreadyStartedError:
@@ -147,19 +139,14 @@ async def _generate(
 
 
 async def _plan(
-    manifest: str, store: str, backend: str, options: RunOptions | None, parent_run_id: str | None
+    manifest: str, store: str, backend: str, options: RunOptions | None, parent_run_id: str | None = None
 ) -> PlannedRun:
-    ticket = uuid.uuid4().hex
     options = options or RunOptions()
     refuse_secrets(manifest, store, options)
     store_settings = await resolve_store(store)
     refuse_fleeting(store_settings)
-    registry.run_specs[ticket] = RunSpec(manifest, store_settings, await resolve_provider(backend), options)
-    state: State[Any] = await plan_run(ticket, parent_run_id, return_state=True)  # type: ignore[misc]
-    if isinstance(state.data, RefusedError):
-        raise state.data
-    run_id: str = await state.aresult()
-    return registry.planned_runs.pop(run_id)
+    spec = RunSpec(manifest, store_settings, await resolve_provider(backend), options)
+    return await plan_run(spec, parent_run_id, states.order_id() if states.is_repeated() else None)
 
 
 async def _execute(planned_run: PlannedRun, started: float, limit_name: str | None, limit: int | None) -> RunResult:
@@ -172,19 +159,18 @@ async def _execute(planned_run: PlannedRun, started: float, limit_name: str | No
     for warning, rows in summary.warnings.items():
         logger.warning("%s (%s rows)", warning, rows)
     async with open_session(planned_run, states.order_id()) as session:
-        registry.sessions[planned_run.run_id] = session
-        try:
-            with session.stopping_on_signals():
-                async with showing_progress(session):
-                    slots = _share(session, limit) if limit else None
-                    shard = partial(generate_shard, planned_run.run_id, limit_name=limit_name, slots=slots)
-                    await session.for_each_shard(shard)
-                result = await finish_run(planned_run.run_id, time.monotonic() - started)
-            await publish_summary(result)
-            registry.results[planned_run.run_id] = result
-            return result
-        finally:
-            del registry.sessions[planned_run.run_id]
+        handed_over = hand_over.handed_over()
+        if handed_over is not None:
+            handed_over.on_open(session)
+        with session.stopping_on_signals():
+            async with showing_progress(session):
+                slots = _share(session, limit) if limit else None
+                await session.for_each_shard(partial(generate_shard, session, limit_name=limit_name, slots=slots))
+            result = await finish_run(session, time.monotonic() - started)
+        await publish_summary(result)
+        if handed_over is not None:
+            handed_over.result = result
+        return result
 
 
 def _share(session: Session, limit: int) -> int:

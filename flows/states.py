@@ -38,6 +38,12 @@ def order_id() -> str:
     return str(run.parent_task_run_id or run.id)
 
 
+def is_repeated() -> bool:
+    """Whether the order of the current flow run may have been executed before."""
+    run = _current_run()
+    return run.run_count > 1 or run.parent_task_run_id is not None
+
+
 def final_state(result: RunResult, *, fail_above: float) -> State[Any]:
     """The final state of a flow run from the figures of its run; `fail_above` as in the flow."""
     figures = f"{result.generated} generated, {result.reused} reused, {result.invalid} invalid, {result.failed} failed,"

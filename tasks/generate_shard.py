@@ -5,7 +5,7 @@ from collections import Counter
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from prefect_imagegen.app.running import registry
+from prefect_imagegen.app.running.session import Session
 from prefect_imagegen.tasks.held_slots import held_slots
 
 
@@ -17,14 +17,13 @@ from prefect_imagegen.tasks.held_slots import held_slots
     persist_result=False,
 )
 async def generate_shard(
-    run_id: str, index: int, limit_name: str | None = None, slots: int | None = None
+    session: Session, index: int, limit_name: str | None = None, slots: int | None = None
 ) -> Counter[str]:
-    """Make the images of one shard of a run of this process; returns the number of rows by status.
+    """Make the images of one shard of an open run; returns the number of rows by status.
 
     With `limit_name`, `slots` of that global concurrency limit are held meanwhile, and as many rows run at once.
     Raises on bugs only: failed rows are in the metadata.
     """
-    session = registry.sessions[run_id]
     if limit_name is None:
         return await session.run_shard(index, slots)
     async with held_slots(limit_name, slots or 1, session.control):

@@ -1,7 +1,6 @@
 """The flow, on a real Prefect server."""
 
 import asyncio
-import json
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +22,6 @@ from prefect.client.schemas.filters import (
 from pydantic import SecretStr
 
 from prefect_imagegen.app.config.options import RunOptions
-from prefect_imagegen.app.config.settings import ProviderSettings, StoreSettings
-from prefect_imagegen.app.planning.prepare import RunSpec, prepare
-from prefect_imagegen.app.running import registry
 from prefect_imagegen.blocks import ImageStore, Segmind
 from prefect_imagegen.core.errors import ImagegenError, RefusedError
 from prefect_imagegen.flows import agenerate_images, generate_images
@@ -244,25 +240,6 @@ def test_parameters_hold_no_secret(tmp_path: Path, s3) -> None:
             return run.model_dump_json()
 
     assert "writer-secret" not in asyncio.run(stored())
-
-
-def test_a_run_is_executed_once(tmp_path: Path) -> None:
-    """A flow run that finds its run begun, or planned by a process that is gone, plans anew and names its parent."""
-    path, store = manifest_of(tmp_path, prompt=["a", "b"]), tmp_path / "store"
-    spec = RunSpec(path, StoreSettings(str(store)), ProviderSettings("sandbox"))
-    planned_run = asyncio.run(prepare(spec))
-    figures = []
-    for _ in range(2):
-        registry.planned_runs[planned_run.run_id] = planned_run
-        figures.append(generate_images(path, str(store), "sandbox", run_id=planned_run.run_id))
-    figures.append(generate_images(path, str(store), "sandbox", run_id="of-another-process"))
-    assert figures[0]["run_id"] == planned_run.run_id
-    assert [run_figures["calls"] for run_figures in figures] == [2, 0, 0]
-    parents = [
-        json.loads((store / "runs" / run_figures["run_id"] / "run.json").read_text())["parent_run_id"]
-        for run_figures in figures
-    ]
-    assert parents == [None, planned_run.run_id, "of-another-process"]
 
 
 @flow

@@ -17,7 +17,6 @@ from PIL import Image, ImageChops
 
 from prefect_imagegen import generate
 from prefect_imagegen.app.config.options import RunOptions
-from prefect_imagegen.app.running import registry
 from prefect_imagegen.blocks import GpuWorkerPool
 from prefect_imagegen.flows import generate_images
 from prefect_imagegen.gateway.server import EmbeddedGateway
@@ -76,7 +75,7 @@ def test_a_worker_is_killed_amid_a_flow(start_worker: Start, tmp_path: Path) -> 
     assert state.is_completed(), state.message
     result = state.result()
     assert (result["generated"], result["cost_usd"]) == (30, 0.0)
-    run_id = registry.results[result["run_id"]].run_id
+    run_id = result["run_id"]
     rows = pq.read_table(store / "runs" / str(run_id) / "metadata").to_pylist()
     assert [len(row["references"]) for row in rows[:3]] == [0, 1, 2]
     assert {row["endpoint"] for row in rows} == {worker.url for worker in workers}

@@ -14,10 +14,10 @@ from prefect_imagegen.app.config.option_table import OPTIONS, OptionTable
 from prefect_imagegen.app.config.options import RunOptions, did_you_mean
 from prefect_imagegen.app.config.settings import ProviderSettings, StoreSettings
 from prefect_imagegen.app.planning.prepare import PlannedRun, RunSpec, plan_only, prepare
-from prefect_imagegen.app.running import registry
 from prefect_imagegen.app.running.finish import finish
 from prefect_imagegen.app.running.result import RunResult
 from prefect_imagegen.app.running.run_session import open_session
+from prefect_imagegen.app.running.session import Session
 from prefect_imagegen.core.errors import RefusedError
 from prefect_imagegen.core.plan import PlanSummary
 
@@ -113,17 +113,14 @@ def plan(
     return asyncio.run(plan_only(_run_spec(manifest, store, backend, storage_options, options)))
 
 
-async def execute(prepared: PlannedRun) -> RunResult:
-    """Execute a prepared run in this process, without Prefect."""
+async def execute(planned_run: PlannedRun, on_open: Callable[[Session], None] = lambda _: None) -> RunResult:
+    """Execute a planned run in this process, without Prefect. `on_open` gets the session once it is open."""
     started = time.monotonic()
-    async with open_session(prepared) as session:
-        registry.sessions[prepared.run_id] = session
-        try:
-            with session.stopping_on_signals():
-                await session.for_each_shard(session.run_shard)
-            return await finish(session, time.monotonic() - started)
-        finally:
-            del registry.sessions[prepared.run_id]
+    async with open_session(planned_run) as session:
+        on_open(session)
+        with session.stopping_on_signals():
+            await session.for_each_shard(session.run_shard)
+        return await finish(session, time.monotonic() - started)
 
 
 async def _make(spec: RunSpec) -> RunResult:

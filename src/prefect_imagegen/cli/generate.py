@@ -45,19 +45,18 @@ def generate(dry_run: bool, prefect: str, as_json: bool, **parsed: Any) -> None:
     """Make the image of every row of MANIFEST and write images and metadata to the store."""
     console = Console(stderr=as_json)
     with command_boundary(parsed["store"], as_json=as_json), _showing_refused_rows(parsed["store"]):
-        from prefect_imagegen.app.planning.prepare import prepare
         from prefect_imagegen.cli.output import show_plan
 
         if dry_run:
             _plan(console, parsed)
         as_flow = _is_flow(prefect, parsed)
-        planned_run = asyncio.run(prepare(_run_spec(parsed)))
-        show_plan(console, planned_run.summary)
-        if as_flow:
-            _run_flow(console, planned_run, parsed["store"], parsed["backend"])
-        if prefect == "auto":
-            console.print(_NO_PREFECT, soft_wrap=True, highlight=False)
-        _run_directly(console, planned_run)
+        with asyncio.Runner() as runner, _planned(runner, _run_spec(parsed)) as planned_run:
+            show_plan(console, planned_run.summary)
+            if as_flow:
+                _run_flow(console, runner, planned_run, parsed["store"], parsed["backend"])
+            if prefect == "auto":
+                console.print(_NO_PREFECT, soft_wrap=True, highlight=False)
+            _run_directly(console, runner, planned_run)
 
 
 @click.command()
@@ -84,21 +83,21 @@ def demo(folder: str) -> None:
     with command_boundary(folder, as_json=False), tempfile.TemporaryDirectory(prefix="imagegen-demo-") as home:
         from prefect_imagegen.app.config.settings import ProviderSettings, StoreSettings
         from prefect_imagegen.app.demo import write_manifest
-        from prefect_imagegen.app.planning.prepare import RunSpec, prepare
+        from prefect_imagegen.app.planning.prepare import RunSpec
         from prefect_imagegen.cli.output import show_plan
 
         use_own_prefect(home)
         manifest = Path(folder) / "prompts.parquet"
         write_manifest(manifest)
         spec = RunSpec(str(manifest), StoreSettings(folder), ProviderSettings("sandbox"))
-        planned_run = asyncio.run(prepare(spec))
-        show_plan(console, planned_run.summary)
-        console.print("[dim]The sandbox draws placeholders and costs nothing. Starting Prefect …[/]")
-        try:
-            _run_flow(console, planned_run, folder, "sandbox")
-        except CommandExit:
-            _show_demo(console, Path(folder))
-            raise
+        with asyncio.Runner() as runner, _planned(runner, spec) as planned_run:
+            show_plan(console, planned_run.summary)
+            console.print("[dim]The sandbox draws placeholders and costs nothing. Starting Prefect …[/]")
+            try:
+                _run_flow(console, runner, planned_run, folder, "sandbox")
+            except CommandExit:
+                _show_demo(console, Path(folder))
+                raise
 
 
 COMMANDS = (generate, plan, demo)
@@ -124,6 +123,18 @@ def _run_spec(parsed: Mapping[str, Any]) -> RunSpec:
 
     options = options_of(parsed)
     return RunSpec(parsed["manifest"], store_of(parsed), backend_of(parsed), options)
+
+
+@contextmanager
+def _planned(runner: asyncio.Runner, spec: RunSpec) -> Iterator[PlannedRun]:
+    """Within: the run, planned in the event loop in which it is to be executed; what it has open is closed at last."""
+    from prefect_imagegen.app.planning.prepare import prepare
+
+    planned_run = runner.run(prepare(spec))
+    try:
+        yield planned_run
+    finally:
+        runner.run(planned_run.aclose())
 
 
 def _plan(console: Console, parsed: Mapping[str, Any]) -> NoReturn:
@@ -158,45 +169,44 @@ def _is_flow(prefect: str, parsed: Mapping[str, Any]) -> bool:
     return prefect == "on" or block is not None or (prefect == "auto" and configured_api() is not None)
 
 
-def _run_directly(console: Console, planned_run: PlannedRun) -> NoReturn:
+def _run_directly(console: Console, runner: asyncio.Runner, planned_run: PlannedRun) -> NoReturn:
     """Execute the planned run without Prefect; ends with its exit code."""
     from prefect_imagegen.app.api import execute
     from prefect_imagegen.cli.output import showing_progress
 
-    with showing_progress(console, planned_run.run_id, planned_run.summary.to_make):
-        result = asyncio.run(execute(planned_run))
+    with showing_progress(console, planned_run.summary.to_make) as show:
+        result = runner.run(execute(planned_run, show))
     _end(console, result)
 
 
-def _run_flow(console: Console, planned_run: PlannedRun, store: str, backend: str) -> NoReturn:
+def _run_flow(console: Console, runner: asyncio.Runner, planned_run: PlannedRun, store: str, backend: str) -> NoReturn:
     """Call the flow on the planned run; ends with its exit code."""
     quiet_prefect()
     from prefect_imagegen.app.config.option_table import SECRET_OPTIONS
-    from prefect_imagegen.app.running import registry
     from prefect_imagegen.cli.output import showing_progress
     from prefect_imagegen.core.secrets import holds_secret
     from prefect_imagegen.flows.generate_images import generate_images
+    from prefect_imagegen.flows.hand_over import HandOver, handing_over
 
-    registry.planned_runs[planned_run.run_id] = planned_run
-    with showing_progress(console, planned_run.run_id, planned_run.summary.to_make):
+    with showing_progress(console, planned_run.summary.to_make) as show:
         reach_prefect()
-        # What holds a secret stays in the registry, for Prefect's server keeps parameters.
+        hand_over = HandOver(planned_run, runner, show)
+        # What holds a secret is handed over only, for Prefect's server keeps parameters.
         manifest = planned_run.spec.manifest
-        state: Any = generate_images(
-            redact(manifest) if holds_secret(manifest) else manifest,
-            redact(store) if holds_secret(store) else store,
-            backend,
-            planned_run.spec.options.model_copy(update={name: {} for name in SECRET_OPTIONS}),
-            run_id=planned_run.run_id,
-            return_state=True,
-        )
-    result = registry.results.pop(planned_run.run_id, None)
-    if result is None:
+        with handing_over(hand_over):
+            state: Any = generate_images(
+                redact(manifest) if holds_secret(manifest) else manifest,
+                redact(store) if holds_secret(store) else store,
+                backend,
+                planned_run.spec.options.model_copy(update={name: {} for name in SECRET_OPTIONS}),
+                return_state=True,
+            )
+    if hand_over.result is None:
         error = state.result(raise_on_failure=False)
         if isinstance(error, RefusedError):
             raise error
         raise RuntimeError(f"the flow ended as {state.name}: {state.message}")
-    _end(console, result)
+    _end(console, hand_over.result)
 
 
 def _end(console: Console, result: RunResult) -> NoReturn:

@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from rich.console import Console
@@ -16,7 +16,6 @@ from prefect_imagegen.app.maintenance.repair import REPAIRS
 from prefect_imagegen.app.maintenance.status import RunStatus
 from prefect_imagegen.app.maintenance.verify_report import MEANINGS as PROBLEMS
 from prefect_imagegen.app.maintenance.verify_report import VerifyReport
-from prefect_imagegen.app.running import registry
 from prefect_imagegen.app.running.report import money_text
 from prefect_imagegen.app.running.result import STATES, STOP_REASONS, RunResult, how_to_go_on
 from prefect_imagegen.app.running.session import Session
@@ -211,24 +210,24 @@ def _show_rest(console: Console, count: int) -> None:
 
 
 @contextmanager
-def showing_progress(console: Console, run_id: str, total: int) -> Iterator[None]:
-    """Within: the run's progress, as a live bar on a terminal and as plain lines every 10 s elsewhere."""
+def showing_progress(console: Console, total: int) -> Iterator[Callable[[Session], None]]:
+    """Within: the run's progress, as a live bar on a terminal and as plain lines every 10 s elsewhere.
+
+    Yields a function that is to be called with the session once it is open.
+    """
     ended = threading.Event()
+    sessions: list[Session] = []
     show = _show_bar if console.is_terminal else _show_lines
-    thread = threading.Thread(target=show, args=(console, run_id, total, ended), name="progress", daemon=True)
+    thread = threading.Thread(target=show, args=(console, sessions, total, ended), name="progress", daemon=True)
     thread.start()
     try:
-        yield
+        yield sessions.append
     finally:
         ended.set()
         thread.join()
 
 
-def _session(run_id: str) -> Session | None:
-    return registry.sessions.get(run_id)
-
-
-def _show_bar(console: Console, run_id: str, total: int, ended: threading.Event) -> None:
+def _show_bar(console: Console, sessions: Sequence[Session], total: int, ended: threading.Event) -> None:
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -242,9 +241,9 @@ def _show_bar(console: Console, run_id: str, total: int, ended: threading.Event)
         bar = progress.add_task("starting", total=total, rate="", figures="")
         first: float | None = None
         while not ended.wait(_TICK_S):
-            session = _session(run_id)
-            if session is None:
+            if not sessions:
                 continue
+            session = sessions[-1]
             first, done = first or time.monotonic(), session.stats.done
             progress.update(
                 bar,
@@ -255,12 +254,12 @@ def _show_bar(console: Console, run_id: str, total: int, ended: threading.Event)
             )
 
 
-def _show_lines(console: Console, run_id: str, total: int, ended: threading.Event) -> None:
+def _show_lines(console: Console, sessions: Sequence[Session], total: int, ended: threading.Event) -> None:
     first: float | None = None
     while not ended.wait(_LINE_S):
-        session = _session(run_id)
-        if session is None:
+        if not sessions:
             continue
+        session = sessions[-1]
         first, done = first or time.monotonic(), session.stats.done
         rate = done / max(1.0, time.monotonic() - first)
         left = f", {(total - done) / rate:.0f} s left" if rate else ""

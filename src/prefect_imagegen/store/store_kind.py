@@ -43,20 +43,21 @@ async def read_kind(store: ObjectStore, expected: StoreKind) -> StoreKind | None
 
 
 async def claim_kind(store: ObjectStore, kind: StoreKind) -> None:
-    """Create `store.json`, or check the one that is there; a second put proves that the store refuses to overwrite.
+    """Create `store.json`, or check the one that is there; a put of what exists proves that it is not overwritten.
 
     Raises RefusedError for a newer format, another kind, a store that ignores create-only, or one that changes content.
     """
     data = json.dumps({"format": layout.STORE_FORMAT, "kind": kind}).encode()
-    if await store.create(layout.STORE_FILE, data, "application/json"):
-        await _prove_content(store, data)
+    if not await store.create(layout.STORE_FILE, data, "application/json"):
+        await read_kind(store, kind)
+        return
+    await _prove_content(store, data)
     if await store.create(layout.STORE_FILE, data, "application/json"):
         raise RefusedError(
             "store_no_create_only",
             f"{store.url} overwrites objects that were to be created only once, so it cannot protect paid images.",
             remedy="Use a store with conditional puts (S3, R2, MinIO, GCS, Azure), or a local path.",
         )
-    await read_kind(store, kind)
 
 
 async def _prove_content(store: ObjectStore, data: bytes) -> None:

@@ -249,7 +249,7 @@ async def _workers(store: FsspecObjectStore, provider: ProviderSettings, options
                 yield Check("worker", "fail", f"{endpoint}: {why}", "Start it, or leave it out; the others go on.")
             else:
                 yield Check("worker", "ok", f"{endpoint} is ready")
-        yield await _kind(store, store_kind(provider, pool.engine, SANDBOX_ENGINES))
+        yield await _kind(store, store_kind(provider, await pool.engine(), SANDBOX_ENGINES))
     finally:
         await pool.aclose()
 

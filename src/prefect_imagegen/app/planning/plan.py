@@ -258,14 +258,15 @@ class PlanDraft:
         """The costs that earlier runs on the store measured, by cost class."""
         return self._planner.ledger.costs()
 
-    async def upload(self, store: ObjectStore, run_id: str) -> None:
-        """Write `runs/<run_id>/plan/`, with `plan.json` last. Raises StoreError."""
+    async def upload(self, store: ObjectStore, run_id: str) -> Mapping[str, Any]:
+        """Write `runs/<run_id>/plan/`, with `plan.json` last; returns the content of that. Raises StoreError."""
         for index, part in enumerate(self._parts):
             part["path"] = layout.part(run_id, "plan", index)
             await store.put(part["path"], self._path(index).read_bytes())
         content = {"format": PLAN_FORMAT, "run_id": run_id, "parts": self._parts, "carried": self.summary.carried}
         content |= self.summary.as_dict()
         await store.put(layout.run(run_id, "plan", "plan.json"), json.dumps(content).encode(), "application/json")
+        return content
 
     def close(self) -> None:
         """Remove the temporary files, and close the manifest's connections."""

@@ -3,22 +3,18 @@
 import asyncio
 import json
 import secrets
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Mapping
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from prefect_imagegen.app.config.option_table import SECRET_OPTIONS
 from prefect_imagegen.app.config.options import RunOptions
-from prefect_imagegen.app.config.resolve import (
-    DEFAULT_IN_FLIGHT,
-    make_pool,
-    make_provider,
-    resolve_provider,
-    store_kind,
-)
+from prefect_imagegen.app.config.resolve import DEFAULT_IN_FLIGHT, resolve_provider, store_kind
 from prefect_imagegen.app.config.settings import ProviderSettings, StoreSettings
+from prefect_imagegen.app.planning.open_run import OpenRun
 from prefect_imagegen.app.planning.plan import PlanDraft, Planner
 from prefect_imagegen.app.planning.references import ReferenceChecks, reading_options, transport_of
 from prefect_imagegen.core import layout
@@ -29,96 +25,120 @@ from prefect_imagegen.core.redact import redact
 from prefect_imagegen.failpoints import hit
 from prefect_imagegen.inputs.manifests.manifest import Manifest
 from prefect_imagegen.providers.segmind.provider import SANDBOX_ENGINES, SEGMIND_URL
-from prefect_imagegen.store.ledger.reading import load_ledger
-from prefect_imagegen.store.object_store import FsspecObjectStore, open_object_store
+from prefect_imagegen.store.executions import earlier_runs
 from prefect_imagegen.store.store_kind import StoreKind, claim_kind, read_kind
 
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class RunSpec:
-    """What a user asks for: a manifest, a store, a provider and options. Secrets stay in the settings."""
+    """What a user asks for: a manifest, a store, a provider and options. Secrets stay in the settings.
+
+    Making one resolves the provider's settings, once for the whole run: the options, what was given, the environment,
+    the defaults. Raises RefusedError for settings that contradict each other or name an unknown provider.
+    """
 
     manifest: str
     store: StoreSettings
     provider: ProviderSettings
     options: RunOptions = field(default_factory=RunOptions)
 
+    def __post_init__(self) -> None:
+        """Resolve the provider's settings."""
+        object.__setattr__(self, "provider", resolve_provider(self.provider, self.options))
 
-@dataclass(frozen=True, slots=True)
+    def __repr__(self) -> str:
+        """Manifest and store without what may be a secret."""
+        return f"RunSpec({redact(self.manifest)!r}, {redact(self.store.url)!r})"
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class PlannedRun:
-    """A run that is accepted, planned and stored, and waits to be executed."""
+    """A run that is accepted, planned and stored, and waits to be executed.
+
+    `plan` is the content of its `plan.json`. `open_run` is what planning has opened; the execution goes on with it and
+    closes it. Who does not execute the run closes it with `aclose`.
+    """
 
     run_id: str
     spec: RunSpec
     kind: StoreKind
     summary: PlanSummary
+    plan: Mapping[str, Any]
+    open_run: OpenRun
+
+    def __repr__(self) -> str:
+        """Its run_id alone."""
+        return f"PlannedRun({self.run_id!r})"
+
+    async def aclose(self) -> None:
+        """Close what planning has opened; closing again does nothing."""
+        await self.open_run.aclose()
 
 
 async def plan_only(spec: RunSpec) -> PlanSummary:
     """Plan a run without preparing it: writes nothing, and needs no key. Raises RefusedError."""
-    store = open_object_store(spec.store.url, spec.store.storage_options)
+    open_run = OpenRun(spec.store, patience=0.0)
     try:
         try:
-            kind: StoreKind | None = await _kind_of(spec.provider, spec.options, patience=0.0)
+            kind: StoreKind | None = await _kind_of(spec.provider, open_run)
         except ProviderError:  # planning works without the endpoint; only the store's kind stays unchecked
             kind = None
-        draft = await _draft(store, kind, spec)
+        draft = await _draft(open_run, kind, spec)
         try:
             return _with_forecast(await asyncio.to_thread(draft.make, keep=False), draft, spec)
         finally:
             draft.close()
     finally:
-        store.close()
+        await open_run.aclose()
 
 
-async def prepare(spec: RunSpec, parent_run_id: str | None = None) -> PlannedRun:
+async def prepare(spec: RunSpec, parent_run_id: str | None = None, *, order_id: str | None = None) -> PlannedRun:
     """Check manifest, store, endpoint, key and balance, then store the plan. Raises RefusedError.
 
+    `parent_run_id`: the run that this one goes on with; by default the last one of the order `order_id`, if any.
     Raises `RowsRefusedError` if rows are invalid, or have references that cannot be examined, and `on_invalid` is
     `fail`. Nothing is written unless all checks pass.
     """
-    store = open_object_store(spec.store.url, spec.store.storage_options)
-    provider = resolve_provider(spec.provider, spec.options)
-    try:
-        if provider.provider == "segmind" and provider.api_key is None:
-            raise RefusedError(
-                "no_key",
-                "There is no API key.",
-                remedy="Set SEGMIND_API_KEY, or use a Segmind block, or --backend sandbox to try without one.",
-            )
-        try:
-            kind = await _kind_of(spec.provider, spec.options, patience=spec.options.deadline)
-        except ProviderError as error:
-            raise _unreachable(error) from error
-        draft = await _draft(store, kind, spec)
-        try:
-            summary = _with_forecast(await asyncio.to_thread(draft.make, keep=True), draft, spec)
-            if (summary.counts["invalid"] or summary.counts["busy"]) and spec.options.on_invalid == "fail":
-                raise RowsRefusedError(summary)
-            if provider.provider == "segmind":
-                await _check_credentials(provider, spec.options, summary)
-            await _refusing(claim_kind(store, kind))
-            run_id = new_run_id()
-            content = {
-                "run_id": run_id,
-                "parent_run_id": parent_run_id,
-                "manifest": redact(spec.manifest),
-                "kind": kind,
-                "options": spec.options.model_dump(exclude=SECRET_OPTIONS),
-                "created_at": datetime.now(UTC).isoformat(),
-                "version": version("prefect-imagegen"),
-            }
-            data = json.dumps(content, indent=1).encode()
-            await _refusing(store.put(layout.run(run_id, "run.json"), data, "application/json"))
-            await _refusing(draft.upload(store, run_id))
-            hit("plan")
-        finally:
-            draft.close()
-    finally:
-        store.close()
-    return PlannedRun(run_id, spec, kind, summary)
+    async with AsyncExitStack() as stack:
+        open_run = OpenRun(spec.store, spec.options.deadline)
+        stack.push_async_callback(open_run.aclose)
+        kind = await _checked_kind(spec, open_run)
+        draft = await _draft(open_run, kind, spec)
+        stack.callback(draft.close)
+        summary = _with_forecast(await asyncio.to_thread(draft.make, keep=True), draft, spec)
+        if (summary.counts["invalid"] or summary.counts["busy"]) and spec.options.on_invalid == "fail":
+            raise RowsRefusedError(summary)
+        if spec.provider.provider == "segmind":
+            await _check_credentials(spec.provider, open_run, summary)
+        await _refusing(claim_kind(open_run.store, kind))
+        if parent_run_id is None and order_id is not None:
+            parent_run_id = next(reversed(await _refusing(earlier_runs(open_run.store, order_id))), None)
+        run_id = new_run_id()
+        plan = await _refusing(_store_plan(run_id, parent_run_id, spec, kind, draft, open_run))
+        hit("plan")
+        draft.close()
+        stack.pop_all()
+    return PlannedRun(run_id, spec, kind, summary, plan, open_run)
+
+
+async def _store_plan(
+    run_id: str, parent_run_id: str | None, spec: RunSpec, kind: StoreKind, draft: PlanDraft, open_run: OpenRun
+) -> Mapping[str, Any]:
+    """Write `run.json` and the plan; returns the content of `plan.json`. Raises StoreError."""
+    content = {
+        "run_id": run_id,
+        "parent_run_id": parent_run_id,
+        "manifest": redact(spec.manifest),
+        "kind": kind,
+        "options": spec.options.model_dump(exclude=SECRET_OPTIONS),
+        "created_at": datetime.now(UTC).isoformat(),
+        "version": version("prefect-imagegen"),
+    }
+    data = json.dumps(content, indent=1).encode()
+    await open_run.store.put(layout.run(run_id, "run.json"), data, "application/json")
+    return await draft.upload(open_run.store, run_id)
 
 
 class RowsRefusedError(RefusedError):
@@ -149,11 +169,11 @@ def new_run_id() -> str:
     return f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(4)}"
 
 
-async def _draft(store: FsspecObjectStore, kind: StoreKind | None, spec: RunSpec) -> PlanDraft:
+async def _draft(open_run: OpenRun, kind: StoreKind | None, spec: RunSpec) -> PlanDraft:
     if kind is not None:
-        await _refusing(read_kind(store, kind))
-    ledger = await _refusing(load_ledger(store))
-    provider = resolve_provider(spec.provider, spec.options)
+        await _refusing(read_kind(open_run.store, kind))
+    ledger = (await _refusing(open_run.read_ledger())).view
+    provider = spec.provider
     manifest = await asyncio.to_thread(Manifest, spec.manifest, spec.options.manifest_storage_options)
     planner = Planner(
         manifest,
@@ -171,10 +191,9 @@ async def _draft(store: FsspecObjectStore, kind: StoreKind | None, spec: RunSpec
 
 
 def _with_forecast(summary: PlanSummary, draft: PlanDraft, spec: RunSpec) -> PlanSummary:
-    provider = resolve_provider(spec.provider, spec.options)
+    provider = spec.provider
     summary.forecast = forecast(
         summary.to_make_by_class,
-        # Free images carry no price information.
         {name: stats for name, stats in draft.costs().items() if stats.high},
         in_flight=provider.max_in_flight or DEFAULT_IN_FLIGHT,
         per_minute=provider.requests_per_minute,
@@ -183,42 +202,42 @@ def _with_forecast(summary: PlanSummary, draft: PlanDraft, spec: RunSpec) -> Pla
     return summary
 
 
-async def _kind_of(settings: ProviderSettings, options: RunOptions, patience: float) -> StoreKind:
+async def _checked_kind(spec: RunSpec, open_run: OpenRun) -> StoreKind:
+    """The kind of store that the run fills, once there is a key and the endpoint answers. Raises RefusedError."""
+    if spec.provider.provider == "segmind" and spec.provider.api_key is None:
+        raise RefusedError(
+            "no_key",
+            "There is no API key.",
+            remedy="Set SEGMIND_API_KEY, or use a Segmind block, or --backend sandbox to try without one.",
+        )
+    try:
+        return await _kind_of(spec.provider, open_run)
+    except ProviderError as error:
+        raise _unreachable(error) from error
+
+
+async def _kind_of(settings: ProviderSettings, open_run: OpenRun) -> StoreKind:
     """The kind of store the provider fills, by the engine that its endpoint names.
 
-    `patience`: seconds to wait for the first healthy worker of a pool. Raises ProviderError if it is out of reach.
+    Raises ProviderError if it is out of reach.
     """
-    provider = resolve_provider(settings, options)
-    if provider.provider == "pool":
-        pool = make_pool(provider, patience)
-        try:
-            await pool.open()
-            return store_kind(provider, pool.engine, SANDBOX_ENGINES)
-        finally:
-            await pool.aclose()
-    base_url = (provider.base_url or SEGMIND_URL).rstrip("/")
-    if provider.provider == "sandbox" or base_url == SEGMIND_URL:
-        return store_kind(provider, None, SANDBOX_ENGINES)
-    client = make_provider(provider, options.deadline)
-    try:
-        engine = await client.engine()
-    finally:
-        await client.aclose()
-    return store_kind(provider, engine, SANDBOX_ENGINES)
+    base_url = (settings.base_url or SEGMIND_URL).rstrip("/")
+    if settings.provider != "pool" and (settings.provider == "sandbox" or base_url == SEGMIND_URL):
+        return store_kind(settings, None, SANDBOX_ENGINES)
+    provider = await open_run.reach(settings)
+    return store_kind(settings, await provider.engine(), SANDBOX_ENGINES)
 
 
-async def _check_credentials(provider: ProviderSettings, options: RunOptions, summary: PlanSummary) -> None:
-    client = make_provider(provider, options.deadline)
+async def _check_credentials(settings: ProviderSettings, open_run: OpenRun, summary: PlanSummary) -> None:
     try:
-        balance = await client.check()
+        balance = await open_run.check(settings)
     except ProviderError as error:
         if error.kind == "auth":
+            endpoint = open_run.connect(settings).endpoint
             raise RefusedError(
-                "wrong_key", f"{client.endpoint} rejects the API key: {error.message}.", remedy="Set SEGMIND_API_KEY."
+                "wrong_key", f"{endpoint} rejects the API key: {error.message}.", remedy="Set SEGMIND_API_KEY."
             ) from error
         raise _unreachable(error) from error
-    finally:
-        await client.aclose()
     # Unfetched images of earlier calls can be fetched without credits, so such a run may begin.
     only_new = summary.counts["new"] and not summary.counts["unsettled"]
     if balance.credits_usd is not None and balance.credits_usd <= 0 and only_new:

@@ -3,7 +3,7 @@
 import asyncio
 import json
 from bisect import bisect_right
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import asdict, dataclass
 from operator import itemgetter
 from typing import Any
@@ -32,7 +32,8 @@ class PlannedRequest:
 class StoredPlan:
     """The plan of a run, read from its store: its parts, and the requests of each shard."""
 
-    def __init__(self, store: ObjectStore, content: dict[str, Any]) -> None:
+    def __init__(self, store: ObjectStore, content: Mapping[str, Any]) -> None:
+        """`content`: that of the run's `plan.json`."""
         self.content = content
         self.shards: int = content["shards"]
         self.rows: int = content["rows"]
@@ -44,7 +45,7 @@ class StoredPlan:
 
     @classmethod
     async def load(cls, store: ObjectStore, run_id: str) -> "StoredPlan":
-        """Read `plan.json`. Raises StoreError if the run has no whole plan."""
+        """Read the plan of a run that another process has planned. Raises StoreError if the run has no whole plan."""
         path = layout.run(run_id, "plan", "plan.json")
         data = await store.get(path)
         if data is None:

@@ -12,7 +12,8 @@ from prefect_imagegen.core import layout
 from prefect_imagegen.core.ledger.orders import Spending, SpendingFold
 from prefect_imagegen.core.policy.budget import Budget
 from prefect_imagegen.ports import ObjectStore
-from prefect_imagegen.store.ledger.files import damaged, json_object
+from prefect_imagegen.store.executions import run_of_execution
+from prefect_imagegen.store.ledger.files import json_object
 from prefect_imagegen.store.ledger.reading import event_tables
 
 _READERS = 16
@@ -35,11 +36,9 @@ async def enter(store: ObjectStore, order_id: str, run_id: str) -> Execution:
         path = layout.execution(order_id, number)
         if await store.create(path, data, "application/json"):
             return Execution(number, tuple(earlier))
-        other = json_object(path, await store.get(path)).get("run_id")
+        other = run_of_execution(path, await store.get(path))
         if other == run_id:  # our own put: a client library sent it twice
             return Execution(number, tuple(earlier))
-        if not isinstance(other, str):
-            raise damaged(path)
         earlier.append(other)
 
 

@@ -4,205 +4,160 @@ import asyncio
 import json
 import random
 import secrets
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
 from os import cpu_count
 from typing import Any
 
-from pydantic import SecretStr
-
 from prefect_imagegen.app.config.options import RunOptions
-from prefect_imagegen.app.config.resolve import make_pool, resolve_provider
-from prefect_imagegen.app.config.settings import ProviderSettings
-from prefect_imagegen.app.planning.prepare import PlannedRun, RunSpec
-from prefect_imagegen.app.planning.references import account_of, is_local, reading_options, transport_of
+from prefect_imagegen.app.planning.prepare import PlannedRun
 from prefect_imagegen.app.planning.stored_plan import StoredPlan
 from prefect_imagegen.app.running import orders
+from prefect_imagegen.app.running.connections import accounts_behind, open_provider, open_references, reached_settings
 from prefect_imagegen.app.running.session import Session
 from prefect_imagegen.core import layout
-from prefect_imagegen.core.errors import ImagegenError, ProviderError, StoreError
+from prefect_imagegen.core.errors import ImagegenError, StoreError
 from prefect_imagegen.core.images.image import Decoded
 from prefect_imagegen.core.ledger.fold import LedgerView
 from prefect_imagegen.core.ledger.orders import Spending
 from prefect_imagegen.core.policy.adaptive_limit import AdaptiveLimit
 from prefect_imagegen.core.policy.budget import Budget
-from prefect_imagegen.executor import Executor, ExecutorContext, Policy
+from prefect_imagegen.executor import ExecutorContext, Policy
 from prefect_imagegen.executor.control import RunControl
-from prefect_imagegen.inputs.references.cache import ReferenceCache
-from prefect_imagegen.inputs.references.reader import ReferenceReader
-from prefect_imagegen.inputs.references.routes import ReferenceRoutes, RouteOptions
-from prefect_imagegen.ports import Accounts, ObjectStore, Provider
+from prefect_imagegen.ports import Clock, ObjectStore
 from prefect_imagegen.providers.limits import RateGate, SystemClock
 from prefect_imagegen.providers.pool.provider import Pool
-from prefect_imagegen.providers.segmind.provider import SEGMIND_URL
 from prefect_imagegen.store.heartbeat import Heartbeat, Process, StoreRunLiveness
-from prefect_imagegen.store.ledger.accounts import NoAccounts, open_accounts
 from prefect_imagegen.store.ledger.compaction import compact
 from prefect_imagegen.store.ledger.ledger import StoreLedger
-from prefect_imagegen.store.ledger.reading import load_ledger, segments
-from prefect_imagegen.store.object_store import open_object_store
 from prefect_imagegen.store.patient_store import PatientStore
-
-_CHECK_TIMEOUT_S = 30.0
-_NO_GATEWAY = "http://127.0.0.1:0"
-"""The endpoint of a sandbox run that has nothing to ask for: nobody listens there."""
 
 
 class AlreadyStartedError(ImagegenError):
     """Another execution of this run has begun before; plan a new run, with this one as its parent."""
+
+    def __init__(self, run_id: str) -> None:
+        super().__init__("already_started", f"Run {run_id} was begun before.", remedy="Plan it anew.")
 
 
 @asynccontextmanager
 async def open_session(planned_run: PlannedRun, order_id: str | None = None) -> AsyncIterator[Session]:
     """Open everything that executing a run needs; at the end flush the ledger, if possible, and close everything.
 
-    `order_id`: the order that this run executes, whose budget cap holds over all its executions.
-    Raises AlreadyStartedError if this run was begun before, StoreError or ProviderError if something is out of reach.
+    What planning has opened is used, and closed with the rest. `order_id`: the order that this run executes, whose
+    budget cap holds over all its executions. Raises AlreadyStartedError if this run was begun before, StoreError or
+    ProviderError if something is out of reach.
     """
-    options, run_id = planned_run.spec.options, planned_run.run_id
-    clock = SystemClock()
-    control = RunControl(clock, deadline=options.deadline, max_failure_rate=options.max_failure_rate)
+    if planned_run.open_run.is_closed:
+        raise AlreadyStartedError(planned_run.run_id)
     async with AsyncExitStack() as stack:
-        object_store = open_object_store(planned_run.spec.store.url, planned_run.spec.store.storage_options)
-        stack.callback(object_store.close)
-        store = PatientStore(object_store, clock, deadline=options.deadline, time_left=control.time_left)
-        control.store_trouble = lambda: store.trouble
-        process = Process.this(secrets.token_hex(8))
-        stack.callback(process.close)
-        started = json.dumps({"nonce": process.nonce, "at": clock.now().isoformat()}).encode()
-        if not await _create_own(store, layout.run(run_id, "started.json"), started):
-            raise AlreadyStartedError("already_started", f"Run {run_id} was begun before.", remedy="Plan it anew.")
-        execution = await orders.enter(store, order_id, run_id) if order_id else orders.Execution(1)
-        plan = await StoredPlan.load(store, run_id)
-        heartbeat = Heartbeat(object_store, run_id, process, clock, deadline=options.deadline)
-        await heartbeat.beat(store=store)
-        read_segments = await segments(store)
-        view = await load_ledger(store)
-        ledger = StoreLedger(store, view, run_id=run_id, nonce=process.nonce, clock=clock, read_segments=read_segments)
-        settings = resolve_provider(planned_run.spec.provider, options)
-        if settings.provider == "sandbox" and not settings.base_url:
-            url = await _gateway_url(stack) if planned_run.summary.to_make else _NO_GATEWAY
-            settings = replace(settings, base_url=url, history_url=None, api_key=SecretStr("sandbox"))
-        gate = RateGate(settings.requests_per_minute, clock.monotonic, control.sleep)
-        provider = await _open_provider(planned_run, settings, control, stack)
-        budget, before = Budget.of(options.max_cost_usd, view.costs()), Spending()
-        if not provider.free:
-            before = await orders.spent_before(store, execution, queues=provider.queues)
-            orders.carry(budget, before)
-        most = settings.max_in_flight or provider.capacity
-        context = ExecutorContext(
-            references=await _open_references(planned_run.spec, settings, provider, store, stack),
-            provider=provider,
-            store=store,
-            ledger=ledger,
-            limiter=gate,
-            control=control,
-            policy=_policy(options, run_id, process.nonce),
-            accounts=await _accounts_behind(settings, planned_run, provider, store, view),
-            clock=clock,
-            run_liveness=StoreRunLiveness(store, heartbeat, process, clock),
-            jitter=random.random,
-            run_decode=_decoder(stack),
-            concurrency=AdaptiveLimit(most),
-            budget=budget,
-        )
-        if settings.max_in_flight is None:
-            provider.on_capacity = context.concurrency.raise_to
-        session = Session(planned_run, plan, Executor(context), context, view)
-        session.endpoint, session.provider_name = provider.endpoint, provider.name
-        session.left_out = provider.left_out
-        session.max_in_flight, session.settings, session.before = most, settings, before
-        background = [asyncio.create_task(work) for work in (heartbeat.keep_beating(), ledger.keep_flushing())]
-        for task in background:
-            task.add_done_callback(lambda done: _note_failure(control, done))
+        stack.push_async_callback(planned_run.aclose)
+        started = await _start(planned_run, order_id, stack)
+        session = await _session(planned_run, started, stack)
+        background = _in_background(started.control, (started.heartbeat.keep_beating(), started.ledger.keep_flushing()))
         try:
             yield session
         finally:
             for task in background:
                 task.cancel()
             await asyncio.gather(*background, return_exceptions=True)
-            await _close(session, store, heartbeat)
+            await _close(session, started.store, started.heartbeat)
 
 
-async def _gateway_url(stack: AsyncExitStack) -> str:
-    """The address of a sandbox gateway that is started for the time of the session."""
-    # It loads a web framework and a server, which no other run needs.
-    from prefect_imagegen.gateway.server import EmbeddedGateway  # noqa: PLC0415
-    from prefect_imagegen.gateway.settings import GatewaySettings  # noqa: PLC0415
+@dataclass(frozen=True, slots=True)
+class _Started:
+    """A run that is marked as begun in its store, so that nobody else begins it, and that shows that it is alive."""
 
-    gateway = EmbeddedGateway(GatewaySettings(allow_loopback=True, price_usd=0.0))
-    starting = asyncio.ensure_future(asyncio.to_thread(gateway.start))
-    try:
-        await asyncio.shield(starting)
-    except asyncio.CancelledError:
-        await starting  # the thread cannot be cancelled, and would serve for ever
-        await asyncio.to_thread(gateway.stop)
-        raise
-    stack.push_async_callback(asyncio.to_thread, gateway.stop)
-    return gateway.url
+    clock: Clock
+    control: RunControl
+    store: ObjectStore
+    process: Process
+    heartbeat: Heartbeat
+    execution: orders.Execution
+    view: LedgerView
+    ledger: StoreLedger
 
 
-async def _open_provider(
-    planned_run: PlannedRun, settings: ProviderSettings, control: RunControl, stack: AsyncExitStack
-) -> Pool:
-    """The provider, once its first worker is healthy; if none becomes healthy, the run is stopped."""
-    provider = make_pool(settings, planned_run.spec.options.deadline)
-    provider.expect(sandbox=planned_run.kind == "sandbox")
-    stack.push_async_callback(provider.aclose)
-    try:
-        await provider.open()
-    except ProviderError as error:
-        control.stop(error.kind, error.message)
-    return provider
+async def _start(planned_run: PlannedRun, order_id: str | None, stack: AsyncExitStack) -> _Started:
+    """Mark the run as begun, and read what was written to the ledger since it was planned.
 
-
-async def _open_references(
-    spec: RunSpec, settings: ProviderSettings, provider: Provider, store: ObjectStore, stack: AsyncExitStack
-) -> ReferenceRoutes:
-    """The routes by which the run's references reach the provider; closed with the session."""
-    cache = await stack.enter_async_context(ReferenceCache())
-    reading = reading_options(spec.options, settings, spec.manifest, spec.store)
-    reader = await stack.enter_async_context(ReferenceReader(reading, cache))
-    routes = RouteOptions(
-        transport_of(settings, spec.options),
-        account_of(settings),
-        is_local(settings),
-        bytes_only=provider.free,
-        check=spec.options.check_references,
-    )
-    return ReferenceRoutes(reader, provider, routes, store if spec.options.keep_references else None)
-
-
-async def _accounts_behind(
-    settings: ProviderSettings, planned_run: PlannedRun, provider: Provider, store: ObjectStore, view: LedgerView
-) -> Accounts:
-    """The accounts of the store, for the API key in use. Raises StoreError.
-
-    GPU workers have no accounts, and a session's own sandbox knows nothing of earlier sessions.
+    Raises AlreadyStartedError, StoreError.
     """
-    if settings.provider == "pool" or settings.api_key is None:
-        return NoAccounts()
-    if (
-        settings.provider == "sandbox"
-        and not planned_run.spec.provider.base_url
-        and not planned_run.spec.options.base_url
-    ):
-        return NoAccounts(forgets=True)
-    with suppress(ProviderError, TimeoutError):
-        # The answer carries the API's time, which the first claims record.
-        await asyncio.wait_for(provider.check(), _CHECK_TIMEOUT_S)
-    return await open_accounts(
-        store,
-        view,
-        api_key=settings.api_key.get_secret_value(),
-        base_url=settings.base_url or SEGMIND_URL,
-        provider=settings.provider,
-        look_up=provider.record,
-        history_complete_until=datetime.now(UTC) - timedelta(seconds=planned_run.spec.options.history_lag),
+    options, run_id, object_store = planned_run.spec.options, planned_run.run_id, planned_run.open_run.store
+    clock = SystemClock()
+    control = RunControl(clock, deadline=options.deadline, max_failure_rate=options.max_failure_rate)
+    store = PatientStore(object_store, clock, deadline=options.deadline, time_left=control.time_left)
+    control.store_trouble = lambda: store.trouble
+    process = Process.this(secrets.token_hex(8))
+    stack.callback(process.close)
+    started = json.dumps({"nonce": process.nonce, "at": clock.now().isoformat()}).encode()
+    if not await _create_own(store, layout.run(run_id, "started.json"), started):
+        raise AlreadyStartedError(run_id)
+    execution = await orders.enter(store, order_id, run_id) if order_id else orders.Execution(1)
+    heartbeat = Heartbeat(object_store, run_id, process, clock, deadline=options.deadline)
+    await heartbeat.beat(store=store)
+    # Another run may have written since the plan was made: what it delivered must be known before anything is sent.
+    reading = await planned_run.open_run.read_ledger(store)
+    ledger = StoreLedger(
+        *(store, reading.view), run_id=run_id, nonce=process.nonce, clock=clock, read_segments=reading.segments
     )
+    return _Started(clock, control, store, process, heartbeat, execution, reading.view, ledger)
+
+
+async def _session(planned_run: PlannedRun, started: _Started, stack: AsyncExitStack) -> Session:
+    """The session of a run that was begun: provider, references, budget and accounts opened."""
+    spec, options, control, store = planned_run.spec, planned_run.spec.options, started.control, started.store
+    settings = await reached_settings(planned_run, stack)
+    provider = await open_provider(planned_run, settings, control)
+    budget, before = await _budget(options, started, provider)
+    most = settings.max_in_flight or provider.capacity
+    context = ExecutorContext(
+        references=await open_references(spec, settings, provider, store, stack),
+        provider=provider,
+        store=store,
+        ledger=started.ledger,
+        limiter=RateGate(settings.requests_per_minute, started.clock.monotonic, control.sleep),
+        control=control,
+        policy=_policy(options, planned_run.run_id, started.process.nonce),
+        accounts=await accounts_behind(settings, planned_run, provider, store, started.view),
+        clock=started.clock,
+        run_liveness=StoreRunLiveness(store, started.heartbeat, started.process, started.clock),
+        jitter=random.random,
+        run_decode=_decoder(stack),
+        concurrency=AdaptiveLimit(most),
+        budget=budget,
+    )
+    if settings.max_in_flight is None:
+        provider.on_capacity = context.concurrency.raise_to
+    return Session(
+        planned_run,
+        StoredPlan(store, planned_run.plan),
+        context,
+        view=started.view,
+        settings=settings,
+        max_in_flight=most,
+        left_out=provider.left_out,
+        before=before,
+    )
+
+
+async def _budget(options: RunOptions, started: _Started, provider: Pool) -> tuple[Budget, Spending]:
+    """The run's budget, and what earlier executions of its order have spent, which it begins with."""
+    budget, before = Budget.of(options.max_cost_usd, started.view.costs()), Spending()
+    if not provider.free:
+        before = await orders.spent_before(started.store, started.execution, queues=provider.queues)
+        orders.carry(budget, before)
+    return budget, before
+
+
+def _in_background(control: RunControl, works: Iterable[Coroutine[Any, Any, None]]) -> list[asyncio.Task[None]]:
+    """Tasks that run until they are cancelled; one that fails stops the run."""
+    tasks = [asyncio.create_task(work) for work in works]
+    for task in tasks:
+        task.add_done_callback(lambda done: _note_failure(control, done))
+    return tasks
 
 
 async def _close(session: Session, store: ObjectStore, heartbeat: Heartbeat) -> None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from prefect_imagegen.app.config.settings import ProviderSettings
 from prefect_imagegen.app.planning.prepare import PlannedRun
 from prefect_imagegen.app.planning.stored_plan import StoredPlan
 from prefect_imagegen.app.running.result import Earlier
@@ -61,37 +62,55 @@ class Stats:
 
 
 class Session:
-    """A planned run that is open for execution. Get one from `open_session`."""
+    """A planned run that is open for execution. Get one from `open_session`; pass it to the tasks.
+
+    No dataclass, since Prefect walks through the fields of those that are parameters of a task, at every call.
+    """
 
     def __init__(
         self,
         planned_run: PlannedRun,
         plan: StoredPlan,
-        executor: Executor,
         context: ExecutorContext,
+        *,
         view: LedgerView,
+        settings: ProviderSettings,
+        max_in_flight: int,
+        left_out: Mapping[str, str],
+        before: Spending,
     ) -> None:
+        """`settings`: those of the provider that is used; `max_in_flight`: calls at once.
+
+        `left_out`: GPU workers that are left out, by address, with the reason. `before`: what earlier executions of the
+        same order have spent.
+        """
         self.planned_run = planned_run
         self.plan = plan
-        self.executor = executor
+        self.executor = Executor(context)
         self.control = context.control
         self.ledger = context.ledger
         self.budget = context.budget
         self.view = view
+        self.settings = settings
+        self.max_in_flight = max_in_flight
+        self.left_out = left_out
+        self.before = before
         self.stats = Stats(total=planned_run.summary.to_make)
-        self.endpoint = ""
-        self.provider_name = "segmind"
-        self.left_out: Mapping[str, str] = {}
-        """GPU workers that are left out, by address, with the reason."""
-        self.max_in_flight = 1
-        self.settings = planned_run.spec.provider
+        self.unwritten: dict[str, list[RequestResult]] = {}
+        """Results that could not be stored, by path. The run has stopped for that; its figures still include them."""
         self._provider = context.provider
         self._held: dict[bytes, RequestResult] = {}
         self._opening = 0
-        self.before = Spending()
-        """What earlier executions of the same order have spent."""
-        self.unwritten: dict[str, list[RequestResult]] = {}
-        """Results that could not be stored, by path. The run has stopped for that; its figures still include them."""
+
+    @property
+    def endpoint(self) -> str:
+        """The provider's base URL, or those of its workers."""
+        return self._provider.endpoint
+
+    @property
+    def provider_name(self) -> str:
+        """The provider, as the metadata names it."""
+        return self._provider.name
 
     @property
     def earlier(self) -> Earlier | None:

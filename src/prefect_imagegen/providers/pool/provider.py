@@ -108,9 +108,10 @@ class Pool:
         await self._workers.look_at_all()
         return [(endpoint.name, "" if endpoint.up else endpoint.why_down) for endpoint in self._endpoints]
 
-    @property
-    def engine(self) -> str | None:
-        """The engine of the first healthy endpoint, where it reports one."""
+    async def engine(self) -> str | None:
+        """The engine that the API names, or the first healthy worker does; None if none. Raises ProviderError."""
+        if self._account is not None:
+            return await self._account.engine()
         return next((endpoint.health.engine for endpoint in self._endpoints if endpoint.up), None)
 
     def expect(self, *, sandbox: bool) -> None:

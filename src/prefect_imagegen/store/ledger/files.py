@@ -6,7 +6,7 @@ The newest generation's manifest names its files and the segments that they abso
 import asyncio
 import io
 import json
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -76,11 +76,11 @@ async def ledger_files(store: ObjectStore, missing_manifest: str | None = None) 
     manifests: dict[int, ObjectInfo] = {}
     parts = []
     for info in await store.list(layout.GENERATIONS):
-        number = info.path[len(layout.GENERATIONS) + 1 : -len(".json")]
-        if info.path.endswith(".json") and number.isdigit():
-            manifests[int(number)] = info
-        else:
+        number = _manifest_number(info)
+        if number is None:
             parts.append(info)
+        else:
+            manifests[number] = info
     newest, generation = max(manifests, default=0), Generation()
     if manifests:
         path = manifests[newest].path
@@ -91,6 +91,17 @@ async def ledger_files(store: ObjectStore, missing_manifest: str | None = None) 
         generation = parse_generation(path, data)
     segments = [info for info in await store.list(layout.SEGMENTS) if info.path.endswith(".parquet")]
     return LedgerFiles(newest, generation, manifests, tuple(parts), tuple(segments))
+
+
+def newest_manifest(generations: Iterable[ObjectInfo]) -> int:
+    """The number of the newest generation in a listing of them, 0 if there is none."""
+    return max((_manifest_number(info) or 0 for info in generations), default=0)
+
+
+def _manifest_number(info: ObjectInfo) -> int | None:
+    """The number of the generation that an object is the manifest of; None for any other object."""
+    number = info.path[len(layout.GENERATIONS) + 1 : -len(".json")]
+    return int(number) if info.path.endswith(".json") and number.isdigit() else None
 
 
 def parse_generation(path: str, data: bytes | None) -> Generation:

@@ -80,15 +80,15 @@ def test_a_reference_that_changes_after_the_plan(world: World, monkeypatch: pyte
     """Other bytes than were planned are never sent under the planned key: the row fails, and the next run makes it."""
     write(world, [["photos/" + name] for name, place in world.places.items() if place.startswith("photos/")])
     name = next(name for name, place in world.places.items() if place.startswith("photos/"))
-    before = StoredPlan.load
+    before = StoredPlan.shard
 
-    async def load(*args: Any) -> Any:
+    async def shard(*args: Any) -> Any:
         world.rewrite(name, world.photos[list(world.photos)[5]])
         return await before(*args)
 
     with sandbox(engine="static") as gateway:
         with monkeypatch.context() as patch:
-            patch.setattr(StoredPlan, "load", load)
+            patch.setattr(StoredPlan, "shard", shard)
             result = generate(world, gateway.url, {})
         assert result.failures == {"reference_unreadable": 1}
         again = generate(world, gateway.url, {})
