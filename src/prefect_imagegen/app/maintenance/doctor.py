@@ -232,7 +232,9 @@ def _key_unasked(provider: ProviderSettings) -> Check:
     """What is known of the key where the endpoint gives no answer."""
     if provider.api_key is None:
         return _no_key()
-    return Check("key", "unknown", "a key is set; whether it is accepted could not be asked", "Mend the endpoint first.")
+    return Check(
+        "key", "unknown", "a key is set; whether it is accepted could not be asked", "Mend the endpoint first."
+    )
 
 
 def _no_key() -> Check:
