@@ -71,6 +71,8 @@ def forecast_text(forecast: Forecast) -> str:
     """What the images will cost, how long they will take, and how that is known."""
     if forecast.free:
         return f"{counted(forecast.images, 'image')} on your own workers: nothing to pay"
+    if forecast.sandbox:
+        return f"{counted(forecast.images, 'image')} in the sandbox: placeholders, nothing to pay"
     source = "as measured in this store" if forecast.measured else "by Segmind's published averages, halved and doubled"
     if 0 < forecast.measured < forecast.images:
         source = f"as measured in this store for {forecast.measured:,}, else by Segmind's published averages"

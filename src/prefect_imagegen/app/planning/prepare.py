@@ -4,7 +4,7 @@ import asyncio
 import json
 import secrets
 from collections.abc import Awaitable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import TypeVar
@@ -65,7 +65,7 @@ async def plan_only(spec: RunSpec) -> PlanSummary:
             kind = None
         draft = await _draft(store, kind, spec)
         try:
-            return _with_forecast(await asyncio.to_thread(draft.make, keep=False), draft, spec)
+            return _with_forecast(await asyncio.to_thread(draft.make, keep=False), draft, spec, kind)
         finally:
             draft.close()
     finally:
@@ -93,7 +93,7 @@ async def prepare(spec: RunSpec, parent_run_id: str | None = None) -> PlannedRun
             raise _unreachable(error) from error
         draft = await _draft(store, kind, spec)
         try:
-            summary = _with_forecast(await asyncio.to_thread(draft.make, keep=True), draft, spec)
+            summary = _with_forecast(await asyncio.to_thread(draft.make, keep=True), draft, spec, kind)
             if (summary.counts["invalid"] or summary.counts["busy"]) and spec.options.on_invalid == "fail":
                 raise RowsRefusedError(summary)
             if provider.provider == "segmind":
@@ -169,9 +169,9 @@ async def _draft(store: FsspecObjectStore, kind: StoreKind | None, spec: RunSpec
     return PlanDraft(planner)
 
 
-def _with_forecast(summary: PlanSummary, draft: PlanDraft, spec: RunSpec) -> PlanSummary:
+def _with_forecast(summary: PlanSummary, draft: PlanDraft, spec: RunSpec, kind: StoreKind | None) -> PlanSummary:
     provider = resolve_provider(spec.provider, spec.options)
-    summary.forecast = forecast(
+    expected = forecast(
         summary.to_make_by_class,
         # Free images carry no price information.
         {name: stats for name, stats in draft.costs().items() if stats.high},
@@ -179,6 +179,7 @@ def _with_forecast(summary: PlanSummary, draft: PlanDraft, spec: RunSpec) -> Pla
         per_minute=provider.requests_per_minute,
         free=provider.provider == "pool",
     )
+    summary.forecast = replace(expected, sandbox=kind == "sandbox")
     return summary
 
 
