@@ -18,6 +18,7 @@ from prefect_imagegen.app.config.resolve import (
     store_kind,
 )
 from prefect_imagegen.app.config.settings import ProviderSettings, StoreSettings
+from prefect_imagegen.app.planning.earlier_runs import warn_of_other_ids
 from prefect_imagegen.app.planning.plan import PlanDraft, Planner
 from prefect_imagegen.app.planning.references import ReferenceChecks, reading_options, transport_of
 from prefect_imagegen.core import layout
@@ -65,7 +66,9 @@ async def plan_only(spec: RunSpec) -> PlanSummary:
             kind = None
         draft = await _draft(store, kind, spec)
         try:
-            return _with_forecast(await asyncio.to_thread(draft.make, keep=False), draft, spec, kind)
+            summary = _with_forecast(await asyncio.to_thread(draft.make, keep=False), draft, spec, kind)
+            await warn_of_other_ids(store, spec.manifest, spec.options.id_column, summary)
+            return summary
         finally:
             draft.close()
     finally:
@@ -94,6 +97,7 @@ async def prepare(spec: RunSpec, parent_run_id: str | None = None) -> PlannedRun
         draft = await _draft(store, kind, spec)
         try:
             summary = _with_forecast(await asyncio.to_thread(draft.make, keep=True), draft, spec, kind)
+            await warn_of_other_ids(store, spec.manifest, spec.options.id_column, summary)
             if (summary.counts["invalid"] or summary.counts["busy"]) and spec.options.on_invalid == "fail":
                 raise RowsRefusedError(summary)
             if provider.provider == "segmind":
