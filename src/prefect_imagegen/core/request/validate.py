@@ -104,7 +104,7 @@ class RowValidator:
 
         model = attempt("model", lambda value: model_of(value, self.options.model))
         prompt = attempt("prompt", prompt_of)
-        references = (attempt("image_urls", self._references) or ()) if self.is_fed("image_urls") else ()
+        references = attempt("image_urls", self._references) if self.is_fed("image_urls") else ()
         seed = attempt("seed", seed_of)
         row_id = self._row_id(index, row, errors)
         params: dict[str, Any] = {"prompt": prompt}
@@ -116,7 +116,7 @@ class RowValidator:
                 value = attempt(reader.name, reader.read)
                 if value is not None:
                     params[reader.name] = value
-            if params.get("aspect_ratio") == MATCH_INPUT_IMAGE and not references:
+            if params.get("aspect_ratio") == MATCH_INPUT_IMAGE and references == ():
                 reason = "it needs at least one reference image"
                 errors.append(RowError(index, "aspect_ratio", MATCH_INPUT_IMAGE, reason))
             errors += self._undrawable(index, params)
@@ -158,6 +158,13 @@ class RowValidator:
             )
             for name, reason in wrong.items()
         ]
+
+    def references_of(self, row: Mapping[str, Any]) -> tuple[Reference, ...]:
+        """The row's references, whatever else is wrong with it; empty if they are what is wrong."""
+        try:
+            return self._references(self._cell(row, "image_urls")) if self.is_fed("image_urls") else ()
+        except BadValueError:
+            return ()
 
     def contents_needed(self, row: Mapping[str, Any]) -> list[str]:
         """The URIs of the row's references that are identified by their content, and so have to be read."""
