@@ -70,6 +70,8 @@ def forecast_text(forecast: Forecast) -> str:
     """What the images will cost, how long they will take, and how that is known."""
     if forecast.free:
         return f"{counted(forecast.images, 'image')} on your own workers: nothing to pay"
+    if forecast.sandbox:
+        return f"{counted(forecast.images, 'image')} in the sandbox: placeholders, nothing to pay"
     source = "as measured in this store" if forecast.measured else "by Segmind's published averages, halved and doubled"
     if 0 < forecast.measured < forecast.images:
         source = f"as measured in this store for {forecast.measured:,}, else by Segmind's published averages"
@@ -184,11 +186,16 @@ def show_problems(console: Console, report: VerifyReport, *, repair: bool) -> No
         if count:
             console.print(f"[bold]{name}[/] {count:,}: {meaning}")
     if any(problem.repair is None for problem in report.problems):
-        console.print(
-            "What was lost and is left so needs the account's API: set its key and run it again."
-            if repair
-            else "Run it with --repair: it fetches lost images again, adopts whole ones, quarantines the rest."
-        )
+        console.print(_how_to_repair(report, repair=repair))
+
+
+def _how_to_repair(report: VerifyReport, *, repair: bool) -> str:
+    """What to do about problems that were not repaired."""
+    if not repair:
+        return "Run it with --repair: it fetches lost images again, adopts whole ones, quarantines the rest."
+    if report.without_account:
+        return "What is left so came from a sandbox that has ended: nothing can be fetched, and nothing was paid."
+    return "What was lost and is left so needs the account's API: set its key and run it again."
 
 
 def show_check(console: Console, check: Check) -> None:

@@ -115,6 +115,10 @@ class FsspecObjectStore:
         """All objects below a folder, sorted by path; empty if there are none."""
         return await self._run(prefix, lambda fs: self._find(fs, prefix))
 
+    async def folders(self, prefix: str) -> Sequence[str]:
+        """The names of the folders directly in a folder, sorted; empty if there are none. Lists nothing below them."""
+        return await self._run(prefix, lambda fs: self._folders(fs, prefix))
+
     async def prune(self, prefix: str) -> None:
         """Remove a folder and the folders below it, as far as they are empty; only needed for local files."""
         if self._local:
@@ -211,6 +215,10 @@ class FsspecObjectStore:
             if info.get("type") != "directory" and "/.tmp-" not in name
         )
         return sorted(infos, key=lambda info: info.path)
+
+    def _folders(self, fs: Any, prefix: str) -> Sequence[str]:
+        listing = _none_if_absent(lambda: fs.ls(self._full(prefix), detail=True)) or []
+        return sorted(info["name"].rstrip("/").rpartition("/")[2] for info in listing if info["type"] == "directory")
 
 
 def s3_options(options: dict[str, Any]) -> dict[str, Any]:

@@ -85,6 +85,10 @@ def test_retry_by_kind(tmp_path: Path) -> None:
         assert asyncio.run(resend(place.store, run_id, ["content_policy"])).rows == 0
         with pytest.raises(RefusedError, match="--kind nonsense"):
             asyncio.run(resend(place.store, run_id, ["nonsense"]))
+        for wrong in ("unknwon", "Unknown"):
+            with pytest.raises(RefusedError, match="there is no such kind") as refusal:
+                asyncio.run(resend(place.store, run_id, [wrong]))
+            assert refusal.value.remedy == "Did you mean 'unknown'?"
         with pytest.raises(RefusedError, match="no finished run 'other'"):
             asyncio.run(resend(place.store, "other"))
         assert asyncio.run(resend(place.store, run_id, ["unknown"])).rows == 1

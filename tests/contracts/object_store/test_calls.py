@@ -85,6 +85,14 @@ async def test_list_is_sorted_and_relative(store) -> None:
     assert [info.path for info in await store.list("a/10")] == ["a/10/y/z"]
 
 
+async def test_folders_are_named_without_what_is_in_them(store):
+    """The folders directly in a folder are named, sorted; neither its objects nor folders below those; absent: none."""
+    for path in ("runs/b/x/1", "runs/a/2", "runs/c", "runs/b/3", "other/d/4"):
+        await store.put(path, b"1")
+    assert await store.folders("runs") == ["a", "b"]
+    assert await store.folders("none") == []
+
+
 async def test_a_listing_is_never_stale(store, twin) -> None:
     """A listing shows what another writer wrote a moment ago, also where it was listed before."""
     assert len(await twin.list("ledger/segments")) == 0

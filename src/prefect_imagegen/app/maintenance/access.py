@@ -1,5 +1,6 @@
 """Open an existing store, or a provider's account, for maintenance commands."""
 
+import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -31,6 +32,13 @@ async def existing_store(settings: StoreSettings) -> AsyncIterator[FsspecObjectS
         raise RefusedError(error.kind, error.message, remedy=error.remedy) from error
     finally:
         store.close()
+
+
+async def is_without_account(store: FsspecObjectStore, settings: ProviderSettings, options: RunOptions) -> bool:
+    """Whether no API keeps the calls of a store: the embedded sandbox filled it, and ended with each run."""
+    about = json.loads(await store.get(layout.STORE_FILE) or b"{}")
+    resolved = resolve_provider(settings, options)
+    return about.get("kind") == "sandbox" and resolved.provider != "pool" and resolved.base_url is None
 
 
 @asynccontextmanager

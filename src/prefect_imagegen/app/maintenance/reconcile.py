@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 
 from prefect_imagegen.app.config.options import RunOptions
 from prefect_imagegen.app.config.settings import ProviderSettings, StoreSettings
-from prefect_imagegen.app.maintenance.access import account, existing_store
+from prefect_imagegen.app.maintenance.access import account, existing_store, is_without_account
 from prefect_imagegen.core import layout
 from prefect_imagegen.core.errors import ProviderError, RefusedError
 from prefect_imagegen.core.ledger.attempts import Attempts
@@ -95,6 +95,12 @@ async def reconcile(
             remedy="Ask for a shorter one; the request history answers no longer ones.",
         )
     async with existing_store(store) as image_store:
+        if await is_without_account(image_store, provider, options):
+            raise RefusedError(
+                "no_account",
+                f"{image_store.url} is a sandbox store: nothing was paid for it, and no account keeps its calls.",
+                remedy="There is nothing to compare; name a gateway of your own with --base-url.",
+            )
         attempts = Attempts()
         ledger = await _ledger_calls(image_store, attempts)
         report = ReconcileReport(image_store.url, start.isoformat(), end.isoformat())

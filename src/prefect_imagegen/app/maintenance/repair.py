@@ -23,7 +23,7 @@ Repair = Literal["fetched_again", "adopted", "quarantined"]
 REPAIRS: dict[Repair, str] = {
     "fetched_again": "the API still had the paid image: it is in its place",
     "adopted": "whole, and now in the ledger: no run will pay for it",
-    "quarantined": "moved to quarantine/ (if it was there) and given free: the next run makes it anew, and pays for it",
+    "quarantined": "moved to quarantine/ (if it was there) and given free: the next run makes it anew, at its price",
 }
 
 
@@ -46,11 +46,13 @@ class Repairer:
         """Fetch a recorded image that is missing or damaged again, or quarantine it so that the next run makes it anew.
 
         `data`: the damaged bytes, if there are any. None (no repair) if the API could not be asked, or may still have
-        the image: while it keeps outputs, neither an error nor wrong bytes prove that a paid image is lost.
+        the image: while it keeps outputs, neither an error nor wrong bytes prove that a paid image is lost. An image of
+        the sandbox that cost nothing needs no such proof.
         """
         fetched: bytes | None = None
         is_old = self._clock.now() - event["time"] > OUTPUTS_LIVE
-        if self._source is None and event["request_id"] is not None and not is_old:
+        is_free = event["backend"] == "sandbox" and event["cost_usd"] == 0
+        if self._source is None and event["request_id"] is not None and not is_old and not is_free:
             return None
         if self._source is not None and event["request_id"] is not None:
             try:

@@ -1,5 +1,6 @@
 """`resend`: let the next run send held and failed rows again, at the user's risk of paying twice."""
 
+import difflib
 import secrets
 from collections import Counter
 from collections.abc import Sequence
@@ -56,8 +57,9 @@ async def resend(settings: StoreSettings, run_id: str, kinds: Sequence[str] = ()
     """
     unknown = sorted(set(kinds) - set(OUTCOMES))
     if unknown:
-        known = ", ".join(sorted(OUTCOMES))
-        raise RefusedError("bad_option", f"--kind {unknown[0]}: there is no such kind.", remedy=f"Known are: {known}.")
+        near = difflib.get_close_matches(unknown[0].lower().replace("-", "_"), OUTCOMES, n=1)
+        remedy = f"Did you mean {near[0]!r}?" if near else f"Known are: {', '.join(sorted(OUTCOMES))}."
+        raise RefusedError("bad_option", f"--kind {unknown[0]}: there is no such kind.", remedy=remedy)
     async with existing_store(settings) as store:
         return await _resend(store, run_id, frozenset(kinds))
 

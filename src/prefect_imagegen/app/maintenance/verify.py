@@ -1,6 +1,5 @@
 """`verify`: check that the ledger and the images of a store agree, and repair what does not."""
 
-import json
 import secrets
 from collections.abc import Callable
 from contextlib import AsyncExitStack
@@ -8,16 +7,14 @@ from contextlib import AsyncExitStack
 from prefect_imagegen.app.config.options import RunOptions
 from prefect_imagegen.app.config.resolve import resolve_provider
 from prefect_imagegen.app.config.settings import ProviderSettings, StoreSettings
-from prefect_imagegen.app.maintenance.access import account, existing_store
+from prefect_imagegen.app.maintenance.access import account, existing_store, is_without_account
 from prefect_imagegen.app.maintenance.repair import Repairer
 from prefect_imagegen.app.maintenance.verification import Verification
 from prefect_imagegen.app.maintenance.verify_report import VerifyReport
-from prefect_imagegen.core import layout
 from prefect_imagegen.providers.limits import SystemClock
 from prefect_imagegen.store.heartbeat import Heartbeat, Process, StoreRunLiveness
 from prefect_imagegen.store.ledger.ledger import StoreLedger
 from prefect_imagegen.store.ledger.reading import load_ledger
-from prefect_imagegen.store.object_store import FsspecObjectStore
 
 
 async def verify(
@@ -39,9 +36,10 @@ async def verify(
         run_id = f"{clock.now():%Y%m%dT%H%M%S}-verify-{process.nonce[:4]}"
         view = await load_ledger(store)
         ledger = StoreLedger(store, view, run_id=run_id, nonce=process.nonce, clock=clock)
+        is_sandbox = await is_without_account(store, provider, options)
         repairer = None
         if repair:
-            has_account = await _has_account(store, provider, options)
+            has_account = not is_sandbox and _has_key(provider, options)
             source = await stack.enter_async_context(account(provider, options)) if has_account else None
             repairer = Repairer(store, ledger, source, run_id, clock)
         heartbeat = Heartbeat(store, run_id, process, clock)
@@ -49,6 +47,7 @@ async def verify(
             await heartbeat.ask_time()
         run_liveness = StoreRunLiveness(store, heartbeat, process, clock)
         verification = Verification(store, view, ledger, run_liveness, repairer, on_progress)
+        verification.report.without_account = is_sandbox
         try:
             await verification.run()
         finally:
@@ -57,12 +56,7 @@ async def verify(
         return verification.report
 
 
-async def _has_account(store: FsspecObjectStore, provider: ProviderSettings, options: RunOptions) -> bool:
-    """Whether lost images can be fetched: there is a key, and a sandbox store is not repaired from the real API."""
-    about = json.loads(await store.get(layout.STORE_FILE) or b"{}")
+def _has_key(provider: ProviderSettings, options: RunOptions) -> bool:
+    """Whether there is an API, and a key for it, from which lost images can be fetched."""
     resolved = resolve_provider(provider, options)
-    return (
-        resolved.provider != "pool"
-        and resolved.api_key is not None
-        and (about.get("kind") == "real" or resolved.base_url is not None)
-    )
+    return resolved.provider != "pool" and resolved.api_key is not None

@@ -34,6 +34,8 @@ class VerifyReport:
     images: int = 0
     in_progress: int = 0
     problems: list[Problem] = field(default_factory=list)
+    without_account: bool = False
+    """Whether the embedded sandbox filled the store, so that there is no API to fetch anything from."""
 
     @property
     def sound(self) -> bool:

@@ -23,7 +23,7 @@ from prefect_imagegen.core.redact import redact
 from prefect_imagegen.core.request.manifest import ColumnPlan, ManifestOptions, check_fields, names_to_look_for
 from prefect_imagegen.core.request.manifest_types import columns_of
 from prefect_imagegen.core.request.references import BusyReason
-from prefect_imagegen.core.request.request import key_of
+from prefect_imagegen.core.request.request import Reference, key_of
 from prefect_imagegen.core.request.validate import RowError, RowValidator, ValidRow
 from prefect_imagegen.inputs.manifests.manifest import Manifest
 from prefect_imagegen.inputs.manifests.window import UntypedTexts, Window
@@ -105,13 +105,13 @@ class Planner:
 
     def _window(self, window: Window, validator: RowValidator) -> pa.Table:
         start = self.summary.rows
-        rows = self._validated(window, validator, start)
+        rows, references = self._validated(window, validator, start)
         self._refuse_duplicate_ids(rows, start)
         valid = [row for row in rows if isinstance(row, ValidRow)]
         keys = pa.array([key_of(row.request.canonical()) for row in valid], KEY_TYPE)
         states = self.ledger.states(keys).to_pylist()
         known = iter(zip(keys.to_pylist(), states, self._keys.numbers(keys), strict=True))
-        judged = self._with_references(rows, states, validator, start)
+        judged = self._with_references(rows, references, states, validator, start)
         shards_here: dict[bytes, int] = {}
         columns: dict[str, list[Any]] = {name: [] for name in PLAN_SCHEMA.names}
         for offset, (before, row) in enumerate(zip(rows, judged, strict=True)):
@@ -145,46 +145,62 @@ class Planner:
             table = table.append_column(f"c_{position}", window.column(name))
         return table
 
-    def _validated(self, window: Window, validator: RowValidator, start: int) -> list[PlannedRow]:
-        """The window's rows as requests or errors; references that are identified by content are read first."""
+    def _validated(
+        self, window: Window, validator: RowValidator, start: int
+    ) -> tuple[list[PlannedRow], list[tuple[Reference, ...]]]:
+        """The window's rows as requests or errors, and the references of each, also of those with other errors.
+
+        References that are identified by content are read first.
+        """
         if not validator.is_fed("image_urls"):
-            return [validator.validate(start + offset, row) for offset, row in enumerate(_rows(window, validator))]
+            plain = [validator.validate(start + offset, row) for offset, row in enumerate(_rows(window, validator))]
+            return plain, [()] * len(plain)
         rows = list(_rows(window, validator))
         if self._references is not None:
             needed = {uri for row in rows for uri in validator.contents_needed(row)}
             validator.contents = self._references.contents(needed)
-        return [validator.validate(start + offset, row) for offset, row in enumerate(rows)]
+        validated = [validator.validate(start + offset, row) for offset, row in enumerate(rows)]
+        references = [
+            known.request.references if isinstance(known, ValidRow) else validator.references_of(row)
+            for known, row in zip(validated, rows, strict=True)
+        ]
+        return validated, references
 
     def _with_references(
-        self, rows: list[PlannedRow], states: list[str | None], validator: RowValidator, start: int
+        self,
+        rows: list[PlannedRow],
+        references: list[tuple[Reference, ...]],
+        states: list[str | None],
+        validator: RowValidator,
+        start: int,
     ) -> list[PlannedRow]:
         """The rows with the facts of their references; a bad reference makes its row invalid.
 
-        Only references of rows without an image are examined. A row that an earlier run left open stays in the plan
-        even if its references are bad: its call may still be fetched.
+        Only references of rows without an image are examined, those of rows with other errors too: all errors are told
+        together. A row that an earlier run left open stays in the plan even if its references are bad: its call may
+        still be fetched.
         """
         if self._references is None or not validator.is_fed("image_urls"):
             return rows
         state = iter(states)
-        row_states = [next(state) if isinstance(row, ValidRow) else "delivered" for row in rows]
-        chosen = [
-            row
-            for row, state in zip(rows, row_states, strict=True)
-            if state != "delivered" and isinstance(row, ValidRow)
-        ]
-        facts = iter(self._references.judge(reference for row in chosen for reference in row.request.references))
+        row_states = [next(state) if isinstance(row, ValidRow) else None for row in rows]
+        chosen = [own for own, in_ledger in zip(references, row_states, strict=True) if in_ledger != "delivered"]
+        facts = iter(self._references.judge(reference for own in chosen for reference in own))
         column = ", ".join(validator.plan.sources.get("image_urls", ("image_urls",)))
         judged: list[PlannedRow] = []
-        for offset, (row, in_ledger) in enumerate(zip(rows, row_states, strict=True)):
-            if in_ledger == "delivered" or not isinstance(row, ValidRow) or not row.request.references:
+        for offset, (row, own, in_ledger) in enumerate(zip(rows, references, row_states, strict=True)):
+            if in_ledger == "delivered" or not own:
                 judged.append(row)
                 continue
-            with_reasons = [(reference, next(facts)) for reference in row.request.references]
+            with_reasons = [(reference, next(facts)) for reference in own]
             bad = [
                 RowError(start + offset, column, redact(reference.uri), reason, is_busy=isinstance(reason, BusyReason))
                 for reference, reason in with_reasons
                 if isinstance(reason, str) and in_ledger != "open"
             ]
+            if not isinstance(row, ValidRow):
+                judged.append(row + bad)
+                continue
             for _, result in with_reasons:
                 for change in result.changes if isinstance(result, ReferenceFacts) and not bad else ():
                     self.summary.warnings[f"a reference has to be {change} before it is sent"] += 1

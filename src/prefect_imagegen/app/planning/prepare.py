@@ -5,7 +5,7 @@ import json
 import secrets
 from collections.abc import Awaitable, Mapping
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any, TypeVar
@@ -14,6 +14,7 @@ from prefect_imagegen.app.config.option_table import SECRET_OPTIONS
 from prefect_imagegen.app.config.options import RunOptions
 from prefect_imagegen.app.config.resolve import DEFAULT_IN_FLIGHT, resolve_provider, store_kind
 from prefect_imagegen.app.config.settings import ProviderSettings, StoreSettings
+from prefect_imagegen.app.planning.earlier_runs import warn_of_other_ids
 from prefect_imagegen.app.planning.open_run import OpenRun
 from prefect_imagegen.app.planning.plan import PlanDraft, Planner
 from prefect_imagegen.app.planning.references import ReferenceChecks, reading_options, transport_of
@@ -87,7 +88,9 @@ async def plan_only(spec: RunSpec) -> PlanSummary:
             kind = None
         draft = await _draft(open_run, kind, spec)
         try:
-            return _with_forecast(await asyncio.to_thread(draft.make, keep=False), draft, spec)
+            summary = _with_forecast(await asyncio.to_thread(draft.make, keep=False), draft, spec, kind)
+            await warn_of_other_ids(open_run.store, spec.manifest, spec.options.id_column, summary)
+            return summary
         finally:
             draft.close()
     finally:
@@ -107,7 +110,8 @@ async def prepare(spec: RunSpec, parent_run_id: str | None = None, *, order_id: 
         kind = await _checked_kind(spec, open_run)
         draft = await _draft(open_run, kind, spec)
         stack.callback(draft.close)
-        summary = _with_forecast(await asyncio.to_thread(draft.make, keep=True), draft, spec)
+        summary = _with_forecast(await asyncio.to_thread(draft.make, keep=True), draft, spec, kind)
+        await warn_of_other_ids(open_run.store, spec.manifest, spec.options.id_column, summary)
         if (summary.counts["invalid"] or summary.counts["busy"]) and spec.options.on_invalid == "fail":
             raise RowsRefusedError(summary)
         if spec.provider.provider == "segmind":
@@ -190,15 +194,16 @@ async def _draft(open_run: OpenRun, kind: StoreKind | None, spec: RunSpec) -> Pl
     return PlanDraft(planner)
 
 
-def _with_forecast(summary: PlanSummary, draft: PlanDraft, spec: RunSpec) -> PlanSummary:
+def _with_forecast(summary: PlanSummary, draft: PlanDraft, spec: RunSpec, kind: StoreKind | None) -> PlanSummary:
     provider = spec.provider
-    summary.forecast = forecast(
+    expected = forecast(
         summary.to_make_by_class,
         {name: stats for name, stats in draft.costs().items() if stats.high},
         in_flight=provider.max_in_flight or DEFAULT_IN_FLIGHT,
         per_minute=provider.requests_per_minute,
         free=provider.provider == "pool",
     )
+    summary.forecast = replace(expected, sandbox=kind == "sandbox")
     return summary
 
 

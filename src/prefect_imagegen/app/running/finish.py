@@ -58,6 +58,7 @@ def _unwritten(session: Session, seconds: float) -> RunResult:
     result.failures, result.earlier = dict(session.stats.kinds), session.earlier
     result.assumed_price, result.not_understood = session.budget.assumed, dict(session.not_understood)
     result.left_out = dict(session.left_out)
+    result.sandbox = session.planned_run.kind == "sandbox"
     return result
 
 
@@ -68,6 +69,7 @@ async def _write(session: Session, seconds: float) -> RunResult:
     result.calls, result.overshoot_usd = session.executor.calls, session.budget.overshoot
     result.assumed_price, result.not_understood = session.budget.assumed, dict(session.not_understood)
     result.earlier, result.left_out = session.earlier, dict(session.left_out)
+    result.sandbox = session.planned_run.kind == "sandbox"
     if session.settings.profile:
         result.weights_license = session.settings.weights_license
     late = await session.read_results(layout.late_results(run_id))

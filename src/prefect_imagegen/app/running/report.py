@@ -70,4 +70,5 @@ def _cell(value: object) -> str:
 def money_text(result: RunResult) -> str:
     """One line on images and money: delivered, billed, possibly billed twice, and US dollars."""
     text = f"{result.generated} delivered / {result.paid} billed / {result.maybe_paid} possibly billed twice"
-    return f"{text}, {usd(result.cost_usd)}{result.order_text}"
+    text = f"{text}, {usd(result.cost_usd)}{result.order_text}"
+    return f"{text} (play money: a sandbox costs nothing)" if result.sandbox else text

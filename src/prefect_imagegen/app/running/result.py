@@ -88,6 +88,8 @@ class RunResult:
     """Licence of the GPU workers' weights."""
     left_out: dict[str, str] = field(default_factory=dict)
     """GPU workers that were left out, by address, with the reason."""
+    sandbox: bool = False
+    """Whether a sandbox drew the images, so that all money is play money."""
     earlier: Earlier | None = None
     """The earlier executions of this run's flow run; None if this is the first."""
 

@@ -26,6 +26,8 @@ class Forecast:
     high_seconds: float = 0.0
     free: bool = False
     """Whether own workers make the images: they cost nothing, and their speed is not forecast."""
+    sandbox: bool = False
+    """Whether a sandbox draws the images: placeholders, whose costs are play money."""
 
     def as_dict(self) -> dict[str, Any]:
         """The forecast as a dict for JSON, rounded to 4 places."""

@@ -188,6 +188,13 @@ class RowValidator:
             for name, reason in wrong.items()
         ]
 
+    def references_of(self, row: Mapping[str, Any]) -> tuple[Reference, ...]:
+        """The row's references, whatever else is wrong with it; empty if they are what is wrong."""
+        try:
+            return self._references(self._cell(row, REFERENCES)) if self.is_fed(REFERENCES) else ()
+        except BadValueError:
+            return ()
+
     def contents_needed(self, row: Mapping[str, Any]) -> list[str]:
         """The URIs of the row's references that are identified by their content, and so have to be read."""
         if not self.is_fed(REFERENCES):
