@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import replace
 from typing import Any
 from unittest.mock import patch
 
@@ -55,16 +54,12 @@ def uploads_are_waited_for() -> AbstractContextManager[Any]:
 
 def fetched_is_own() -> AbstractContextManager[Any]:
     """Calls of another account that a key can fetch count as its own account's calls."""
-    original = ExecutorContext.record
 
-    async def record(self: ExecutorContext, row: PendingRequest, kind: Any, **facts: Any) -> None:
-        claim, row.claim = row.claim, row.claim and replace(row.claim, account=None)
-        try:
-            await original(self, row, kind, **facts)
-        finally:
-            row.claim = claim
+    def account_of(self: ExecutorContext, row: PendingRequest) -> str | None:
+        del row
+        return self.accounts.name
 
-    return patch.object(ExecutorContext, "record", record)
+    return patch.object(ExecutorContext, "_account_of", account_of)
 
 
 def unplaced_stays_unplaced() -> AbstractContextManager[Any]:
