@@ -109,9 +109,9 @@ def plan_columns(columns: Sequence[str], options: ManifestOptions, binary: Colle
             remedy="Name the column that holds the prompts: --column "
             + shlex.quote(f"prompt={likely_prompt(columns) or 'COLUMN'}"),
         )
-    _refuse_signed(options.values.get("image_urls"))
+    _refuse_signed(options.values.get(REFERENCES))
     # Reference addresses may be private: they reach the metadata as references, never as a raw column.
-    hidden = set(sources.get("image_urls", ()))
+    hidden = set(sources.get(REFERENCES, ()))
     _refuse_private(options.carry, hidden)
     hidden |= {name for name in ("prompt", "seed", "model") if sources.get(name) == (name,)}
     carried: dict[str, str] = {}
