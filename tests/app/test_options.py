@@ -79,7 +79,7 @@ def test_every_field_of_the_form_says_what_it_is() -> None:
     for name, field in described:
         assert {"title", "description", "position"} <= field.keys(), name
         assert field["title"] != name, name
-        if name not in ("options", "concurrency_limit", "run_id"):
+        if name not in ("options", "concurrency_limit"):
             assert "anyOf" not in field, name
     assert SCHEMA["properties"] == parameter_schema(agenerate_images.fn).model_dump()["properties"]
 
