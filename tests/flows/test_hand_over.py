@@ -9,6 +9,7 @@ from prefect import flow
 from prefect.client.orchestration import get_client
 from prefect.flow_engine import run_flow
 from prefect.states import AwaitingRetry
+from prefect.utilities.collections import visit_collection
 
 from prefect_imagegen.app.config.settings import ProviderSettings, StoreSettings
 from prefect_imagegen.app.planning.prepare import RunSpec, prepare
@@ -27,7 +28,7 @@ def parent_of(store: Path, run_id: str) -> str | None:
 
 
 def test_a_run_is_executed_once(tmp_path: Path) -> None:
-    """A flow executes the run that it is handed, tells of it, and plans anew, with it as parent, if it was executed."""
+    """A flow executes the run that it is handed, and plans anew, with it as parent, if it was executed."""
     path, store = manifest_of(tmp_path, prompt=["a", "b"]), tmp_path / "store"
     sessions: list[Session] = []
     with asyncio.Runner() as runner:
@@ -41,6 +42,9 @@ def test_a_run_is_executed_once(tmp_path: Path) -> None:
     assert (first["run_id"], first["calls"], second["calls"]) == (planned_run.run_id, 2, 0)
     assert [session.planned_run.run_id for session in sessions] == [first["run_id"], second["run_id"]]
     assert [parent_of(store, figures["run_id"]) for figures in (first, second)] == [None, planned_run.run_id]
+    visited: list[object] = []
+    visit_collection(sessions[0], visited.append, return_data=False)
+    assert visited == [sessions[0]], "Prefect walks through what its tasks are given"
     third = generate_images(path, str(store), "sandbox")
     assert parent_of(store, third["run_id"]) is None
 
