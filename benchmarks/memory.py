@@ -40,7 +40,7 @@ from pydantic import SecretStr
 
 from prefect_imagegen.app.config.options import RunOptions
 from prefect_imagegen.app.config.settings import ProviderSettings, StoreSettings
-from prefect_imagegen.app.planning import prepare
+from prefect_imagegen.app.planning import open_run, prepare
 from prefect_imagegen.app.running import run_session
 from prefect_imagegen.app.running.finish import finish
 from prefect_imagegen.core.policy.history_lookup import Look, Window
@@ -135,18 +135,28 @@ def resident_mb() -> float:
     return round(int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6, 1)
 
 
-def plan(folder: str, rows: int) -> tuple[prepare.PlannedRun, float]:
-    """Plan a manifest of so many rows: the planned run, and the peak of resident memory in MB."""
-    write_manifest(Path(folder) / "manifest.parquet", rows)
-    spec = prepare.RunSpec(
+def spec_in(folder: str) -> prepare.RunSpec:
+    """The run of the manifest in a folder."""
+    return prepare.RunSpec(
         f"{folder}/manifest.parquet",
         StoreSettings(f"{folder}/store"),
         ProviderSettings(base_url="http://instant", api_key=SecretStr("k"), max_in_flight=IN_FLIGHT),
         RunOptions(),
     )
+
+
+def plan(folder: str, rows: int) -> tuple[dict[str, Any], float]:
+    """Plan a manifest of so many rows: what another process needs of it, and the peak of resident memory in MB."""
+    write_manifest(Path(folder) / "manifest.parquet", rows)
+
+    async def make() -> dict[str, Any]:
+        planned_run = await prepare.prepare(spec_in(folder))
+        await planned_run.aclose()
+        return {name: getattr(planned_run, name) for name in ("run_id", "kind", "summary", "plan")}
+
     with instant():
-        planned_run = asyncio.run(prepare.prepare(spec))
-    return planned_run, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+        planned = asyncio.run(make())
+    return planned, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
 
 
 def measure(rows: int) -> dict[str, Any]:
@@ -162,7 +172,9 @@ def measure(rows: int) -> dict[str, Any]:
             samples.append((round(time.monotonic() - started, 1), resident_mb()))
             by_phase[now[0]].append(samples[-1][1])
 
-    async def run(planned_run: prepare.PlannedRun) -> int:
+    async def run(planned: dict[str, Any]) -> int:
+        spec = spec_in(folder)
+        planned_run = prepare.PlannedRun(spec=spec, open_run=open_run.OpenRun(spec.store, 60.0), **planned)
         async with run_session.open_session(planned_run) as opened:
             await opened.for_each_shard(opened.run_shard)
             now[0] = "metadata"
@@ -170,12 +182,12 @@ def measure(rows: int) -> dict[str, Any]:
 
     with tempfile.TemporaryDirectory() as folder, instant():
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as other:
-            planned_run, peak = other.submit(plan, folder, rows).result()
+            planned, peak = other.submit(plan, folder, rows).result()
             by_phase["plan"].append(peak)
         thread = threading.Thread(target=sample)
         thread.start()
         try:
-            made = asyncio.run(run(planned_run))
+            made = asyncio.run(run(planned))
         finally:
             ended.set()
             thread.join()
@@ -194,10 +206,8 @@ def instant() -> Iterator[None]:
     """Make every run inside the `with` block use an `InstantProvider` and a `ForgetfulStore`."""
     provider = InstantProvider()
     with contextlib.ExitStack() as stack:
-        for module, name in ((prepare, "make_provider"), (run_session, "make_pool")):
-            stack.enter_context(mock.patch.object(module, name, return_value=provider))
-        for module in (prepare, run_session):
-            stack.enter_context(mock.patch.object(module, "open_object_store", open_forgetful))
+        stack.enter_context(mock.patch.object(open_run, "make_pool", return_value=provider))
+        stack.enter_context(mock.patch.object(open_run, "open_object_store", open_forgetful))
         yield
 
 
