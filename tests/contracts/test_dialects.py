@@ -1,7 +1,6 @@
 """The port `Dialect`: every protocol of an endpoint passes the same tests. A new one is one more line of DIALECTS."""
 
 import asyncio
-import base64
 import io
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ from prefect_imagegen.gateway.faults import Fault, FaultScript
 from prefect_imagegen.gateway.server import EmbeddedGateway
 from prefect_imagegen.gateway.settings import GatewaySettings
 from prefect_imagegen.ports import Delivery, Dialect, Health
+from tests.support.builders.images import data_url, encoded
 
 Engine = Callable[..., Any]
 PARAMS = {name: spec.default for name, spec in MODELS["flux-2-klein-9b"].fields.items()}
@@ -74,9 +74,7 @@ def test_every_dialect_is_tested() -> None:
 @pytest.mark.parametrize("references", [0, 1, 2])
 def test_an_image_comes_as_asked(name: str, references: int, images_engine: Engine) -> None:
     """Size and format are those asked for, with and without references; the answer is not queued."""
-    sink = io.BytesIO()
-    Image.effect_noise((80, 70), 50).convert("RGB").save(sink, "PNG")
-    photo = "data:image/png;base64," + base64.b64encode(sink.getvalue()).decode()
+    photo = data_url(encoded(Image.effect_noise((80, 70), 50).convert("RGB")))
     with SERVERS[name](images_engine, None) as url:
         delivery = with_dialect(name, url, lambda dialect: make(dialect, *[photo] * references))
         assert with_dialect(name, url, _queues) is False

@@ -23,6 +23,7 @@ from prefect_imagegen.core.request.profiles import PROFILES
 from prefect_imagegen.core.request.request import GenerationRequest
 from prefect_imagegen.ports import Delivery
 from prefect_imagegen.providers.pool.openai_images import OpenAIImages, fields_of
+from tests.support.builders.images import data_url, encoded
 
 ENGINES = ("vllm_omni", "sglang")
 SCHEMAS = {
@@ -40,9 +41,7 @@ def request(profile: str = "klein-distilled", **params: Any) -> GenerationReques
 
 
 def photo(width: int, height: int) -> str:
-    sink = io.BytesIO()
-    Image.new("RGB", (width, height), "red").save(sink, "JPEG")
-    return "data:image/jpeg;base64," + base64.b64encode(sink.getvalue()).decode()
+    return data_url(encoded(Image.new("RGB", (width, height), "red"), "JPEG"), "jpeg")
 
 
 def make(engine: Any, asked: GenerationRequest, *references: str) -> Delivery:

@@ -23,7 +23,8 @@ from tests.adversary.scenarios.answer_scenarios import SCENARIOS
 from tests.adversary.scenarios.generator import draw
 from tests.adversary.scenarios.one_row import OneRow
 from tests.adversary.transitions import PAGE, Transition, may_follow, states_in, table, watched
-from tests.executor.conftest import HEX, REQUEST, Bench, FakeAccounts, error, event, other_claim, png
+from tests.executor.conftest import HEX, REQUEST, Bench, FakeAccounts, error, event, other_claim
+from tests.support.builders.images import png
 
 PHOTO = "https://images.example/a.jpg"
 WITH_PHOTO = GenerationRequest("flux-2-klein-9b", {"prompt": "a cup", "seed": 7}, (Reference("url", PHOTO, PHOTO),))

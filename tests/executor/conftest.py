@@ -1,7 +1,6 @@
 """An executor with a real store and ledger, a scripted provider, and a clock that tests set."""
 
 import asyncio
-import io
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
@@ -9,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from PIL import Image
 
 from prefect_imagegen.core.errors import ProviderError
 from prefect_imagegen.core.ledger.events import Claim, Event, KnownAttempt
@@ -27,15 +25,12 @@ from prefect_imagegen.providers.limits import RateGate
 from prefect_imagegen.store.ledger.ledger import StoreLedger
 from prefect_imagegen.store.object_store import FsspecObjectStore, open_object_store
 from tests.adversary.transitions import watched
+from tests.support.builders.images import png
+from tests.support.builders.ledger import event_of
+from tests.support.builders.requests import request_for
 
-REQUEST = GenerationRequest("flux-2-klein-9b", {"prompt": "a cup", "seed": 7})
+REQUEST = request_for()
 HEX = REQUEST.key.hex()
-
-
-def png() -> bytes:
-    sink = io.BytesIO()
-    Image.effect_noise((64, 64), 50).save(sink, "PNG")
-    return sink.getvalue()
 
 
 class FakeClock:
@@ -297,7 +292,7 @@ def free(tmp_path: Path) -> Bench:
 
 def event(kind: str, n: int, **more: Any) -> Event:
     now = datetime(2026, 11, 1, tzinfo=UTC)
-    return Event(kind, REQUEST.key, f"{HEX}-{n}", more.pop("run_id", "run0"), now, **more)  # type: ignore[arg-type]
+    return event_of(kind, REQUEST.key, f"{HEX}-{n}", time=now, **{"run_id": "run0"} | more)
 
 
 def claim_of(fingerprint: str | None, **more: Any) -> Claim:

@@ -10,10 +10,11 @@ import pytest
 from prefect_imagegen.core import layout
 from prefect_imagegen.core.ledger.fold import LedgerView
 from prefect_imagegen.core.policy.outcomes import is_permanent
-from prefect_imagegen.core.request.request import GenerationRequest
 from prefect_imagegen.ports import Delivery, ObjectStore, Submission
 from prefect_imagegen.store.ledger.reading import event_tables, load_ledger
-from tests.executor.conftest import HEX, REQUEST, Bench, CountingStore, error, png
+from tests.executor.conftest import HEX, REQUEST, Bench, CountingStore, error
+from tests.support.builders.images import png
+from tests.support.builders.requests import request_for
 
 pytestmark = pytest.mark.anyio
 
@@ -115,7 +116,7 @@ async def test_free_failures_do_not_count_but_end(bench: Bench) -> None:
     bench.provider.submits = [error("rate_limited", retry_after=5.0) for _ in range(20)] + ["r1"]
     assert (await bench.make()).status == "generated"
     bench.provider.submits = [error("unsent") for _ in range(200)]
-    result = await bench.make(GenerationRequest("flux-2-klein-9b", {"prompt": "b", "seed": 1}))
+    result = await bench.make(request_for("b", 1))
     assert (result.status, bench.control.stop_reason) == ("not_run", "deadline")
 
 
@@ -123,10 +124,10 @@ async def test_credentials_and_models(bench: Bench) -> None:
     """A refused model fails its own rows only; a refused key ends the run before anything more is sent."""
     bench.provider.submits = [error("model_unavailable")]
     assert (await bench.make()).error_kind == "model_unavailable"
-    again = await bench.make(GenerationRequest("flux-2-klein-9b", {"prompt": "b", "seed": 1}))
+    again = await bench.make(request_for("b", 1))
     assert (again.status, again.attempts) == ("failed", 0)
     bench.provider.submits = [error("auth", status=401)]
-    other = GenerationRequest("flux-2-klein-4b", {"prompt": "b", "seed": 1})
+    other = request_for("b", 1, model="flux-2-klein-4b")
     assert (await bench.make(other)).status == "not_run"
     assert bench.control.stop_reason == "auth"
     assert (await bench.make(other)).attempts == 0

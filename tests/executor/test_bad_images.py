@@ -1,6 +1,5 @@
 """What ends a row or a run in an attempt: bad bytes, a store that fails, errors that nobody expected."""
 
-import io
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -12,10 +11,11 @@ from PIL import Image
 from prefect_imagegen.core import layout
 from prefect_imagegen.core.errors import StoreError
 from prefect_imagegen.core.ledger.fold import LedgerView
-from prefect_imagegen.core.request.request import GenerationRequest
 from prefect_imagegen.ports import ObjectInfo
 from prefect_imagegen.store.object_store import FsspecObjectStore
-from tests.executor.conftest import HEX, REQUEST, Bench, error, png
+from tests.executor.conftest import HEX, REQUEST, Bench, error
+from tests.support.builders.images import encoded, png
+from tests.support.builders.requests import request_for
 
 pytestmark = pytest.mark.anyio
 
@@ -28,7 +28,7 @@ async def test_bad_bytes_are_fetched_again_never_bought(bench: Bench) -> None:
     assert bench.provider.history == ["submit", *["collect"] * 5]
     assert bench.clock.monotonic() - started > 1.0
     bench.provider.collects = [b"", b"", b"", b"", b"", b""]
-    result = await bench.make(GenerationRequest("flux-2-klein-9b", {"prompt": "b", "seed": 1}))
+    result = await bench.make(request_for("b", 1))
     assert (result.status, result.error_kind, result.attempts) == ("held", "submitted", 1)
     assert result.request_id == "r1"
 
@@ -95,7 +95,7 @@ async def test_an_id_that_cannot_be_stored_stops_the_run(bench: Bench) -> None:
     result = await bench.make()
     # Tried once: the store around the real one has already retried (store/patient_store.py).
     assert (result.status, tries, bench.control.stop_reason) == ("generated", 1, "store")
-    later = await bench.make(GenerationRequest("flux-2-klein-9b", {"prompt": "b", "seed": 1}))
+    later = await bench.make(request_for("b", 1))
     assert later.status == "not_run"
 
 
@@ -150,11 +150,10 @@ async def test_an_unexpected_error_tells_no_secret(bench: Bench, caplog: pytest.
 
 async def test_an_image_in_another_format_is_kept_and_told(bench: Bench) -> None:
     """What was delivered is kept as it came, under the name that was asked for, with a flag and its true format."""
-    sink = io.BytesIO()
-    Image.effect_noise((64, 64), 50).save(sink, "JPEG")
-    bench.provider.collects = [sink.getvalue()]
+    jpeg = encoded(Image.effect_noise((64, 64), 50), "JPEG")
+    bench.provider.collects = [jpeg]
     result = await bench.make()
     assert result.image is not None
     assert (result.status, result.image.format, result.image.flags) == ("generated", "jpeg", ("other_format",))
     assert result.applied["format"] == "jpeg"
-    assert await bench.store.get(layout.image(HEX, "png")) == sink.getvalue()
+    assert await bench.store.get(layout.image(HEX, "png")) == jpeg

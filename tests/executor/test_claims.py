@@ -15,7 +15,8 @@ from prefect_imagegen.core.ledger.fold import LedgerView
 from prefect_imagegen.ports import ObjectInfo
 from prefect_imagegen.store.ledger.ledger import StoreLedger
 from prefect_imagegen.store.ledger.reading import load_ledger
-from tests.executor.conftest import HEX, REQUEST, Bench, FakeAccounts, claim_of, error, event, other_claim, png
+from tests.executor.conftest import HEX, REQUEST, Bench, FakeAccounts, claim_of, error, event, other_claim
+from tests.support.builders.images import png
 
 pytestmark = pytest.mark.anyio
 

@@ -12,10 +12,11 @@ from prefect_imagegen.core import layout
 from prefect_imagegen.core.errors import StoreError
 from prefect_imagegen.core.ledger.fold import LedgerView
 from prefect_imagegen.core.policy.budget import Budget
-from prefect_imagegen.core.request.request import GenerationRequest
 from prefect_imagegen.executor import attempt as calls_module
 from prefect_imagegen.ports import Delivery, Submission
-from tests.executor.conftest import HEX, REQUEST, Bench, CountingStore, Hanging, error, png
+from tests.executor.conftest import HEX, REQUEST, Bench, CountingStore, Hanging, error
+from tests.support.builders.images import png
+from tests.support.builders.requests import request_for
 
 pytestmark = pytest.mark.anyio
 
@@ -42,7 +43,7 @@ async def test_slots(tmp_path: Path) -> None:
         sleeping -= 1
 
     bench.clock.sleep = watched  # type: ignore[method-assign]
-    requests = [GenerationRequest("flux-2-klein-9b", {"prompt": f"p{n}", "seed": n}) for n in range(20)]
+    requests = [request_for(f"p{n}", n) for n in range(20)]
     results = await asyncio.gather(*map(bench.make, requests))
     assert {result.status for result in results} == {"generated"}
     assert bench.provider.most_in_flight == 3
@@ -52,7 +53,7 @@ async def test_slots(tmp_path: Path) -> None:
 async def test_a_cap_is_never_exceeded_and_wholly_used(tmp_path: Path) -> None:
     """Calls are sent while the worst known cost still fits; then the run stops, resumable; nothing is overshot."""
     bench = Bench(tmp_path, LedgerView.empty(), max_in_flight=8, budget=Budget(cap=0.41))
-    requests = [GenerationRequest("flux-2-klein-9b", {"prompt": f"p{n}", "seed": n}) for n in range(30)]
+    requests = [request_for(f"p{n}", n) for n in range(30)]
     results = await asyncio.gather(*map(bench.make, requests))
     made = [result for result in results if result.status == "generated"]
     assert len(made) == 10
@@ -69,7 +70,7 @@ async def test_an_unmeasured_class_goes_two_at_a_time(tmp_path: Path) -> None:
     bench.provider.watch = lambda _: slot_counts.append(
         (bench.context.budget.measured.total(), bench.executor.slots.used)
     )
-    requests = [GenerationRequest("flux-2-klein-9b", {"prompt": f"p{n}", "seed": n}) for n in range(30)]
+    requests = [request_for(f"p{n}", n) for n in range(30)]
     await asyncio.gather(*map(bench.make, requests))
     assert max(used for measured, used in slot_counts if measured < 5) == 2
     assert max(used for _, used in slot_counts) == 8
@@ -79,7 +80,7 @@ async def test_unknown_outcomes_stay_reserved(tmp_path: Path) -> None:
     """What may have been billed is not spent again: its price stays reserved, and the run stops at the cap."""
     bench = Bench(tmp_path, LedgerView.empty(), budget=Budget(cap=0.09), policy={"on_unknown": "hold"})
     bench.provider.submits = [error("unknown"), error("unknown")]
-    requests = [GenerationRequest("flux-2-klein-9b", {"prompt": f"p{n}", "seed": n}) for n in range(3)]
+    requests = [request_for(f"p{n}", n) for n in range(3)]
     results = [await bench.make(request) for request in requests]
     assert [result.status for result in results] == ["held", "held", "not_run"]
     assert bench.context.budget.reserved == pytest.approx(2 * 0.04019)
@@ -100,7 +101,7 @@ async def test_stuck_jobs_give_their_slots_away(tmp_path: Path) -> None:
     bench.provider.collect = stuck  # type: ignore[method-assign]
     calls_module.STUCK_AT_LEAST_S, before = 0.05, calls_module.STUCK_AT_LEAST_S
     try:
-        requests = [GenerationRequest("flux-2-klein-9b", {"prompt": p, "seed": 1}) for p in ("stuck", "a", "b")]
+        requests = [request_for(p, 1) for p in ("stuck", "a", "b")]
         results = [await bench.executor.make(request, request.key) for request in requests]
     finally:
         calls_module.STUCK_AT_LEAST_S = before
@@ -135,7 +136,7 @@ async def test_a_black_hole_takes_twice_the_slots_at_most(pause: float, tmp_path
     for _ in range(40):
         bench.context.submits.add(0.001)
     hanging = Hanging(bench)
-    requests = [GenerationRequest("flux-2-klein-9b", {"prompt": f"p{n}", "seed": n}) for n in range(30)]
+    requests = [request_for(f"p{n}", n) for n in range(30)]
     tasks = []
     for request in requests:
         tasks.append(asyncio.create_task(bench.executor.make(request, request.key)))
@@ -186,7 +187,7 @@ async def test_refusals_lower_the_concurrency(tmp_path: Path) -> None:
     """429s lower the number of calls in flight; successes raise it again."""
     bench = Bench(tmp_path, LedgerView.empty(), max_in_flight=16)
     bench.provider.submits = [error("rate_limited", status=429, retry_after=1.0) for _ in range(16)]
-    requests = [GenerationRequest("flux-2-klein-9b", {"prompt": f"p{n}", "seed": n}) for n in range(200)]
+    requests = [request_for(f"p{n}", n) for n in range(200)]
     lowest = [16]
     bench.provider.watch = lambda _: lowest.append(bench.context.concurrency.now)
     results = await asyncio.gather(*map(bench.make, requests))
@@ -216,7 +217,7 @@ async def test_a_lost_free_call_is_repeated_at_once(free: Bench, kind: str) -> N
     assert free.clock.monotonic() == started
     assert "find" not in free.provider.history
     free.provider.submits = [error(kind) for _ in range(9)]
-    result = await free.make(GenerationRequest("flux-2-klein-9b", {"prompt": "b", "seed": 1}))
+    result = await free.make(request_for("b", 1))
     assert (result.status, result.error_kind, result.attempts) == ("failed", "worker_lost", 5)
 
 
@@ -227,7 +228,7 @@ async def test_bad_bytes_of_a_worker_are_drawn_again(free: Bench) -> None:
     assert (await free.make()).attempts == 2
     free.provider.submits = [None] * 9
     free.provider.collects = [b"<html>"] * 9
-    result = await free.make(GenerationRequest("flux-2-klein-9b", {"prompt": "b", "seed": 1}))
+    result = await free.make(request_for("b", 1))
     assert (result.status, result.error_kind, result.attempts) == ("failed", "worker_failed", 3)
 
 

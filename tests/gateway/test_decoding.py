@@ -1,8 +1,6 @@
 """Pictures of strangers: decoded beside the event loop, and refused by name before they fill the memory."""
 
 import asyncio
-import base64
-import io
 import re
 import struct
 import sys
@@ -24,21 +22,12 @@ from prefect_imagegen.gateway.server import EmbeddedGateway
 from prefect_imagegen.gateway.settings import GatewaySettings
 from prefect_imagegen.gateway.state import account as records
 from prefect_imagegen.gateway.state import uploads
+from tests.support.builders.images import data_url, encoded
 from tests.support.gateway_process import standing_gateway
 
 MODEL = "flux-2-klein-9b"
 KEY = {"x-api-key": "k"}
 MIB = 1 << 20
-
-
-def encoded(picture: Image.Image, image_format: str, **options: Any) -> bytes:
-    sink = io.BytesIO()
-    picture.save(sink, image_format, **options)
-    return sink.getvalue()
-
-
-def data_url(data: bytes, kind: str = "png") -> str:
-    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
 
 
 def noise(side: int) -> bytes:

@@ -1,9 +1,7 @@
 """What a long-running gateway keeps: bounded in memory and on disk, with right answers and counts after drops."""
 
-import base64
 import gc
 import hashlib
-import io
 import os
 import tracemalloc
 import uuid
@@ -23,6 +21,7 @@ from prefect_imagegen.gateway.faults import Fault, FaultScript
 from prefect_imagegen.gateway.server import EmbeddedGateway, check_settings
 from prefect_imagegen.gateway.settings import GatewaySettings
 from prefect_imagegen.gateway.state.file_shelf import OUTPUT_NAME, Shelf
+from tests.support.builders.images import data_url, encoded
 
 MODEL = "flux-2-klein-9b"
 KEY = {"x-api-key": "k"}
@@ -39,9 +38,7 @@ class Clock:
 def photo(seed: int, side: int = 256) -> str:
     """A picture of about 3 bytes a pixel, as a data URL."""
     noise = np.random.default_rng(seed).integers(0, 255, (side, side, 3), dtype=np.uint8)
-    sink = io.BytesIO()
-    Image.fromarray(noise).save(sink, "PNG")
-    return "data:image/png;base64," + base64.b64encode(sink.getvalue()).decode()
+    return data_url(encoded(Image.fromarray(noise)))
 
 
 def test_an_hour_s_calls_in_a_minute(tmp_path: Path) -> None:

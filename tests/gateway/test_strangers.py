@@ -1,7 +1,6 @@
 """Callers without a right: wrong keys, other accounts' work, guessed names, foreign hosts, texts that forge logs."""
 
 import base64
-import io
 import json
 import re
 import socket
@@ -19,6 +18,7 @@ from prefect_imagegen.core.errors import RefusedError
 from prefect_imagegen.gateway.server import EmbeddedGateway, check_settings
 from prefect_imagegen.gateway.settings import GatewaySettings
 from prefect_imagegen.gateway.state import account as records
+from tests.support.builders.images import data_url, encoded
 from tests.support.gateway_process import standing_gateway
 
 MODEL = "flux-2-klein-9b"
@@ -27,9 +27,7 @@ HISTORY = "/inference-request/request-history"
 
 
 def photo() -> str:
-    sink = io.BytesIO()
-    Image.new("RGB", (64, 64), "teal").save(sink, "PNG")
-    return "data:image/png;base64," + base64.b64encode(sink.getvalue()).decode()
+    return data_url(encoded(Image.new("RGB", (64, 64), "teal")))
 
 
 def raw(gateway: EmbeddedGateway, request: bytes) -> tuple[int, bytes]:

@@ -1,7 +1,6 @@
 """Servers that misbehave, an internet of three hosts on this machine, and clocks that nobody waits for."""
 
 import asyncio
-import io
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -9,9 +8,9 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from PIL import Image
 
 from prefect_imagegen.net.hosts import HostRecords, Timing
+from tests.support.builders.images import png
 
 START = datetime(2026, 11, 26, tzinfo=UTC)
 Answer = Callable[[bytes, asyncio.StreamWriter], Awaitable[None]]
@@ -19,9 +18,7 @@ Answer = Callable[[bytes, asyncio.StreamWriter], Awaitable[None]]
 
 def picture() -> bytes:
     """A small PNG."""
-    sink = io.BytesIO()
-    Image.effect_noise((64, 64), 80).save(sink, "PNG")
-    return sink.getvalue()
+    return png()
 
 
 class FakeTime:

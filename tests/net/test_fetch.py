@@ -1,6 +1,5 @@
 """A stranger's URL cannot make this machine talk to itself or its neighbours."""
 
-import io
 import socket
 
 import pytest
@@ -9,6 +8,7 @@ from PIL import Image
 
 from prefect_imagegen.net.fetch import ReferenceFetcher
 from prefect_imagegen.net.guard import FetchError, FetchPolicy, check_address, reach_of, reach_of_host
+from tests.support.builders.images import encoded
 
 pytestmark = pytest.mark.anyio
 
@@ -23,9 +23,7 @@ HOSTILE = [
 
 
 def png() -> bytes:
-    sink = io.BytesIO()
-    Image.new("RGB", (64, 64), "teal").save(sink, "PNG")
-    return sink.getvalue()
+    return encoded(Image.new("RGB", (64, 64), "teal"))
 
 
 @pytest.mark.parametrize("url", HOSTILE)

@@ -1,6 +1,5 @@
 """The GPU worker: the gateway with the engine `diffusers`, over a real pipeline with tiny random weights."""
 
-import base64
 import io
 import json
 import os
@@ -17,6 +16,8 @@ import httpx
 import pytest
 import segmind
 from PIL import Image, ImageChops
+
+from tests.support.builders.images import data_url, encoded
 
 MODEL = "flux-2-klein-9b"
 Start = Callable[..., Any]
@@ -45,9 +46,7 @@ def difference(first: Image.Image, second: Image.Image) -> int:
 
 
 def photo(colour: str, size: tuple[int, int] = (96, 64)) -> str:
-    sink = io.BytesIO()
-    Image.new("RGB", size, colour).save(sink, "PNG")
-    return "data:image/png;base64," + base64.b64encode(sink.getvalue()).decode()
+    return data_url(encoded(Image.new("RGB", size, colour)))
 
 
 def test_health_is_503_until_warm(start_worker: Start) -> None:

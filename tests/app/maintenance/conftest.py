@@ -1,7 +1,6 @@
 """A store with a finished run, and the gateway that made it."""
 
 import asyncio
-import io
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -10,7 +9,6 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from PIL import Image
 from pydantic import SecretStr
 
 import prefect_imagegen
@@ -85,9 +83,3 @@ def nine_days_later(place: Place) -> None:
     table = pq.read_table(segment)
     old = pa.array([NOW - timedelta(days=9)] * len(table), table.schema.field("time").type)
     pq.write_table(table.set_column(table.column_names.index("time"), "time", old), segment)
-
-
-def picture() -> bytes:
-    sink = io.BytesIO()
-    Image.effect_noise((64, 64), 50).save(sink, "PNG")
-    return sink.getvalue()

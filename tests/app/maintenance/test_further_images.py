@@ -6,7 +6,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tests.app.maintenance.conftest import Place, kinds, picture
+from tests.app.maintenance.conftest import Place, kinds
+from tests.support.builders.images import png
 
 
 def several_images(place: Place, *flags: str) -> tuple[Path, Path]:
@@ -14,7 +15,7 @@ def several_images(place: Place, *flags: str) -> tuple[Path, Path]:
     place.generate(1)
     (first,) = place.images()
     second = first.with_name(f"{first.stem}-2.png")
-    second.write_bytes(picture())
+    second.write_bytes(png())
     (segment,) = (place.folder / "store" / "ledger" / "segments").iterdir()
     table = pq.read_table(segment)
     column = [list(flags) if kind == "delivered" else None for kind in table["type"].to_pylist()]
@@ -27,7 +28,7 @@ def test_further_images_of_an_answer_are_known(place: Place) -> None:
     """Images beside the key's own are no problem where the ledger tells of several, and are read like all others."""
     first, second = several_images(place, "more_images")
     tenth = second.with_name(f"{first.stem}-10.png")
-    tenth.write_bytes(picture())
+    tenth.write_bytes(png())
     report = place.verify(repair=True)
     assert (report.images, report.problems, report.sound) == (3, [], True)
     second.write_bytes(second.read_bytes()[:-20])

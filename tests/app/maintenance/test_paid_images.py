@@ -18,7 +18,8 @@ from prefect_imagegen.providers.limits import SystemClock
 from prefect_imagegen.store.heartbeat import Heartbeat, Process
 from prefect_imagegen.store.ledger.files import to_parquet
 from prefect_imagegen.store.object_store import open_object_store
-from tests.app.maintenance.conftest import NOW, ROWS, Place, kinds, nine_days_later, picture
+from tests.app.maintenance.conftest import NOW, ROWS, Place, kinds, nine_days_later
+from tests.support.builders.images import png
 
 
 def write_events(place: Place, *events: Event, name: str = "s") -> None:
@@ -143,7 +144,7 @@ def test_junk_is_no_proof_that_a_paid_image_is_gone(fault: dict[str, object], pl
     if fault["fault"] == "black_image":
         # Another whole image than the one that is recorded.
         for output in place.gateway.account_state.folder.iterdir():
-            output.write_bytes(picture())
+            output.write_bytes(png())
     else:
         place.gateway.account_state.settings.faults = FaultScript(faults=[Fault(on=["download"], **fault)])
     assert kinds(place.verify(repair=True)) == [("missing_image", None)]

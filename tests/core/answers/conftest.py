@@ -1,15 +1,14 @@
 """What the answers of these tests hold: small images, a URL, a request id."""
 
 import base64
-import io
 
 from PIL import Image
 
+from tests.support.builders.images import encoded
+
 
 def picture(kind: str) -> bytes:
-    sink = io.BytesIO()
-    Image.effect_noise((32, 32), 60).convert("RGB").save(sink, kind)
-    return sink.getvalue()
+    return encoded(Image.effect_noise((32, 32), 60).convert("RGB"), kind)
 
 
 PNG, JPEG, WEBP = picture("png"), picture("jpeg"), picture("webp")

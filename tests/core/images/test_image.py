@@ -1,25 +1,19 @@
 """What the bytes of an image say: decoded in full, since anything less lets truncated files pass."""
 
 import hashlib
-import io
 
 import pytest
 from PIL import Image, ImageDraw
 
 from prefect_imagegen.core.images.image import BadImageError, decode, facts_of
+from tests.support.builders.images import encoded
 
 FORMATS = ("png", "jpeg", "webp")
 WHITE = (255, 255, 255)
 
 
-def encode(image: Image.Image, kind: str, **options) -> bytes:
-    sink = io.BytesIO()
-    image.save(sink, kind, **options)
-    return sink.getvalue()
-
-
 def noise(kind: str, size=(160, 96)) -> bytes:
-    return encode(Image.effect_noise(size, 70).convert("RGB"), kind)
+    return encoded(Image.effect_noise(size, 70).convert("RGB"), kind)
 
 
 @pytest.mark.parametrize("kind", FORMATS)
@@ -86,13 +80,13 @@ def test_what_is_no_image_says_what_it_is(data, words) -> None:
 @pytest.mark.parametrize("size", [(1024, 1024), (15, 15), (1, 1)])
 def test_a_one_coloured_image_is_flagged(colour, kind, size) -> None:
     """A picture of one colour, whatever its size, is kept and flagged blank."""
-    assert decode(encode(Image.new("RGB", size, colour), kind)).flags == ("blank",)
+    assert decode(encoded(Image.new("RGB", size, colour), kind)).flags == ("blank",)
 
 
 def test_nearly_black_is_blank() -> None:
     """A black picture with faint compression noise is blank too."""
     image = Image.merge("RGB", [Image.effect_noise((512, 512), 3).point(lambda value: max(0, value - 125))] * 3)
-    assert decode(encode(image, "jpeg")).flags == ("blank",)
+    assert decode(encoded(image, "jpeg")).flags == ("blank",)
 
 
 @pytest.mark.parametrize("kind", FORMATS)
@@ -101,13 +95,13 @@ def test_a_packshot_is_not_blank(kind, side) -> None:
     """A white background with a small product on it is a picture, not a blank."""
     image = Image.new("RGB", (1024, 1024), WHITE)
     ImageDraw.Draw(image).ellipse((500, 500, 500 + side, 500 + side), fill=(40, 40, 60))
-    assert decode(encode(image, kind)).flags == ()
+    assert decode(encoded(image, kind)).flags == ()
 
 
 def test_a_soft_gradient_is_not_blank() -> None:
     """A calm picture is a picture."""
     image = Image.linear_gradient("L").resize((512, 512)).point(lambda value: 200 + value // 8).convert("RGB")
-    assert decode(encode(image, "png")).flags == ()
+    assert decode(encoded(image, "png")).flags == ()
 
 
 @pytest.mark.parametrize("mode", ["L", "LA", "P", "RGBA", "1", "I;16"])
@@ -115,13 +109,13 @@ def test_every_mode_is_decoded(mode) -> None:
     """Grey, palette, transparent and 16-bit PNGs are images like any other."""
     image = Image.effect_noise((64, 48), 70)
     image = image.convert("I").convert(mode) if mode == "I;16" else image.convert(mode)
-    assert decode(encode(image, "png")).width == 64
+    assert decode(encoded(image, "png")).width == 64
 
 
 @pytest.mark.parametrize("size", [(8300, 8300), (12_000, 12_000)])
 def test_a_decompression_bomb_is_refused(size) -> None:
     """More pixels than any model draws are refused before they are decoded."""
-    data = encode(Image.new("1", size), "png")
+    data = encoded(Image.new("1", size), "png")
     with pytest.raises(BadImageError, match="pixels"):
         decode(data)
 
@@ -147,4 +141,4 @@ def test_a_name_that_does_not_fit_is_told(path: str, kind: str, flags: tuple[str
 def test_deep_grey_is_not_blank() -> None:
     """A picture with 16 bits a channel is judged by what is seen of it."""
     image = Image.linear_gradient("L").convert("I").point(lambda value: 9000 + value * 200).convert("I;16")
-    assert decode(encode(image, "png")).flags == ()
+    assert decode(encoded(image, "png")).flags == ()

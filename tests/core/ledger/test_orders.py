@@ -5,20 +5,21 @@ from datetime import UTC, datetime
 
 import pytest
 
-from prefect_imagegen.core.ledger.events import Event, ImageFacts
+from prefect_imagegen.core.ledger.events import Event
 from prefect_imagegen.core.ledger.fold import CostStats, events_table
 from prefect_imagegen.core.ledger.orders import Spending, SpendingFold, cap_is_used
 from prefect_imagegen.core.policy.budget import Budget
+from tests.support.builders.ledger import event_of
 
 START = datetime(2026, 11, 1, tzinfo=UTC)
 CLASS = "flux-2-klein-9b steps=4 sampler=- references=0"
-IMAGE = ImageFacts("images/a.png", 1, 1, "png", 1, "00")
 
 
 def event(kind, attempt="a", run="one", **facts) -> Event:
     if kind == "delivered":
-        facts = {"image": IMAGE, "request_id": "r", "http_status": 200} | facts
-    return Event(kind, bytes(16), attempt, run, START, cost_class=CLASS, model="flux-2-klein-9b", **facts)
+        facts = {"request_id": "r", "http_status": 200} | facts
+    facts |= {"cost_class": CLASS, "model": "flux-2-klein-9b"}
+    return event_of(kind, bytes(16), attempt, run_id=run, time=START, **facts)
 
 
 def spending(*events: Event, runs=("one", "two"), queues=True, claimed=(), ours=None) -> Spending:

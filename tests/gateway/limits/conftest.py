@@ -1,15 +1,12 @@
 """A gateway with limits of a test's choice, and a picture for it."""
 
-import base64
-import io
 from collections.abc import Iterator
 from contextlib import contextmanager
-
-from PIL import Image
 
 from prefect_imagegen.gateway.limits import Limits
 from prefect_imagegen.gateway.server import EmbeddedGateway
 from prefect_imagegen.gateway.settings import GatewaySettings
+from tests.support.builders.images import data_url, png
 
 MODEL = "flux-2-klein-9b"
 KEY = {"x-api-key": "k"}
@@ -24,6 +21,4 @@ def gateway(**limits: int) -> Iterator[EmbeddedGateway]:
 
 
 def photo(side: int = 64) -> str:
-    sink = io.BytesIO()
-    Image.effect_noise((side, side), 90).save(sink, "PNG")
-    return "data:image/png;base64," + base64.b64encode(sink.getvalue()).decode()
+    return data_url(png(side, 90))

@@ -1,26 +1,19 @@
 """A server that answers as it is told to, and the Segmind provider in front of it."""
 
-import io
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
 from aiohttp import web
-from PIL import Image
 from pydantic import SecretStr
 
-from prefect_imagegen.core.request.request import GenerationRequest
 from prefect_imagegen.providers.segmind.provider import Endpoints, SegmindProvider
+from tests.support.builders.images import png
+from tests.support.builders.requests import request_for
 
 KEY = "SG_0123456789abcdef"
-REQUEST = GenerationRequest("flux-2-klein-9b", {"prompt": "a cup", "seed": 7})
-
-
-def png() -> bytes:
-    sink = io.BytesIO()
-    Image.effect_noise((64, 64), 50).save(sink, "PNG")
-    return sink.getvalue()
+REQUEST = request_for()
 
 
 PNG = png()

@@ -9,6 +9,7 @@ from prefect_imagegen.core.ledger.events import RANK, Claim, Event, ImageFacts
 from prefect_imagegen.core.ledger.fold import EVENT_SCHEMA, KEY_TYPE, events_table
 from prefect_imagegen.store.ledger.files import to_parquet
 from prefect_imagegen.store.ledger.reading import event_tables, load_ledger
+from tests.support.builders.ledger import START, event_of
 
 TYPES = list(RANK)
 
@@ -37,7 +38,7 @@ def event(kind: str, key: bytes, n: int = 1, **facts) -> Event:
     attempt = f"{key.hex()}-{n}"
     if kind == "delivered":
         facts.setdefault("image", ImageFacts(f"images/{attempt}.png", 8, 9, "png", 5, "ab" * 32, ("blank",)))
-    return Event(kind, key, attempt, "run-1", datetime(2026, 8, 1, tzinfo=UTC) + timedelta(seconds=n), **facts)
+    return event_of(kind, key, attempt, time=START + timedelta(seconds=n), **facts)
 
 
 async def write(store, name: str, *events: Event) -> None:

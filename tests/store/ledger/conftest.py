@@ -13,6 +13,7 @@ from prefect_imagegen.core.ledger.events import Event
 from prefect_imagegen.core.ledger.fold import LedgerView, events_table
 from prefect_imagegen.store.ledger.ledger import StoreLedger
 from prefect_imagegen.store.object_store import FsspecObjectStore, open_object_store
+from tests.support.builders.ledger import event_of
 
 NOW = datetime(2026, 8, 1, 12, tzinfo=UTC)
 KEY, OTHER = bytes(range(16)), b"\xff" * 16
@@ -52,7 +53,7 @@ def ledger(store, nonce="n1", view=None) -> StoreLedger:
 
 
 def event(kind="claimed", key=KEY, attempt="a1", **facts) -> Event:
-    return Event(kind, key, attempt, "run-1", NOW, **facts)
+    return event_of(kind, key, attempt, time=NOW, **facts)
 
 
 def segment_of(*events) -> bytes:

@@ -1,6 +1,5 @@
 """Pictures with metadata as other tools write it, damaged or not."""
 
-import io
 import logging
 import struct
 import zlib
@@ -8,6 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 from PIL import Image
+
+from tests.support.builders.images import encoded
 
 SIZE = (96, 72)
 GARBAGE = b"\x00\x08\x00\x02\x01\x12\x00\x03" + bytes(range(64))
@@ -20,9 +21,7 @@ def photo() -> Image.Image:
 
 
 def saved(kind: str, **options) -> bytes:
-    sink = io.BytesIO()
-    photo().save(sink, kind, **options)
-    return sink.getvalue()
+    return encoded(photo(), kind, **options)
 
 
 def chunk(name: bytes, body: bytes, crc: int | None = None) -> bytes:

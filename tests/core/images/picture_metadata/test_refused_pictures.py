@@ -1,7 +1,6 @@
 """Pictures that are refused: cut off, too large, or of another kind."""
 
 import ast
-import io
 import struct
 import time
 import zlib
@@ -15,13 +14,12 @@ import prefect_imagegen
 from prefect_imagegen.core.images.image import BadImageError, decode, upright_size
 from prefect_imagegen.core.images.reference_pictures import inspect
 from tests.core.images.picture_metadata.conftest import GARBAGE, SIDEWAYS, SIZE, WORKFLOW, chunk, png, saved
+from tests.support.builders.images import encoded
 
 
 def grain(kind: str, **options) -> bytes:
     """A picture of noise, which no format compresses much: wherever the file is cut off, pixels are missing."""
-    sink = io.BytesIO()
-    Image.effect_noise((160, 120), 80).convert("RGB").save(sink, kind, **options)
-    return sink.getvalue()
+    return encoded(Image.effect_noise((160, 120), 80).convert("RGB"), kind, **options)
 
 
 END = b"\0\0\0\0IEND\xaeB`\x82"

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from PIL import Image, ImageCms
 
 from prefect_imagegen.core.images.reference_pictures import ReferenceFacts, inspect, media_type, normalised
-from tests.core.images.reference_pictures.conftest import chunk, saved
+from tests.core.images.reference_pictures.conftest import chunk
+from tests.support.builders.images import encoded
 
 
 def picture(mode: str = "RGB", size: tuple[int, int] = (120, 80), colour: Any = None) -> Image.Image:
@@ -36,20 +37,20 @@ def rotated() -> bytes:
     image.paste("red", (0, 0, 60, 80))
     exif = Image.Exif()
     exif[0x0112] = 6
-    return saved(image, "JPEG", exif=exif, quality=95)
+    return encoded(image, "JPEG", exif=exif, quality=95)
 
 
 def animated() -> bytes:
     frames = [picture(colour=name) for name in ("red", "green", "blue")]
-    return saved(frames[0], "GIF", save_all=True, append_images=frames[1:])
+    return encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])
 
 
 def test_a_plain_picture() -> None:
     """A plain picture is described by its bytes and needs nothing."""
-    data = saved(picture(), "PNG")
+    data = encoded(picture(), "PNG")
     facts = inspect(data)
     assert facts == ReferenceFacts(hashlib.sha256(data).hexdigest(), len(data), 120, 80, "png")
-    assert [media_type(saved(picture(), kind)) for kind in ("PNG", "JPEG", "WEBP", "GIF")] == [
+    assert [media_type(encoded(picture(), kind)) for kind in ("PNG", "JPEG", "WEBP", "GIF")] == [
         *("image/png", "image/jpeg", "image/webp", "image/gif")
     ]
     assert media_type(b"?") == "application/octet-stream"
@@ -57,7 +58,7 @@ def test_a_plain_picture() -> None:
 
 def pages() -> bytes:
     frames = [picture(colour=name) for name in ("red", "green")]
-    return saved(frames[0], "TIFF", save_all=True, append_images=frames[1:])
+    return encoded(frames[0], "TIFF", save_all=True, append_images=frames[1:])
 
 
 def dim(most: int) -> Image.Image:
@@ -69,13 +70,13 @@ def dim(most: int) -> Image.Image:
     ("make", "changes"),
     [
         (rotated, ("turned upright",)),
-        (lambda: saved(picture("CMYK", colour=(0, 255, 0, 0)), "JPEG"), ("converted from CMYK to RGB",)),
-        (lambda: saved(picture("I;16", colour=40_000), "PNG"), ("reduced from 16 to 8 bits",)),
+        (lambda: encoded(picture("CMYK", colour=(0, 255, 0, 0)), "JPEG"), ("converted from CMYK to RGB",)),
+        (lambda: encoded(picture("I;16", colour=40_000), "PNG"), ("reduced from 16 to 8 bits",)),
         (sixteen_bit_rgb, ("reduced from 16 to 8 bits",)),
-        (lambda: saved(picture("RGBA", colour=(255, 0, 0, 90)), "PNG"), ("transparency laid on white",)),
-        (lambda: saved(picture("LA", colour=(9, 90)), "PNG"), ("transparency laid on white",)),
-        (lambda: saved(picture(), "TIFF"), ("converted from TIFF",)),
-        (lambda: saved(picture(), "BMP"), ("converted from BMP",)),
+        (lambda: encoded(picture("RGBA", colour=(255, 0, 0, 90)), "PNG"), ("transparency laid on white",)),
+        (lambda: encoded(picture("LA", colour=(9, 90)), "PNG"), ("transparency laid on white",)),
+        (lambda: encoded(picture(), "TIFF"), ("converted from TIFF",)),
+        (lambda: encoded(picture(), "BMP"), ("converted from BMP",)),
         (animated, ("converted from GIF", "reduced to its first frame")),
         (pages, ("converted from TIFF", "reduced to its first page")),
     ],
@@ -99,18 +100,18 @@ def test_changes_keep_what_is_seen() -> None:
         assert isinstance(top, tuple)
         assert isinstance(bottom, tuple)
         assert (top[0] > 200, bottom[0] < 60) == (True, True)  # the red half, left in the file, is above once upright
-    with Image.open(io.BytesIO(normalised(saved(picture("RGBA", colour=(255, 0, 0, 0)), "PNG")))) as image:
+    with Image.open(io.BytesIO(normalised(encoded(picture("RGBA", colour=(255, 0, 0, 0)), "PNG")))) as image:
         assert (image.mode, image.getpixel((50, 50))) == ("RGB", (255, 255, 255))
-    with Image.open(io.BytesIO(normalised(saved(picture("I;16", colour=40_000), "PNG")))) as image:
+    with Image.open(io.BytesIO(normalised(encoded(picture("I;16", colour=40_000), "PNG")))) as image:
         assert (image.mode, image.getpixel((50, 50))) == ("L", 156)
-    opaque = saved(picture("RGBA", colour=(255, 0, 0, 255)), "PNG")
+    opaque = encoded(picture("RGBA", colour=(255, 0, 0, 255)), "PNG")
     assert inspect(opaque).changes == ()
 
 
 def test_a_profile_of_other_colours_is_no_hindrance() -> None:
     """A CMYK picture whose colour profile does not fit is converted without it."""
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
-    data = saved(picture("CMYK", colour=(0, 255, 0, 0)), "JPEG", icc_profile=profile)
+    data = encoded(picture("CMYK", colour=(0, 255, 0, 0)), "JPEG", icc_profile=profile)
     assert inspect(normalised(data)).changes == ()
 
 
@@ -119,15 +120,15 @@ def test_a_profile_of_other_colours_is_no_hindrance() -> None:
     [
         (lambda: b"", "it is empty"),
         (lambda: b"hello", "it is no whole image (5 bytes)"),
-        (lambda: saved(picture(), "JPEG")[:-200], "it is no whole image"),
-        (lambda: saved(picture(size=(63, 500)), "PNG"), "63x500 pixels; a side must have 64 at least"),
-        (lambda: saved(picture(size=(1000, 100)), "PNG"), "its sides may differ by 8:1 at most"),
-        (lambda: saved(Image.new("1", (10_000, 10_000)), "PNG"), "more than 64 megapixels"),
-        (lambda: saved(Image.new("1", (20_000, 20_000)), "PNG"), "more than 64 megapixels"),
-        (lambda: saved(picture("F", colour=float("nan")), "TIFF"), "some of its values are no numbers"),
-        (lambda: saved(picture("F", colour=float("inf")), "TIFF"), "some of its values are no numbers"),
-        (lambda: saved(dim(200), "PNG"), "its values go from 0 to 200, which is all but black (0 to 0 of 255)"),
-        (lambda: saved(dim(4095), "TIFF"), "all but black (0 to 15 of 255); convert it to 8 bits a channel"),
+        (lambda: encoded(picture(), "JPEG")[:-200], "it is no whole image"),
+        (lambda: encoded(picture(size=(63, 500)), "PNG"), "63x500 pixels; a side must have 64 at least"),
+        (lambda: encoded(picture(size=(1000, 100)), "PNG"), "its sides may differ by 8:1 at most"),
+        (lambda: encoded(Image.new("1", (10_000, 10_000)), "PNG"), "more than 64 megapixels"),
+        (lambda: encoded(Image.new("1", (20_000, 20_000)), "PNG"), "more than 64 megapixels"),
+        (lambda: encoded(picture("F", colour=float("nan")), "TIFF"), "some of its values are no numbers"),
+        (lambda: encoded(picture("F", colour=float("inf")), "TIFF"), "some of its values are no numbers"),
+        (lambda: encoded(dim(200), "PNG"), "its values go from 0 to 200, which is all but black (0 to 0 of 255)"),
+        (lambda: encoded(dim(4095), "TIFF"), "all but black (0 to 15 of 255); convert it to 8 bits a channel"),
         (lambda: b"\0\0\0\x18ftypheic" + bytes(100), "HEIC"),
     ],
 )
@@ -157,7 +158,7 @@ def tiled_tiff(side: int, tile: tuple[int, int]) -> bytes:
 
 def many_scans(count: int) -> bytes:
     """A progressive JPEG whose last scan is there again and again."""
-    data = saved(Image.effect_noise((64, 64), 60), "JPEG", progressive=True, quality=50)
+    data = encoded(Image.effect_noise((64, 64), 60), "JPEG", progressive=True, quality=50)
     last = data.rfind(b"\xff\xc4", 0, data.rfind(b"\xff\xda"))
     return data[:-2] + data[last:-2] * count + data[-2:]
 

@@ -13,7 +13,8 @@ from PIL import Image, ImageCms
 
 from prefect_imagegen.core.images.image import decode, upright_size
 from prefect_imagegen.core.images.reference_pictures import inspect, normalised
-from tests.core.images.reference_pictures.conftest import chunk, saved
+from tests.core.images.reference_pictures.conftest import chunk
+from tests.support.builders.images import encoded
 
 SEEN = (96, 72)
 DEEP = ("I", "I;16", "I;16B", "I;16L", "F")
@@ -57,7 +58,7 @@ def in_mode(mode: str, colours: Image.Image | None = None) -> Image.Image:
 def written(image: Image.Image, kind: str, **options: Any) -> bytes | None:
     """A picture as a file of this format; None where Pillow cannot write its mode in that format."""
     try:
-        return saved(image, kind, **WRITERS[kind], **options)
+        return encoded(image, kind, **WRITERS[kind], **options)
     except (OSError, ValueError, SystemError):
         return None
 
@@ -156,7 +157,7 @@ def tiff(shades: list[float], order: str, bits: int, form: str, sign: int) -> by
 def test_the_scale_of_floating_point(low: float, high: float, expected: tuple[int, int]) -> None:
     """Floating point is read on the narrowest usual scale that holds all values, else from least to greatest."""
     image = grey().convert("F").point(lambda value: low + value * ((high - low) / 255))
-    extrema = sent(saved(image, "TIFF")).convert("L").getextrema()
+    extrema = sent(encoded(image, "TIFF")).convert("L").getextrema()
     assert extrema == pytest.approx(expected, abs=2)
 
 
@@ -192,7 +193,7 @@ def test_colour_profiles(mode: str, profile: bytes | str) -> None:
     """A colour profile that cannot be read, or is one of other colours, is dropped; the picture is sent."""
     srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     content = srgb if isinstance(profile, str) else profile
-    data = saved(in_mode(mode), "TIFF", icc_profile=content)
+    data = encoded(in_mode(mode), "TIFF", icc_profile=content)
     assert values(sent(data)) == pytest.approx(values(grey()), abs=7)
     with Image.open(io.BytesIO(normalised(data))) as image:
         assert image.info.get("icc_profile") == (srgb if isinstance(profile, str) and mode in ("RGB", "RGBA") else None)

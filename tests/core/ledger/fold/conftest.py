@@ -1,6 +1,6 @@
 """Keys, events of any type, and what is folded from them."""
 
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 
 import pyarrow as pa
 
@@ -9,8 +9,8 @@ from prefect_imagegen.core.ledger.fold import (
     KEY_TYPE,
     fold,
 )
+from tests.support.builders.ledger import START, event_of
 
-START = datetime(2026, 8, 1, tzinfo=UTC)
 KEY, OTHER, THIRD = bytes(16), b"\x01" * 16, b"\x02" * 16
 TYPES = list(RANK)
 
@@ -18,7 +18,7 @@ TYPES = list(RANK)
 def event(kind, attempt="a", key=KEY, minute=0, **facts) -> Event:
     if kind == "delivered":
         facts.setdefault("image", ImageFacts(f"images/{attempt}.png", 1024, 768, "png", 5, attempt * 8, ("blank",)))
-    return Event(kind, key, attempt, "run-1", START + timedelta(minutes=minute), **facts)
+    return event_of(kind, key, attempt, time=START + timedelta(minutes=minute), **facts)
 
 
 def attempt(key: bytes, n: object) -> str:

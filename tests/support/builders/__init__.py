@@ -1,0 +1,1 @@
+"""Builders of what tests make again and again: pictures, requests, events."""
