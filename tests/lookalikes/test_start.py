@@ -32,10 +32,11 @@ class Recorder(Fault):
 
 
 MOST = {
-    "a new store": {"GET /health": 1, "GET /v1/get-user-credits": 1, "to the store": 36},
-    "a store with a ledger": {"GET /health": 1, "GET /v1/get-user-credits": 1, "to the store": 29},
+    "a new store": {"GET /health": 1, "GET /v1/get-user-credits": 1, "to the store": 37},
+    "a store with a ledger": {"GET /health": 1, "GET /v1/get-user-credits": 1, "to the store": 32},
 }
-"""The requests of a run of two rows. Opening everything twice took 43 and 35 to the store, and two for the credits."""
+"""The requests of a run of two rows; one and three of them compare its id column with that of the store's last runs.
+Without those, opening everything twice took 43 and 35 to the store, and two for the credits."""
 
 
 @pytest.mark.parametrize("case", MOST)
@@ -53,8 +54,9 @@ def test_requests_before_the_first_call(look_alike: Callable[..., LookAlike], tm
             result = prefect_imagegen.generate(path, store, backend=backend)
             assert (result.generated + result.reused, result.calls) == (2, result.generated)
     paid = next(number for number, line in enumerate(log) if line.startswith("POST"))
-    asked = Counter("to the store" if line.startswith("S3") else line for line in log[:paid])
+    # A slow machine gives a heart time for another beat.
+    asked = Counter("to the store" if line.startswith("S3") else line for line in log[:paid] if "heartbeat" not in line)
     assert asked.keys() <= MOST[case].keys(), log[:paid]
-    assert asked <= Counter(MOST[case]), log[:paid]
+    assert asked <= Counter(MOST[case]), (asked, log[:paid])
     ledger = Counter(line for line in log[:paid] if line.startswith("S3 GET") and "/ledger/" in line)
     assert max(ledger.values(), default=1) == 1, ledger

@@ -15,9 +15,13 @@ def free_port(below: int = 65_000) -> int:
 
 
 def ports_of_seaweedfs(count: int) -> list[int]:
-    """Ports whose gRPC siblings (10,000 above) are free too, as SeaweedFS derives those itself."""
+    """Ports whose gRPC siblings (10,000 above) are free too, as SeaweedFS derives those itself.
+
+    All lie below the ports that systems give to outgoing connections (32,768 and up on Linux): one of those could be
+    taken before the server, which needs a second to start, listens.
+    """
     ports: list[int] = []
-    candidate = 20_000 + secrets.randbelow(20_000)
+    candidate = 10_000 + secrets.randbelow(9_000)
     while len(ports) < count:
         candidate += 7
         with socket.socket() as low, socket.socket() as high:
