@@ -8,7 +8,7 @@ from pydantic import ConfigDict, Field
 from prefect_imagegen.blocks.fields import OptionalKey
 
 if TYPE_CHECKING:  # the app loads only when a block is used, never when Prefect lists block types
-    from prefect_imagegen.app.config.settings import ProviderSettings
+    from prefect_imagegen.providers.settings import ProviderSettings
 
 _REPOSITORY = "https://github.com/prefect-imagegen/prefect-imagegen"
 
@@ -68,7 +68,7 @@ class GpuWorkerPool(Block):
 
     def to_settings(self) -> "ProviderSettings":
         """The block as plain settings of the app."""
-        from prefect_imagegen.app.config.settings import ProviderSettings  # noqa: PLC0415 - see TYPE_CHECKING above
+        from prefect_imagegen.providers.settings import ProviderSettings  # noqa: PLC0415 - see TYPE_CHECKING above
 
         return ProviderSettings(
             provider="pool",

@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from prefect_imagegen.app.config.resolve import DIALECTS
 from prefect_imagegen.core.errors import ProviderError
 from prefect_imagegen.core.request.models import MODELS
 from prefect_imagegen.core.request.request import GenerationRequest
 from prefect_imagegen.gateway.faults import Fault, FaultScript
 from prefect_imagegen.gateway.server import EmbeddedGateway
 from prefect_imagegen.gateway.settings import GatewaySettings
-from prefect_imagegen.ports import Delivery, Dialect, Health
+from prefect_imagegen.ports import Delivery, Health
+from prefect_imagegen.providers.pool.dialects import DIALECTS, Dialect
 
 Engine = Callable[..., Any]
 PARAMS = {name: spec.default for name, spec in MODELS["flux-2-klein-9b"].fields.items()}
@@ -73,19 +73,14 @@ def test_every_dialect_is_tested() -> None:
 @pytest.mark.parametrize("name", SERVERS)
 @pytest.mark.parametrize("references", [0, 1, 2])
 def test_an_image_comes_as_asked(name: str, references: int, images_engine: Engine) -> None:
-    """Size and format are those asked for, with and without references; the answer is not queued."""
+    """Size and format are those asked for, with and without references."""
     sink = io.BytesIO()
     Image.effect_noise((80, 70), 50).convert("RGB").save(sink, "PNG")
     photo = "data:image/png;base64," + base64.b64encode(sink.getvalue()).decode()
     with SERVERS[name](images_engine, None) as url:
         delivery = with_dialect(name, url, lambda dialect: make(dialect, *[photo] * references))
-        assert with_dialect(name, url, _queues) is False
     with Image.open(io.BytesIO(delivery.data)) as image:
         assert (image.size, image.format) == ((1248, 832), "JPEG")
-
-
-async def _queues(dialect: Dialect) -> bool:
-    return dialect.queues
 
 
 @pytest.mark.parametrize("name", SERVERS)

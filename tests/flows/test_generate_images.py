@@ -23,7 +23,7 @@ from prefect.client.schemas.filters import (
 from pydantic import SecretStr
 
 from prefect_imagegen.app.config.options import RunOptions
-from prefect_imagegen.app.config.settings import ProviderSettings, StoreSettings
+from prefect_imagegen.app.config.settings import StoreSettings
 from prefect_imagegen.app.planning.prepare import RunSpec, prepare
 from prefect_imagegen.app.running import registry
 from prefect_imagegen.blocks import ImageStore, Segmind
@@ -33,6 +33,7 @@ from prefect_imagegen.flows.names import artifact_key
 from prefect_imagegen.gateway.faults import Fault, FaultScript
 from prefect_imagegen.gateway.server import EmbeddedGateway
 from prefect_imagegen.gateway.settings import GatewaySettings
+from prefect_imagegen.providers.settings import ProviderSettings
 from prefect_imagegen.store.object_store import close_connections
 from tests.support.manifests import manifest_of
 

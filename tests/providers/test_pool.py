@@ -95,7 +95,7 @@ def simulated(in_virtual_time: Callable[[Coroutine[Any, Any, Any]], Any]) -> Cal
 
     def run(workers: Sequence[Worker], work: Callable[[Pool], Awaitable[None]], **policy: Any) -> float:
         async def go() -> float:
-            pool = Pool(workers, PoolPolicy(**{"free": True, "deadline": 600.0} | policy), LoopClock())
+            pool = Pool(workers, PoolPolicy(**{"deadline": 600.0} | policy), LoopClock())
             try:
                 await pool.open()
                 started = asyncio.get_running_loop().time()
@@ -272,7 +272,7 @@ def test_the_run_waits_for_the_first_worker(
     late, never = Worker("http://late", ready=False, detail="warming"), Worker("http://never", ready=False)
 
     async def run(deadline: float) -> float:
-        pool = Pool([late, never], PoolPolicy(free=True, deadline=deadline), LoopClock())
+        pool = Pool([late, never], PoolPolicy(deadline=deadline), LoopClock())
         loop = asyncio.get_running_loop()
         loop.call_later(20, lambda: setattr(late, "state", Health(True)))
         try:
@@ -600,7 +600,7 @@ def test_a_row_is_bad_only_if_all_say_so(simulated: Simulation) -> None:
 @asynccontextmanager
 async def pool_over(*engines: Any, **policy: Any) -> Any:
     dialects = [OpenAIImages(engine.url, None, deadline=30.0) for engine in engines]
-    pool = Pool(dialects, PoolPolicy(**{"free": True, "deadline": 30.0, "profile": DISTILLED} | policy), SystemClock())
+    pool = Pool(dialects, PoolPolicy(**{"deadline": 30.0, "profile": DISTILLED} | policy), SystemClock())
     try:
         await pool.open()
         yield pool

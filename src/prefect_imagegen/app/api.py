@@ -10,7 +10,7 @@ from typing import Any, Literal, TypedDict, Unpack
 from pydantic import ValidationError
 
 from prefect_imagegen.app.config.options import RunOptions
-from prefect_imagegen.app.config.settings import ProviderSettings, StoreSettings
+from prefect_imagegen.app.config.settings import StoreSettings
 from prefect_imagegen.app.planning.prepare import PlannedRun, RunSpec, plan_only, prepare
 from prefect_imagegen.app.running import registry
 from prefect_imagegen.app.running.finish import finish
@@ -20,6 +20,7 @@ from prefect_imagegen.core.errors import RefusedError
 from prefect_imagegen.core.plan import PlanSummary
 from prefect_imagegen.core.policy.history_lookup import OnUnknown
 from prefect_imagegen.core.request.references import CheckReferences, ReferenceTransport
+from prefect_imagegen.providers.settings import ProviderSettings
 
 
 class OptionArguments(TypedDict, total=False):

@@ -11,7 +11,7 @@ from prefect_imagegen.core.request.profiles import DEFAULT_PROFILE, PROFILES
 
 T = TypeVar("T")
 BACKENDS = ("segmind", "sandbox", "pool")
-"""The providers of `app.config.resolve`, named here too since help and completion do not load it."""
+"""The providers that are built in, named here too since help and completion do not load it."""
 _BLOCK = re.compile(r"^(segmind|gpu-worker-pool|image-store)/[A-Za-z0-9-]+$")
 
 

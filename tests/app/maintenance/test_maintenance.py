@@ -18,7 +18,7 @@ from pydantic import SecretStr
 
 import prefect_imagegen
 from prefect_imagegen.app.config.options import RunOptions
-from prefect_imagegen.app.config.settings import ProviderSettings, StoreSettings
+from prefect_imagegen.app.config.settings import StoreSettings
 from prefect_imagegen.app.maintenance.doctor import Check, examine
 from prefect_imagegen.app.maintenance.reconcile import ReconcileReport, reconcile
 from prefect_imagegen.app.maintenance.resend import resend
@@ -33,6 +33,7 @@ from prefect_imagegen.gateway.faults import Fault, FaultScript
 from prefect_imagegen.gateway.server import EmbeddedGateway
 from prefect_imagegen.gateway.settings import GatewaySettings
 from prefect_imagegen.providers.limits import SystemClock
+from prefect_imagegen.providers.settings import ProviderSettings
 from prefect_imagegen.store.heartbeat import Heartbeat, Process
 from prefect_imagegen.store.ledger.files import to_parquet
 from prefect_imagegen.store.ledger.ledger import StoreLedger
@@ -613,7 +614,7 @@ def test_a_wrong_key_and_a_wrong_place(tmp_path: Path) -> None:
     with EmbeddedGateway(GatewaySettings(api_key=SecretStr("right"), credits=0.0)) as gateway:
         place = Place(tmp_path, gateway)
         wrong = look(place)["key"]
-        assert (wrong.state, wrong.remedy) == ("fail", "Set SEGMIND_API_KEY.")
+        assert (wrong.state, wrong.remedy) == ("fail", "Set SEGMIND_API_KEY, or use a Segmind block.")
         assert look(place, api_key=None)["key"].state == "fail"
         assert look(place, api_key=SecretStr("right"))["balance"].state == "fail"
     nobody = look(place)

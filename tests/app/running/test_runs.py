@@ -14,7 +14,7 @@ import pytest
 from pydantic import SecretStr
 
 import prefect_imagegen
-from prefect_imagegen.app.config.settings import ProviderSettings, StoreSettings
+from prefect_imagegen.app.config.settings import StoreSettings
 from prefect_imagegen.app.maintenance.status import statuses
 from prefect_imagegen.app.planning.prepare import RunSpec, plan_only
 from prefect_imagegen.app.running.result import RunResult
@@ -24,6 +24,7 @@ from prefect_imagegen.gateway.faults import Fault, FaultScript
 from prefect_imagegen.gateway.routes import generation
 from prefect_imagegen.gateway.server import EmbeddedGateway
 from prefect_imagegen.gateway.settings import GatewaySettings
+from prefect_imagegen.providers.settings import ProviderSettings
 from tests.support import warm_python
 from tests.support.manifests import manifest_of
 
@@ -310,7 +311,7 @@ def test_agenerate_runs_inside_a_loop_on_s3(tmp_path: Path, s3: Any) -> None:
 CHILD = """
 import sys
 import prefect_imagegen
-from prefect_imagegen.app.config.settings import ProviderSettings
+from prefect_imagegen.providers.settings import ProviderSettings
 from pydantic import SecretStr
 
 prefect_imagegen.generate(

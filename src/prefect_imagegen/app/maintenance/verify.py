@@ -7,13 +7,15 @@ from contextlib import AsyncExitStack
 
 from prefect_imagegen.app.config.options import RunOptions
 from prefect_imagegen.app.config.resolve import resolve_provider
-from prefect_imagegen.app.config.settings import ProviderSettings, StoreSettings
-from prefect_imagegen.app.maintenance.access import account, existing_store
+from prefect_imagegen.app.config.settings import StoreSettings
+from prefect_imagegen.app.maintenance.access import existing_store, paid_provider
 from prefect_imagegen.app.maintenance.repair import Repairer
 from prefect_imagegen.app.maintenance.verification import Verification
 from prefect_imagegen.app.maintenance.verify_report import VerifyReport
 from prefect_imagegen.core import layout
 from prefect_imagegen.providers.limits import SystemClock
+from prefect_imagegen.providers.registry import entry_of
+from prefect_imagegen.providers.settings import ProviderSettings
 from prefect_imagegen.store.heartbeat import Heartbeat, Process, StoreRunLiveness
 from prefect_imagegen.store.ledger.ledger import StoreLedger
 from prefect_imagegen.store.ledger.reading import load_ledger
@@ -42,8 +44,9 @@ async def verify(
         repairer = None
         if repair:
             has_account = await _has_account(store, provider, options)
-            source = await stack.enter_async_context(account(provider, options)) if has_account else None
-            repairer = Repairer(store, ledger, source, run_id, clock)
+            source = await stack.enter_async_context(paid_provider(provider, options)) if has_account else None
+            outputs_live = entry_of(provider.provider).abilities.outputs_live
+            repairer = Repairer(store, ledger, source, run_id, clock, outputs_live)
         heartbeat = Heartbeat(store, run_id, process, clock)
         if repair:
             await heartbeat.ask_time()
@@ -62,7 +65,7 @@ async def _has_account(store: FsspecObjectStore, provider: ProviderSettings, opt
     about = json.loads(await store.get(layout.STORE_FILE) or b"{}")
     resolved = resolve_provider(provider, options)
     return (
-        resolved.provider != "pool"
+        entry_of(resolved.provider).abilities.claims
         and resolved.api_key is not None
         and (about.get("kind") == "real" or resolved.base_url is not None)
     )

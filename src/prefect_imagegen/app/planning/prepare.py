@@ -4,20 +4,14 @@ import asyncio
 import json
 import secrets
 from collections.abc import Awaitable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import TypeVar
 
 from prefect_imagegen.app.config.options import SECRET_OPTIONS, RunOptions
-from prefect_imagegen.app.config.resolve import (
-    DEFAULT_IN_FLIGHT,
-    make_pool,
-    make_provider,
-    resolve_provider,
-    store_kind,
-)
-from prefect_imagegen.app.config.settings import ProviderSettings, StoreSettings
+from prefect_imagegen.app.config.resolve import open_provider, resolve_provider
+from prefect_imagegen.app.config.settings import StoreSettings
 from prefect_imagegen.app.planning.plan import PlanDraft, Planner
 from prefect_imagegen.app.planning.references import ReferenceChecks, reading_options, transport_of
 from prefect_imagegen.core import layout
@@ -27,7 +21,10 @@ from prefect_imagegen.core.policy.forecast import forecast
 from prefect_imagegen.core.redact import redact
 from prefect_imagegen.failpoints import hit
 from prefect_imagegen.inputs.manifests.manifest import Manifest
-from prefect_imagegen.providers.segmind.provider import SANDBOX_ENGINES, SEGMIND_URL
+from prefect_imagegen.ports import Balance
+from prefect_imagegen.providers.entry import DEFAULT_IN_FLIGHT
+from prefect_imagegen.providers.registry import entry_of
+from prefect_imagegen.providers.settings import ProviderSettings
 from prefect_imagegen.store.ledger.reading import load_ledger
 from prefect_imagegen.store.object_store import FsspecObjectStore, open_object_store
 from prefect_imagegen.store.store_kind import StoreKind, claim_kind, read_kind
@@ -80,12 +77,13 @@ async def prepare(spec: RunSpec, parent_run_id: str | None = None) -> PlannedRun
     """
     store = open_object_store(spec.store.url, spec.store.storage_options)
     provider = resolve_provider(spec.provider, spec.options)
+    entry = entry_of(provider.provider)
     try:
-        if provider.provider == "segmind" and provider.api_key is None:
+        if entry.needs_key and provider.api_key is None:
             raise RefusedError(
                 "no_key",
                 "There is no API key.",
-                remedy="Set SEGMIND_API_KEY, or use a Segmind block, or --backend sandbox to try without one.",
+                remedy=f"{entry.key_remedy} To try without one: --backend sandbox.",
             )
         try:
             kind = await _kind_of(spec.provider, spec.options, patience=spec.options.deadline)
@@ -96,7 +94,7 @@ async def prepare(spec: RunSpec, parent_run_id: str | None = None) -> PlannedRun
             summary = _with_forecast(await asyncio.to_thread(draft.make, keep=True), draft, spec)
             if (summary.counts["invalid"] or summary.counts["busy"]) and spec.options.on_invalid == "fail":
                 raise RowsRefusedError(summary)
-            if provider.provider == "segmind":
+            if entry.needs_key and entry.abilities.balance:
                 await _check_credentials(provider, spec.options, summary)
             await _refusing(claim_kind(store, kind))
             run_id = new_run_id()
@@ -156,7 +154,10 @@ async def _draft(store: FsspecObjectStore, kind: StoreKind | None, spec: RunSpec
     manifest = await asyncio.to_thread(Manifest, spec.manifest, spec.options.manifest_storage_options)
     planner = Planner(
         manifest,
-        spec.options.manifest_options(provider.model, provider.profile, provider.weights),
+        replace(
+            spec.options.manifest_options(provider.model, provider.profile, provider.weights),
+            key_scope=entry_of(provider.provider).abilities.key_scope,
+        ),
         ledger,
         shard_size=spec.options.shard_size,
         limit=spec.options.limit,
@@ -177,7 +178,7 @@ def _with_forecast(summary: PlanSummary, draft: PlanDraft, spec: RunSpec) -> Pla
         {name: stats for name, stats in draft.costs().items() if stats.high},
         in_flight=provider.max_in_flight or DEFAULT_IN_FLIGHT,
         per_minute=provider.requests_per_minute,
-        free=provider.provider == "pool",
+        free=not entry_of(provider.provider).abilities.claims,
     )
     return summary
 
@@ -187,37 +188,32 @@ async def _kind_of(settings: ProviderSettings, options: RunOptions, patience: fl
 
     `patience`: seconds to wait for the first healthy worker of a pool. Raises ProviderError if it is out of reach.
     """
-    provider = resolve_provider(settings, options)
-    if provider.provider == "pool":
-        pool = make_pool(provider, patience)
-        try:
-            await pool.open()
-            return store_kind(provider, pool.engine, SANDBOX_ENGINES)
-        finally:
-            await pool.aclose()
-    base_url = (provider.base_url or SEGMIND_URL).rstrip("/")
-    if provider.provider == "sandbox" or base_url == SEGMIND_URL:
-        return store_kind(provider, None, SANDBOX_ENGINES)
-    client = make_provider(provider, options.deadline)
+    resolved = resolve_provider(settings, options)
+    entry = entry_of(resolved.provider)
+    if not entry.names_engine(resolved):
+        return entry.kind(None)
+    provider = open_provider(resolved, patience)
     try:
-        engine = await client.engine()
+        await provider.open()
+        return entry.kind(await provider.engine())
     finally:
-        await client.aclose()
-    return store_kind(provider, engine, SANDBOX_ENGINES)
+        await provider.aclose()
 
 
-async def _check_credentials(provider: ProviderSettings, options: RunOptions, summary: PlanSummary) -> None:
-    client = make_provider(provider, options.deadline)
+async def _check_credentials(settings: ProviderSettings, options: RunOptions, summary: PlanSummary) -> None:
+    provider = open_provider(settings, options.deadline)
     try:
-        balance = await client.check()
+        balance = await provider.account.check() if provider.account is not None else Balance(None)
     except ProviderError as error:
         if error.kind == "auth":
             raise RefusedError(
-                "wrong_key", f"{client.endpoint} rejects the API key: {error.message}.", remedy="Set SEGMIND_API_KEY."
+                "wrong_key",
+                f"{provider.endpoint} rejects the API key: {error.message}.",
+                remedy=entry_of(settings.provider).key_remedy,
             ) from error
         raise _unreachable(error) from error
     finally:
-        await client.aclose()
+        await provider.aclose()
     # Unfetched images of earlier calls can be fetched without credits, so such a run may begin.
     only_new = summary.counts["new"] and not summary.counts["unsettled"]
     if balance.credits_usd is not None and balance.credits_usd <= 0 and only_new:

@@ -15,8 +15,7 @@ from typing import Any
 from pydantic import SecretStr
 
 from prefect_imagegen.app.config.options import RunOptions
-from prefect_imagegen.app.config.resolve import make_pool, resolve_provider
-from prefect_imagegen.app.config.settings import ProviderSettings
+from prefect_imagegen.app.config.resolve import open_provider, resolve_provider
 from prefect_imagegen.app.planning.prepare import PlannedRun, RunSpec
 from prefect_imagegen.app.planning.references import account_of, is_local, reading_options, transport_of
 from prefect_imagegen.app.planning.stored_plan import StoredPlan
@@ -34,10 +33,11 @@ from prefect_imagegen.executor.control import RunControl
 from prefect_imagegen.inputs.references.cache import ReferenceCache
 from prefect_imagegen.inputs.references.reader import ReferenceReader
 from prefect_imagegen.inputs.references.routes import ReferenceRoutes, RouteOptions
-from prefect_imagegen.ports import Accounts, ObjectStore, Provider
+from prefect_imagegen.ports import Accounts, HistoryRecord, ObjectStore, Provider
+from prefect_imagegen.providers.entry import DEFAULT_IN_FLIGHT
 from prefect_imagegen.providers.limits import RateGate, SystemClock
-from prefect_imagegen.providers.pool.provider import Pool
-from prefect_imagegen.providers.segmind.provider import SEGMIND_URL
+from prefect_imagegen.providers.registry import entry_of
+from prefect_imagegen.providers.settings import ProviderSettings
 from prefect_imagegen.store.heartbeat import Heartbeat, Process, StoreRunLiveness
 from prefect_imagegen.store.ledger.accounts import NoAccounts, open_accounts
 from prefect_imagegen.store.ledger.compaction import compact
@@ -83,16 +83,17 @@ async def open_session(planned_run: PlannedRun, order_id: str | None = None) -> 
         view = await load_ledger(store)
         ledger = StoreLedger(store, view, run_id=run_id, nonce=process.nonce, clock=clock, read_segments=read_segments)
         settings = resolve_provider(planned_run.spec.provider, options)
-        if settings.provider == "sandbox" and not settings.base_url:
+        embedded = entry_of(settings.provider).is_embedded(settings)
+        if embedded:
             url = await _gateway_url(stack) if planned_run.summary.to_make else _NO_GATEWAY
             settings = replace(settings, base_url=url, history_url=None, api_key=SecretStr("sandbox"))
         gate = RateGate(settings.requests_per_minute, clock.monotonic, control.sleep)
         provider = await _open_provider(planned_run, settings, control, stack)
         budget, before = Budget.of(options.max_cost_usd, view.costs()), Spending()
-        if not provider.free:
-            before = await orders.spent_before(store, execution, queues=provider.queues)
+        if provider.abilities.claims:
+            before = await orders.spent_before(store, execution, queues=provider.abilities.queue)
             orders.carry(budget, before)
-        most = settings.max_in_flight or provider.capacity
+        most = settings.max_in_flight or provider.capacity or DEFAULT_IN_FLIGHT
         context = ExecutorContext(
             references=await _open_references(planned_run.spec, settings, provider, store, stack),
             provider=provider,
@@ -101,7 +102,7 @@ async def open_session(planned_run: PlannedRun, order_id: str | None = None) -> 
             limiter=gate,
             control=control,
             policy=_policy(options, run_id, process.nonce),
-            accounts=await _accounts_behind(settings, planned_run, provider, store, view),
+            accounts=await _accounts_behind(settings, options, provider, store, view, embedded=embedded),
             clock=clock,
             run_liveness=StoreRunLiveness(store, heartbeat, process, clock),
             jitter=random.random,
@@ -147,9 +148,9 @@ async def _gateway_url(stack: AsyncExitStack) -> str:
 
 async def _open_provider(
     planned_run: PlannedRun, settings: ProviderSettings, control: RunControl, stack: AsyncExitStack
-) -> Pool:
+) -> Provider:
     """The provider, once its first worker is healthy; if none becomes healthy, the run is stopped."""
-    provider = make_pool(settings, planned_run.spec.options.deadline)
+    provider = open_provider(settings, planned_run.spec.options.deadline)
     provider.expect(sandbox=planned_run.kind == "sandbox")
     stack.push_async_callback(provider.aclose)
     try:
@@ -170,39 +171,48 @@ async def _open_references(
         transport_of(settings, spec.options),
         account_of(settings),
         is_local(settings),
-        bytes_only=provider.free,
+        bytes_only=not provider.abilities.reference_urls,
         check=spec.options.check_references,
     )
     return ReferenceRoutes(reader, provider, routes, store if spec.options.keep_references else None)
 
 
 async def _accounts_behind(
-    settings: ProviderSettings, planned_run: PlannedRun, provider: Provider, store: ObjectStore, view: LedgerView
+    settings: ProviderSettings,
+    options: RunOptions,
+    provider: Provider,
+    store: ObjectStore,
+    view: LedgerView,
+    *,
+    embedded: bool,
 ) -> Accounts:
     """The accounts of the store, for the API key in use. Raises StoreError.
 
     GPU workers have no accounts, and a session's own sandbox knows nothing of earlier sessions.
     """
-    if settings.provider == "pool" or settings.api_key is None:
+    if not provider.abilities.claims or settings.api_key is None:
         return NoAccounts()
-    if (
-        settings.provider == "sandbox"
-        and not planned_run.spec.provider.base_url
-        and not planned_run.spec.options.base_url
-    ):
+    if embedded:
         return NoAccounts(forgets=True)
-    with suppress(ProviderError, TimeoutError):
-        # The answer carries the API's time, which the first claims record.
-        await asyncio.wait_for(provider.check(), _CHECK_TIMEOUT_S)
+    account = provider.account
+    if account is not None and provider.abilities.balance:
+        with suppress(ProviderError, TimeoutError):
+            # The answer carries the API's time, which the first claims record.
+            await asyncio.wait_for(account.check(), _CHECK_TIMEOUT_S)
     return await open_accounts(
         store,
         view,
         api_key=settings.api_key.get_secret_value(),
-        base_url=settings.base_url or SEGMIND_URL,
+        base_url=entry_of(settings.provider).url(settings),
         provider=settings.provider,
-        look_up=provider.record,
-        history_complete_until=datetime.now(UTC) - timedelta(seconds=planned_run.spec.options.history_lag),
+        look_up=account.record if account is not None and provider.abilities.history else _no_history,
+        history_complete_until=datetime.now(UTC) - timedelta(seconds=options.history_lag),
     )
+
+
+async def _no_history(_: str) -> HistoryRecord | None:
+    """Prove nothing about a call: the provider keeps no history."""
+    raise ProviderError("unknown", "the provider keeps no request history")
 
 
 async def _close(session: Session, store: ObjectStore, heartbeat: Heartbeat) -> None:

@@ -80,7 +80,7 @@ class Session:
         self.view = view
         self.stats = Stats(total=planned_run.summary.to_make)
         self.endpoint = ""
-        self.provider_name = "segmind"
+        self.provider_name = context.provider.name
         self.left_out: Mapping[str, str] = {}
         """GPU workers that are left out, by address, with the reason."""
         self.max_in_flight = 1

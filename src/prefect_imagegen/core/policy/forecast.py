@@ -1,7 +1,7 @@
 """The forecast of cost and time for a number of images, as a range from low to high. Pure.
 
-It uses the costs that the store's ledger measured of the same cost class; else the averages that Segmind publishes
-(August 2026), halved and doubled, since the metered price varies with steps, sampler and references.
+It uses the costs that the store's ledger measured of the same cost class; else the averages that are published for the
+model (August 2026), halved and doubled, since the metered price varies with steps, sampler and references.
 """
 
 from collections.abc import Mapping

@@ -21,7 +21,7 @@ from prefect_imagegen.core.request.request import plain_number
 OnUnknown = Literal["reconcile", "retry-once", "hold"]
 Verdict = Literal["same", "differs", "unclear"]
 DEFAULT_LAG_S = 7200.0
-"""Segmind publishes no lag of its history; an old help page speaks of up to two hours."""
+"""No lag of the history is published; an old help page speaks of up to two hours."""
 _EARLY_LOOKS = (30.0, 120.0)
 _CLOCKS_AGREE = timedelta(minutes=10)
 _CLOCKS_UNKNOWN = timedelta(days=1)
