@@ -14,7 +14,7 @@ from prefect_imagegen.core.policy.outcomes import HELD_KINDS, OUTCOMES
 from prefect_imagegen.core.results import RequestResult
 from prefect_imagegen.executor.claims import Claims
 from prefect_imagegen.executor.context import MORE_IMAGES, ExecutorContext
-from prefect_imagegen.executor.failures import FailureHandler
+from prefect_imagegen.executor.failures import FailureHandler, free_call_lost
 from prefect_imagegen.executor.lookups import Lookups
 from prefect_imagegen.executor.pending import Defer, NextStep, PendingRequest, Retry
 from prefect_imagegen.executor.states import State
@@ -24,6 +24,8 @@ from prefect_imagegen.ports import Delivery, Submission
 COLLECT_TRIES = 5
 SUBMIT_GRACE_S = 5.0
 """Seconds that an interrupted run waits for the answers to POSTs under way, so that their ids become durable."""
+MOST_REPEATS = 2
+"""How often one attempt is sent again with its idempotency key, where the provider honours those."""
 STUCK_AT_LEAST_S = 5.0
 STUCK_UNMEASURED_S = 60.0
 _REFUSALS = (429, 503)
@@ -90,12 +92,29 @@ class AttemptRunner:
             call.cancel()
             raise
         if call.done():
+            if await self._may_repeat(row, call):
+                return await self._send(row)
             return await self._answered(row, call)
         context.submits.add(patience)
         self.waiting += 1
         call.add_done_callback(self._no_longer_awaited)
         error = ProviderError("unknown", f"the call was sent and not answered within {patience:.0f} s")
         return Defer(lambda: self._await_answer(row, call), row.held(error), call)
+
+    async def _may_repeat(self, row: PendingRequest, call: "asyncio.Task[Submission]") -> bool:
+        """Whether a POST that may have been taken is sent again: the same attempt, with the same idempotency key.
+
+        Only by the run that made the claim, while that is fresh enough for a POST: nobody else sends under it.
+        """
+        context, error = self._context, call.exception()
+        if not context.provider.abilities.idempotency_key or not isinstance(error, ProviderError):
+            return False
+        is_lost = OUTCOMES[error.kind].accepted in ("unknown", "answered_5xx")
+        if not is_lost or row.repeats >= MOST_REPEATS or not await context.wait_for_heartbeat():
+            return False
+        is_fresh = not self._claims.is_stale(row)
+        row.repeats += is_fresh
+        return is_fresh
 
     def _no_longer_awaited(self, call: "asyncio.Task[Submission]") -> None:
         self.waiting -= 1
@@ -126,7 +145,8 @@ class AttemptRunner:
         started = row.sent_at = context.clock.monotonic()
         # A pool has time limits of its own for each of its workers.
         limit = context.policy.deadline if context.provider.abilities.claims else None
-        call = asyncio.wait_for(context.provider.submit(row.request, row.addresses), limit)
+        key = {"idempotency_key": row.attempt_id} if context.provider.abilities.idempotency_key else {}
+        call = asyncio.wait_for(context.provider.submit(row.request, row.addresses, **key), limit)
         grace = SUBMIT_GRACE_S if queues else context.drain_left
         try:
             submission = await context.unless_interrupted(call, "unknown", grace)
@@ -252,7 +272,7 @@ class AttemptRunner:
         """Decide what follows from a POST that was not answered with success."""
         outcome, context = OUTCOMES[error.kind], self._context
         if not context.provider.abilities.claims:
-            return await self._failures.handle(row, _lost(error))
+            return await self._failures.handle(row, free_call_lost(error))
         if error.kind in _STRANGE and (error.status or 0) < 400:
             return await self._after_strange_answer(row, error)
         if outcome.accepted == "answered_5xx" and context.provider.abilities.queue:
@@ -277,7 +297,7 @@ class AttemptRunner:
     async def _after_failed_result(self, row: PendingRequest, error: ProviderError) -> NextStep:
         """Decide what follows from an accepted call without an image. With a known id it is never looked up by body."""
         if not self._context.provider.abilities.claims:
-            return await self._failures.handle(row, _lost(error))
+            return await self._failures.handle(row, free_call_lost(error))
         if error.kind == "unknown" and error.request_id is None:
             return self._lookups.unknown(row, error)
         if error.kind == "bad_output" or error.kind in HELD_KINDS:
@@ -324,10 +344,3 @@ class AttemptRunner:
             row.stored_request_id = request_id
             hit("request_id")
         await context.record(row, "submitted", request_id=request_id)
-
-
-def _lost(error: ProviderError) -> ProviderError:
-    """The error of a free call: one of unknown outcome becomes `worker_lost`, since sending again costs nothing."""
-    if error.kind in HELD_KINDS:
-        return ProviderError("worker_lost", error.message, status=error.status, retry_after=0.0)
-    return error

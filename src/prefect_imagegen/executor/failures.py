@@ -5,7 +5,7 @@ from dataclasses import replace
 from prefect_imagegen.core.errors import ProviderError, StoreError
 from prefect_imagegen.core.policy.backoff import backoff
 from prefect_imagegen.core.policy.classify import is_fetch_failure
-from prefect_imagegen.core.policy.outcomes import OUTCOMES, Outcome
+from prefect_imagegen.core.policy.outcomes import HELD_KINDS, OUTCOMES, Outcome
 from prefect_imagegen.core.results import RequestResult
 from prefect_imagegen.executor.context import ExecutorContext
 from prefect_imagegen.executor.pending import PendingRequest, Retry
@@ -127,3 +127,10 @@ class FailureHandler:
             budget.detach(reservation)
         else:
             budget.release(reservation)
+
+
+def free_call_lost(error: ProviderError) -> ProviderError:
+    """The error of a free call: one of unknown outcome becomes `worker_lost`, since sending again costs nothing."""
+    if error.kind in HELD_KINDS:
+        return ProviderError("worker_lost", error.message, status=error.status, retry_after=0.0)
+    return error
