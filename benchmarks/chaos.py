@@ -26,10 +26,10 @@ import pyarrow.parquet as pq
 from pydantic import SecretStr
 
 import prefect_imagegen
-from prefect_imagegen.app.config.settings import ProviderSettings
 from prefect_imagegen.gateway.faults import load_faults
 from prefect_imagegen.gateway.server import EmbeddedGateway
 from prefect_imagegen.gateway.settings import GatewaySettings
+from prefect_imagegen.providers.settings import ProviderSettings
 
 IN_FLIGHT = 64
 LATENCY_S = 2.0

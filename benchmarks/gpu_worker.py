@@ -81,11 +81,11 @@ def cpu_seconds(pid: int) -> float:
 
 async def drive(urls: list[str], images: int) -> float:
     """Make images through a pool; returns the seconds it took."""
-    from prefect_imagegen.app.config.resolve import make_pool
-    from prefect_imagegen.app.config.settings import ProviderSettings
+    from prefect_imagegen.providers.pool.entry import open_pool
+    from prefect_imagegen.providers.settings import ProviderSettings
 
     settings = ProviderSettings("pool", endpoints=tuple(f"segmind+{url}" for url in urls), profile="klein-distilled")
-    pool = make_pool(settings, 600.0)
+    pool = open_pool(settings, 600.0)
     base = {"steps": 4, "cfg": 1, "negative_prompt": "", "sampler": "euler", "go_fast": False, "aspect_ratio": "1:1"}
 
     async def make(number: int) -> None:

@@ -30,13 +30,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from plan_million import fill, write_manifest
 
-from prefect_imagegen.app.config.settings import ProviderSettings, StoreSettings
+from prefect_imagegen.app.config.settings import StoreSettings
 from prefect_imagegen.app.planning import prepare
 from prefect_imagegen.app.running import run_session
 from prefect_imagegen.app.running.finish import finish
 from prefect_imagegen.core.ledger.deliveries import Deliveries, group_of
 from prefect_imagegen.core.ledger.fold import EVENT_SCHEMA, KEY_TYPE, LedgerFold, LedgerView
 from prefect_imagegen.core.plan import KeySeen
+from prefect_imagegen.providers.settings import ProviderSettings
 from prefect_imagegen.store.ledger import compaction
 from prefect_imagegen.store.ledger.event_file import EventFile
 

@@ -23,10 +23,8 @@ import sys
 import tempfile
 import threading
 import time
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from datetime import datetime
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -39,13 +37,16 @@ from PIL import Image
 from pydantic import SecretStr
 
 from prefect_imagegen.app.config.options import RunOptions
-from prefect_imagegen.app.config.settings import ProviderSettings, StoreSettings
+from prefect_imagegen.app.config.settings import StoreSettings
 from prefect_imagegen.app.planning import open_run, prepare
 from prefect_imagegen.app.running import run_session
 from prefect_imagegen.app.running.finish import finish
 from prefect_imagegen.core.policy.history_lookup import Look, Window
 from prefect_imagegen.core.request.request import GenerationRequest
 from prefect_imagegen.ports import Balance, Delivery, HistoryRecord, ObjectInfo, Submission
+from prefect_imagegen.providers.base import BaseProvider
+from prefect_imagegen.providers.segmind.provider import ABILITIES
+from prefect_imagegen.providers.settings import ProviderSettings
 from prefect_imagegen.store.object_store import FsspecObjectStore
 
 IN_FLIGHT = 64
@@ -54,31 +55,19 @@ _FORGOTTEN = ("images/", "ledger/claims/")
 _PERIOD_S = 0.2
 
 
-class InstantProvider:
+class InstantProvider(BaseProvider):
     """A provider that answers at once, with a small image."""
 
-    name, endpoint, queues, free, capacity = "segmind", "http://instant", True, False, 16
-
     def __init__(self) -> None:
+        super().__init__("segmind", "http://instant", ABILITIES)
         sink = io.BytesIO()
         Image.effect_noise((32, 32), 50).save(sink, "PNG")
         self._image = sink.getvalue()
         self._numbers = itertools.count()
         self._uploads: set[str] = set()
-        self.not_understood: Counter[str] = Counter()
-        self.left_out: dict[str, str] = {}
 
     async def check(self) -> Balance:
         return Balance(None)
-
-    async def engine(self) -> None:
-        return None
-
-    async def open(self) -> None:
-        pass
-
-    def expect(self, *, sandbox: bool) -> None:
-        pass
 
     async def upload(self, data: bytes, media_type: str) -> str:
         url = f"{self.endpoint}/{hashlib.sha256(data).hexdigest()}"
@@ -88,15 +77,14 @@ class InstantProvider:
     async def has_upload(self, url: str) -> bool:
         return url in self._uploads
 
-    async def submit(self, request: GenerationRequest, image_urls: Sequence[str]) -> Submission:
+    async def submit(
+        self, request: GenerationRequest, image_urls: Sequence[str], *, idempotency_key: str | None = None
+    ) -> Submission:
         return Submission(request, f"00000000-0000-0000-0000-{next(self._numbers):012}")
 
     async def collect(self, submission: Submission) -> Delivery:
         await asyncio.sleep(0)
         return Delivery(self._image, "image/png", request_id=submission.request_id, cost_usd=0.01)
-
-    def now(self) -> datetime | None:
-        return None
 
     async def find(self, model: str, claimed: Mapping[str, Any], window: Window) -> Look:
         return Look()
@@ -206,7 +194,7 @@ def instant() -> Iterator[None]:
     """Make every run inside the `with` block use an `InstantProvider` and a `ForgetfulStore`."""
     provider = InstantProvider()
     with contextlib.ExitStack() as stack:
-        stack.enter_context(mock.patch.object(open_run, "make_pool", return_value=provider))
+        stack.enter_context(mock.patch.object(open_run, "open_provider", return_value=provider))
         stack.enter_context(mock.patch.object(open_run, "open_object_store", open_forgetful))
         yield
 

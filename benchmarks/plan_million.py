@@ -23,7 +23,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from prefect_imagegen.app.config.settings import ProviderSettings, StoreSettings
+from prefect_imagegen.app.config.settings import StoreSettings
 from prefect_imagegen.app.planning.plan import Planner
 from prefect_imagegen.app.planning.prepare import RunSpec, plan_only
 from prefect_imagegen.core import layout
@@ -32,6 +32,7 @@ from prefect_imagegen.core.ledger.fold import LedgerView, events_table
 from prefect_imagegen.core.request.manifest import ManifestOptions
 from prefect_imagegen.inputs.manifests.manifest import Manifest
 from prefect_imagegen.providers.limits import SystemClock
+from prefect_imagegen.providers.settings import ProviderSettings
 from prefect_imagegen.store.ledger.compaction import compact
 from prefect_imagegen.store.ledger.files import to_parquet
 from prefect_imagegen.store.object_store import open_object_store

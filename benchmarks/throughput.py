@@ -46,7 +46,7 @@ def serve(port: int, latency: float, image_format: str) -> None:
 def ours(url: str, rows: int, image_format: str, api_version: Literal["v1", "v2"]) -> dict[str, float]:
     """Measure this project without Prefect: from a manifest to a local store, with everything verified and recorded."""
     import prefect_imagegen
-    from prefect_imagegen.app.config.settings import ProviderSettings
+    from prefect_imagegen.providers.settings import ProviderSettings
 
     with tempfile.TemporaryDirectory() as folder:
         manifest, store = f"{folder}/prompts.parquet", f"{folder}/store"

@@ -10,7 +10,7 @@ from prefect_imagegen.blocks.fields import OptionalKey, block_option
 from prefect_imagegen.core.request.profiles import DEFAULT_PROFILE
 
 if TYPE_CHECKING:  # the app loads only when a block is used, never when Prefect lists block types
-    from prefect_imagegen.app.config.settings import ProviderSettings
+    from prefect_imagegen.providers.settings import ProviderSettings
 
 _REPOSITORY = "https://github.com/prefect-imagegen/prefect-imagegen"
 
@@ -49,7 +49,7 @@ class GpuWorkerPool(Block):
 
     def to_settings(self) -> "ProviderSettings":
         """The block as plain settings of the app."""
-        from prefect_imagegen.app.config.settings import ProviderSettings  # noqa: PLC0415 - see TYPE_CHECKING above
+        from prefect_imagegen.providers.settings import ProviderSettings  # noqa: PLC0415 - see TYPE_CHECKING above
 
         return ProviderSettings(
             provider="pool",

@@ -4,11 +4,12 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from prefect_imagegen.app.config.settings import ProviderSettings, StoreSettings
+from prefect_imagegen.app.config.settings import StoreSettings
 from prefect_imagegen.blocks.gpu_worker_pool import GpuWorkerPool
 from prefect_imagegen.blocks.image_store import ImageStore
 from prefect_imagegen.blocks.segmind import Segmind
 from prefect_imagegen.core.errors import RefusedError
+from prefect_imagegen.providers.settings import ProviderSettings
 
 _REFERENCE = re.compile(r"^(?P<type>segmind|gpu-worker-pool|image-store)/(?P<name>[A-Za-z0-9-]+)$")
 

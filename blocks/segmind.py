@@ -10,7 +10,7 @@ from prefect_imagegen.blocks.fields import OptionalKey, block_option
 if TYPE_CHECKING:  # httpx and the app load only when a block is used, never when Prefect lists block types
     import httpx
 
-    from prefect_imagegen.app.config.settings import ProviderSettings
+    from prefect_imagegen.providers.settings import ProviderSettings
 
 _REPOSITORY = "https://github.com/prefect-imagegen/prefect-imagegen"
 
@@ -60,13 +60,13 @@ class Segmind(CredentialsBlock):
 
     def get_client(self) -> "httpx.AsyncClient":
         """An async HTTP client that sends the key, for your own calls to the API's host."""
-        from prefect_imagegen.app.config.resolve import account_client  # noqa: PLC0415 - see TYPE_CHECKING above
+        from prefect_imagegen.providers.segmind.entry import account_client  # noqa: PLC0415 - see TYPE_CHECKING above
 
         return account_client(self.to_settings())
 
     def to_settings(self) -> "ProviderSettings":
         """The block as plain settings of the app."""
-        from prefect_imagegen.app.config.settings import ProviderSettings  # noqa: PLC0415 - see TYPE_CHECKING above
+        from prefect_imagegen.providers.settings import ProviderSettings  # noqa: PLC0415 - see TYPE_CHECKING above
 
         return ProviderSettings(
             provider="segmind",

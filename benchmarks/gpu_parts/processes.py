@@ -19,11 +19,11 @@ import httpx
 from gpu_parts.cases import SERIAL, Case
 from gpu_parts.pipeline import QUALITY, prompt
 
-from prefect_imagegen.app.config.resolve import make_pool
-from prefect_imagegen.app.config.settings import ProviderSettings
 from prefect_imagegen.core.request.profiles import models_of
 from prefect_imagegen.core.request.request import GenerationRequest
+from prefect_imagegen.providers.pool.entry import open_pool
 from prefect_imagegen.providers.pool.provider import Pool
+from prefect_imagegen.providers.settings import ProviderSettings
 
 BENCHMARKS = Path(__file__).parents[1]
 PROFILE = "klein-distilled"
@@ -191,7 +191,7 @@ async def worker_process(setup: Setup, max_batch: int, patience: float) -> Async
         async with asyncio.timeout(patience):
             url = await _address(process, log)
             settings = ProviderSettings("pool", endpoints=(f"segmind+{url}",), profile=PROFILE)
-            pool = make_pool(settings, patience)
+            pool = open_pool(settings, patience)
         try:
             await _ready(process, pool, log)
             yield WorkerProcess(setup, process, url, pool, log, time.monotonic() - started)

@@ -5,7 +5,7 @@ import sys
 from pydantic import SecretStr
 
 import prefect_imagegen
-from prefect_imagegen.app.config.settings import ProviderSettings
+from prefect_imagegen.providers.settings import ProviderSettings
 
 manifest, url, folder, in_flight, version = sys.argv[1:6]
 prefect_imagegen.generate(

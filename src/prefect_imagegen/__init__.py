@@ -6,12 +6,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from prefect_imagegen.app.api import agenerate, aplan, generate, plan
     from prefect_imagegen.app.config.options import RunOptions
-    from prefect_imagegen.app.config.settings import ProviderSettings, StoreSettings
+    from prefect_imagegen.app.config.settings import StoreSettings
     from prefect_imagegen.app.planning.prepare import RowsRefusedError
     from prefect_imagegen.app.running.result import RunResult
     from prefect_imagegen.blocks import GpuWorkerPool, ImageStore, Segmind
     from prefect_imagegen.core.errors import ImagegenError, ProviderError, RefusedError, StoreError
     from prefect_imagegen.core.plan import PlanSummary
+    from prefect_imagegen.providers.settings import ProviderSettings
 
     __version__: str
 
@@ -39,12 +40,13 @@ __all__ = [
 _NAMES_OF_MODULES = {
     "prefect_imagegen.app.api": ("agenerate", "aplan", "generate", "plan"),
     "prefect_imagegen.app.config.options": ("RunOptions",),
-    "prefect_imagegen.app.config.settings": ("ProviderSettings", "StoreSettings"),
+    "prefect_imagegen.app.config.settings": ("StoreSettings",),
     "prefect_imagegen.app.planning.prepare": ("RowsRefusedError",),
     "prefect_imagegen.app.running.result": ("RunResult",),
     "prefect_imagegen.blocks": ("GpuWorkerPool", "ImageStore", "Segmind"),  # the only one that loads Prefect
     "prefect_imagegen.core.errors": ("ImagegenError", "ProviderError", "RefusedError", "StoreError"),
     "prefect_imagegen.core.plan": ("PlanSummary",),
+    "prefect_imagegen.providers.settings": ("ProviderSettings",),
 }
 _MODULE_OF = {name: module for module, names in _NAMES_OF_MODULES.items() for name in names}
 

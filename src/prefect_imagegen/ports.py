@@ -4,12 +4,13 @@ The implementations are in `store` and `providers`.
 """
 
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import date, datetime
 from typing import Any, Literal, Protocol
 
 from prefect_imagegen.core.ledger.events import Claim, DeliveryFacts, Event, KnownAttempt
+from prefect_imagegen.core.policy.abilities import Abilities
 from prefect_imagegen.core.policy.history_lookup import Look, Window
 from prefect_imagegen.core.request.request import GenerationRequest
 
@@ -217,76 +218,84 @@ class Health:
     limit: int | None = None
 
 
-class Dialect(Protocol):
-    """One endpoint, and the protocol it speaks. Every failure is a `ProviderError`."""
-
-    endpoint: str
-    """The base URL, without credentials."""
-    queues: bool
-    """As that of `Provider`."""
-
-    async def health(self) -> Health:
-        """Whether the endpoint can work now; an endpoint that does not answer is not ready, and raises nothing."""
+class PaidAccount(Protocol):
+    """The account behind an API key. Each part is there only if `Provider.abilities` declares it."""
 
     async def check(self) -> Balance:
-        """Verify the API key by a free call, where the protocol has one; the balance, where it is known."""
+        """Reach the endpoint, verify the API key and read the balance, before anything is spent (`balance`)."""
 
-    async def submit(self, request: GenerationRequest, image_urls: Sequence[str]) -> Submission:
-        """As that of `Provider`."""
+    async def upload(self, data: bytes, media_type: str) -> str:
+        """Upload a reference, free of charge; the address to send for it (`uploads`)."""
 
-    async def collect(self, submission: Submission) -> Delivery:
-        """As that of `Provider`."""
+    async def has_upload(self, url: str) -> bool:
+        """Whether an upload is still there (`uploads`)."""
 
-    async def aclose(self) -> None:
-        """Close the connections."""
+    async def find(self, model: str, claimed: Mapping[str, Any], window: Window) -> Look:
+        """Look once for a call with the body of a claim, created within a window of time (`history`).
+
+        Raises ProviderError where the look proves nothing.
+        """
+
+    async def record(self, request_id: str) -> HistoryRecord | None:
+        """The record of one call (`history`); None where the history does not have it (yet)."""
+
+    async def records(self, start: date, end: date) -> Sequence[HistoryRecord]:
+        """All own calls between two days, inclusive, at most 31 apart (`history`)."""
 
 
 class Provider(Protocol):
     """Who makes images. Every failure is a `ProviderError` whose kind is a row of `core.policy.outcomes`."""
 
     name: str
-    """`segmind`, or `sandbox` for a gateway that draws placeholders."""
+    """As the metadata records it: that of the entry, or `sandbox` for a gateway that draws placeholders."""
     endpoint: str
     """The base URL, without credentials."""
-    queues: bool
-    """Whether a POST only queues the work (v2): work may be accepted despite a 5xx, and a job outlives the connection.
-    Otherwise the answer is the image, and only a 200 is billed (v1)."""
-    free: bool
-    """Whether calls cost nothing: they need no claims, and a lost call is repeated at once."""
+    abilities: Abilities
+    on_capacity: Callable[[int], None]
+    """Called with the capacity whenever that may have changed."""
+
+    @property
+    def account(self) -> PaidAccount | None:
+        """The account of the API key; None for a provider without any of its parts."""
+
+    @property
+    def capacity(self) -> int | None:
+        """How many calls it takes at once, where it tells; None for as many as the settings say."""
+
+    @property
+    def left_out(self) -> Mapping[str, str]:
+        """Parts of it that are not used any more, by address, with the reason."""
 
     @property
     def not_understood(self) -> Counter[str]:
         """The number of answers that were not understood, by description. Such an answer proves nothing."""
 
     def now(self) -> datetime | None:
-        """The present time by the API's clock, from its last answer; None before the first."""
+        """The present time by the API's clock, from its last answer; None where it is not known."""
 
-    async def check(self) -> Balance:
-        """Reach the endpoint, verify the API key and read the balance, before anything is spent."""
+    async def open(self) -> None:
+        """Wait until it can take calls. Raises ProviderError if it cannot, RefusedError if it never will."""
 
-    async def upload(self, data: bytes, media_type: str) -> str:
-        """Upload a reference, free of charge; the address to send for it."""
+    async def engine(self) -> str | None:
+        """The engine that a gateway names; None for any other service. Raises ProviderError if it is out of reach."""
 
-    async def has_upload(self, url: str) -> bool:
-        """Whether an upload is still there."""
+    async def examine(self) -> Sequence[tuple[str, str]]:
+        """Its parts by address, each with the reason why it cannot be used now; empty if it is one service."""
 
-    async def submit(self, request: GenerationRequest, image_urls: Sequence[str]) -> Submission:
+    def expect(self, *, sandbox: bool) -> None:
+        """From now on require that every answer comes from a sandbox, or that none does (`sandbox_mismatch`)."""
+
+    async def submit(
+        self, request: GenerationRequest, image_urls: Sequence[str], *, idempotency_key: str | None = None
+    ) -> Submission:
         """Send one POST, with the addresses of the references.
 
-        Returns as soon as the call is accepted (v2: the answer is read; v1: the headers of a 200 are).
+        Returns as soon as the call is accepted: the answer that names its id is read, or the headers of a 200 are.
+        `idempotency_key` is given only to providers that declare to honour it.
         """
 
     async def collect(self, submission: Submission) -> Delivery:
         """Wait for the result and fetch its bytes; never submits. It may be called again, and fetches again."""
-
-    async def find(self, model: str, claimed: Mapping[str, Any], window: Window) -> Look:
-        """Look once in the history for a call with the body of a claim, created within a window of time.
-
-        Raises ProviderError where the look proves nothing.
-        """
-
-    async def record(self, request_id: str) -> HistoryRecord | None:
-        """The history's record of one call; None where the history does not have it (yet)."""
 
     async def aclose(self) -> None:
         """Close the connections."""

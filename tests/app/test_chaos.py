@@ -9,11 +9,11 @@ import pytest
 from pydantic import SecretStr
 
 import prefect_imagegen
-from prefect_imagegen.app.config.settings import ProviderSettings
 from prefect_imagegen.app.running.result import RunResult
 from prefect_imagegen.gateway.faults import load_faults
 from prefect_imagegen.gateway.server import EmbeddedGateway
 from prefect_imagegen.gateway.settings import GatewaySettings
+from prefect_imagegen.providers.settings import ProviderSettings
 
 CHAOS = Path(__file__).parents[2] / "benchmarks" / "chaos.json"
 """A fifth of the calls go wrong, with all kinds of faults; two storms of 429; one call of a hundred hangs."""

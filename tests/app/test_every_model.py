@@ -11,7 +11,6 @@ from PIL import Image
 from pydantic import SecretStr
 
 import prefect_imagegen
-from prefect_imagegen.app.config.settings import ProviderSettings
 from prefect_imagegen.app.running.result import RunResult
 from prefect_imagegen.core.metadata import METADATA_SCHEMA
 from prefect_imagegen.core.request.models import (
@@ -28,6 +27,7 @@ from prefect_imagegen.core.request.models import (
 )
 from prefect_imagegen.gateway.server import EmbeddedGateway
 from prefect_imagegen.gateway.settings import GatewaySettings
+from prefect_imagegen.providers.settings import ProviderSettings
 from tests.support.gateway_runs import metadata
 
 PHOTO_SIZES = ((640, 480), (320, 640), (256, 256), (480, 320), (128, 640))

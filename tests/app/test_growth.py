@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import prefect_imagegen
-from prefect_imagegen.app.config.settings import ProviderSettings, StoreSettings
+from prefect_imagegen.app.config.settings import StoreSettings
 from prefect_imagegen.app.planning.plan import Planner
 from prefect_imagegen.app.planning.stored_plan import StoredPlan
 from prefect_imagegen.core import layout
@@ -27,6 +27,7 @@ from prefect_imagegen.core.request.manifest import ManifestOptions
 from prefect_imagegen.inputs.manifests import manifest as manifests
 from prefect_imagegen.inputs.manifests.manifest import Manifest
 from prefect_imagegen.providers.limits import SystemClock
+from prefect_imagegen.providers.settings import ProviderSettings
 from prefect_imagegen.store.ledger import compaction
 from prefect_imagegen.store.ledger.files import to_parquet
 from prefect_imagegen.store.ledger.ledger import StoreLedger

@@ -10,10 +10,10 @@ import pytest
 from pydantic import SecretStr
 
 import prefect_imagegen
-from prefect_imagegen.app.config.settings import ProviderSettings
 from prefect_imagegen.core.metadata import METADATA_SCHEMA
 from prefect_imagegen.gateway.server import EmbeddedGateway
 from prefect_imagegen.gateway.settings import GatewaySettings
+from prefect_imagegen.providers.settings import ProviderSettings
 from tests.deployments.terminal import section
 from tests.support.manifests import manifest_of
 

@@ -11,11 +11,11 @@ import pytest
 from pydantic import SecretStr
 
 import prefect_imagegen
-from prefect_imagegen.app.config.settings import ProviderSettings
 from prefect_imagegen.app.running.result import RunResult
 from prefect_imagegen.gateway.server import EmbeddedGateway
 from prefect_imagegen.gateway.settings import GatewaySettings
 from prefect_imagegen.gateway.state.account import Record
+from prefect_imagegen.providers.settings import ProviderSettings
 
 DATA = Path(__file__).parents[1] / "data" / "store_0_1.tar.gz"
 MADE_AT = 1_795_703_990.0

@@ -8,11 +8,11 @@ import pytest
 from pydantic import SecretStr
 
 import prefect_imagegen
-from prefect_imagegen.app.config.settings import ProviderSettings
 from prefect_imagegen.gateway.faults import Fault
 from prefect_imagegen.gateway.routes import generation
 from prefect_imagegen.gateway.server import EmbeddedGateway
 from prefect_imagegen.gateway.settings import GatewaySettings
+from prefect_imagegen.providers.settings import ProviderSettings
 from tests.support.manifests import manifest_of
 
 ODD: list[Any] = [-1, "NaN", "soon", True, [0.3], {"s": 1}, 1e300, 10**400, None]

@@ -11,11 +11,11 @@ from typing import Any
 import click
 import pytest
 
-from prefect_imagegen.app.config.resolve import PROVIDERS
 from prefect_imagegen.cli import options, serve
 from prefect_imagegen.cli.main import cli
 from prefect_imagegen.gateway import engines
 from prefect_imagegen.gateway.engines import diffusers
+from prefect_imagegen.providers.registry import PROVIDERS
 from tests.support.command import prompts_parquet
 
 HEAVY = frozenset(

@@ -19,13 +19,13 @@ from PIL import Image, PngImagePlugin
 from pydantic import SecretStr
 
 import prefect_imagegen
-from prefect_imagegen.app.config.settings import ProviderSettings
 from prefect_imagegen.cli.exit import CommandExit
 from prefect_imagegen.cli.main import cli
 from prefect_imagegen.core.errors import ImagegenError
 from prefect_imagegen.gateway.faults import Fault, FaultScript
 from prefect_imagegen.gateway.server import EmbeddedGateway
 from prefect_imagegen.gateway.settings import GatewaySettings
+from prefect_imagegen.providers.settings import ProviderSettings
 from prefect_imagegen.store.object_store import close_connections
 from tests.support import planted, prefect_homes, warm_python
 from tests.support.command import MODULE

@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from prefect_imagegen.app.config.resolve import DIALECTS
 from prefect_imagegen.core.errors import ProviderError
 from prefect_imagegen.core.request.models import MODELS
 from prefect_imagegen.core.request.request import GenerationRequest
 from prefect_imagegen.gateway.faults import Fault, FaultScript
 from prefect_imagegen.gateway.server import EmbeddedGateway
 from prefect_imagegen.gateway.settings import GatewaySettings
-from prefect_imagegen.ports import Delivery, Dialect, Health
+from prefect_imagegen.ports import Delivery, Health
+from prefect_imagegen.providers.pool.dialects import DIALECTS, Dialect
 from tests.support.builders.images import data_url, encoded
 
 Engine = Callable[..., Any]
@@ -73,17 +73,12 @@ def test_every_dialect_is_tested() -> None:
 @pytest.mark.parametrize("name", SERVERS)
 @pytest.mark.parametrize("references", [0, 1, 2])
 def test_an_image_comes_as_asked(name: str, references: int, images_engine: Engine) -> None:
-    """Size and format are those asked for, with and without references; the answer is not queued."""
+    """Size and format are those asked for, with and without references."""
     photo = data_url(encoded(Image.effect_noise((80, 70), 50).convert("RGB")))
     with SERVERS[name](images_engine, None) as url:
         delivery = with_dialect(name, url, lambda dialect: make(dialect, *[photo] * references))
-        assert with_dialect(name, url, _queues) is False
     with Image.open(io.BytesIO(delivery.data)) as image:
         assert (image.size, image.format) == ((1248, 832), "JPEG")
-
-
-async def _queues(dialect: Dialect) -> bool:
-    return dialect.queues
 
 
 @pytest.mark.parametrize("name", SERVERS)

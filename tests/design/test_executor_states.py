@@ -5,6 +5,7 @@ import hashlib
 import inspect
 import re
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from prefect_imagegen.core import layout
 from prefect_imagegen.core.errors import StoreError
 from prefect_imagegen.core.ledger.events import ImageFacts
 from prefect_imagegen.core.ledger.fold import LedgerView
+from prefect_imagegen.core.policy.abilities import FREE
 from prefect_imagegen.core.request.request import GenerationRequest, Reference
 from prefect_imagegen.executor import states as states_module
 from prefect_imagegen.executor.states import ENDS, FROM_ANY_STATE, TRANSITIONS, State
@@ -88,25 +90,25 @@ async def _image_is_there(bench: Bench, _: Path) -> str:
 
 
 async def _worker_was_lost(bench: Bench, _: Path) -> str:
-    bench.provider.free, bench.provider.queues = True, False
+    bench.provider.abilities = FREE
     bench.provider.submits = [error("unknown")]
     return (await bench.make()).status
 
 
 async def _no_image_and_no_id(bench: Bench, _: Path) -> str:
-    bench.provider.queues = False
+    bench.provider.abilities = replace(bench.provider.abilities, queue=False)
     bench.provider.submits, bench.provider.collects = [None], [error("bad_output")]
     return (await bench.make()).status
 
 
 async def _junk_and_no_id(bench: Bench, _: Path) -> str:
-    bench.provider.queues = False
+    bench.provider.abilities = replace(bench.provider.abilities, queue=False)
     bench.provider.submits, bench.provider.collects = [None], [b"junk"]
     return (await bench.make()).status
 
 
 async def _junk_of_a_worker(bench: Bench, _: Path) -> str:
-    bench.provider.free, bench.provider.queues = True, False
+    bench.provider.abilities = FREE
     bench.provider.submits, bench.provider.collects = [None, None], [b"junk"]
     return (await bench.make()).status
 

@@ -17,7 +17,7 @@ import glob, json, sys
 import pyarrow.parquet as pq
 from pydantic import SecretStr
 import prefect_imagegen, tables
-from prefect_imagegen.app.config.settings import ProviderSettings
+from prefect_imagegen.providers.settings import ProviderSettings
 from prefect_imagegen.gateway.server import EmbeddedGateway
 from prefect_imagegen.gateway.settings import GatewaySettings
 

@@ -12,6 +12,7 @@ import pytest
 from prefect_imagegen.core.errors import ProviderError
 from prefect_imagegen.core.ledger.events import Claim, Event, KnownAttempt
 from prefect_imagegen.core.ledger.fold import LedgerView
+from prefect_imagegen.core.policy.abilities import FREE
 from prefect_imagegen.core.policy.adaptive_limit import AdaptiveLimit
 from prefect_imagegen.core.policy.budget import Budget
 from prefect_imagegen.core.policy.history_lookup import Candidate, Look, Window
@@ -22,6 +23,7 @@ from prefect_imagegen.executor import attempt as calls_module
 from prefect_imagegen.executor.control import RunControl
 from prefect_imagegen.ports import Balance, Delivery, HistoryRecord, Liveness, ObjectInfo, Ownership, Submission
 from prefect_imagegen.providers.limits import RateGate
+from prefect_imagegen.providers.segmind.provider import ABILITIES
 from prefect_imagegen.store.ledger.ledger import StoreLedger
 from prefect_imagegen.store.object_store import FsspecObjectStore, open_object_store
 from tests.adversary.transitions import watched
@@ -60,7 +62,7 @@ class FakeClock:
 class FakeProvider:
     """A provider that takes its answers from the lists that tests fill, and notes every call."""
 
-    name, endpoint, queues, free = "segmind", "http://fake", True, False
+    name, endpoint, abilities = "segmind", "http://fake", ABILITIES
 
     def __init__(self) -> None:
         self.submits: list[Any] = []
@@ -76,6 +78,10 @@ class FakeProvider:
         self.watch: Callable[[str], None] = lambda _: None
         self.in_flight = self.most_in_flight = 0
 
+    @property
+    def account(self) -> "FakeProvider":
+        return self
+
     async def check(self) -> Balance:
         return Balance(None)
 
@@ -88,7 +94,9 @@ class FakeProvider:
     async def has_upload(self, url: str) -> bool:
         return url in self.uploads
 
-    async def submit(self, request: GenerationRequest, image_urls: Sequence[str]) -> Submission:
+    async def submit(
+        self, request: GenerationRequest, image_urls: Sequence[str], *, idempotency_key: str | None = None
+    ) -> Submission:
         self._note("submit")
         self.sent.append(tuple(image_urls))
         step = self.submits.pop(0) if self.submits else "r1"
@@ -285,7 +293,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 def free(tmp_path: Path) -> Bench:
     """A bench whose calls cost nothing, as those of a pool."""
     bench = Bench(tmp_path, LedgerView.empty(), policy={"drain_seconds": 0.0})
-    bench.provider.free, bench.provider.queues = True, False
+    bench.provider.abilities = FREE
     bench.provider.submits = [None]
     return bench
 

@@ -11,6 +11,7 @@ import pytest
 from prefect_imagegen.core import layout
 from prefect_imagegen.core.errors import StoreError
 from prefect_imagegen.core.ledger.fold import LedgerView
+from prefect_imagegen.core.policy.abilities import FREE
 from prefect_imagegen.core.policy.budget import Budget
 from prefect_imagegen.executor import attempt as calls_module
 from prefect_imagegen.ports import Delivery, Submission
@@ -200,7 +201,7 @@ async def test_a_free_call_leaves_no_claim(free: Bench) -> None:
     store = CountingStore(*fsspec.core.url_to_fs(str(free.folder)), str(free.folder))
     store.counts = Counter()
     counted = Bench(free.folder, LedgerView.empty(), store=store, budget=Budget(0.0))
-    counted.provider.free, counted.provider.queues, counted.provider.submits = True, False, [None]
+    counted.provider.abilities, counted.provider.submits = FREE, [None]
     result = await counted.make()
     assert (result.status, result.paid) == ("generated", 0)
     assert store.counts == {"HEAD images": 1, "PUT images": 1}

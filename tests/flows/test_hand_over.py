@@ -11,11 +11,12 @@ from prefect.flow_engine import run_flow
 from prefect.states import AwaitingRetry
 from prefect.utilities.collections import visit_collection
 
-from prefect_imagegen.app.config.settings import ProviderSettings, StoreSettings
+from prefect_imagegen.app.config.settings import StoreSettings
 from prefect_imagegen.app.planning.prepare import RunSpec, prepare
 from prefect_imagegen.app.running.session import Session
 from prefect_imagegen.flows import generate_images
 from prefect_imagegen.flows.hand_over import HandOver, handing_over
+from prefect_imagegen.providers.settings import ProviderSettings
 from tests.support.manifests import manifest_of
 
 pytestmark = [pytest.mark.prefect, pytest.mark.usefixtures("prefect_server"), pytest.mark.timeout(600)]

@@ -7,9 +7,10 @@ from collections.abc import Callable
 import pytest
 
 from prefect_imagegen.app.config.options import RunOptions
-from prefect_imagegen.app.config.settings import ProviderSettings, StoreSettings
+from prefect_imagegen.app.config.settings import StoreSettings
 from prefect_imagegen.app.maintenance.doctor import examine
 from prefect_imagegen.core.errors import RefusedError, StoreError
+from prefect_imagegen.providers.settings import ProviderSettings
 from prefect_imagegen.store.object_store import FsspecObjectStore, open_object_store
 from prefect_imagegen.store.store_kind import claim_kind, read_kind
 

@@ -10,7 +10,8 @@ import pytest
 from pydantic import SecretStr
 
 import prefect_imagegen
-from prefect_imagegen.app.config.settings import ProviderSettings, StoreSettings
+from prefect_imagegen.app.config.settings import StoreSettings
+from prefect_imagegen.providers.settings import ProviderSettings
 from tests.support.request_log import recording_gateway
 
 from .conftest import LookAlike

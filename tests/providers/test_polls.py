@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from prefect_imagegen.app.config.options import RunOptions
 from prefect_imagegen.app.config.resolve import resolve_provider
-from prefect_imagegen.app.config.settings import ProviderSettings
 from prefect_imagegen.providers.segmind.polls import Polls
+from prefect_imagegen.providers.settings import ProviderSettings
 
 Runner = Callable[[Coroutine[Any, Any, Any]], Any]
 

@@ -9,11 +9,11 @@ import pyarrow.parquet as pq
 from pydantic import SecretStr
 
 import prefect_imagegen
-from prefect_imagegen.app.config.settings import ProviderSettings
 from prefect_imagegen.app.running.result import RunResult
 from prefect_imagegen.gateway.faults import Fault, FaultScript
 from prefect_imagegen.gateway.server import EmbeddedGateway
 from prefect_imagegen.gateway.settings import GatewaySettings
+from prefect_imagegen.providers.settings import ProviderSettings
 
 PRICE = 0.01
 """What an image costs at `api`, in USD."""

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from prefect_imagegen.app.config.option_table import OPTIONS, OptionTable
 from prefect_imagegen.app.config.options import RunOptions, did_you_mean
-from prefect_imagegen.app.config.settings import ProviderSettings, StoreSettings
+from prefect_imagegen.app.config.settings import StoreSettings
 from prefect_imagegen.app.planning.prepare import PlannedRun, RunSpec, plan_only, prepare
 from prefect_imagegen.app.running.finish import finish
 from prefect_imagegen.app.running.result import RunResult
@@ -20,6 +20,7 @@ from prefect_imagegen.app.running.run_session import open_session
 from prefect_imagegen.app.running.session import Session
 from prefect_imagegen.core.errors import RefusedError
 from prefect_imagegen.core.plan import PlanSummary
+from prefect_imagegen.providers.settings import ProviderSettings
 
 P = ParamSpec("P")
 R = TypeVar("R")

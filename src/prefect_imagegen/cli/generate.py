@@ -81,10 +81,11 @@ def demo(folder: str) -> None:
     """Make twelve pictures without an account: a sample manifest, the embedded sandbox gateway, a local store."""
     console = Console()
     with command_boundary(folder, as_json=False), tempfile.TemporaryDirectory(prefix="imagegen-demo-") as home:
-        from prefect_imagegen.app.config.settings import ProviderSettings, StoreSettings
+        from prefect_imagegen.app.config.settings import StoreSettings
         from prefect_imagegen.app.demo import write_manifest
         from prefect_imagegen.app.planning.prepare import RunSpec
         from prefect_imagegen.cli.output import show_plan
+        from prefect_imagegen.providers.settings import ProviderSettings
 
         use_own_prefect(home)
         manifest = Path(folder) / "prompts.parquet"

@@ -17,8 +17,9 @@ from prefect_imagegen.core.money import usd
 
 if TYPE_CHECKING:
     from prefect_imagegen.app.config.options import RunOptions
-    from prefect_imagegen.app.config.settings import ProviderSettings, StoreSettings
+    from prefect_imagegen.app.config.settings import StoreSettings
     from prefect_imagegen.app.maintenance.doctor import Check
+    from prefect_imagegen.providers.settings import ProviderSettings
 
 
 @click.command()

@@ -13,7 +13,7 @@ from prefect_imagegen.app.config.option_table import OPTIONS
 
 T = TypeVar("T")
 BACKENDS = ("segmind", "sandbox", "pool")
-"""The providers of `app.config.resolve`, named here too since help and completion do not load it."""
+"""The providers that are built in, named here too since help and completion do not load it."""
 _OF_BACKENDS = ("base_url", "endpoints")
 """Options that every command takes that calls a backend."""
 _BLOCK = re.compile(r"^(segmind|gpu-worker-pool|image-store)/[A-Za-z0-9-]+$")

@@ -72,12 +72,12 @@ def forecast_text(forecast: Forecast) -> str:
         return f"{counted(forecast.images, 'image')} on your own workers: nothing to pay"
     if forecast.sandbox:
         return f"{counted(forecast.images, 'image')} in the sandbox: placeholders, nothing to pay"
-    source = "as measured in this store" if forecast.measured else "by Segmind's published averages, halved and doubled"
+    source = "as measured in this store" if forecast.measured else "by published averages, halved and doubled"
     if 0 < forecast.measured < forecast.images:
-        source = f"as measured in this store for {forecast.measured:,}, else by Segmind's published averages"
+        source = f"as measured in this store for {forecast.measured:,}, else by published averages"
     money = f"[bold]{figure(forecast.low_usd, places=2)} to {usd(forecast.high_usd, places=2)}[/]"
     times = " to ".join(dict.fromkeys(_duration(seconds) for seconds in (forecast.low_seconds, forecast.high_seconds)))
-    return f"{counted(forecast.images, 'image')}: {money} and {times} at Segmind, {source}"
+    return f"{counted(forecast.images, 'image')}: {money} and {times}, {source}"
 
 
 def _duration(seconds: float) -> str:

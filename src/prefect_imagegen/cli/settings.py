@@ -11,12 +11,13 @@ from pydantic import ValidationError
 from prefect_imagegen.app.config.option_rows import TableRow
 from prefect_imagegen.app.config.option_table import OPTIONS
 from prefect_imagegen.app.config.options import RunOptions
-from prefect_imagegen.app.config.settings import ProviderSettings, StoreSettings
+from prefect_imagegen.app.config.settings import StoreSettings
 from prefect_imagegen.cli.options import is_block
 from prefect_imagegen.cli.prefect_api import quiet_prefect
 from prefect_imagegen.core.errors import RefusedError
 from prefect_imagegen.core.request.manifest import parse_value
 from prefect_imagegen.core.secrets import FROM_ENVIRONMENT, secret_option
+from prefect_imagegen.providers.settings import ProviderSettings
 
 
 def store_of(parsed: Mapping[str, Any]) -> StoreSettings:

@@ -5,7 +5,7 @@ from typing import Literal
 OnUnknown = Literal["reconcile", "retry-once", "hold"]
 """What is done about a call that was sent and not answered."""
 DEFAULT_LAG_S = 7200.0
-"""Segmind publishes no lag of its history; an old help page speaks of up to two hours."""
+"""No lag of the history is published; an old help page speaks of up to two hours."""
 ReferenceTransport = Literal["auto", "presign", "upload", "data-url"]
 """How references that are not public on the web reach the API."""
 CheckReferences = Literal["all", "sample", "none"]

@@ -4,7 +4,6 @@ import asyncio
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
-from datetime import timedelta
 
 from prefect_imagegen.core import layout
 from prefect_imagegen.core.errors import ProviderError, StoreError
@@ -15,7 +14,7 @@ from prefect_imagegen.core.policy.outcomes import HELD_KINDS, OUTCOMES
 from prefect_imagegen.core.results import RequestResult
 from prefect_imagegen.executor.claims import Claims
 from prefect_imagegen.executor.context import MORE_IMAGES, ExecutorContext
-from prefect_imagegen.executor.failures import FailureHandler
+from prefect_imagegen.executor.failures import FailureHandler, free_call_lost
 from prefect_imagegen.executor.lookups import Lookups
 from prefect_imagegen.executor.pending import Defer, NextStep, PendingRequest, Retry
 from prefect_imagegen.executor.states import State
@@ -23,10 +22,10 @@ from prefect_imagegen.failpoints import hit
 from prefect_imagegen.ports import Delivery, Submission
 
 COLLECT_TRIES = 5
-OUTPUTS_LIVE = timedelta(days=8)
-"""The time after which a result is surely gone: Segmind keeps outputs for seven days."""
 SUBMIT_GRACE_S = 5.0
 """Seconds that an interrupted run waits for the answers to POSTs under way, so that their ids become durable."""
+MOST_REPEATS = 2
+"""How often one attempt is sent again with its idempotency key, where the provider honours those."""
 STUCK_AT_LEAST_S = 5.0
 STUCK_UNMEASURED_S = 60.0
 _REFUSALS = (429, 503)
@@ -57,7 +56,7 @@ class AttemptRunner:
         submission: Submission | NextStep | None = row.accepted
         if submission is None:
             row.enter(State.CLAIM)
-        if submission is None and not self._context.provider.free:
+        if submission is None and self._context.provider.abilities.claims:
             submission = await self._claims.win(row)
         if submission is None:
             if (result := await self._claims.adopt(row)) is not None:
@@ -84,7 +83,7 @@ class AttemptRunner:
         call = asyncio.ensure_future(self._post(row))
         patience = context.submits.patience(at_least=STUCK_AT_LEAST_S, unmeasured=STUCK_UNMEASURED_S)
         try:
-            await asyncio.wait((call,), timeout=None if context.provider.free else patience)
+            await asyncio.wait((call,), timeout=patience if context.provider.abilities.claims else None)
             # At most as many answers are awaited without a slot as there are slots, so that an API that answers
             # nothing gets at most twice that many calls. The number may have changed while we waited.
             while not call.done() and self.waiting >= context.concurrency.most:
@@ -93,12 +92,29 @@ class AttemptRunner:
             call.cancel()
             raise
         if call.done():
+            if await self._may_repeat(row, call):
+                return await self._send(row)
             return await self._answered(row, call)
         context.submits.add(patience)
         self.waiting += 1
         call.add_done_callback(self._no_longer_awaited)
         error = ProviderError("unknown", f"the call was sent and not answered within {patience:.0f} s")
         return Defer(lambda: self._await_answer(row, call), row.held(error), call)
+
+    async def _may_repeat(self, row: PendingRequest, call: "asyncio.Task[Submission]") -> bool:
+        """Whether a POST that may have been taken is sent again: the same attempt, with the same idempotency key.
+
+        Only by the run that made the claim, while that is fresh enough for a POST: nobody else sends under it.
+        """
+        context, error = self._context, call.exception()
+        if not context.provider.abilities.idempotency_key or not isinstance(error, ProviderError):
+            return False
+        is_lost = OUTCOMES[error.kind].accepted in ("unknown", "answered_5xx")
+        if not is_lost or row.repeats >= MOST_REPEATS or not await context.wait_for_heartbeat():
+            return False
+        is_fresh = not self._claims.is_stale(row)
+        row.repeats += is_fresh
+        return is_fresh
 
     def _no_longer_awaited(self, call: "asyncio.Task[Submission]") -> None:
         self.waiting -= 1
@@ -122,14 +138,15 @@ class AttemptRunner:
 
     async def _post(self, row: PendingRequest) -> Submission:
         """Send the call. It ends with its answer, with its connection, after --deadline, or by an interruption."""
-        context, queues = self._context, self._context.provider.queues
+        context, queues = self._context, self._context.provider.abilities.queue
         row.posts += 1
         row.is_posting = True
         self.sent += 1
         started = row.sent_at = context.clock.monotonic()
         # A pool has time limits of its own for each of its workers.
-        limit = None if context.provider.free else context.policy.deadline
-        call = asyncio.wait_for(context.provider.submit(row.request, row.addresses), limit)
+        limit = context.policy.deadline if context.provider.abilities.claims else None
+        key = {"idempotency_key": row.attempt_id} if context.provider.abilities.idempotency_key else {}
+        call = asyncio.wait_for(context.provider.submit(row.request, row.addresses, **key), limit)
         grace = SUBMIT_GRACE_S if queues else context.drain_left
         try:
             submission = await context.unless_interrupted(call, "unknown", grace)
@@ -137,7 +154,7 @@ class AttemptRunner:
             context.control.check_progress("a call was sent and not answered")
             raise ProviderError("unknown", f"the call was sent and not answered within {limit:.0f} s") from None
         except ProviderError as error:
-            if error.status in _REFUSALS and not context.provider.free:
+            if error.status in _REFUSALS and context.provider.abilities.claims:
                 context.concurrency.answered(refused=True, sent=started, at=context.clock.monotonic())
             raise
         finally:
@@ -240,7 +257,7 @@ class AttemptRunner:
                 row.enter(State.VERIFY)
                 return delivery, [await context.run_decode(decode, data) for data in (delivery.data, *delivery.more)]
             except BadImageError as error:
-                if context.provider.free:
+                if not context.provider.abilities.claims:
                     raise ProviderError("worker_failed", str(error)) from error
                 failure = ProviderError("bad_output", str(error), request_id=submission.request_id)
             except ProviderError as error:
@@ -254,11 +271,11 @@ class AttemptRunner:
     async def _after_refused_post(self, row: PendingRequest, error: ProviderError) -> NextStep:
         """Decide what follows from a POST that was not answered with success."""
         outcome, context = OUTCOMES[error.kind], self._context
-        if context.provider.free:
-            return await self._failures.handle(row, _lost(error))
+        if not context.provider.abilities.claims:
+            return await self._failures.handle(row, free_call_lost(error))
         if error.kind in _STRANGE and (error.status or 0) < 400:
             return await self._after_strange_answer(row, error)
-        if outcome.accepted == "answered_5xx" and context.provider.queues:
+        if outcome.accepted == "answered_5xx" and context.provider.abilities.queue:
             step = await self._lookups.after_5xx(row, error)
             if not isinstance(step, Submission):
                 return step
@@ -279,8 +296,8 @@ class AttemptRunner:
 
     async def _after_failed_result(self, row: PendingRequest, error: ProviderError) -> NextStep:
         """Decide what follows from an accepted call without an image. With a known id it is never looked up by body."""
-        if self._context.provider.free:
-            return await self._failures.handle(row, _lost(error))
+        if not self._context.provider.abilities.claims:
+            return await self._failures.handle(row, free_call_lost(error))
         if error.kind == "unknown" and error.request_id is None:
             return self._lookups.unknown(row, error)
         if error.kind == "bad_output" or error.kind in HELD_KINDS:
@@ -296,7 +313,7 @@ class AttemptRunner:
     async def _after_missing_result(self, row: PendingRequest, error: ProviderError) -> NextStep:
         """A result that is missing or no image counts as not ready, until outputs are deleted; then the row fails."""
         is_gone, is_junk = error.status in _GONE, error.kind == "bad_output"
-        if is_gone and not self._context.provider.queues and await self._lookups.is_under_another_id(row):
+        if is_gone and not self._context.provider.abilities.queue and await self._lookups.is_under_another_id(row):
             return Retry()
         if not (is_gone or is_junk) or row.ownership == "other" or not self._is_past_its_time(row):
             return self._not_yet(row, error)
@@ -311,7 +328,8 @@ class AttemptRunner:
 
     def _is_past_its_time(self, row: PendingRequest) -> bool:
         """Whether the outputs of the row's call are deleted for good; before that a missing one may appear again."""
-        return self._lookups.age(row) > OUTPUTS_LIVE.total_seconds()
+        outputs_live = self._context.provider.abilities.outputs_live
+        return outputs_live is not None and self._lookups.age(row) > outputs_live.total_seconds()
 
     async def _store_request_id(self, row: PendingRequest, request_id: str) -> None:
         """Store the id beside its claim, then record it in the ledger; if the store refuses, the run stops sending."""
@@ -326,10 +344,3 @@ class AttemptRunner:
             row.stored_request_id = request_id
             hit("request_id")
         await context.record(row, "submitted", request_id=request_id)
-
-
-def _lost(error: ProviderError) -> ProviderError:
-    """The error of a free call: one of unknown outcome becomes `worker_lost`, since sending again costs nothing."""
-    if error.kind in HELD_KINDS:
-        return ProviderError("worker_lost", error.message, status=error.status, retry_after=0.0)
-    return error

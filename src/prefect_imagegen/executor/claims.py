@@ -77,7 +77,7 @@ class Claims:
             return False
         # An id that comes with a refusal names the refusal, not a call.
         is_unnamed = outcome.accepted == "unknown" and attempt.request_id is None
-        return is_unnamed or (outcome.accepted == "answered_5xx" and self._context.provider.queues)
+        return is_unnamed or (outcome.accepted == "answered_5xx" and self._context.provider.abilities.queue)
 
     async def resume(self, row: PendingRequest, *, lost: int = 0) -> Submission | NextStep:
         """What the highest claim of a key led to, whoever made it; `Retry` if the next claim may be made.
@@ -150,18 +150,9 @@ class Claims:
             row.is_late = attempt is not None
         request_id = attempt.request_id if attempt else None
         endpoint = attempt.endpoint if attempt else None
-        cost = await self._cost(request_id)
+        cost = await context.cost_of(request_id)
         delivery = Delivery(b"", request_id=request_id, cost_usd=cost, endpoint=endpoint)
         return await context.delivered(row, facts, delivery)
-
-    async def _cost(self, request_id: str | None) -> float | None:
-        if request_id is None:
-            return None
-        try:
-            record = await self._context.look_up(self._context.provider.record(request_id))
-        except ProviderError:
-            return None  # the image counts; what it cost stays unknown
-        return record.cost_usd if record else None
 
     async def _follow(self, row: PendingRequest, last: KnownAttempt) -> Submission | NextStep:
         """Take over the open claim of a run that ended: fetch its result, or find out what became of its call."""

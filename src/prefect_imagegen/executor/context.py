@@ -152,6 +152,17 @@ class ExecutorContext:
             await self.control.sleep(_TICK_S)
         return not self.control.stopped
 
+    async def cost_of(self, request_id: str | None) -> float | None:
+        """The cost of a call in US dollars, by the provider's history; None if it is not known."""
+        account = self.provider.account
+        if request_id is None or account is None or not self.provider.abilities.history:
+            return None
+        try:
+            record = await self.look_up(account.record(request_id))
+        except ProviderError:
+            return None
+        return record.cost_usd if record else None
+
     async def look_up(self, call: Coroutine[Any, Any, T]) -> T:
         """Await a call that only reads. After an interruption it has `ASK_GRACE_S` seconds left.
 

@@ -139,7 +139,7 @@ class Executor:
             message = f"{len(self._unexpected_errors)} rows in a row met an unexpected error: {text}"
             self._context.control.stop("internal", message)
         failure = ProviderError("internal", text, request_id=row.request_id)
-        if row.may_be_out and not self._context.provider.free:
+        if row.may_be_out and self._context.provider.abilities.claims:
             kind = "unknown" if row.request_id is None else "submitted"
             return row.held(ProviderError(kind, text, request_id=row.request_id))
         if row.claim is not None:
@@ -233,7 +233,7 @@ class Executor:
         """
         control, budget = self._context.control, self._context.budget
         default = price_of(row.request.cost_class)
-        while not control.stopped and not self._context.provider.free:
+        while not control.stopped and self._context.provider.abilities.claims:
             answer = budget.reserve(row.request.cost_class, default)
             if isinstance(answer, Reservation):
                 return answer

@@ -5,7 +5,7 @@ from dataclasses import replace
 from prefect_imagegen.core.errors import ProviderError, StoreError
 from prefect_imagegen.core.policy.backoff import backoff
 from prefect_imagegen.core.policy.classify import is_fetch_failure
-from prefect_imagegen.core.policy.outcomes import OUTCOMES, Outcome
+from prefect_imagegen.core.policy.outcomes import HELD_KINDS, OUTCOMES, Outcome
 from prefect_imagegen.core.results import RequestResult
 from prefect_imagegen.executor.context import ExecutorContext
 from prefect_imagegen.executor.pending import PendingRequest, Retry
@@ -36,7 +36,7 @@ class FailureHandler:
             # By rule a failure is not billed; but an answer that names a cost counts.
             outcome = replace(outcome, billed="yes")
         elif outcome.billed == "yes":
-            cost = await self._cost(row, error)
+            cost = await context.cost_of(error.request_id or row.request_id)
         await self.record_failure(row, error, cost)
         self._settle(row, outcome, cost)
         row.begin()
@@ -79,17 +79,6 @@ class FailureHandler:
             cost_usd=cost,
         )
 
-    async def _cost(self, row: PendingRequest, error: ProviderError) -> float | None:
-        """The cost of a call without an image in US dollars, from the history; None if unknown."""
-        request_id = error.request_id or row.request_id
-        if request_id is None:
-            return None
-        try:
-            record = await self._context.look_up(self._context.provider.record(request_id))
-        except ProviderError:
-            return None
-        return record.cost_usd if record else None
-
     def not_run(self, row: PendingRequest, kind: str | None = None, message: str | None = None) -> RequestResult:
         """The result `not_run`: not sent, since the run stopped."""
         control = self._context.control
@@ -113,12 +102,12 @@ class FailureHandler:
             budget.settle(row.reservation, cost)
         else:
             budget.spent += carried if cost is None else cost
-        row.paid += not self._context.provider.free
+        row.paid += self._context.provider.abilities.claims
         row.reservation = None
 
     def _maybe_billed(self, outcome: Outcome) -> bool:
         # v1 answers when the work is done, and bills a 200 only; v2 may have queued the work that it refused.
-        return outcome.billed == "maybe" and (self._context.provider.queues or outcome.accepted == "unknown")
+        return outcome.billed == "maybe" and (self._context.provider.abilities.queue or outcome.accepted == "unknown")
 
     def _settle(self, row: PendingRequest, outcome: Outcome, cost: float | None) -> None:
         """Settle, release or detach the reservation of an attempt without an image."""
@@ -138,3 +127,10 @@ class FailureHandler:
             budget.detach(reservation)
         else:
             budget.release(reservation)
+
+
+def free_call_lost(error: ProviderError) -> ProviderError:
+    """The error of a free call: one of unknown outcome becomes `worker_lost`, since sending again costs nothing."""
+    if error.kind in HELD_KINDS:
+        return ProviderError("worker_lost", error.message, status=error.status, retry_after=0.0)
+    return error

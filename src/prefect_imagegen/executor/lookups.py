@@ -35,8 +35,11 @@ class Lookups:
     def unknown(self, row: PendingRequest, error: ProviderError, attempt: KnownAttempt | None = None) -> NextStep:
         """Hold a row whose call got no answer, and defer it to look the call up.
 
-        `attempt` is what is known of the call, where an earlier run sent it.
+        `attempt` is what is known of the call, where an earlier run sent it. At a provider without a history the row
+        is held at once, and stays so until a person decides.
         """
+        if not self._context.provider.abilities.history:
+            return row.held(_without_history(error))
         held = row.held(error)
         if self._context.policy.on_unknown == "hold":
             return held
@@ -51,6 +54,8 @@ class Lookups:
 
         That is the one guess of the pay-once protocol.
         """
+        if not self._context.provider.abilities.history:
+            return row.held(_without_history(error))
         if self._context.policy.on_unknown == "hold":
             return row.held(ProviderError("unknown", error.message, status=error.status))
         finding = await self._try_look(row)
@@ -218,7 +223,9 @@ class Lookups:
         Raises ProviderError.
         """
         row.enter(State.LOOKUP)
-        context = self._context
+        context, account = self._context, self._context.provider.account
+        if account is None or not context.provider.abilities.history:
+            raise ProviderError("no_history", "the provider keeps no request history")
         record = attempt.record if attempt else None
         claim = record.claim if record else row.claim
         if claim is None:
@@ -226,7 +233,7 @@ class Lookups:
         stored = record.stored if record else row.stored_at
         sending = context.policy.deadline + CLAIM_SAFE_S if row.sending_s is None else row.sending_s
         window = window_of(claim, stored, sending)
-        look = await context.look_up(context.provider.find(row.request.model, claim.body, window))
+        look = await context.look_up(account.find(row.request.model, claim.body, window))
         others = [attempt for attempt in await context.ledger.known(row.key) if attempt.claim_no != row.claim_no]
         known = {attempt.request_id for attempt in others if attempt.request_id is not None}
         shown = {candidate.request_id for candidate in look.candidates if candidate.request_id} - known
@@ -239,6 +246,12 @@ class Lookups:
         if is_absent and attempt and not context.accounts.shows(attempt, look.shown):
             raise ProviderError("unknown", "the history of this key shows no call of the account that sent it")
         return finding
+
+
+def _without_history(error: ProviderError) -> ProviderError:
+    """The error of a call whose end nobody can look up."""
+    text = f"{error.message}; the provider keeps no request history to look it up in"
+    return ProviderError("no_history", text, status=error.status, request_id=error.request_id)
 
 
 def _why(finding: Finding | None) -> str:

@@ -30,6 +30,8 @@ class PendingRequest:
     """POSTs sent in this run."""
     counted_posts: int = 0
     """Those of them that count against --max-attempts."""
+    repeats: int = 0
+    """POSTs of the present attempt that followed its first one, with the same idempotency key."""
     failures: int = 0
     """Attempts of this run that failed, of any kind."""
     maybe_paid: int = 0
@@ -99,6 +101,7 @@ class PendingRequest:
     def begin(self) -> None:
         """Begin the next attempt: nothing of the present one counts for it."""
         self.claim_no += 1
+        self.repeats = 0
         self.claim = self.stored_at = self.claimed_at = self.sending_s = self.sent_at = None
         self.request_id = self.stored_request_id = None
         self.ownership, self.is_late, self.late_claim = "same", False, None

@@ -1,1 +1,1 @@
-"""Providers: the services that make images."""
+"""Providers: the services that make images. `registry` lists them."""

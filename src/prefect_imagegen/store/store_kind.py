@@ -8,6 +8,13 @@ from prefect_imagegen.core.errors import RefusedError
 from prefect_imagegen.ports import ObjectStore
 
 StoreKind = Literal["real", "sandbox"]
+SANDBOX_ENGINES = frozenset({"sandbox", "static"})
+"""The engines of a gateway that draw placeholders."""
+
+
+def kind_of_engine(engine: str | None) -> StoreKind:
+    """The kind of store that an endpoint fills, by the engine that it names, if any."""
+    return "sandbox" if engine in SANDBOX_ENGINES else "real"
 
 
 async def read_kind(store: ObjectStore, expected: StoreKind) -> StoreKind | None:

@@ -12,8 +12,7 @@ from typing import Any
 import pyarrow as pa
 from pydantic import SecretStr
 
-from prefect_imagegen.app.config.resolve import make_pool
-from prefect_imagegen.app.config.settings import ProviderSettings
+from prefect_imagegen.app.config.resolve import open_provider
 from prefect_imagegen.core import layout
 from prefect_imagegen.core.choices import OnUnknown
 from prefect_imagegen.core.errors import ProviderError, StoreError
@@ -29,6 +28,7 @@ from prefect_imagegen.executor.control import RunControl
 from prefect_imagegen.ports import Accounts, Clock, ObjectStore, Provider
 from prefect_imagegen.providers.limits import RateGate
 from prefect_imagegen.providers.segmind.provider import SEGMIND_URL
+from prefect_imagegen.providers.settings import ProviderSettings
 from prefect_imagegen.store.heartbeat import Heartbeat, Process, StoreRunLiveness
 from prefect_imagegen.store.ledger.accounts import open_accounts
 from prefect_imagegen.store.ledger.ledger import StoreLedger
@@ -125,7 +125,7 @@ def _plan(view: LedgerView, requests: Sequence[GenerationRequest]) -> tuple[list
 
 async def _check(order: Order) -> None:
     """Prove the key before anything is spent, as `app.planning.prepare` does it."""
-    provider = make_pool(_settings(order), order.options.deadline)
+    provider = open_provider(_settings(order), order.options.deadline)
     try:
         await provider.check()
     finally:
@@ -157,7 +157,7 @@ async def _execute(order: Order) -> Ended:
     )
     settings = _settings(order)
     gate = RateGate(settings.requests_per_minute, clock.monotonic, control.sleep)
-    provider = make_pool(settings, options.deadline)
+    provider = open_provider(settings, options.deadline)
     provider.expect(sandbox=False)
 
     async def decoder(function: Callable[[bytes], Decoded], data: bytes) -> Decoded:

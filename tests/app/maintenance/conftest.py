@@ -13,13 +13,14 @@ from pydantic import SecretStr
 
 import prefect_imagegen
 from prefect_imagegen.app.config.options import RunOptions
-from prefect_imagegen.app.config.settings import ProviderSettings, StoreSettings
+from prefect_imagegen.app.config.settings import StoreSettings
 from prefect_imagegen.app.maintenance.reconcile import ReconcileReport, reconcile
 from prefect_imagegen.app.maintenance.verify import verify
 from prefect_imagegen.app.maintenance.verify_report import VerifyReport
 from prefect_imagegen.app.running.result import RunResult
 from prefect_imagegen.gateway.server import EmbeddedGateway
 from prefect_imagegen.gateway.settings import GatewaySettings
+from prefect_imagegen.providers.settings import ProviderSettings
 from tests.support.manifests import numbered
 
 ROWS = 5

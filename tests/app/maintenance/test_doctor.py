@@ -8,11 +8,12 @@ import pytest
 from pydantic import SecretStr
 
 from prefect_imagegen.app.config.options import RunOptions
-from prefect_imagegen.app.config.settings import ProviderSettings, StoreSettings
+from prefect_imagegen.app.config.settings import StoreSettings
 from prefect_imagegen.app.maintenance.doctor import Check, examine
 from prefect_imagegen.core.errors import StoreError
 from prefect_imagegen.gateway.server import EmbeddedGateway
 from prefect_imagegen.gateway.settings import GatewaySettings
+from prefect_imagegen.providers.settings import ProviderSettings
 from prefect_imagegen.store.object_store import FsspecObjectStore
 from tests.app.maintenance.conftest import Place
 
@@ -41,7 +42,7 @@ def test_a_wrong_key_and_a_wrong_place(tmp_path: Path) -> None:
     with EmbeddedGateway(GatewaySettings(api_key=SecretStr("right"), credits=0.0)) as gateway:
         place = Place(tmp_path, gateway)
         wrong = look(place)["key"]
-        assert (wrong.state, wrong.remedy) == ("fail", "Set SEGMIND_API_KEY.")
+        assert (wrong.state, wrong.remedy) == ("fail", "Set SEGMIND_API_KEY, or use a Segmind block.")
         assert look(place, api_key=None)["key"].state == "fail"
         assert look(place, api_key=SecretStr("right"))["balance"].state == "fail"
     nobody = look(place)

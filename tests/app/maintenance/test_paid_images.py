@@ -9,12 +9,12 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from prefect_imagegen.app.config.settings import ProviderSettings
 from prefect_imagegen.core import layout
 from prefect_imagegen.core.ledger.events import Event, ImageFacts
 from prefect_imagegen.core.ledger.fold import events_table
 from prefect_imagegen.gateway.faults import Fault, FaultScript
 from prefect_imagegen.providers.limits import SystemClock
+from prefect_imagegen.providers.settings import ProviderSettings
 from prefect_imagegen.store.heartbeat import Heartbeat, Process
 from prefect_imagegen.store.ledger.files import to_parquet
 from prefect_imagegen.store.object_store import open_object_store

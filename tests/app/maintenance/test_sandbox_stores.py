@@ -10,11 +10,12 @@ from rich.console import Console
 
 import prefect_imagegen
 from prefect_imagegen.app.config.options import RunOptions
-from prefect_imagegen.app.config.settings import ProviderSettings, StoreSettings
+from prefect_imagegen.app.config.settings import StoreSettings
 from prefect_imagegen.app.maintenance.reconcile import reconcile
 from prefect_imagegen.app.maintenance.verify import verify
 from prefect_imagegen.cli.output import show_problems
 from prefect_imagegen.core.errors import RefusedError
+from prefect_imagegen.providers.settings import ProviderSettings
 from tests.support.manifests import numbered
 
 PROVIDERS = [ProviderSettings(provider="sandbox"), ProviderSettings(), ProviderSettings(api_key=SecretStr("k"))]

@@ -6,12 +6,12 @@ import hashlib
 import pytest
 from pydantic import SecretStr
 
-from prefect_imagegen.app.config.settings import ProviderSettings
 from prefect_imagegen.core import layout
 from prefect_imagegen.core.errors import RefusedError
 from prefect_imagegen.core.ledger.events import Event, ImageFacts
 from prefect_imagegen.core.ledger.fold import events_table
 from prefect_imagegen.providers.limits import SystemClock
+from prefect_imagegen.providers.settings import ProviderSettings
 from prefect_imagegen.store.heartbeat import Heartbeat, Process
 from prefect_imagegen.store.ledger.files import to_parquet
 from prefect_imagegen.store.object_store import open_object_store

@@ -19,7 +19,7 @@ from pydantic import SecretStr
 
 import prefect_imagegen
 from prefect_imagegen.app.config.options import RunOptions
-from prefect_imagegen.app.config.settings import ProviderSettings, StoreSettings
+from prefect_imagegen.app.config.settings import StoreSettings
 from prefect_imagegen.app.maintenance.verify import verify
 from prefect_imagegen.app.running.result import RunResult
 from prefect_imagegen.blocks import ImageStore
@@ -30,6 +30,7 @@ from prefect_imagegen.flows import generate_images
 from prefect_imagegen.gateway.faults import Fault, FaultScript
 from prefect_imagegen.gateway.server import EmbeddedGateway
 from prefect_imagegen.gateway.settings import GatewaySettings
+from prefect_imagegen.providers.settings import ProviderSettings
 from prefect_imagegen.store.ledger.files import to_parquet
 from prefect_imagegen.store.object_store import open_object_store
 from tests.support import warm_python
@@ -39,7 +40,8 @@ ROWS = 6
 CHILD = """
 import json, sys
 import prefect_imagegen
-from prefect_imagegen.app.config.settings import ProviderSettings, StoreSettings
+from prefect_imagegen.app.config.settings import StoreSettings
+from prefect_imagegen.providers.settings import ProviderSettings
 from pydantic import SecretStr
 
 manifest, url, storage, base_url, version, lag = sys.argv[1:]

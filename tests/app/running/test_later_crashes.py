@@ -16,10 +16,11 @@ from pydantic import SecretStr
 
 import prefect_imagegen
 from prefect_imagegen.app.config.options import RunOptions
-from prefect_imagegen.app.config.settings import ProviderSettings, StoreSettings
+from prefect_imagegen.app.config.settings import StoreSettings
 from prefect_imagegen.app.maintenance.verify import verify
 from prefect_imagegen.app.running.result import RunResult
 from prefect_imagegen.gateway.server import EmbeddedGateway
+from prefect_imagegen.providers.settings import ProviderSettings
 from tests.support import warm_python
 from tests.support.gateway_runs import api, scenes
 
@@ -28,7 +29,7 @@ VERSIONS = pytest.mark.parametrize("version", ["v1", "v2"])
 CHILD = """
 import sys
 import prefect_imagegen
-from prefect_imagegen.app.config.settings import ProviderSettings
+from prefect_imagegen.providers.settings import ProviderSettings
 from pydantic import SecretStr
 
 manifest, store, base_url, version, in_flight = sys.argv[1:]

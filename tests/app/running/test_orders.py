@@ -12,13 +12,14 @@ import pytest
 from pydantic import SecretStr
 
 from prefect_imagegen.app.config.options import RunOptions
-from prefect_imagegen.app.config.settings import ProviderSettings, StoreSettings
+from prefect_imagegen.app.config.settings import StoreSettings
 from prefect_imagegen.app.planning.prepare import RunSpec, prepare
 from prefect_imagegen.app.running import orders
 from prefect_imagegen.app.running.finish import finish
 from prefect_imagegen.app.running.result import RunResult
 from prefect_imagegen.app.running.run_session import open_session
 from prefect_imagegen.gateway.server import EmbeddedGateway
+from prefect_imagegen.providers.settings import ProviderSettings
 from prefect_imagegen.store.object_store import open_object_store
 from tests.support.gateway_runs import api
 from tests.support.manifests import numbered

@@ -16,10 +16,11 @@ import pytest
 from pydantic import SecretStr
 
 from prefect_imagegen.app.config.options import RunOptions
-from prefect_imagegen.app.config.settings import ProviderSettings, StoreSettings
+from prefect_imagegen.app.config.settings import StoreSettings
 from prefect_imagegen.app.maintenance.doctor import examine
 from prefect_imagegen.executor import attempt as calls
 from prefect_imagegen.gateway.server import EmbeddedGateway
+from prefect_imagegen.providers.settings import ProviderSettings
 from tests.support.gateway_runs import PRICE, api, assert_paid_once, generate, mend, metadata, report
 
 VERSIONS = pytest.mark.parametrize("version", ["v1", "v2"])

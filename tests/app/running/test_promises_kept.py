@@ -16,7 +16,7 @@ import pytest
 from pydantic import SecretStr
 
 from prefect_imagegen.app.config.options import RunOptions
-from prefect_imagegen.app.config.settings import ProviderSettings, StoreSettings
+from prefect_imagegen.app.config.settings import StoreSettings
 from prefect_imagegen.app.maintenance.resend import resend
 from prefect_imagegen.app.maintenance.status import accounts
 from prefect_imagegen.app.maintenance.verify import verify
@@ -24,6 +24,7 @@ from prefect_imagegen.core.errors import StoreError
 from prefect_imagegen.core.ledger.accounts import fingerprint_of
 from prefect_imagegen.gateway.faults import Fault, FaultScript
 from prefect_imagegen.gateway.server import EmbeddedGateway
+from prefect_imagegen.providers.settings import ProviderSettings
 from prefect_imagegen.store import heartbeat, patient_store
 from prefect_imagegen.store.object_store import FsspecObjectStore
 from tests.support import warm_python
@@ -207,7 +208,7 @@ def test_one_damaged_image(version: str, tmp_path: Path) -> None:
 CHILD = """
 import json, sys
 import prefect_imagegen
-from prefect_imagegen.app.config.settings import ProviderSettings
+from prefect_imagegen.providers.settings import ProviderSettings
 from pydantic import SecretStr
 
 manifest, store, base_url, version = sys.argv[1:]

@@ -14,7 +14,7 @@ from pydantic import SecretStr
 
 import prefect_imagegen
 from prefect_imagegen.app.config.options import RunOptions
-from prefect_imagegen.app.config.settings import ProviderSettings, StoreSettings
+from prefect_imagegen.app.config.settings import StoreSettings
 from prefect_imagegen.app.maintenance.verify import verify
 from prefect_imagegen.app.planning.prepare import RunSpec, prepare
 from prefect_imagegen.app.running.finish import finish
@@ -27,6 +27,7 @@ from prefect_imagegen.core.request.request import GenerationRequest
 from prefect_imagegen.core.results import RequestResult
 from prefect_imagegen.gateway.server import EmbeddedGateway
 from prefect_imagegen.ports import ObjectInfo
+from prefect_imagegen.providers.settings import ProviderSettings
 from prefect_imagegen.store.ledger.ledger import StoreLedger
 from prefect_imagegen.store.object_store import FsspecObjectStore
 from tests.support.gateway_runs import PRICE, api, report_text

@@ -10,9 +10,9 @@ import pytest
 from pydantic import SecretStr
 
 import prefect_imagegen
-from prefect_imagegen.app.config.settings import ProviderSettings
 from prefect_imagegen.gateway.server import EmbeddedGateway
 from prefect_imagegen.gateway.settings import GatewaySettings
+from prefect_imagegen.providers.settings import ProviderSettings
 from tests.support import warm_python
 from tests.support.manifests import numbered
 
@@ -20,7 +20,7 @@ ROWS, IN_FLIGHT = 12, 3
 CHILD = """
 import json, sys
 import prefect_imagegen
-from prefect_imagegen.app.config.settings import ProviderSettings
+from prefect_imagegen.providers.settings import ProviderSettings
 from pydantic import SecretStr
 
 manifest, store, base_url, version, drain = sys.argv[1:]

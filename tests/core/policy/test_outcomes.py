@@ -112,6 +112,7 @@ TABLE = {
     "protocol": ("no", "no", False, "run", 5, True, False),
     "sandbox_mismatch": ("yes", "maybe", False, "run", 5, True, False),
     "unknown": ("unknown", "maybe", False, "row", 5, True, False),
+    "no_history": ("unknown", "maybe", False, "row", 5, True, False),
     "not_accepted": ("no", "no", True, "row", 5, True, False),
     "sent_again": ("unknown", "maybe", True, "row", 5, True, False),
     "retry_asked": ("unknown", "maybe", True, "row", 5, True, False),
@@ -169,7 +170,7 @@ def test_what_may_be_paid_is_never_asked_again_by_guess() -> None:
 
 def test_held_kinds_are_rows() -> None:
     """Every kind that holds a row is in the table, and none of them is permanent."""
-    assert {"unknown", "submitted", "other_run", "other_account"} == HELD_KINDS
+    assert {"unknown", "no_history", "submitted", "other_run", "other_account"} == HELD_KINDS
     assert set(OUTCOMES) >= HELD_KINDS
     assert not any(map(is_permanent, HELD_KINDS))
 

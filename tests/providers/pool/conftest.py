@@ -86,7 +86,7 @@ def simulated(in_virtual_time: Callable[[Coroutine[Any, Any, Any]], Any]) -> Cal
 
     def run(workers: Sequence[Worker], work: Callable[[Pool], Awaitable[None]], **policy: Any) -> float:
         async def go() -> float:
-            pool = Pool(workers, PoolPolicy(**{"free": True, "deadline": 600.0} | policy), LoopClock())
+            pool = Pool(workers, PoolPolicy(**{"deadline": 600.0} | policy), LoopClock())
             try:
                 await pool.open()
                 started = asyncio.get_running_loop().time()

@@ -100,7 +100,7 @@ def test_the_run_waits_for_the_first_worker(
     late, never = Worker("http://late", ready=False, detail="warming"), Worker("http://never", ready=False)
 
     async def run(deadline: float) -> float:
-        pool = Pool([late, never], PoolPolicy(free=True, deadline=deadline), LoopClock())
+        pool = Pool([late, never], PoolPolicy(deadline=deadline), LoopClock())
         loop = asyncio.get_running_loop()
         loop.call_later(20, lambda: setattr(late, "state", Health(True)))
         try:
@@ -202,7 +202,7 @@ def test_nobody_is_left(simulated: Simulation) -> None:
 @asynccontextmanager
 async def pool_over(*engines: Any, **policy: Any) -> Any:
     dialects = [OpenAIImages(engine.url, None, deadline=30.0) for engine in engines]
-    pool = Pool(dialects, PoolPolicy(**{"free": True, "deadline": 30.0, "profile": DISTILLED} | policy), SystemClock())
+    pool = Pool(dialects, PoolPolicy(**{"deadline": 30.0, "profile": DISTILLED} | policy), SystemClock())
     try:
         await pool.open()
         yield pool

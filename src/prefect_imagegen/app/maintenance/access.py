@@ -3,13 +3,16 @@
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 from prefect_imagegen.app.config.options import RunOptions
-from prefect_imagegen.app.config.resolve import make_provider, resolve_provider
-from prefect_imagegen.app.config.settings import ProviderSettings, StoreSettings
+from prefect_imagegen.app.config.resolve import open_provider, resolve_provider
+from prefect_imagegen.app.config.settings import StoreSettings
 from prefect_imagegen.core import layout
 from prefect_imagegen.core.errors import RefusedError, StoreError
-from prefect_imagegen.providers.segmind.provider import SegmindProvider
+from prefect_imagegen.ports import Provider
+from prefect_imagegen.providers.registry import entry_of
+from prefect_imagegen.providers.settings import ProviderSettings
 from prefect_imagegen.store.object_store import FsspecObjectStore, open_object_store
 
 
@@ -36,20 +39,27 @@ async def existing_store(settings: StoreSettings) -> AsyncIterator[FsspecObjectS
 
 async def is_without_account(store: FsspecObjectStore, settings: ProviderSettings, options: RunOptions) -> bool:
     """Whether no API keeps the calls of a store: the embedded sandbox filled it, and ended with each run."""
-    about = json.loads(await store.get(layout.STORE_FILE) or b"{}")
     resolved = resolve_provider(settings, options)
-    return about.get("kind") == "sandbox" and resolved.provider != "pool" and resolved.base_url is None
+    is_paid = entry_of(resolved.provider).abilities.claims
+    return is_paid and resolved.base_url is None and await kind_of(store) == "sandbox"
+
+
+async def kind_of(store: FsspecObjectStore) -> str | None:
+    """The kind of a store, `sandbox` or `real`, as its own file says."""
+    about: dict[str, Any] = json.loads(await store.get(layout.STORE_FILE) or b"{}")
+    return about.get("kind")
 
 
 @asynccontextmanager
-async def account(settings: ProviderSettings, options: RunOptions) -> AsyncIterator[SegmindProvider]:
-    """Open the provider's account for reading, as a context. Raises RefusedError: `no_account`, `no_key`."""
+async def paid_provider(settings: ProviderSettings, options: RunOptions) -> AsyncIterator[Provider]:
+    """Open a provider whose calls are paid, for reading, as a context. Raises RefusedError: `no_account`, `no_key`."""
     resolved = resolve_provider(settings, options)
-    if resolved.provider == "pool":
+    entry = entry_of(resolved.provider)
+    if not entry.abilities.claims:
         raise RefusedError("no_account", "GPU workers keep no request history.", remedy="Name the API's --backend.")
     if resolved.api_key is None:
-        raise RefusedError("no_key", "There is no API key.", remedy="Set SEGMIND_API_KEY, or use a Segmind block.")
-    provider = make_provider(resolved, options.deadline)
+        raise RefusedError("no_key", "There is no API key.", remedy=entry.key_remedy)
+    provider = open_provider(resolved, options.deadline)
     try:
         yield provider
     finally:

@@ -12,23 +12,21 @@ from pathlib import Path
 from typing import Any, Literal
 
 from prefect_imagegen.app.config.options import RunOptions
-from prefect_imagegen.app.config.resolve import (
-    DEFAULT_IN_FLIGHT,
-    make_pool,
-    make_provider,
-    resolve_provider,
-    store_kind,
-)
-from prefect_imagegen.app.config.settings import ProviderSettings, StoreSettings
+from prefect_imagegen.app.config.resolve import open_provider, resolve_provider
+from prefect_imagegen.app.config.settings import StoreSettings
 from prefect_imagegen.core import layout
 from prefect_imagegen.core.errors import ProviderError, RefusedError, StoreError
 from prefect_imagegen.core.ledger.accounts import fingerprint_of
 from prefect_imagegen.core.money import usd
 from prefect_imagegen.core.policy.history_lookup import Window
+from prefect_imagegen.core.policy.outcomes import OUTCOMES
 from prefect_imagegen.core.request.models import DEFAULT_MODEL
+from prefect_imagegen.ports import PaidAccount, Provider
+from prefect_imagegen.providers.entry import DEFAULT_IN_FLIGHT
 from prefect_imagegen.providers.limits import SystemClock
 from prefect_imagegen.providers.pool.endpoint import DEFAULT_LIMIT
-from prefect_imagegen.providers.segmind.provider import SANDBOX_ENGINES, SEGMIND_URL, SegmindProvider
+from prefect_imagegen.providers.registry import entry_of
+from prefect_imagegen.providers.settings import ProviderSettings
 from prefect_imagegen.store.contract.contract import Finding, StoreContract
 from prefect_imagegen.store.ledger.accounts import known_keys
 from prefect_imagegen.store.ledger.reading import load_ledger, segments
@@ -201,57 +199,38 @@ async def _ledger(store: FsspecObjectStore) -> Check:
     return Check("ledger", "ok", f"{len(view.delivered_keys):,} images, {count:,} open segments")
 
 
-async def _endpoint(store: FsspecObjectStore, provider: ProviderSettings, options: RunOptions) -> AsyncIterator[Check]:
-    if provider.provider == "sandbox" and provider.base_url is None:
+async def _endpoint(store: FsspecObjectStore, settings: ProviderSettings, options: RunOptions) -> AsyncIterator[Check]:
+    entry = entry_of(settings.provider)
+    if entry.is_embedded(settings):
         yield Check("endpoint", "ok", "the embedded sandbox: placeholders, no key, no money")
-        yield await _kind(store, "sandbox")
+        yield await _kind(store, entry.kind(None))
         return
-    if provider.provider == "pool":
-        async for check in _workers(store, provider, options):
-            yield check
-        return
-    client = make_provider(provider, options.deadline)
+    provider = open_provider(settings, options.deadline)
     try:
-        try:
-            engine = await client.engine()
-        except ProviderError as error:
-            yield Check("endpoint", "fail", error.message, "Check --base-url, the network and the proxy.")
-            yield _key_unasked(provider)
-            return
-        yield Check("endpoint", "ok", f"{client.endpoint} answers" + (f", engine {engine}" if engine else ""))
-        yield await _kind(store, store_kind(provider, engine, SANDBOX_ENGINES))
-        async for check in _account(client, provider):
-            yield check
-        if provider.api_key is not None:
-            yield await _paid_before(store, provider.api_key.get_secret_value(), provider.base_url or SEGMIND_URL)
-    finally:
-        await client.aclose()
-
-
-def _key_unasked(provider: ProviderSettings) -> Check:
-    """What is known of the key where the endpoint gives no answer."""
-    if provider.api_key is None:
-        return _no_key()
-    detail = "a key is set; whether it is accepted could not be asked"
-    return Check("key", "unknown", detail, "Mend the endpoint first.")
-
-
-def _no_key() -> Check:
-    return Check("key", "fail", "there is no API key", "Set SEGMIND_API_KEY, or use a Segmind block.")
-
-
-async def _workers(store: FsspecObjectStore, provider: ProviderSettings, options: RunOptions) -> AsyncIterator[Check]:
-    """One check for each worker of a pool."""
-    pool = make_pool(provider, options.deadline)
-    try:
-        for endpoint, why in await pool.examine():
+        workers = await provider.examine()
+        for endpoint, why in workers:
             if why:
                 yield Check("worker", "fail", f"{endpoint}: {why}", "Start it, or leave it out; the others go on.")
             else:
                 yield Check("worker", "ok", f"{endpoint} is ready")
-        yield await _kind(store, store_kind(provider, await pool.engine(), SANDBOX_ENGINES))
+        try:
+            engine = await provider.engine()
+        except ProviderError as error:
+            yield Check("endpoint", "fail", error.message, "Check --base-url, the network and the proxy.")
+            if entry.abilities.claims:
+                yield _key_unasked(settings)
+            return
+        if not workers:
+            text = f"{provider.endpoint} answers" + (f", engine {engine}" if engine else "")
+            yield Check("endpoint", "ok", text)
+        yield await _kind(store, entry.kind(engine))
+        if entry.abilities.claims:
+            async for check in _account(provider, settings):
+                yield check
+            if settings.api_key is not None:
+                yield await _paid_before(store, settings.api_key.get_secret_value(), entry.url(settings))
     finally:
-        await pool.aclose()
+        await provider.aclose()
 
 
 async def _kind(store: FsspecObjectStore, kind: StoreKind) -> Check:
@@ -262,26 +241,46 @@ async def _kind(store: FsspecObjectStore, kind: StoreKind) -> Check:
     return Check("kind", "ok", f"a {kind} store" if existing else f"no store yet: the first run makes a {kind} store")
 
 
-async def _account(client: SegmindProvider, provider: ProviderSettings) -> AsyncIterator[Check]:
-    if provider.api_key is None:
-        yield _no_key()
+def _key_unasked(settings: ProviderSettings) -> Check:
+    """What is known of the key where the endpoint gives no answer."""
+    if settings.api_key is None:
+        return _no_key(settings)
+    detail = "a key is set; whether it is accepted could not be asked"
+    return Check("key", "unknown", detail, "Mend the endpoint first.")
+
+
+def _no_key(settings: ProviderSettings) -> Check:
+    return Check("key", "fail", "there is no API key", entry_of(settings.provider).key_remedy)
+
+
+async def _account(provider: Provider, settings: ProviderSettings) -> AsyncIterator[Check]:
+    """The checks of the account, as far as the provider has its parts."""
+    key_remedy, account = entry_of(settings.provider).key_remedy, provider.account
+    if settings.api_key is None:
+        yield _no_key(settings)
         return
-    try:
-        balance = (await client.check()).credits_usd
-    except ProviderError as error:
-        remedy = "Set SEGMIND_API_KEY." if error.kind == "auth" else "Try again; look at the endpoint's status page."
-        yield Check("key", "fail", f"{client.endpoint} says: {error.message}", remedy)
-        return
-    yield Check("key", "ok", "the key is accepted")
-    if balance is None:
-        yield Check("balance", "warn", "the account tells no balance", "Set --max-cost-usd to be on the safe side.")
-    elif balance <= 0:
-        yield Check("balance", "fail", "the balance is 0 USD", "Top up.")
-    elif balance < _LOW_BALANCE_USD:
-        yield Check("balance", "warn", f"{usd(balance)} are left", "Top up before a large run.")
+    if account is None or not provider.abilities.balance:
+        yield Check("key", "unknown", "no free call proves the key: the first paid one does")
     else:
-        yield Check("balance", "ok", usd(balance, places=2))
-    yield await _history(client)
+        try:
+            credits_usd = (await account.check()).credits_usd
+        except ProviderError as error:
+            remedy = key_remedy if error.kind == "auth" else "Try again; look at the endpoint's status page."
+            yield Check("key", "fail", f"{provider.endpoint} says: {error.message}", remedy)
+            return
+        yield Check("key", "ok", "the key is accepted")
+        yield _balance(credits_usd)
+    yield await _history(provider, account)
+
+
+def _balance(credits_usd: float | None) -> Check:
+    if credits_usd is None:
+        return Check("balance", "warn", "the account tells no balance", "Set --max-cost-usd to be on the safe side.")
+    if credits_usd <= 0:
+        return Check("balance", "fail", "the balance is 0 USD", "Top up.")
+    if credits_usd < _LOW_BALANCE_USD:
+        return Check("balance", "warn", f"{usd(credits_usd)} are left", "Top up before a large run.")
+    return Check("balance", "ok", usd(credits_usd, places=2))
 
 
 async def _paid_before(store: FsspecObjectStore, api_key: str, base_url: str) -> Check:
@@ -304,14 +303,17 @@ async def _paid_before(store: FsspecObjectStore, api_key: str, base_url: str) ->
     return Check("account", "warn", text, remedy)
 
 
-async def _history(client: SegmindProvider) -> Check:
+async def _history(provider: Provider, account: PaidAccount | None) -> Check:
+    if account is None or not provider.abilities.history:
+        text = "the provider keeps none: a call without an answer stays held until `resend` gives its row free"
+        return Check("history", "warn", text, OUTCOMES["no_history"].remedy)
     try:
         now = datetime.now(UTC)
-        await client.find(DEFAULT_MODEL, {}, Window(now - timedelta(minutes=1), now))
+        await account.find(DEFAULT_MODEL, {}, Window(now - timedelta(minutes=1), now))
     except ProviderError as error:
         text = f"the request history cannot be read ({error.message}): calls without an answer would stay held"
         # An answer that is not understood is worse than no answer: the API has changed.
-        state: Literal["warn", "fail"] = "fail" if client.not_understood else "warn"
+        state: Literal["warn", "fail"] = "fail" if provider.not_understood else "warn"
         remedy = "Check the history URL of the block, and the key's rights; upgrade prefect-imagegen."
         return Check("history", state, text, remedy)
     return Check("history", "ok", "it can be read, so that the fate of calls without an answer can be told")

@@ -9,8 +9,8 @@ from typing import Any, Literal
 import pyarrow.compute as pc
 
 from prefect_imagegen.app.config.options import RunOptions
-from prefect_imagegen.app.config.settings import ProviderSettings, StoreSettings
-from prefect_imagegen.app.maintenance.access import account, existing_store, is_without_account
+from prefect_imagegen.app.config.settings import StoreSettings
+from prefect_imagegen.app.maintenance.access import existing_store, is_without_account, paid_provider
 from prefect_imagegen.core import layout
 from prefect_imagegen.core.errors import ProviderError, RefusedError
 from prefect_imagegen.core.ledger.attempts import Attempts
@@ -18,6 +18,7 @@ from prefect_imagegen.core.ledger.events import RANK
 from prefect_imagegen.core.policy.history_lookup import claim_form, same_call
 from prefect_imagegen.core.request.request import KEY_BYTES, canonical_json
 from prefect_imagegen.ports import HistoryRecord
+from prefect_imagegen.providers.settings import ProviderSettings
 from prefect_imagegen.store.ledger.files import json_object
 from prefect_imagegen.store.ledger.reading import event_tables
 from prefect_imagegen.store.object_store import FsspecObjectStore
@@ -115,9 +116,14 @@ async def reconcile(
 
 
 async def _history(settings: ProviderSettings, options: RunOptions, start: date, end: date) -> list[HistoryRecord]:
-    async with account(settings, options) as provider:
+    async with paid_provider(settings, options) as provider:
+        account = provider.account
+        if account is None or not provider.abilities.history:
+            raise RefusedError(
+                "no_history", f"{provider.name} keeps no request history.", remedy="Compare with its own bills."
+            )
         try:
-            return await provider.records(start, end)
+            return list(await account.records(start, end))
         except ProviderError as error:
             raise RefusedError(
                 "history_unreadable",

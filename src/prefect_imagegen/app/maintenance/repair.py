@@ -4,16 +4,16 @@ import asyncio
 import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
+from datetime import timedelta
 from typing import Any, Literal
 
 from prefect_imagegen.core import layout
 from prefect_imagegen.core.errors import ProviderError
 from prefect_imagegen.core.images.image import BadImageError, decode, facts_of
 from prefect_imagegen.core.ledger.events import ClaimRecord, Event, ImageFacts
-from prefect_imagegen.executor.attempt import OUTPUTS_LIVE
+from prefect_imagegen.core.request.request import GenerationRequest
 from prefect_imagegen.executor.context import LATE, MORE_IMAGES
-from prefect_imagegen.ports import Clock, Delivery, ObjectStore
-from prefect_imagegen.providers.segmind.provider import SegmindProvider
+from prefect_imagegen.ports import Clock, Delivery, ObjectStore, Provider, Submission
 from prefect_imagegen.store.ledger.ledger import StoreLedger
 
 _LOST = frozenset({"output_lost", "bad_output", "generation_failed", "generation_error", "content_policy"})
@@ -30,17 +30,28 @@ REPAIRS: dict[Repair, str] = {
 class Repairer:
     """Repairs problems of a store, and records the repairs in the ledger.
 
-    `source`: the API to fetch lost images from; None if there is no key.
+    `source`: the API to fetch lost images from; None if there is no key. `outputs_live`: how long it keeps them, None
+    for ever. `is_sandbox`: the store is one of placeholders.
     """
 
     def __init__(
-        self, store: ObjectStore, ledger: StoreLedger, source: SegmindProvider | None, run_id: str, clock: Clock
+        self,
+        store: ObjectStore,
+        ledger: StoreLedger,
+        source: Provider | None,
+        run_id: str,
+        clock: Clock,
+        outputs_live: timedelta | None,
+        *,
+        is_sandbox: bool,
     ) -> None:
         self._store = store
         self._ledger = ledger
         self._source = source
         self._run_id = run_id
         self._clock = clock
+        self._outputs_live = outputs_live
+        self._is_sandbox = is_sandbox
 
     async def restore(self, event: dict[str, Any], facts: ImageFacts, data: bytes | None) -> Repair | None:
         """Fetch a recorded image that is missing or damaged again, or quarantine it so that the next run makes it anew.
@@ -50,13 +61,13 @@ class Repairer:
         the sandbox that cost nothing needs no such proof.
         """
         fetched: bytes | None = None
-        is_old = self._clock.now() - event["time"] > OUTPUTS_LIVE
-        is_free = event["backend"] == "sandbox" and event["cost_usd"] == 0
+        is_old = self._outputs_live is not None and self._clock.now() - event["time"] > self._outputs_live
+        is_free = self._is_sandbox and event["cost_usd"] == 0
         if self._source is None and event["request_id"] is not None and not is_old and not is_free:
             return None
         if self._source is not None and event["request_id"] is not None:
             try:
-                fetched = (await self._source.fetch(event["request_id"], is_old=True)).data
+                fetched = (await _fetched(self._source, event)).data
             except ProviderError as error:
                 is_gone = error.kind in _LOST or error.status in (404, 410)
                 if not is_gone or not is_old:
@@ -83,7 +94,7 @@ class Repairer:
             return None
         for event in events:
             try:
-                await self._deliver(event, path, await self._source.fetch(event["request_id"], is_old=True))
+                await self._deliver(event, path, await _fetched(self._source, event))
             except (ProviderError, BadImageError):
                 continue
             return "fetched_again"
@@ -126,10 +137,11 @@ class Repairer:
         return "quarantined"
 
     async def _cost(self, request_id: str | None) -> float | None:
-        if self._source is None or request_id is None:
+        account = self._source.account if self._source is not None else None
+        if account is None or request_id is None:
             return None
         try:
-            record = await self._source.record(request_id)
+            record = await account.record(request_id)
         except ProviderError:
             return None
         return record.cost_usd if record else None
@@ -138,3 +150,9 @@ class Repairer:
         self, kind: Literal["delivered", "quarantined"], key: bytes, attempt_id: str, **more: Any
     ) -> None:
         await self._ledger.record(Event(kind, key, attempt_id, self._run_id, self._clock.now(), **more))
+
+
+async def _fetched(source: Provider, event: dict[str, Any]) -> Delivery:
+    """The result of an earlier call, by its event. Raises ProviderError."""
+    request = GenerationRequest(str(event["model"]), {})
+    return await source.collect(Submission(request, event["request_id"], is_old=True))

@@ -6,12 +6,14 @@ from contextlib import AsyncExitStack
 
 from prefect_imagegen.app.config.options import RunOptions
 from prefect_imagegen.app.config.resolve import resolve_provider
-from prefect_imagegen.app.config.settings import ProviderSettings, StoreSettings
-from prefect_imagegen.app.maintenance.access import account, existing_store, is_without_account
+from prefect_imagegen.app.config.settings import StoreSettings
+from prefect_imagegen.app.maintenance.access import existing_store, is_without_account, kind_of, paid_provider
 from prefect_imagegen.app.maintenance.repair import Repairer
 from prefect_imagegen.app.maintenance.verification import Verification
 from prefect_imagegen.app.maintenance.verify_report import VerifyReport
 from prefect_imagegen.providers.limits import SystemClock
+from prefect_imagegen.providers.registry import entry_of
+from prefect_imagegen.providers.settings import ProviderSettings
 from prefect_imagegen.store.heartbeat import Heartbeat, Process, StoreRunLiveness
 from prefect_imagegen.store.ledger.ledger import StoreLedger
 from prefect_imagegen.store.ledger.reading import load_ledger
@@ -36,18 +38,20 @@ async def verify(
         run_id = f"{clock.now():%Y%m%dT%H%M%S}-verify-{process.nonce[:4]}"
         view = await load_ledger(store)
         ledger = StoreLedger(store, view, run_id=run_id, nonce=process.nonce, clock=clock)
-        is_sandbox = await is_without_account(store, provider, options)
+        without_account = await is_without_account(store, provider, options)
         repairer = None
         if repair:
-            has_account = not is_sandbox and _has_key(provider, options)
-            source = await stack.enter_async_context(account(provider, options)) if has_account else None
-            repairer = Repairer(store, ledger, source, run_id, clock)
+            has_account = not without_account and _has_key(provider, options)
+            source = await stack.enter_async_context(paid_provider(provider, options)) if has_account else None
+            outputs_live = entry_of(provider.provider).abilities.outputs_live
+            is_sandbox = await kind_of(store) == "sandbox"
+            repairer = Repairer(store, ledger, source, run_id, clock, outputs_live, is_sandbox=is_sandbox)
         heartbeat = Heartbeat(store, run_id, process, clock)
         if repair:
             await heartbeat.ask_time()
         run_liveness = StoreRunLiveness(store, heartbeat, process, clock)
         verification = Verification(store, view, ledger, run_liveness, repairer, on_progress)
-        verification.report.without_account = is_sandbox
+        verification.report.without_account = without_account
         try:
             await verification.run()
         finally:
@@ -59,4 +63,4 @@ async def verify(
 def _has_key(provider: ProviderSettings, options: RunOptions) -> bool:
     """Whether there is an API, and a key for it, from which lost images can be fetched."""
     resolved = resolve_provider(provider, options)
-    return resolved.provider != "pool" and resolved.api_key is not None
+    return entry_of(resolved.provider).abilities.claims and resolved.api_key is not None

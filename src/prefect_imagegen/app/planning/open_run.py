@@ -2,10 +2,10 @@
 
 from datetime import UTC, datetime, timedelta
 
-from prefect_imagegen.app.config.resolve import make_pool
-from prefect_imagegen.app.config.settings import ProviderSettings, StoreSettings
-from prefect_imagegen.ports import Balance, ObjectStore
-from prefect_imagegen.providers.pool.provider import Pool
+from prefect_imagegen.app.config.resolve import open_provider
+from prefect_imagegen.app.config.settings import StoreSettings
+from prefect_imagegen.ports import Balance, ObjectStore, Provider
+from prefect_imagegen.providers.settings import ProviderSettings
 from prefect_imagegen.store.ledger.reading import LedgerReading, read_again, read_ledger
 from prefect_imagegen.store.object_store import open_object_store
 
@@ -24,18 +24,18 @@ class OpenRun:
         self.store = open_object_store(store.url, store.storage_options)
         self.is_closed = False
         self._patience = patience
-        self._provider: Pool | None = None
+        self._provider: Provider | None = None
         self._is_ready = False
         self._reading: LedgerReading | None = None
         self._checked_at: datetime | None = None
 
-    def connect(self, settings: ProviderSettings) -> Pool:
+    def connect(self, settings: ProviderSettings) -> Provider:
         """The run's provider; the first call makes it, from resolved settings. Nothing is sent."""
         if self._provider is None:
-            self._provider = make_pool(settings, self._patience)
+            self._provider = open_provider(settings, self._patience)
         return self._provider
 
-    async def reach(self, settings: ProviderSettings) -> Pool:
+    async def reach(self, settings: ProviderSettings) -> Provider:
         """The run's provider, once its first worker is healthy. Raises ProviderError, RefusedError."""
         provider = self.connect(settings)
         if not self._is_ready:
@@ -44,8 +44,11 @@ class OpenRun:
         return provider
 
     async def check(self, settings: ProviderSettings) -> Balance:
-        """The balance of the account, which also proves its key. Raises ProviderError."""
-        balance = await self.connect(settings).check()
+        """The balance of the account, which also proves its key; unknown where there is none. Raises ProviderError."""
+        provider = self.connect(settings)
+        if provider.account is None or not provider.abilities.balance:
+            return Balance(None)
+        balance = await provider.account.check()
         self._checked_at = datetime.now(UTC)
         return balance
 

@@ -12,8 +12,8 @@ from typing import Any, TypeVar
 
 from prefect_imagegen.app.config.option_table import SECRET_OPTIONS
 from prefect_imagegen.app.config.options import RunOptions
-from prefect_imagegen.app.config.resolve import DEFAULT_IN_FLIGHT, resolve_provider, store_kind
-from prefect_imagegen.app.config.settings import ProviderSettings, StoreSettings
+from prefect_imagegen.app.config.resolve import resolve_provider
+from prefect_imagegen.app.config.settings import StoreSettings
 from prefect_imagegen.app.planning.earlier_runs import warn_of_other_ids
 from prefect_imagegen.app.planning.open_run import OpenRun
 from prefect_imagegen.app.planning.plan import PlanDraft, Planner
@@ -25,7 +25,9 @@ from prefect_imagegen.core.policy.forecast import forecast
 from prefect_imagegen.core.redact import redact
 from prefect_imagegen.failpoints import hit
 from prefect_imagegen.inputs.manifests.manifest import Manifest
-from prefect_imagegen.providers.segmind.provider import SANDBOX_ENGINES, SEGMIND_URL
+from prefect_imagegen.providers.entry import DEFAULT_IN_FLIGHT
+from prefect_imagegen.providers.registry import entry_of
+from prefect_imagegen.providers.settings import ProviderSettings
 from prefect_imagegen.store.executions import earlier_runs
 from prefect_imagegen.store.store_kind import StoreKind, claim_kind, read_kind
 
@@ -114,7 +116,7 @@ async def prepare(spec: RunSpec, parent_run_id: str | None = None, *, order_id: 
         await warn_of_other_ids(open_run.store, spec.manifest, spec.options.id_column, summary)
         if (summary.counts["invalid"] or summary.counts["busy"]) and spec.options.on_invalid == "fail":
             raise RowsRefusedError(summary)
-        if spec.provider.provider == "segmind":
+        if (entry := entry_of(spec.provider.provider)).needs_key and entry.abilities.balance:
             await _check_credentials(spec.provider, open_run, summary)
         await _refusing(claim_kind(open_run.store, kind))
         if parent_run_id is None and order_id is not None:
@@ -181,7 +183,10 @@ async def _draft(open_run: OpenRun, kind: StoreKind | None, spec: RunSpec) -> Pl
     manifest = await asyncio.to_thread(Manifest, spec.manifest, spec.options.manifest_storage_options)
     planner = Planner(
         manifest,
-        spec.options.manifest_options(provider.model, provider.profile, provider.weights),
+        replace(
+            spec.options.manifest_options(provider.model, provider.profile, provider.weights),
+            key_scope=entry_of(provider.provider).abilities.key_scope,
+        ),
         ledger,
         shard_size=spec.options.shard_size,
         limit=spec.options.limit,
@@ -201,7 +206,7 @@ def _with_forecast(summary: PlanSummary, draft: PlanDraft, spec: RunSpec, kind: 
         {name: stats for name, stats in draft.costs().items() if stats.high},
         in_flight=provider.max_in_flight or DEFAULT_IN_FLIGHT,
         per_minute=provider.requests_per_minute,
-        free=provider.provider == "pool",
+        free=not entry_of(provider.provider).abilities.claims,
     )
     summary.forecast = replace(expected, sandbox=kind == "sandbox")
     return summary
@@ -209,12 +214,10 @@ def _with_forecast(summary: PlanSummary, draft: PlanDraft, spec: RunSpec, kind: 
 
 async def _checked_kind(spec: RunSpec, open_run: OpenRun) -> StoreKind:
     """The kind of store that the run fills, once there is a key and the endpoint answers. Raises RefusedError."""
-    if spec.provider.provider == "segmind" and spec.provider.api_key is None:
-        raise RefusedError(
-            "no_key",
-            "There is no API key.",
-            remedy="Set SEGMIND_API_KEY, or use a Segmind block, or --backend sandbox to try without one.",
-        )
+    entry = entry_of(spec.provider.provider)
+    if entry.needs_key and spec.provider.api_key is None:
+        remedy = f"{entry.key_remedy} To try without one: --backend sandbox."
+        raise RefusedError("no_key", "There is no API key.", remedy=remedy)
     try:
         return await _kind_of(spec.provider, open_run)
     except ProviderError as error:
@@ -226,11 +229,11 @@ async def _kind_of(settings: ProviderSettings, open_run: OpenRun) -> StoreKind:
 
     Raises ProviderError if it is out of reach.
     """
-    base_url = (settings.base_url or SEGMIND_URL).rstrip("/")
-    if settings.provider != "pool" and (settings.provider == "sandbox" or base_url == SEGMIND_URL):
-        return store_kind(settings, None, SANDBOX_ENGINES)
+    entry = entry_of(settings.provider)
+    if not entry.names_engine(settings):
+        return entry.kind(None)
     provider = await open_run.reach(settings)
-    return store_kind(settings, await provider.engine(), SANDBOX_ENGINES)
+    return entry.kind(await provider.engine())
 
 
 async def _check_credentials(settings: ProviderSettings, open_run: OpenRun, summary: PlanSummary) -> None:
@@ -240,7 +243,9 @@ async def _check_credentials(settings: ProviderSettings, open_run: OpenRun, summ
         if error.kind == "auth":
             endpoint = open_run.connect(settings).endpoint
             raise RefusedError(
-                "wrong_key", f"{endpoint} rejects the API key: {error.message}.", remedy="Set SEGMIND_API_KEY."
+                "wrong_key",
+                f"{endpoint} rejects the API key: {error.message}.",
+                remedy=entry_of(settings.provider).key_remedy,
             ) from error
         raise _unreachable(error) from error
     # Unfetched images of earlier calls can be fetched without credits, so such a run may begin.

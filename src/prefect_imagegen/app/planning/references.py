@@ -8,7 +8,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from prefect_imagegen.app.config.options import RunOptions
-from prefect_imagegen.app.config.settings import ProviderSettings, StoreSettings
+from prefect_imagegen.app.config.settings import StoreSettings
 from prefect_imagegen.core.choices import CheckReferences, ReferenceTransport
 from prefect_imagegen.core.images.reference_pictures import ReferenceFacts
 from prefect_imagegen.core.request.references import family, is_looked_at, unfit
@@ -17,6 +17,8 @@ from prefect_imagegen.inputs.references.cache import ReferenceCache
 from prefect_imagegen.inputs.references.reader import ReadingOptions, ReferenceReader
 from prefect_imagegen.net.guard import FetchPolicy
 from prefect_imagegen.net.hosts import HostRecords
+from prefect_imagegen.providers.registry import entry_of
+from prefect_imagegen.providers.settings import ProviderSettings
 
 _REMEMBERED = 100_000
 _REMEMBERED_WARNING = "the host of a reference is busy; it is taken for what it was when it was looked at last"
@@ -26,12 +28,13 @@ _LOCAL = frozenset({"localhost", "127.0.0.1", "::1"})
 def is_local(provider: ProviderSettings) -> bool:
     """Whether the provider runs on this machine, and so can fetch from its loopback addresses."""
     urls = [endpoint.partition("+")[2] for endpoint in provider.endpoints] or [provider.base_url or ""]
-    return provider.provider == "sandbox" or all((urlsplit(url).hostname or "") in _LOCAL for url in urls)
+    return entry_of(provider.provider).embeds_gateway or all((urlsplit(url).hostname or "") in _LOCAL for url in urls)
 
 
 def transport_of(provider: ProviderSettings, options: RunOptions) -> ReferenceTransport:
-    """How references are sent. To GPU workers always inside the call, so that they need no access to the pictures."""
-    return "data-url" if provider.provider == "pool" else options.reference_transport
+    """How references are sent: inside the call where the provider takes no addresses, as to GPU workers."""
+    abilities = entry_of(provider.provider).abilities
+    return options.reference_transport if abilities.reference_urls else "data-url"
 
 
 def account_of(provider: ProviderSettings) -> str:

@@ -89,6 +89,7 @@ def request_to_json(request: GenerationRequest) -> str:
         ],
         "profile": request.profile,
         "weights": request.weights,
+        "provider": request.provider,
     }
     return canonical_json(content).decode()
 

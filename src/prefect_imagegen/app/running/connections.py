@@ -7,7 +7,6 @@ from datetime import UTC, datetime, timedelta
 
 from pydantic import SecretStr
 
-from prefect_imagegen.app.config.settings import ProviderSettings
 from prefect_imagegen.app.planning.prepare import PlannedRun, RunSpec
 from prefect_imagegen.app.planning.references import account_of, is_local, reading_options, transport_of
 from prefect_imagegen.core.errors import ProviderError
@@ -16,9 +15,9 @@ from prefect_imagegen.executor.control import RunControl
 from prefect_imagegen.inputs.references.cache import ReferenceCache
 from prefect_imagegen.inputs.references.reader import ReferenceReader
 from prefect_imagegen.inputs.references.routes import ReferenceRoutes, RouteOptions
-from prefect_imagegen.ports import Accounts, ObjectStore, Provider
-from prefect_imagegen.providers.pool.provider import Pool
-from prefect_imagegen.providers.segmind.provider import SEGMIND_URL
+from prefect_imagegen.ports import Accounts, HistoryRecord, ObjectStore, Provider
+from prefect_imagegen.providers.registry import entry_of
+from prefect_imagegen.providers.settings import ProviderSettings
 from prefect_imagegen.store.ledger.accounts import NoAccounts, open_accounts
 
 _CHECK_TIMEOUT_S = 30.0
@@ -27,9 +26,9 @@ _NO_GATEWAY = "http://127.0.0.1:0"
 
 
 def _is_embedded(planned_run: PlannedRun) -> bool:
-    """Whether the run's endpoint is a sandbox gateway that its session starts itself."""
+    """Whether the run's endpoint is a gateway that its session starts itself."""
     settings = planned_run.spec.provider
-    return settings.provider == "sandbox" and not settings.base_url
+    return entry_of(settings.provider).is_embedded(settings)
 
 
 async def reached_settings(planned_run: PlannedRun, stack: AsyncExitStack) -> ProviderSettings:
@@ -63,7 +62,7 @@ async def _gateway_url(stack: AsyncExitStack) -> str:
     return gateway.url
 
 
-async def open_provider(planned_run: PlannedRun, settings: ProviderSettings, control: RunControl) -> Pool:
+async def open_provider(planned_run: PlannedRun, settings: ProviderSettings, control: RunControl) -> Provider:
     """The run's provider, once its first worker is healthy; if none becomes healthy, the run is stopped."""
     provider = planned_run.open_run.connect(settings)
     provider.expect(sandbox=planned_run.kind == "sandbox")
@@ -85,7 +84,7 @@ async def open_references(
         transport_of(settings, spec.options),
         account_of(settings),
         is_local(settings),
-        bytes_only=provider.free,
+        bytes_only=not provider.abilities.reference_urls,
         check=spec.options.check_references,
     )
     return ReferenceRoutes(reader, provider, routes, store if spec.options.keep_references else None)
@@ -98,12 +97,12 @@ async def accounts_behind(
 
     GPU workers have no accounts, and a session's own sandbox knows nothing of earlier sessions.
     """
-    if settings.provider == "pool" or settings.api_key is None:
+    if not provider.abilities.claims or settings.api_key is None:
         return NoAccounts()
     if _is_embedded(planned_run):
         return NoAccounts(forgets=True)
-    open_run = planned_run.open_run
-    if not open_run.is_check_young:
+    open_run, account = planned_run.open_run, provider.account
+    if provider.abilities.balance and not open_run.is_check_young:
         with suppress(ProviderError, TimeoutError):
             # The answer carries the API's time, which the first claims record.
             await asyncio.wait_for(open_run.check(settings), _CHECK_TIMEOUT_S)
@@ -111,8 +110,13 @@ async def accounts_behind(
         store,
         view,
         api_key=settings.api_key.get_secret_value(),
-        base_url=settings.base_url or SEGMIND_URL,
+        base_url=entry_of(settings.provider).url(settings),
         provider=settings.provider,
-        look_up=provider.record,
+        look_up=account.record if account is not None and provider.abilities.history else _no_history,
         history_complete_until=datetime.now(UTC) - timedelta(seconds=planned_run.spec.options.history_lag),
     )
+
+
+async def _no_history(_: str) -> HistoryRecord | None:
+    """Prove nothing about a call: the provider keeps no history."""
+    raise ProviderError("unknown", "the provider keeps no request history")

@@ -78,12 +78,12 @@ def _row(
             }
             for reference in request.references
         ]
-    state = planned["state"]
+    state, is_sandbox = planned["state"], session.planned_run.kind == "sandbox"
     if state in ("invalid", "busy", "failed"):
         return row | {"status": "invalid" if state == "invalid" else "failed"}
     if state == "done":
         event = facts.get(planned["request_key"])
-        return row | (_DAMAGED if event is None else {"status": "reused"} | _from_ledger(event))
+        return row | (_DAMAGED if event is None else {"status": "reused", "sandbox": is_sandbox} | _from_ledger(event))
     result = results.get(planned["request_key"])
     if result is None:
         return row | {
@@ -98,7 +98,7 @@ def _row(
         row |= {
             "backend": session.provider_name,
             "endpoint": result.endpoint or session.endpoint,
-            "sandbox": session.planned_run.kind == "sandbox",
+            "sandbox": is_sandbox,
             "created_at": result.created_at,
         }
     if state == "identical":
@@ -119,7 +119,6 @@ def _from_ledger(event: Mapping[str, Any]) -> dict[str, Any]:
     return {name: event[name] for name in MEANINGS} | {
         "cost_usd": 0.0,
         "backend": event["backend"],
-        "sandbox": event["backend"] == "sandbox",
         "created_at": event["time"],
     }
 

@@ -45,7 +45,7 @@ async def enter(store: ObjectStore, order_id: str, run_id: str) -> Execution:
 async def spent_before(store: ObjectStore, execution: Execution, *, queues: bool) -> Spending:
     """What the earlier executions of an order have spent, from the ledger. Raises StoreError.
 
-    `queues`: whether the provider queues calls, as `Provider.queues`.
+    `queues`: whether the provider queues calls, as its abilities say.
     """
     if not execution.earlier:
         return Spending()

@@ -26,9 +26,9 @@ from prefect_imagegen.core.policy.adaptive_limit import AdaptiveLimit
 from prefect_imagegen.core.policy.budget import Budget
 from prefect_imagegen.executor import ExecutorContext, Policy
 from prefect_imagegen.executor.control import RunControl
-from prefect_imagegen.ports import Clock, ObjectStore
+from prefect_imagegen.ports import Clock, ObjectStore, Provider
+from prefect_imagegen.providers.entry import DEFAULT_IN_FLIGHT
 from prefect_imagegen.providers.limits import RateGate, SystemClock
-from prefect_imagegen.providers.pool.provider import Pool
 from prefect_imagegen.store.heartbeat import Heartbeat, Process, StoreRunLiveness
 from prefect_imagegen.store.ledger.compaction import compact
 from prefect_imagegen.store.ledger.ledger import StoreLedger
@@ -112,7 +112,7 @@ async def _session(planned_run: PlannedRun, started: _Started, stack: AsyncExitS
     settings = await reached_settings(planned_run, stack)
     provider = await open_provider(planned_run, settings, control)
     budget, before = await _budget(options, started, provider)
-    most = settings.max_in_flight or provider.capacity
+    most = settings.max_in_flight or provider.capacity or DEFAULT_IN_FLIGHT
     context = ExecutorContext(
         references=await open_references(spec, settings, provider, store, stack),
         provider=provider,
@@ -143,11 +143,11 @@ async def _session(planned_run: PlannedRun, started: _Started, stack: AsyncExitS
     )
 
 
-async def _budget(options: RunOptions, started: _Started, provider: Pool) -> tuple[Budget, Spending]:
+async def _budget(options: RunOptions, started: _Started, provider: Provider) -> tuple[Budget, Spending]:
     """The run's budget, and what earlier executions of its order have spent, which it begins with."""
     budget, before = Budget.of(options.max_cost_usd, started.view.costs()), Spending()
-    if not provider.free:
-        before = await orders.spent_before(started.store, started.execution, queues=provider.queues)
+    if provider.abilities.claims:
+        before = await orders.spent_before(started.store, started.execution, queues=provider.abilities.queue)
         orders.carry(budget, before)
     return budget, before
 

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from prefect_imagegen.app.config.settings import ProviderSettings
 from prefect_imagegen.app.planning.prepare import PlannedRun
 from prefect_imagegen.app.planning.stored_plan import StoredPlan
 from prefect_imagegen.app.running.result import Earlier
@@ -22,6 +21,7 @@ from prefect_imagegen.core.ledger.fold import LedgerView
 from prefect_imagegen.core.ledger.orders import CAP_USED, Spending, cap_is_used
 from prefect_imagegen.core.results import RequestResult, results_of, results_table
 from prefect_imagegen.executor import Executor, ExecutorContext
+from prefect_imagegen.providers.settings import ProviderSettings
 
 _IDLE_LOOK_S = 0.1
 _MOST_SHARDS = 8

@@ -11,7 +11,7 @@ _UNDER_WAY = frozenset({"QUEUED", "PROCESSING", "PENDING", "IN_QUEUE", "IN_PROGR
 _JOB_STATUSES = (200, 422)
 """The HTTP statuses of an answer about a job: 422 comes with FAILED."""
 _LONGEST_QUEUE_S = 86_400.0
-"""Longer times in a queue are no times: Segmind forgets a job after an hour."""
+"""Longer times in a queue are no times: the API forgets a job after an hour."""
 _OUTPUT_NAMES = ("output", "images", "image_url", "output_url", "data")
 
 

@@ -13,8 +13,8 @@ _COST, _BLOCK, _LENGTH = 2**14, 8, 8
 def fingerprint_of(api_key: str, base_url: str) -> str:
     """The fingerprint of an API key at an API: 16 hex digits, computed slowly on purpose, since keys are short.
 
-    >>> fingerprint_of("SG_0123456789abcdef", "https://api.segmind.com/v2") == fingerprint_of(
-    ...     "SG_0123456789abcdef", "https://api.segmind.com"
+    >>> fingerprint_of("SG_0123456789abcdef", "https://api.example.com/v2") == fingerprint_of(
+    ...     "SG_0123456789abcdef", "https://api.example.com"
     ... )
     True
     """

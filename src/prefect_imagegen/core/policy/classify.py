@@ -1,6 +1,6 @@
 """Which kind of failure an answer of the API is, by its HTTP status and its error text.
 
-Source: Segmind's error documentation, and error texts of its public users.
+Source: the API's error documentation, and error texts of its public users.
 """
 
 import re

@@ -1,6 +1,6 @@
 """The table of outcomes: what each kind of failure means for retries, for the run and for money.
 
-Sources: Segmind's error documentation, and the pay-once protocol (docs/design/pay-once.md).
+Sources: the error documentation of the APIs, and the pay-once protocol (docs/design/pay-once.md).
 """
 
 from dataclasses import dataclass
@@ -132,14 +132,14 @@ _ROWS = (
         "bad_output",
         "yes",
         "what was delivered is empty, truncated or no image, until outputs are deleted",
-        "The call was paid; ask Segmind's support with the request_id. `resend` buys it again.",
+        "The call was paid; ask the API's support with the request_id. `resend` buys it again.",
         billed="yes",
     ),
     Outcome(
         "output_lost",
         "yes",
-        "the record and the history no longer give the result: outputs are deleted after 7 days",
-        "The call was paid; ask Segmind's support with the request_id. `resend` buys it again.",
+        "the record and the history no longer give the result: its outputs are deleted by now",
+        "The call was paid; ask the API's support with the request_id. `resend` buys it again.",
         billed="yes",
     ),
     Outcome(
@@ -161,7 +161,7 @@ _ROWS = (
         "auth",
         "no",
         "401: the API key is missing, wrong or expired",
-        "Set SEGMIND_API_KEY (or the block's api_key) and run the same command again.",
+        "Set the API key (the provider's environment variable, or the block's api_key) and run the same command again.",
         scope="run",
     ),
     Outcome(
@@ -191,6 +191,14 @@ _ROWS = (
         "unknown",
         "the call was sent and no answer came; the API may have taken it",
         "Run the same command again: it asks the request history; after --history-lag it knows.",
+        billed="maybe",
+    ),
+    Outcome(
+        "no_history",
+        "unknown",
+        "the call was sent, its end is not known, and the provider keeps no request history to look it up in",
+        "Look on the provider's own pages whether it was billed; `prefect-imagegen resend` sends it again, at the risk "
+        "of paying twice.",
         billed="maybe",
     ),
     Outcome(
@@ -289,7 +297,7 @@ _ROWS = (
     ),
 )
 OUTCOMES: dict[str, Outcome] = {row.kind: row for row in _ROWS}
-HELD_KINDS = frozenset({"unknown", "submitted", "other_run", "other_account"})
+HELD_KINDS = frozenset({"unknown", "no_history", "submitted", "other_run", "other_account"})
 """Kinds that end a row as `held`: it was sent, or another run has claimed it, and its end is not known yet."""
 
 

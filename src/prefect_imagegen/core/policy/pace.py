@@ -2,7 +2,7 @@
 
 Times are seconds of one monotonic clock. A single refusal causes a pause and nothing more. Refusals that follow each
 other mean a limit: the rate then stays below that of the answers before, and is raised a little from time to time, so
-that a limit that no longer exists is forgotten. Segmind publishes no limit for GETs, and several for POSTs.
+that a limit that no longer exists is forgotten. The API publishes no limit for GETs, and several for POSTs.
 """
 
 from collections import deque

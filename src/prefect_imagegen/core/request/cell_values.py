@@ -13,7 +13,7 @@ from prefect_imagegen.core.request.scalars import has_lost_digits, is_encodable,
 MAX_PROMPT_BYTES = 64_000
 """Longer prompts are refused: no encoder reads a tenth of it, and nearly always the wrong column was named."""
 MAX_EXPLICIT_SEED = 2**63 - 1
-_SLUG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_SLUG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*")
 _SHOWN = 80
 LOST_DIGITS = (
     "is a floating-point number of 2**53 or more, which has lost digits; write the column as integers or as text"

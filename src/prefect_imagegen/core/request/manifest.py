@@ -41,6 +41,8 @@ class ManifestOptions:
     """Columns of bytes that are copied to the metadata nevertheless."""
     allow_local_references: bool = False
     """Whether a manifest that is not on this machine may name files of this machine."""
+    key_scope: str | None = None
+    """The provider's part of the request key, for a provider that has one."""
 
 
 @dataclass(frozen=True, slots=True)

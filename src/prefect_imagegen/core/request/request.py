@@ -1,8 +1,9 @@
 """The validated generation request, its identity (the request key) and its seed.
 
-The canonical form, version 1: compact, key-sorted UTF-8 JSON of `{v, model, profile, weights, params}`, where
-integral floats are integers and text stays byte for byte. The request key is the first 16 bytes of its SHA-256.
-Same request, same key: on every machine, in any row order, for ever (the golden tests pin keys).
+The canonical form, version 1: compact, key-sorted UTF-8 JSON of `{v, model, profile, weights, params}`, and of
+`provider` where that has a key scope; integral floats are integers and text stays byte for byte. The request key is the
+first 16 bytes of its SHA-256. Same request, same key: on every machine, in any row order, for ever (the golden tests
+pin keys).
 """
 
 import hashlib
@@ -68,6 +69,8 @@ class GenerationRequest:
     references: tuple[Reference, ...] = ()
     profile: str | None = None
     weights: str | None = None
+    provider: str | None = None
+    """The `key_scope` of its provider, where that has one: the same slug of two sellers is not the same request."""
 
     @property
     def spec(self) -> ModelSpec:
@@ -126,15 +129,15 @@ class GenerationRequest:
         }
         if self.references:
             params[REFERENCES] = [reference.tag for reference in self.references]
-        return canonical_json(
-            {
-                "v": CANONICAL_VERSION,
-                "model": self.model,
-                "profile": self.profile,
-                "weights": self.weights,
-                "params": params,
-            }
-        )
+        form = {
+            "v": CANONICAL_VERSION,
+            "model": self.model,
+            "profile": self.profile,
+            "weights": self.weights,
+            "params": params,
+        }
+        # Left out where it is null, so that the keys of providers without a scope stay what they are.
+        return canonical_json(form if self.provider is None else form | {"provider": self.provider})
 
     @property
     def key(self) -> bytes:

@@ -132,7 +132,10 @@ class RowValidator:
         self._warn(model, params, references)
         params["seed"] = derive_seed(row_id=row_id, prompt=prompt, references=references) if seed is None else seed
         profile = self.options.profile.name if self.options.profile else None
-        return ValidRow(GenerationRequest(model, params, references, profile, self.options.weights), row_id)
+        options = self.options
+        return ValidRow(
+            GenerationRequest(model, params, references, profile, options.weights, options.key_scope), row_id
+        )
 
     def _row_id(self, index: int, row: Mapping[str, Any], errors: list[RowError]) -> str | None:
         """The value of the row's id column, None without one; an error in it is added to `errors`."""

@@ -57,9 +57,9 @@ class ReferenceRoutes:
     def __init__(
         self, reader: ReferenceReader, provider: Provider, options: RouteOptions, store: ObjectStore | None
     ) -> None:
-        self.inline = options.transport == "data-url"
+        self.inline = options.transport == "data-url" or not provider.abilities.uploads
         self._reader = reader
-        self._provider = provider
+        self._account = provider.account
         self._options = options
         self._reference_store = store
         self._gate = asyncio.Semaphore(_UPLOADS)
@@ -153,8 +153,10 @@ class ReferenceRoutes:
             ):
                 return known
             data = await self._to_send(reference)
+            if self._account is None:
+                raise ProviderError("upload_failed", f"{redact(reference.uri)}: the provider takes no uploads")
             try:
-                url = await self._provider.upload(data, media_type(data))
+                url = await self._account.upload(data, media_type(data))
             except ProviderError as error:
                 if OUTCOMES[error.kind].scope == "run":
                     raise
@@ -165,7 +167,7 @@ class ReferenceRoutes:
 
     async def _is_there(self, name: str, url: str) -> bool:
         """Whether an upload of an earlier run still exists; the provider is asked once in a run."""
-        if name not in self._found_uploads and not await self._provider.has_upload(url):
+        if name not in self._found_uploads and not (self._account and await self._account.has_upload(url)):
             return False
         _note(self._found_uploads, name)
         return True

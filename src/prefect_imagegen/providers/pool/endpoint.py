@@ -8,7 +8,8 @@ from typing import Literal
 from prefect_imagegen.core.errors import ProviderError
 from prefect_imagegen.core.policy.latency import WorkLatencies
 from prefect_imagegen.core.request.profiles import Profile
-from prefect_imagegen.ports import Dialect, Health
+from prefect_imagegen.ports import Health
+from prefect_imagegen.providers.pool.dialects import Dialect
 
 DEFAULT_LIMIT = 2
 """Calls at once for each worker: one that runs, and one that waits."""

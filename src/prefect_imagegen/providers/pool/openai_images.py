@@ -67,9 +67,7 @@ ENGINES: Mapping[str, ImagesEngine] = MappingProxyType(
 
 
 class OpenAIImages:
-    """A `ports.Dialect` for one server with the Images API. Close it with `aclose`."""
-
-    queues = False
+    """A `providers.pool.dialects.Dialect` for one server with the Images API. Close it with `aclose`."""
 
     def __init__(
         self, base_url: str, api_key: SecretStr | None, *, deadline: float, connect_timeout: float = 2.0
@@ -96,6 +94,9 @@ class OpenAIImages:
         return Health(
             response.status_code == 200, status or f"status {response.status_code}", name, models=self._models
         )
+
+    def expect(self, *, sandbox: bool) -> None:
+        """Do nothing: the protocol names no engine, and `health` tells all there is to tell."""
 
     async def check(self) -> Balance:
         """`GET /v1/models`: proves the key, which /health does not ask for, and names the checkpoint.

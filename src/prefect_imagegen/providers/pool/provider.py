@@ -2,26 +2,24 @@
 
 Measured (simulation, 600 jobs): with the queue kept here and two calls per worker, one worker of four that is three
 times slower costs 5 % over the ideal; round-robin costs 159 %. A pool only picks an endpoint: whether and when a row is
-tried again is decided in the executor. The Segmind API is a pool of one endpoint whose calls cost money: it is never
-left out, and its calls are neither timed nor repeated here.
+tried again is decided in the executor.
 """
 
 import asyncio
-from collections import Counter
-from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
+from collections.abc import Collection, Coroutine, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime
 from itertools import zip_longest
 from typing import Any, TypeVar
 
 from prefect_imagegen.core.errors import ProviderError
-from prefect_imagegen.core.policy.history_lookup import Look, Window
+from prefect_imagegen.core.policy.abilities import FREE
 from prefect_imagegen.core.request.profiles import Profile
 from prefect_imagegen.core.request.request import GenerationRequest
-from prefect_imagegen.ports import Balance, Clock, Delivery, Dialect, HistoryRecord, Submission
+from prefect_imagegen.ports import Clock, Delivery, Submission
+from prefect_imagegen.providers.base import BaseProvider
+from prefect_imagegen.providers.pool.dialects import Dialect
 from prefect_imagegen.providers.pool.endpoint import ROW_REFUSALS, Endpoint, Judgement, Lease, OverdueError
 from prefect_imagegen.providers.pool.workers import Workers
-from prefect_imagegen.providers.segmind.provider import SegmindProvider
 
 T = TypeVar("T")
 _ROWS_REMEMBERED = 10_000
@@ -31,72 +29,48 @@ _ROWS_REMEMBERED = 10_000
 class PoolPolicy:
     """How a pool is run.
 
-    `free`: calls cost nothing, and endpoints are watched and left out. `deadline`: seconds for one call, and to wait
-    for a healthy worker. `limit`: calls at once per endpoint, None for what the endpoint reports. `profile`: what the
-    workers must run.
+    `deadline`: seconds for one call, and to wait for a healthy worker. `limit`: calls at once per endpoint, None for
+    what the endpoint reports. `profile`: what the workers must run.
     """
 
-    free: bool
     deadline: float
     limit: int | None = None
     profile: Profile | None = None
 
 
-class Pool:
-    """A `ports.Provider` over one endpoint or several. Close it with `aclose`.
+class Pool(BaseProvider):
+    """A `ports.Provider` over the endpoints of GPU workers, which cost nothing. Close it with `aclose`.
 
-    `account` is the paid API, whose history, uploads and balance are used; None for workers. `limits` are calls at
-    once by endpoint, before the policy's limit.
+    `limits` are calls at once by endpoint, before the policy's limit.
     """
 
     def __init__(
-        self,
-        dialects: Sequence[Dialect],
-        policy: PoolPolicy,
-        clock: Clock,
-        account: SegmindProvider | None = None,
-        limits: Sequence[int | None] = (),
+        self, dialects: Sequence[Dialect], policy: PoolPolicy, clock: Clock, limits: Sequence[int | None] = ()
     ) -> None:
-        self.name = "pool" if policy.free else "segmind"
-        self.endpoint = ", ".join(dialect.endpoint for dialect in dialects)
-        self.queues = dialects[0].queues
-        self.free = policy.free
+        super().__init__("pool", ", ".join(dialect.endpoint for dialect in dialects), FREE)
         self._policy = policy
         self._clock = clock
-        self._account = account
         self._endpoints = [Endpoint(dialect, own or policy.limit) for dialect, own in zip_longest(dialects, limits)]
         self._workers = Workers(self._endpoints, clock, policy.profile, self._report_capacity)
-        self.on_capacity: Callable[[int], None] = lambda _: None
-        """Called with the capacity whenever a worker has reported its health."""
         self._turn = 0
         self._dark_since: float | None = None
         self._failed_at: dict[bytes, set[Endpoint]] = {}
         """The workers at which a row has failed, by request key: it goes to others if there are any."""
-
-    @property
-    def not_understood(self) -> Counter[str]:
-        """Counts of the paid API's answers that were not understood; those of workers count as failures."""
-        return Counter() if self._account is None else self._account.not_understood
-
-    def now(self) -> datetime | None:
-        """The present time by the paid API's clock; None for workers, and before its first answer."""
-        return None if self._account is None else self._account.now()
 
     def _report_capacity(self) -> None:
         self.on_capacity(self.capacity)
 
     @property
     def capacity(self) -> int:
-        """The sum of the endpoints' limits for calls at once."""
+        """The sum of the endpoints' limits for calls at once; workers report theirs with their health."""
         return sum(endpoint.limit for endpoint in self._endpoints)
 
     async def open(self) -> None:
-        """Wait for the first healthy worker; the others are probed meanwhile. Does nothing for the paid API.
+        """Wait for the first healthy worker; the others are probed meanwhile.
 
         Raises ProviderError (`no_worker`) after the deadline, RefusedError for workers that cannot serve this run.
         """
-        if self.free:
-            await self._workers.open(self._policy.deadline)
+        await self._workers.open(self._policy.deadline)
 
     @property
     def left_out(self) -> dict[str, str]:
@@ -109,31 +83,28 @@ class Pool:
         return [(endpoint.name, "" if endpoint.up else endpoint.why_down) for endpoint in self._endpoints]
 
     async def engine(self) -> str | None:
-        """The engine that the API names, or the first healthy worker does; None if none. Raises ProviderError."""
-        if self._account is not None:
-            return await self._account.engine()
+        """The engine of the first healthy endpoint, where it reports one."""
         return next((endpoint.health.engine for endpoint in self._endpoints if endpoint.up), None)
 
     def expect(self, *, sandbox: bool) -> None:
-        """From now on require that every answer comes from a sandbox, or that none does."""
+        """From now on require that every answer of a worker that names engines comes from a sandbox, or none does."""
         for endpoint in self._endpoints:
-            if isinstance(endpoint.dialect, SegmindProvider):
-                endpoint.dialect.expect(sandbox=sandbox)
+            endpoint.dialect.expect(sandbox=sandbox)
         if sandbox:
             self.name = "sandbox"
 
-    async def check(self) -> Balance:
-        """The balance of the account; None in it for a pool of workers. Raises ProviderError."""
-        return Balance(None) if self._account is None else await self._account.check()
-
-    async def submit(self, request: GenerationRequest, image_urls: Sequence[str]) -> Submission:
+    async def submit(
+        self,
+        request: GenerationRequest,
+        image_urls: Sequence[str],
+        *,
+        idempotency_key: str | None = None,  # noqa: ARG002 - a worker's call may be made twice
+    ) -> Submission:
         """Send the call to the endpoint with the fewest calls in flight, after waiting for one with room.
 
         A worker that refuses the call is left out and the next one asked; the row is at fault only if all refuse it.
         Raises ProviderError.
         """
-        if not self.free:
-            return await self._endpoints[0].dialect.submit(request, image_urls)
         applied = self._applied(request)
         refused: dict[Endpoint, ProviderError] = {}
         while True:
@@ -162,9 +133,7 @@ class Pool:
 
     async def collect(self, submission: Submission) -> Delivery:
         """The result of an accepted call, from the endpoint that took it. Raises ProviderError."""
-        lease: Lease | None = submission.taken_by
-        if lease is None:
-            return await self._endpoints[0].dialect.collect(submission)
+        lease: Lease = submission.taken_by
         endpoint, submission.taken_by = lease.endpoint, None
         try:
             delivery = await self._timed(lease, endpoint.dialect.collect(submission.open_body))
@@ -184,33 +153,11 @@ class Pool:
         sent = {name: value for name, value in applied.items() if name != "prompt"}
         return replace(delivery, request_id=None, endpoint=endpoint.name, cost_usd=0.0, applied=sent | delivery.applied)
 
-    async def upload(self, data: bytes, media_type: str) -> str:
-        """Upload a reference image to the paid API; returns its URL. Raises ProviderError."""
-        return await self._paid.upload(data, media_type)
-
-    async def has_upload(self, url: str) -> bool:
-        """Whether an upload is still there."""
-        return await self._paid.has_upload(url)
-
-    async def find(self, model: str, claimed: Mapping[str, Any], window: Window) -> Look:
-        """Look once in the history of the paid API for a call with the body of a claim. Raises ProviderError."""
-        return await self._paid.find(model, claimed, window)
-
-    async def record(self, request_id: str) -> HistoryRecord | None:
-        """One call as the history of the paid API shows it; None where it is not there (yet). Raises ProviderError."""
-        return await self._paid.record(request_id)
-
     async def aclose(self) -> None:
         """Stop probing workers, and close the connections."""
         await self._workers.aclose()
         for endpoint in self._endpoints:
             await endpoint.dialect.aclose()
-
-    @property
-    def _paid(self) -> SegmindProvider:
-        if self._account is None:
-            raise ProviderError("protocol", "GPU workers keep neither a history nor uploads")
-        return self._account
 
     def _applied(self, request: GenerationRequest) -> GenerationRequest:
         """The request with the parameters that the profile can honour."""

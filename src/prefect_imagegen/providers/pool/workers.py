@@ -10,7 +10,7 @@ from prefect_imagegen.core.policy.outages import Outage, since_text
 from prefect_imagegen.core.request.profiles import Profile
 from prefect_imagegen.ports import Clock
 from prefect_imagegen.providers.pool.endpoint import IN_A_ROW, Endpoint, Judgement
-from prefect_imagegen.providers.segmind.provider import SANDBOX_ENGINES
+from prefect_imagegen.store.store_kind import kind_of_engine
 
 _logger = logging.getLogger(__name__)
 _MIN_PROBE_S, _MAX_PROBE_S = 0.5, 30.0
@@ -171,7 +171,7 @@ class Workers:
 
     def _refuse_mixture(self) -> None:
         """Raise RefusedError where some workers make placeholders and others real images: they never share a store."""
-        kinds = {endpoint.health.engine in SANDBOX_ENGINES for endpoint in self._endpoints if endpoint.up}
+        kinds = {kind_of_engine(endpoint.health.engine) for endpoint in self._endpoints if endpoint.up}
         names = ", ".join(endpoint.name for endpoint in self._endpoints)
         if len(kinds) > 1:
             raise RefusedError("mixed_pool", f"Some of {names} are sandboxes, some are not.", remedy="Use one kind.")

@@ -8,10 +8,9 @@ URL and the request id.
 import asyncio
 import json
 from base64 import b64encode
-from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from datetime import date, datetime
+from dataclasses import dataclass, replace
+from datetime import date, datetime, timedelta
 from typing import Any
 from urllib.parse import quote, urlsplit
 
@@ -21,15 +20,17 @@ from pydantic import SecretStr
 from prefect_imagegen.core.answers.json_values import error_text, parse_json, parse_number, shape_of
 from prefect_imagegen.core.answers.outputs import images_of_body
 from prefect_imagegen.core.errors import ProviderError
+from prefect_imagegen.core.policy.abilities import Abilities
 from prefect_imagegen.core.policy.history_lookup import Look, Window
 from prefect_imagegen.core.request.request import GenerationRequest
-from prefect_imagegen.core.tally import Tally
 from prefect_imagegen.net.bodies import UNREADABLE, body_pieces, describe_error, read_body
 from prefect_imagegen.net.client import TRANSPORT_ERRORS, never_sent
 from prefect_imagegen.ports import Balance, Delivery, Health, HistoryRecord, Submission
+from prefect_imagegen.providers.base import BaseProvider
 from prefect_imagegen.providers.segmind.history import SegmindHistory
 from prefect_imagegen.providers.segmind.http import SegmindHttp
 from prefect_imagegen.providers.segmind.jobs import SegmindJobs, applied_seed
+from prefect_imagegen.store.store_kind import SANDBOX_ENGINES
 
 SEGMIND_URL = "https://api.segmind.com"
 SEGMIND_HISTORY_URL = "https://api.spotprod.segmind.com"
@@ -37,7 +38,15 @@ SEGMIND_ASSETS_URL = "https://workflows-api.segmind.com"
 ENGINE_HEADER = "x-imagegen-engine"
 PROBE_S = 20.0
 """Seconds that the API has to answer each question asked before the first call (balance, engine)."""
-SANDBOX_ENGINES = frozenset({"sandbox", "static"})
+ABILITIES = Abilities(
+    queue=True,
+    history=True,
+    balance=True,
+    uploads=True,
+    cost_in_answer=True,
+    outputs_live=timedelta(days=8),  # outputs are kept for seven days
+)
+"""What the API can do by v2; v1 has no queue."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +65,11 @@ class Endpoints:
         return cls(base, (history_url or own[0]).rstrip("/"), (assets_url or own[1]).rstrip("/"))
 
 
-class SegmindProvider:
-    """One Segmind-compatible endpoint: its calls (a `ports.Dialect`), history and uploads. Close it with `aclose`."""
+class SegmindProvider(BaseProvider):
+    """One Segmind-compatible endpoint: a `ports.Provider`, a `ports.PaidAccount` and a worker's `Dialect`.
+
+    Close it with `aclose`.
+    """
 
     def __init__(
         self,
@@ -72,14 +84,12 @@ class SegmindProvider:
     ) -> None:
         """`logs_outages`: whether an API that is away is logged (a pool logs for its workers)."""
         parts = urlsplit(endpoints.base)
-        self.endpoint = f"{parts.scheme}://{parts.hostname or ''}" + (f":{parts.port}" if parts.port else "")
-        self.name = "segmind"
+        shown = f"{parts.scheme}://{parts.hostname or ''}" + (f":{parts.port}" if parts.port else "")
+        super().__init__("segmind", shown, replace(ABILITIES, queue=api_version != "v1"))
         self._base = endpoints.base
         self._assets = endpoints.assets
         self._v1 = api_version == "v1"
-        self.queues = not self._v1
         self._deadline = deadline
-        self.not_understood: Counter[str] = Tally()
         self._sandbox: bool | None = None
         self._http = SegmindHttp(
             api_key,
@@ -90,7 +100,12 @@ class SegmindProvider:
         )
         self._history = SegmindHistory(endpoints.history, self._http.get_json, self._report_odd)
         self._jobs = SegmindJobs(
-            endpoints.base, self._http, self._history, self._report_odd, deadline=deadline, has_records=self.queues
+            endpoints.base,
+            self._http,
+            self._history,
+            self._report_odd,
+            deadline=deadline,
+            has_records=self.abilities.queue,
         )
 
     def now(self) -> datetime | None:
@@ -138,7 +153,13 @@ class SegmindProvider:
         """Whether an upload is still there."""
         return await self._http.is_there(url)
 
-    async def submit(self, request: GenerationRequest, image_urls: Sequence[str]) -> Submission:
+    async def submit(
+        self,
+        request: GenerationRequest,
+        image_urls: Sequence[str],
+        *,
+        idempotency_key: str | None = None,  # noqa: ARG002 - the API honours none
+    ) -> Submission:
         """Send the paid POST, once. Returns with the request_id (v2) or the opened answer (v1).
 
         Raises ProviderError, whose kind says what is known of the money.

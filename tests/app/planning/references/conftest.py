@@ -25,12 +25,13 @@ from pydantic import SecretStr
 
 import prefect_imagegen
 from prefect_imagegen.app.config.options import RunOptions
-from prefect_imagegen.app.config.settings import ProviderSettings, StoreSettings
+from prefect_imagegen.app.config.settings import StoreSettings
 from prefect_imagegen.app.planning.prepare import RunSpec, plan_only
 from prefect_imagegen.app.running.result import RunResult
 from prefect_imagegen.core.plan import PlanSummary
 from prefect_imagegen.gateway.server import EmbeddedGateway
 from prefect_imagegen.gateway.settings import GatewaySettings
+from prefect_imagegen.providers.settings import ProviderSettings
 from prefect_imagegen.store.object_store import close_connections
 
 KEY = "SG_0123456789abcdef"

@@ -6,7 +6,7 @@ import pytest
 from pydantic import SecretStr
 
 import prefect_imagegen
-from prefect_imagegen.app.config.settings import ProviderSettings
+from prefect_imagegen.providers.settings import ProviderSettings
 from tests.app.planning.references.conftest import Wire, World, everything, generate, metadata, sandbox, write
 
 

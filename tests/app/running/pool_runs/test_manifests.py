@@ -12,12 +12,13 @@ from pydantic import SecretStr
 
 from prefect_imagegen import generate
 from prefect_imagegen.app.config.options import RunOptions
-from prefect_imagegen.app.config.settings import ProviderSettings, StoreSettings
+from prefect_imagegen.app.config.settings import StoreSettings
 from prefect_imagegen.app.maintenance.reconcile import reconcile
 from prefect_imagegen.app.planning.prepare import RowsRefusedError
 from prefect_imagegen.core.errors import RefusedError
 from prefect_imagegen.gateway.server import EmbeddedGateway
 from prefect_imagegen.gateway.settings import GatewaySettings
+from prefect_imagegen.providers.settings import ProviderSettings
 from tests.app.running.pool_runs.conftest import Engine, manifest, metadata, run
 
 

@@ -9,10 +9,10 @@ import pytest
 from pydantic import SecretStr
 
 import prefect_imagegen
-from prefect_imagegen.app.config.settings import ProviderSettings
 from prefect_imagegen.app.running.result import RunResult
 from prefect_imagegen.gateway.faults import Fault, FaultScript
 from prefect_imagegen.gateway.server import EmbeddedGateway
+from prefect_imagegen.providers.settings import ProviderSettings
 
 STATES = ("generated", "reused", "invalid", "failed", "held", "not_run")
 VERSIONS = pytest.mark.parametrize("version", ["v1", "v2"])

@@ -41,7 +41,7 @@ def test_agenerate_runs_inside_a_loop_on_s3(tmp_path: Path, s3: Any) -> None:
 CHILD = """
 import sys
 import prefect_imagegen
-from prefect_imagegen.app.config.settings import ProviderSettings
+from prefect_imagegen.providers.settings import ProviderSettings
 from pydantic import SecretStr
 
 prefect_imagegen.generate(

@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 
-from prefect_imagegen.app.config.settings import ProviderSettings, StoreSettings
+from prefect_imagegen.app.config.settings import StoreSettings
 from prefect_imagegen.app.planning.prepare import RunSpec, plan_only
 from prefect_imagegen.gateway.faults import Fault
 from prefect_imagegen.gateway.routes import generation
 from prefect_imagegen.gateway.server import EmbeddedGateway
 from prefect_imagegen.gateway.settings import GatewaySettings
+from prefect_imagegen.providers.settings import ProviderSettings
 from tests.app.running.runs.conftest import VERSIONS, generate, metadata, prompts, rules
 from tests.support.manifests import manifest_of
 
