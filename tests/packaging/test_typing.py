@@ -1,5 +1,6 @@
-"""The public functions are typed, for mypy and for pyright."""
+"""The public functions are typed, for mypy and for pyright. Both are of the extra `dev`, as the linter is."""
 
+import importlib.util
 import json
 import shutil
 import subprocess
@@ -13,6 +14,7 @@ EXAMPLES = Path(__file__).with_name("typing_examples.py")
 
 
 @pytest.mark.timeout(300)
+@pytest.mark.skipif(importlib.util.find_spec("mypy") is None, reason="mypy is not installed")
 def test_mypy_understands_the_calls(tmp_path: Path) -> None:
     """mypy, without plugins, takes the right calls and refuses each wrong one."""
     (tmp_path / "mypy.ini").write_text(f"[mypy]\nstrict = True\nmypy_path = {ROOT / 'src'}\nfollow_imports = silent\n")
@@ -24,7 +26,7 @@ def test_mypy_understands_the_calls(tmp_path: Path) -> None:
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.skipif(shutil.which("basedpyright") is None, reason="basedpyright is not installed")
+@pytest.mark.skipif(importlib.util.find_spec("basedpyright") is None, reason="basedpyright is not installed")
 def test_pyright_understands_the_calls(tmp_path: Path) -> None:
     """pyright takes the right calls and refuses each wrong one."""
     shutil.copy(EXAMPLES, tmp_path / "examples.py")
@@ -35,7 +37,7 @@ def test_pyright_understands_the_calls(tmp_path: Path) -> None:
     }
     (tmp_path / "pyrightconfig.json").write_text(json.dumps(settings))
     process = subprocess.run(
-        ["basedpyright", "--pythonpath", sys.executable, "-p", str(tmp_path)],
+        [sys.executable, "-m", "basedpyright", "--pythonpath", sys.executable, "-p", str(tmp_path)],
         capture_output=True,
         text=True,
         check=False,

@@ -171,8 +171,9 @@ class RowsRefusedError(RefusedError):
 
 
 def new_run_id() -> str:
-    """A new run_id: unique, and sortable by time."""
-    return f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(4)}"
+    """A new run_id: unique, and sortable by time, to the microsecond."""
+    now = datetime.now(UTC)
+    return f"{now:%Y%m%dT%H%M%S}-{now.microsecond:05x}{secrets.token_hex(3)}"
 
 
 async def _draft(open_run: OpenRun, kind: StoreKind | None, spec: RunSpec) -> PlanDraft:
