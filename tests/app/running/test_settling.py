@@ -4,6 +4,7 @@ import asyncio
 import json
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from prefect_imagegen.core.request.request import GenerationRequest
 from prefect_imagegen.core.results import RequestResult
 from prefect_imagegen.gateway.server import EmbeddedGateway
 from prefect_imagegen.ports import ObjectInfo
+from prefect_imagegen.providers import registry
 from prefect_imagegen.providers.settings import ProviderSettings
 from prefect_imagegen.store.ledger.ledger import StoreLedger
 from prefect_imagegen.store.object_store import FsspecObjectStore
@@ -165,7 +167,9 @@ def test_an_image_that_is_quarantined_after_the_plan(tmp_path: Path, monkeypatch
         # While the API may still have the image, and nobody can ask it, the key is not given free.
         (young,) = (await verify(planned_run.spec.store, ProviderSettings(), RunOptions(), repair=True)).problems
         assert (young.kind, young.repair) == ("missing_image", None)
-        monkeypatch.setattr("prefect_imagegen.app.maintenance.repair.OUTPUTS_LIVE", timedelta(0))
+        entry = registry.PROVIDERS["segmind"]
+        short_lived = replace(entry, abilities=replace(entry.abilities, outputs_live=timedelta(0)))
+        monkeypatch.setattr(registry, "PROVIDERS", {**registry.PROVIDERS, "segmind": short_lived})
         (old,) = (await verify(planned_run.spec.store, ProviderSettings(), RunOptions(), repair=True)).problems
         assert (old.kind, old.repair) == ("missing_image", "quarantined")
         async with open_session(planned_run) as session:

@@ -5,8 +5,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-from prefect_imagegen.app.config.options import RunOptions
-from prefect_imagegen.app.config.resolve import open_provider, resolve_provider
+from prefect_imagegen.app.config.resolve import open_provider
 from prefect_imagegen.app.config.settings import StoreSettings
 from prefect_imagegen.core import layout
 from prefect_imagegen.core.errors import RefusedError, StoreError
@@ -37,9 +36,8 @@ async def existing_store(settings: StoreSettings) -> AsyncIterator[FsspecObjectS
         store.close()
 
 
-async def is_without_account(store: FsspecObjectStore, settings: ProviderSettings, options: RunOptions) -> bool:
+async def is_without_account(store: FsspecObjectStore, resolved: ProviderSettings) -> bool:
     """Whether no API keeps the calls of a store: the embedded sandbox filled it, and ended with each run."""
-    resolved = resolve_provider(settings, options)
     is_paid = entry_of(resolved.provider).abilities.claims
     return is_paid and resolved.base_url is None and await kind_of(store) == "sandbox"
 
@@ -51,15 +49,14 @@ async def kind_of(store: FsspecObjectStore) -> str | None:
 
 
 @asynccontextmanager
-async def paid_provider(settings: ProviderSettings, options: RunOptions) -> AsyncIterator[Provider]:
+async def paid_provider(resolved: ProviderSettings, deadline: float) -> AsyncIterator[Provider]:
     """Open a provider whose calls are paid, for reading, as a context. Raises RefusedError: `no_account`, `no_key`."""
-    resolved = resolve_provider(settings, options)
     entry = entry_of(resolved.provider)
     if not entry.abilities.claims:
         raise RefusedError("no_account", "GPU workers keep no request history.", remedy="Name the API's --backend.")
     if resolved.api_key is None:
         raise RefusedError("no_key", "There is no API key.", remedy=entry.key_remedy)
-    provider = open_provider(resolved, options.deadline)
+    provider = open_provider(resolved, deadline)
     try:
         yield provider
     finally:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import pyarrow.compute as pc
 
 from prefect_imagegen.app.config.options import RunOptions
+from prefect_imagegen.app.config.resolve import resolve_provider
 from prefect_imagegen.app.config.settings import StoreSettings
 from prefect_imagegen.app.maintenance.access import existing_store, is_without_account, paid_provider
 from prefect_imagegen.core import layout
@@ -95,8 +96,9 @@ async def reconcile(
             f"{start} to {end} is no window of up to {MAX_DAYS} days.",
             remedy="Ask for a shorter one; the request history answers no longer ones.",
         )
+    resolved = resolve_provider(provider, options)
     async with existing_store(store) as image_store:
-        if await is_without_account(image_store, provider, options):
+        if await is_without_account(image_store, resolved):
             raise RefusedError(
                 "no_account",
                 f"{image_store.url} is a sandbox store: nothing was paid for it, and no account keeps its calls.",
@@ -105,7 +107,7 @@ async def reconcile(
         attempts = Attempts()
         ledger = await _ledger_calls(image_store, attempts)
         report = ReconcileReport(image_store.url, start.isoformat(), end.isoformat())
-        history = await _history(provider, options, start, end)
+        history = await _history(resolved, options.deadline, start, end)
         open_bodies: dict[str, list[dict[str, Any]]] = {}
         if any(record.request_id not in ledger for record in history):
             # A call is in the ledger only with the next segment; its claim and id are stored before that.
@@ -115,8 +117,8 @@ async def reconcile(
     return report
 
 
-async def _history(settings: ProviderSettings, options: RunOptions, start: date, end: date) -> list[HistoryRecord]:
-    async with paid_provider(settings, options) as provider:
+async def _history(resolved: ProviderSettings, deadline: float, start: date, end: date) -> list[HistoryRecord]:
+    async with paid_provider(resolved, deadline) as provider:
         account = provider.account
         if account is None or not provider.abilities.history:
             raise RefusedError(

@@ -32,17 +32,18 @@ async def verify(
     `repair`: if there is a key, lost images are first fetched again from the provider by their request ids; nothing is
     bought. `on_progress` is called with the number of images read so far. Raises RefusedError.
     """
+    resolved = resolve_provider(provider, options)
     async with AsyncExitStack() as stack:
         store = await stack.enter_async_context(existing_store(settings))
         clock, process = SystemClock(), Process.this(secrets.token_hex(8))
         run_id = f"{clock.now():%Y%m%dT%H%M%S}-verify-{process.nonce[:4]}"
         view = await load_ledger(store)
         ledger = StoreLedger(store, view, run_id=run_id, nonce=process.nonce, clock=clock)
-        without_account = await is_without_account(store, provider, options)
+        without_account = await is_without_account(store, resolved)
         repairer = None
         if repair:
-            has_account = not without_account and _has_key(provider, options)
-            source = await stack.enter_async_context(paid_provider(provider, options)) if has_account else None
+            has_account = not without_account and _has_key(resolved)
+            source = await stack.enter_async_context(paid_provider(resolved, options.deadline)) if has_account else None
             outputs_live = entry_of(provider.provider).abilities.outputs_live
             is_sandbox = await kind_of(store) == "sandbox"
             repairer = Repairer(store, ledger, source, run_id, clock, outputs_live, is_sandbox=is_sandbox)
@@ -60,7 +61,6 @@ async def verify(
         return verification.report
 
 
-def _has_key(provider: ProviderSettings, options: RunOptions) -> bool:
+def _has_key(resolved: ProviderSettings) -> bool:
     """Whether there is an API, and a key for it, from which lost images can be fetched."""
-    resolved = resolve_provider(provider, options)
     return entry_of(resolved.provider).abilities.claims and resolved.api_key is not None

@@ -22,6 +22,7 @@ from prefect_imagegen.core.policy.outcomes import OUTCOMES, is_permanent
 from prefect_imagegen.core.redact import redact
 from prefect_imagegen.core.request.manifest import ColumnPlan, ManifestOptions, check_fields, names_to_look_for
 from prefect_imagegen.core.request.manifest_types import columns_of
+from prefect_imagegen.core.request.models import REFERENCES
 from prefect_imagegen.core.request.references import BusyReason
 from prefect_imagegen.core.request.request import Reference, key_of
 from prefect_imagegen.core.request.validate import RowError, RowValidator, ValidRow
@@ -152,7 +153,7 @@ class Planner:
 
         References that are identified by content are read first.
         """
-        if not validator.is_fed("image_urls"):
+        if not validator.is_fed(REFERENCES):
             plain = [validator.validate(start + offset, row) for offset, row in enumerate(_rows(window, validator))]
             return plain, [()] * len(plain)
         rows = list(_rows(window, validator))
@@ -180,13 +181,13 @@ class Planner:
         together. A row that an earlier run left open stays in the plan even if its references are bad: its call may
         still be fetched.
         """
-        if self._references is None or not validator.is_fed("image_urls"):
+        if self._references is None or not validator.is_fed(REFERENCES):
             return rows
         state = iter(states)
         row_states = [next(state) if isinstance(row, ValidRow) else None for row in rows]
         chosen = [own for own, in_ledger in zip(references, row_states, strict=True) if in_ledger != "delivered"]
         facts = iter(self._references.judge(reference for own in chosen for reference in own))
-        column = ", ".join(validator.plan.sources.get("image_urls", ("image_urls",)))
+        column = ", ".join(validator.plan.sources.get(REFERENCES, (REFERENCES,)))
         judged: list[PlannedRow] = []
         for offset, (row, own, in_ledger) in enumerate(zip(rows, references, row_states, strict=True)):
             if in_ledger == "delivered" or not own:
