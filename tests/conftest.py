@@ -41,6 +41,7 @@ DATA = Path(__file__).parent / "data"
 _LONGEST = (
     *("deployments/test_docs.py", "deployments/prefect_yaml/test_endings.py", "deployments/prefect_yaml/test_runs.py"),
     *("adversary/test_adversary.py", "app/test_memory.py", "app/test_chaos.py", "app/running/test_crashes.py"),
+    *("adversary/queue_api/test_queue_api.py", "adversary/queue_api/test_queue_sight.py"),
     *("flows/test_generate_images.py", "cli/test_signals.py", "cli/test_runs.py", "cli/test_inputs.py"),
     *("app/planning/references/test_photographs.py", "cli/test_planted_secrets.py", "cli/test_serve.py"),
     *("gateway/test_description.py", "lookalikes/test_contract.py", "app/maintenance/test_paid_images.py"),

@@ -19,7 +19,7 @@ OVER_DEADLINE_S = 25.0 + 1.5
 SLOT_S = 60.0
 """A row that releases its slot has moved, which cannot be seen from outside the run: it may take so many seconds."""
 _STATES = frozenset({"generated", "reused", "failed", "held", "not_run"})
-_FOR_GOOD = frozenset({400, 406, 409, 411, 413, 415, 418, 422, 451})
+FOR_GOOD = frozenset({400, 406, 409, 411, 413, 415, 418, 422, 451})
 
 
 def judge(world: World) -> list[str]:
@@ -30,6 +30,13 @@ def judge(world: World) -> list[str]:
     for request in world.requests:
         findings += _money(world, request.prompt, request.key)
         findings += _image(world, request.prompt, request.key, request.extension)
+    return findings + findings_of_any_seller(world)
+
+
+def findings_of_any_seller(world: World) -> list[str]:
+    """What holds whatever the seller can do, beside what is billed and what becomes of the images."""
+    findings = []
+    for request in world.requests:
         findings += _resent(world, request.prompt, request.key)
         findings += _counted_once(world, request)
     for run in world.runs:
@@ -37,24 +44,24 @@ def judge(world: World) -> list[str]:
         findings += _states(world, run)
         findings += _cap(world, run)
         findings += _dropped(world, run)
-    return findings + _abandoned(world) + _unsafe(world) + _secrets(world)
+    return findings + _abandoned(world) + _unsafe(world) + _secrets(world) + _key_shown(world)
 
 
-def _jobs(world: World, prompt: str) -> list[Job]:
+def jobs_of(world: World, prompt: str) -> list[Job]:
     return [job for job in world.service.jobs.values() if job.prompt == prompt and not job.foreign]
 
 
-def _calls(world: World, prompt: str) -> list[Call]:
+def calls_of(world: World, prompt: str) -> list[Call]:
     return [call for call in world.service.calls if call.prompt == prompt]
 
 
-def _billed(job: Job) -> bool:
+def is_billed(job: Job) -> bool:
     return job.fails_with is None
 
 
 def _money(world: World, prompt: str, key: bytes) -> list[str]:
     """(a) Nothing is billed twice, but for accepted POSTs that were answered 5xx, or sent again by the user's wish."""
-    billed = [call for call in _calls(world, prompt) if call.job is not None and _billed(call.job)]
+    billed = [call for call in calls_of(world, prompt) if call.job is not None and is_billed(call.job)]
     if len(billed) < 2:
         return []
     guesses = sum(call.answer == "5xx" for call in billed[:-1])
@@ -78,46 +85,47 @@ def _image(world: World, prompt: str, key: bytes, extension: str) -> list[str]:
     assert last.ended is not None
     stored = world.objects.contents.get(layout.image(key.hex(), extension))
     account = dict(world.scenario.keys)[last.plan.key]
-    jobs = _jobs(world, prompt)
+    jobs = jobs_of(world, prompt)
     if layout.image(key.hex(), extension) in world.damaged:
         return []
     if stored is not None:
         mine = [job for job in jobs if stored[0] in [png(path) for path in job.outputs]]
-        lost = [path for job in mine for path in job.outputs if not _is_kept(world, key, extension, path)]
+        lost = [path for job in mine for path in job.outputs if not is_kept(world, key, extension, path)]
         return [f"lost-outputs: {prompt}: paid outputs {lost} are not in the store"] if lost else []
     result = last.ended.results.get(key)
     outcome = f"{result.status} ({result.error_kind}: {result.error_message})" if result else "no result"
     by_wish = ("none", "2xx", "3xx") if world.scenario.options.on_unknown == "retry-once" else ()
-    guessed = [call.job for call in _calls(world, prompt) if call.answer in ("5xx", *by_wish)]
-    there = [job for job in jobs if job.account == account and _billed(job) and job not in guessed]
+    guessed = [call.job for call in calls_of(world, prompt) if call.answer in ("5xx", *by_wish)]
+    there = [job for job in jobs if job.account == account and is_billed(job) and job not in guessed]
     alive = [job for job in there if last.began < job.ready_at + FILE_LIVES_S]
     justified = _justified(world, prompt, jobs, account) or _cannot_be_linked(world, prompt)
     if alive and not (justified and result and result.status == "held"):
         return [f"given-up: {prompt} was paid ({alive[0].request_id}), can be fetched, and ends {outcome}"]
     # A call that was answered with an error, and billed all the same, may show only after its file is gone.
-    gone = [job for job in guessed if job is not None and _billed(job) and last.began >= job.ready_at + FILE_LIVES_S]
+    gone = [job for job in guessed if job is not None and is_billed(job) and last.began >= job.ready_at + FILE_LIVES_S]
     is_lost = bool(gone) and result is not None and result.error_kind == "output_lost"
     if not justified and not there and not is_lost:
         return [f"undelivered: {prompt} ends {outcome} in good times"]
     return []
 
 
-def _is_kept(world: World, key: bytes, extension: str, path: str) -> bool:
+def is_kept(world: World, key: bytes, extension: str, path: str) -> bool:
+    """Whether an output is in the store, as the image of a row or beside it."""
     folder = f"images/{key.hex()[:2]}/{key.hex()}"
     return any(name.startswith(folder) and stored[0] == png(path) for name, stored in world.objects.contents.items())
 
 
 def _justified(world: World, prompt: str, jobs: list[Job], account: str) -> bool:
     """Whether a row may be without an image in the end."""
-    refused = any(call.answer == "4xx" and call.status in _FOR_GOOD for call in _calls(world, prompt))
+    refused = any(call.answer == "4xx" and call.status in FOR_GOOD for call in calls_of(world, prompt))
     failed = any(job.fails_with is not None for job in jobs)
     accounts = dict(world.scenario.keys)
-    others = any(accounts[run.plan.key] != account for run in _claimants(world, prompt))
+    others = any(accounts[run.plan.key] != account for run in claimants_of(world, prompt))
     own_wish = world.scenario.options.on_unknown != "reconcile"
     return refused or failed or others or own_wish or world.runs[-1].ended is None
 
 
-def _claimants(world: World, prompt: str) -> list[Played]:
+def claimants_of(world: World, prompt: str) -> list[Played]:
     """The runs that claimed a row: their calls may have been sent, whether they arrived or not."""
     key = next(request.key.hex() for request in world.requests if request.prompt == prompt)
     paths = [path for path in world.objects.contents if path.startswith(layout.claims_of(key))]
@@ -131,7 +139,7 @@ def _cannot_be_linked(world: World, prompt: str) -> bool:
     Then the call's account is unknown: the row is held until the old key is used, or a person decides.
     """
     last = world.runs[-1]
-    senders = {run.plan.key for run in _claimants(world, prompt)} - {last.plan.key}
+    senders = {run.plan.key for run in claimants_of(world, prompt)} - {last.plan.key}
     sent = [call for call in world.service.calls if world.runs[call.run - 1].plan.key in senders]
     ids = {call.job.request_id for call in sent if call.job is not None}
     if not senders:
@@ -146,7 +154,7 @@ def _cannot_be_linked(world: World, prompt: str) -> bool:
 
 def _resent(world: World, prompt: str, key: bytes) -> list[str]:
     """A row that failed for good is not sent again by other runs."""
-    calls = _calls(world, prompt)
+    calls = calls_of(world, prompt)
     for run in world.runs:
         result = run.ended.results.get(key) if run.ended else None
         if result is None or result.status != "failed" or not is_permanent(result.error_kind or ""):
@@ -162,7 +170,7 @@ def _resent(world: World, prompt: str, key: bytes) -> list[str]:
 
 
 def _ends_for_good(call: Call) -> bool:
-    refused = call.answer == "4xx" and call.status in _FOR_GOOD
+    refused = call.answer == "4xx" and call.status in FOR_GOOD
     # Whether a call that was answered 5xx is billed is a guess: it may be sent again.
     return refused or (call.answer != "5xx" and call.job is not None and call.job.fails_with is not None)
 
@@ -205,7 +213,7 @@ def _cap(world: World, run: Played) -> list[str]:
     """A run spends no more than its cap; and once costs are known, or assumed, it is not held to two calls for ever."""
     if run.plan.cap is None:
         return []
-    jobs = [call.job for call in world.service.calls if call.run == run.number and call.job and _billed(call.job)]
+    jobs = [call.job for call in world.service.calls if call.run == run.number and call.job and is_billed(call.job)]
     spent = sum(job.cost for job in jobs)
     if spent > run.plan.cap + 1e-9:
         return [f"over-cap: run {run.number} spent {spent:.2f} of {run.plan.cap:.2f}"]
@@ -258,8 +266,15 @@ def _abandoned(world: World) -> list[str]:
 
 
 def _unsafe(world: World) -> list[str]:
-    """The request_id is durable before the first poll."""
-    return [f"unsafe-poll: {request_id} was polled before the store had it" for request_id in world.unsafe_polls][:1]
+    """A claim is durable before each POST, and the request_id before the first poll."""
+    polls = [f"unsafe-poll: {request_id} was polled before the store had it" for request_id in world.unsafe_polls]
+    posts = [f"unclaimed: a POST of {prompt} arrived before its claim was stored" for prompt in world.unclaimed_posts]
+    return polls[:1] + posts[:1]
+
+
+def _key_shown(world: World) -> list[str]:
+    """An API key goes to the seller's own hosts only."""
+    return [f"key-shown: an API key went to {stranger}" for stranger in world.strangers][:1]
 
 
 def _secrets(world: World) -> list[str]:

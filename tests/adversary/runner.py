@@ -6,7 +6,7 @@ import random
 import sys
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,6 +27,7 @@ from .scenarios.scenario import Scenario
 from .shrink import shrink
 from .transitions import watched
 from .world.loop import simulated_clocks
+from .world.seller import SEGMIND, Seller
 from .world.wire import plugged_into
 from .world.world import NETWORK, World
 
@@ -40,8 +41,8 @@ class Failure:
     findings: tuple[str, ...]
 
 
-def play(scenario: Scenario) -> World:
-    """Play a scenario."""
+def play(scenario: Scenario, seller: Seller = SEGMIND) -> World:
+    """Play a scenario at a seller."""
     # Rarer polls are the same polls, and most of what a scenario costs.
     pace = patch.multiple(retry, _MIN_POLL_S=0.4, _POLL_SHARE=0.15)
     # And pages of a few rows are walked as pages of a hundred are.
@@ -52,7 +53,19 @@ def play(scenario: Scenario) -> World:
     threads = patch.object(acero, "_group_by", partial(acero._group_by, use_threads=False))
     with simulated_clocks(), plugged_into(NETWORK.get), pace, pages, cost, threads, _silence():
         random.seed(scenario.seed)
-        return World(scenario).play()
+        return World(scenario, seller).play()
+
+
+@dataclass(frozen=True, slots=True)
+class Game:
+    """What is played at one seller, and by which rules it is judged."""
+
+    draw: Callable[[int], Scenario]
+    play: Callable[[Scenario], World]
+    judge: Callable[[World], list[str]]
+
+
+AT_SEGMIND = Game(draw, play, judge)
 
 
 @contextmanager
@@ -66,11 +79,11 @@ def _silence() -> Iterator[None]:
         logging.disable(before)
 
 
-def play_seed(seed: int) -> Failure | None:
+def play_seed(seed: int, game: Game = AT_SEGMIND) -> Failure | None:
     """Play the scenario of a seed; its failure, or None."""
-    scenario = draw(seed)
+    scenario = game.draw(seed)
     with watched() as watch:
-        findings = judge(play(scenario))
+        findings = game.judge(game.play(scenario))
     findings += [f"undrawn: {transition}" for transition in watch.undrawn]
     return Failure(seed, scenario.family, tuple(findings)) if findings else None
 
@@ -78,38 +91,40 @@ def play_seed(seed: int) -> Failure | None:
 @contextmanager
 def fresh_processes(cores: int) -> Iterator[ProcessPoolExecutor]:
     """Processes that share nothing with this one: whoever calls may have threads, which do not live through a fork."""
-    here = patch.object(sys, "path", [*sys.path, str(Path(__file__).parents[1])])
+    here = patch.object(sys, "path", [*sys.path, *map(str, Path(__file__).parents[1:3])])
     with here, ProcessPoolExecutor(cores, mp_context=get_context("spawn")) as pool:
         yield pool
 
 
-def run(seeds: Iterable[int], cores: int = 1, tell: Callable[[Failure], None] = lambda _: None) -> list[Failure]:
+def run(
+    seeds: Iterable[int], cores: int = 1, tell: Callable[[Failure], None] = lambda _: None, game: Game = AT_SEGMIND
+) -> list[Failure]:
     """Play the scenarios of many seeds and return the failures; `tell` is called with each one at once."""
     failures = []
     with fresh_processes(cores) as pool:
-        for failure in pool.map(play_seed, seeds, chunksize=10):
+        for failure in pool.map(partial(play_seed, game=game), seeds, chunksize=10):
             if failure is not None:
                 tell(failure)
                 failures.append(failure)
     return failures
 
 
-def rules(scenario: Scenario) -> list[str]:
+def rules(scenario: Scenario, game: Game = AT_SEGMIND) -> list[str]:
     """The rules that a scenario breaks."""
-    return sorted({finding.split(":", 1)[0] for finding in judge(play(scenario))})
+    return sorted({finding.split(":", 1)[0] for finding in game.judge(game.play(scenario))})
 
 
-def reason(seed: int, rule: str | None = None) -> Scenario:
+def reason(seed: int, rule: str | None = None, game: Game = AT_SEGMIND) -> Scenario:
     """The scenario of a seed without everything that its (first) finding does not need."""
-    scenario = draw(seed)
-    wanted = rule or rules(scenario)[0]
-    return shrink(scenario, lambda smaller: wanted in rules(smaller))
+    scenario = game.draw(seed)
+    wanted = rule or rules(scenario, game)[0]
+    return shrink(scenario, lambda smaller: wanted in rules(smaller, game))
 
 
-def trace(scenario: Scenario) -> str:
+def trace(scenario: Scenario, game: Game = AT_SEGMIND) -> str:
     """The log of a scenario and its findings, as text."""
-    world = play(scenario)
-    lines = [*world.scenario.describe(), "", *world.log, "", "findings:", *(judge(world) or ["none"])]
+    world = game.play(scenario)
+    lines = [*world.scenario.describe(), "", *world.log, "", "findings:", *(game.judge(world) or ["none"])]
     return "\n".join(lines)
 
 
@@ -126,9 +141,10 @@ def _tell(failure: Failure) -> None:
     print(failure.seed, failure.family, *failure.findings, sep="\n    ", flush=True)  # noqa: T201
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line."""
+def main(games: Mapping[str, Game], arguments: Sequence[str] | None = None) -> int:
+    """The command line. `games`: what can be played, by the name of the seller."""
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seller", choices=games, default=next(iter(games)))
     parser.add_argument("--seed", type=int, help="play one scenario")
     parser.add_argument("--trace", action="store_true", help="tell how it went")
     parser.add_argument(
@@ -139,19 +155,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--cores", type=int, default=2)
     parser.add_argument("--verbose", action="store_true", help="tell every failure")
     options = parser.parse_args(arguments)
+    game = games[options.seller]
     if options.seed is not None:
-        scenario = draw(options.seed) if options.shrink is None else reason(options.seed, options.shrink)
-        print(trace(scenario) if options.trace else "\n".join([*scenario.describe(), *judge(play(scenario))]))  # noqa: T201
+        scenario = game.draw(options.seed) if options.shrink is None else reason(options.seed, options.shrink, game)
+        findings = [] if options.trace else game.judge(game.play(scenario))
+        print(trace(scenario, game) if options.trace else "\n".join([*scenario.describe(), *findings]))  # noqa: T201
         return 0
     began = time.perf_counter()
     seeds = range(options.first, options.first + options.count)
-    failures = run(seeds, options.cores, _tell if options.verbose else lambda _: None)
+    failures = run(seeds, options.cores, _tell if options.verbose else lambda _: None, game)
     seconds = time.perf_counter() - began
     print(summary(failures))  # noqa: T201
     families = Counter(failure.family for failure in failures)
     print(f"{len(failures)} of {options.count} failed in {seconds:.1f} s; {dict(families)}")  # noqa: T201
     return 1 if failures else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

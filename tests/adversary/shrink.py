@@ -53,6 +53,7 @@ def _smaller_run(run: RunPlan) -> Iterator[RunPlan]:
     yield replace(run, beside_at=None)
     yield replace(run, cap=None)
     yield replace(run, damage=False)
+    yield replace(run, resend=False)
     yield replace(run, kill_at=None, stop_at=None)
     for position in range(len(run.store_troubles)):
         yield replace(run, store_troubles=_without(run.store_troubles, position))

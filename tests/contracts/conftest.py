@@ -2,11 +2,14 @@
 
 import asyncio
 import importlib
+import json
+import os
 import sys
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +120,8 @@ class Shop:
     entry: ProviderEntry
     unclaimed: list[str]
     """POSTs without a claim of their own, and polls whose id was not stored."""
+    declared: dict[str, Any] = field(default_factory=dict)
+    """What the provider declares in place of what its entry has."""
 
     @property
     def abilities(self) -> Abilities:
@@ -131,18 +136,36 @@ class Shop:
         backend = ProviderSettings(self.seller.name, base_url=self.seller.url, api_key=SecretStr(key))
         return prefect_imagegen.generate(str(path), str(self.folder / "store"), backend=backend, **options)
 
+    def age(self, days: float) -> None:
+        """As if all calls of the store had been made so many days earlier, by every clock."""
+        for path in (self.folder / "store" / "ledger" / "claims").rglob("*.json"):
+            if not path.name.endswith(".id.json"):
+                claim = json.loads(path.read_text())
+                for name in ("time", "store_time", "api_time"):
+                    if claim.get(name):
+                        claim[name] = (datetime.fromisoformat(claim[name]) - timedelta(days=days)).isoformat()
+                path.write_text(json.dumps(claim))
+                written = path.stat().st_mtime - days * 86400.0
+                os.utime(path, (written, written))
+
+    def events(self, kind: str) -> list[dict[str, Any]]:
+        """The events of a type in the ledger."""
+        segments = sorted((self.folder / "store" / "ledger" / "segments").glob("*.parquet"))
+        return [event for path in segments for event in pq.read_table(path).to_pylist() if event["type"] == kind]
+
     def give_free(self, result: RunResult, *kinds: str) -> int:
         """The number of rows that `resend` gave free."""
         settings = StoreSettings(str(self.folder / "store"))
         return asyncio.run(resend(settings, str(result.run_id), kinds)).rows
 
 
-def _watched(entry: ProviderEntry, store: Path, unclaimed: list[str]) -> ProviderEntry:
+def _watched(entry: ProviderEntry, store: Path, unclaimed: list[str], declared: dict[str, Any]) -> ProviderEntry:
     """The entry, whose provider is asked only what the store vouches for."""
     claims = store / "ledger" / "claims"
 
     def opened(settings: ProviderSettings, deadline: float) -> Provider:
         provider = entry.open(settings, deadline)
+        provider.abilities = replace(provider.abilities, **declared)
         submit, collect = provider.submit, provider.collect
         posts: Counter[bytes] = Counter()
 
@@ -171,8 +194,8 @@ def shop(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mon
     install(tmp_path / "site", NAME, "queue_images:ENTRY", queue_images=block("python"))
     monkeypatch.syspath_prepend(str(tmp_path / "site"))
     sys.modules.pop("queue_images", None)
-    entry, unclaimed = registry.entry_of(request.param), []
-    watched = _watched(entry, tmp_path / "store", unclaimed)
+    entry, unclaimed, declared = registry.entry_of(request.param), [], {}
+    watched = _watched(entry, tmp_path / "store", unclaimed, declared)
     if request.param == NAME:
         module = importlib.import_module("queue_images")
         monkeypatch.setattr(module, "ENTRY", watched)
@@ -180,6 +203,6 @@ def shop(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mon
     else:
         monkeypatch.setattr(registry, "PROVIDERS", {**registry.PROVIDERS, entry.name: watched})
     with SELLERS[request.param]() as seller:
-        yield Shop(seller, tmp_path, entry, unclaimed)
+        yield Shop(seller, tmp_path, entry, unclaimed, declared)
         assert unclaimed == []
     sys.modules.pop("queue_images", None)

@@ -108,6 +108,36 @@ def test_an_output_that_cannot_be_fetched(fault: str, shop: Shop) -> None:
     assert (second.generated, second.calls, shop.seller.taken) == (1, 0, 1)
 
 
+def test_an_output_that_is_gone_for_good(shop: Shop) -> None:
+    """When the outputs of a call are surely gone, its row fails for good, billed; only `resend` buys it again."""
+    shop.seller.misbehave("lost")
+    assert shop.buy(rows=1).failures == {"submitted": 1}
+    shop.age(days=9)
+    second = shop.buy(rows=1)
+    assert (second.failed, second.failures, second.calls) == (1, {"output_lost": 1}, 0)
+    assert "output_lost" in (shop.folder / "store" / "runs" / str(second.run_id) / "report.md").read_text()
+    (event,) = shop.events("failed")
+    assert (event["error_kind"], event["cost_usd"] is not None) == ("output_lost", shop.abilities.cost_in_answer)
+    shop.seller.misbehave()
+    third = shop.buy(rows=1)
+    assert (third.failed, third.calls, shop.seller.taken) == (1, 0, 1)
+    assert shop.give_free(third, "output_lost") == 1
+    last = shop.buy(rows=1)
+    assert (last.generated, last.calls, shop.seller.taken) == (1, 1, 2)
+
+
+def test_an_output_that_may_come_back(shop: Shop) -> None:
+    """Where the provider does not say how long outputs live, a missing one is never given up: the row stays held."""
+    shop.declared["outputs_live"] = None
+    shop.seller.misbehave("lost")
+    shop.buy(rows=1)
+    shop.age(days=400)
+    second = shop.buy(rows=1)
+    assert (second.held, second.failures, second.calls) == (1, {"submitted": 1}, 0)
+    shop.seller.misbehave()
+    assert (shop.buy(rows=1).generated, shop.seller.taken) == (1, 1)
+
+
 def test_another_account(shop: Shop) -> None:
     """A call of another account is left to it: that our key is not shown it proves nothing."""
     shop.seller.misbehave("lost")

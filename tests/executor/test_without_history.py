@@ -117,3 +117,15 @@ async def test_no_key_is_sent_where_none_is_honoured(forgetful: Bench):
     assert (result.status, posts.keys) == ("held", [None])
     await forgetful.ledger.flush()
     assert (await load_ledger(forgetful.store)).delivered_keys.to_pylist() == []
+
+
+async def test_a_bug_after_the_call_is_no_call_to_look_up(forgetful: Bench):
+    """However a call is lost, its row says that nobody can look it up: the remedy of `unknown` would be wrong."""
+
+    async def broken(*_: Any, **__: Any) -> Submission:
+        raise ValueError("a bug of the provider")
+
+    forgetful.provider.submit = broken  # type: ignore[method-assign]
+    result = await forgetful.make()
+    assert (result.status, result.error_kind) == ("held", "no_history")
+    assert str(result.error_message).endswith("the provider keeps no request history to look it up in")

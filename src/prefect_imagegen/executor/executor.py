@@ -21,7 +21,7 @@ from prefect_imagegen.executor.claims import Claims
 from prefect_imagegen.executor.context import ExecutorContext
 from prefect_imagegen.executor.deferred import DeferredRequests
 from prefect_imagegen.executor.failures import FailureHandler
-from prefect_imagegen.executor.lookups import Lookups
+from prefect_imagegen.executor.lookups import KEEPS_NO_HISTORY, Lookups
 from prefect_imagegen.executor.pending import Defer, NextStep, PendingRequest, Retry
 from prefect_imagegen.executor.slots import Slots
 from prefect_imagegen.executor.states import State
@@ -263,10 +263,14 @@ class Executor:
             self._context.control.finished(result)
         return self._end(row, result)
 
-    @classmethod
-    def _end(cls, row: PendingRequest, result: RequestResult) -> RequestResult:
+    def _end(self, row: PendingRequest, result: RequestResult) -> RequestResult:
+        abilities = self._context.provider.abilities
+        if result.error_kind == "unknown" and abilities.claims and not abilities.history:
+            # However the call was lost, by a stop or a bug too: nobody can look it up, and the next run does not try.
+            result.error_kind = "no_history"
+            result.error_message = f"{result.error_message}; {KEEPS_NO_HISTORY}"
         row.enter(State(result.status))
-        return cls._with_counts(row, result)
+        return self._with_counts(row, result)
 
     @staticmethod
     def _with_counts(row: PendingRequest, result: RequestResult) -> RequestResult:

@@ -22,6 +22,7 @@ EARLY_LOOK_S = 30.0
 """The age in seconds of a call at its only lookup under `--on-unknown retry-once`."""
 GIVEN_UP_AFTER_S = timedelta(days=31).total_seconds()
 """The age in seconds after which an unclear history stays unclear: the row is left to a person."""
+KEEPS_NO_HISTORY = "the provider keeps no request history to look it up in"
 _LOOK_AGAIN_S = 30.0
 
 
@@ -250,7 +251,7 @@ class Lookups:
 
 def _without_history(error: ProviderError) -> ProviderError:
     """The error of a call whose end nobody can look up."""
-    text = f"{error.message}; the provider keeps no request history to look it up in"
+    text = f"{error.message}; {KEEPS_NO_HISTORY}"
     return ProviderError("no_history", text, status=error.status, request_id=error.request_id)
 
 

@@ -50,7 +50,7 @@ def _base(seed: int, family: str, rng: Random) -> Scenario:
     )
     rows = rng.choices((1, 2, 3, 4, 6), (4, 4, 3, 2, 1))[0]
     keys = tuple((f"SG_{rng.getrandbits(64):016x}", account) for account in ("first", "second", "first"))
-    runs = _runs(rng, keys[0][0], lag)
+    runs = draw_runs(rng, keys[0][0], lag)
     last = RunPlan(keys[0][0], machine="here")
     scenario = Scenario(
         seed=seed,
@@ -114,7 +114,7 @@ def _traits(rng: Random) -> Traits:
     )
 
 
-def _runs(rng: Random, key: str, lag: float) -> tuple[RunPlan, ...]:
+def draw_runs(rng: Random, key: str, lag: float) -> tuple[RunPlan, ...]:
     """One run, and up to two more after kills."""
     runs = []
     for number in range(rng.choices((1, 2, 3), (5, 4, 2))[0]):

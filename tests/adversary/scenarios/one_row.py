@@ -23,10 +23,11 @@ from prefect_imagegen.store.heartbeat import Process
 from ..world.api import Plan, Service, Traits
 from ..world.images import png
 from ..world.loop import MachineClock, Time, VirtualLoop, run_on, simulated_clocks
-from ..world.session import Ended, Options, Order, execute
+from ..world.seller import MODEL
+from ..world.session import Ended, Options, Order, execute, segmind_settings
 from ..world.store import Objects, RunStore
 from ..world.wire import Network, Reply, Request, plugged_into
-from ..world.world import MODEL, NETWORK
+from ..world.world import NETWORK
 
 KEY, ACCOUNT = "SG_the_key_of_this_store", "account"
 CAP_USD = 1000.0
@@ -213,7 +214,8 @@ class OneRow:
         # A process of this boot that later runs see as ended.
         process = Process(f"nonce{self._runs}", "this boot", os.getpid(), -self._runs)
         store = RunStore(self.objects, (), _nothing, rng, self._runs)
-        order = Order(f"run-{self._runs}", [REQUEST], options, KEY, process, store, clock, rng, budget=budget)
+        settings = segmind_settings(options, KEY)
+        order = Order(f"run-{self._runs}", [REQUEST], options, settings, process, store, clock, rng, budget=budget)
         asyncio.set_event_loop(loop)
         threads = patch.object(acero, "_group_by", partial(acero._group_by, use_threads=False))
         with simulated_clocks(), plugged_into(NETWORK.get), threads:

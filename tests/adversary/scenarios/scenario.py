@@ -18,7 +18,8 @@ class RunPlan:
     `kill_at` and `stop_at` count events of its store and its network: all, or those with some text in their name.
     `pause` is seconds since the run before; `machine` is `here` where its end can be seen in /proc by later runs;
     `damage`: before it, an image in the store is damaged; `beside`: another run that starts at the same time, or, with
-    `beside_at`, amid it. `cap`: the most that it may spend, in US dollars.
+    `beside_at`, amid it. `cap`: the most that it may spend, in US dollars. `resend`: before it, a person gives the rows
+    free that the run before held for want of a request history.
     """
 
     key: str
@@ -31,6 +32,7 @@ class RunPlan:
     beside: bool = False
     beside_at: "At | None" = None
     cap: float | None = None
+    resend: bool = False
     store_troubles: tuple[StoreTrouble, ...] = ()
 
     def describe(self) -> str:

@@ -110,6 +110,11 @@ class Plan:
 class Service:
     """Answers requests. `accounts` names the account of each key."""
 
+    api = API
+    """The host that takes POSTs."""
+    own_hosts = frozenset({API, HISTORY, ASSETS})
+    """The hosts that may see a key."""
+
     def __init__(
         self, true: Time, traits: Traits, accounts: dict[str, str], plan: Callable[[Request], Plan], v1: bool
     ) -> None:
@@ -139,6 +144,15 @@ class Service:
         elif self.traits.date == "garbage":
             reply.headers.setdefault("Date", "yesterday, or so")
         return reply
+
+    def kind_at(self, method: str, host: str) -> str:
+        """The kind of endpoint that a new connection to a host is for."""
+        kinds = {API: "status", HISTORY: "history", ASSETS: "upload", CDN: "download", OTHER_CDN: "download"}
+        return "submit" if method == "POST" and host == API else kinds.get(host, "other")
+
+    def polled_id(self, request: Request) -> str:
+        """The id of the job that a poll asks for."""
+        return request.path.split("/")[3]
 
     def account_of(self, request: Request) -> str | None:
         return self._accounts.get(request.key or "")

@@ -1,4 +1,7 @@
-"""One run of the product over a simulated world, wired as `app.running.run_session.open_session` does it."""
+"""One run of the product over a simulated world, wired as `app.running.run_session.open_session` does it.
+
+Whatever the run is told of its provider is in `Order.settings`; what the provider can do, its abilities say.
+"""
 
 import asyncio
 import json
@@ -13,6 +16,7 @@ import pyarrow as pa
 from pydantic import SecretStr
 
 from prefect_imagegen.app.config.resolve import open_provider
+from prefect_imagegen.app.running.connections import _no_history
 from prefect_imagegen.core import layout
 from prefect_imagegen.core.choices import OnUnknown
 from prefect_imagegen.core.errors import ProviderError, StoreError
@@ -27,7 +31,7 @@ from prefect_imagegen.executor import Executor, ExecutorContext, Policy
 from prefect_imagegen.executor.control import RunControl
 from prefect_imagegen.ports import Accounts, Clock, ObjectStore, Provider
 from prefect_imagegen.providers.limits import RateGate
-from prefect_imagegen.providers.segmind.provider import SEGMIND_URL
+from prefect_imagegen.providers.registry import entry_of
 from prefect_imagegen.providers.settings import ProviderSettings
 from prefect_imagegen.store.heartbeat import Heartbeat, Process, StoreRunLiveness
 from prefect_imagegen.store.ledger.accounts import open_accounts
@@ -57,7 +61,7 @@ class Order:
     run_id: str
     requests: Sequence[GenerationRequest]
     options: Options
-    api_key: str
+    settings: ProviderSettings
     process: Process
     store: ObjectStore
     clock: Clock
@@ -79,7 +83,7 @@ class Ended:
 
 
 class UploadingReferences:
-    """A `ports.References` that uploads one picture for every reference."""
+    """A `ports.References` that uploads one picture for every reference, or sends it inside the call."""
 
     inline = False
 
@@ -87,7 +91,10 @@ class UploadingReferences:
         self._provider = provider
 
     async def addresses(self, request: GenerationRequest, *, force_upload: bool) -> Sequence[str]:
-        return [await self._provider.upload(b"a picture", "image/png") for _ in request.references]
+        account = self._provider.account
+        if account is None or not self._provider.abilities.uploads:
+            return ["data:image/png;base64,YSBwaWN0dXJl" for _ in request.references]
+        return [await account.upload(b"a picture", "image/png") for _ in request.references]
 
 
 async def execute(order: Order) -> Ended:
@@ -125,19 +132,21 @@ def _plan(view: LedgerView, requests: Sequence[GenerationRequest]) -> tuple[list
 
 async def _check(order: Order) -> None:
     """Prove the key before anything is spent, as `app.planning.prepare` does it."""
-    provider = open_provider(_settings(order), order.options.deadline)
+    provider = open_provider(order.settings, order.options.deadline)
     try:
-        await provider.check()
+        if provider.account is not None and provider.abilities.balance:
+            await provider.account.check()
     finally:
         await provider.aclose()
 
 
-def _settings(order: Order) -> ProviderSettings:
+def segmind_settings(options: Options, api_key: str) -> ProviderSettings:
+    """What a run at Segmind is told of it."""
     return ProviderSettings(
-        api_key=SecretStr(order.api_key),
-        api_version="v1" if order.options.v1 else "v2",
+        api_key=SecretStr(api_key),
+        api_version="v1" if options.v1 else "v2",
         requests_per_minute=3000.0,
-        max_in_flight=order.options.in_flight,
+        max_in_flight=options.in_flight,
     )
 
 
@@ -155,9 +164,8 @@ async def _execute(order: Order) -> Ended:
     ledger = StoreLedger(
         store, view, run_id=run_id, nonce=order.process.nonce, clock=clock, read_segments=segment_names
     )
-    settings = _settings(order)
-    gate = RateGate(settings.requests_per_minute, clock.monotonic, control.sleep)
-    provider = open_provider(settings, options.deadline)
+    gate = RateGate(order.settings.requests_per_minute, clock.monotonic, control.sleep)
+    provider = open_provider(order.settings, options.deadline)
     provider.expect(sandbox=False)
 
     async def decoder(function: Callable[[bytes], Decoded], data: bytes) -> Decoded:
@@ -230,14 +238,17 @@ def _note_failure(control: RunControl, task: "asyncio.Task[Any]") -> None:
 
 
 async def _accounts(order: Order, provider: Provider, store: ObjectStore, view: LedgerView) -> Accounts:
-    with suppress(ProviderError):
-        await provider.check()
+    settings, account = order.settings, provider.account
+    if account is not None and provider.abilities.balance:
+        with suppress(ProviderError):
+            await account.check()
+    assert settings.api_key is not None
     return await open_accounts(
         store,
         view,
-        api_key=order.api_key,
-        base_url=SEGMIND_URL,
-        provider="segmind",
-        look_up=provider.record,
+        api_key=settings.api_key.get_secret_value(),
+        base_url=entry_of(settings.provider).url(settings),
+        provider=settings.provider,
+        look_up=account.record if account is not None and provider.abilities.history else _no_history,
         history_complete_until=order.clock.now() - timedelta(seconds=order.options.history_lag),
     )

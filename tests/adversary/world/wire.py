@@ -36,7 +36,8 @@ class Request:
 
     @property
     def key(self) -> str | None:
-        return self.headers.get("x-api-key")
+        scheme, _, key = self.headers.get("authorization", "").partition(" ")
+        return self.headers.get("x-api-key") or (key if scheme == "Key" else None)
 
 
 @dataclass(slots=True)

@@ -10,20 +10,22 @@ from functools import partial
 from random import Random
 from typing import Any
 
+from prefect_imagegen.core import layout
 from prefect_imagegen.core.request.request import GenerationRequest, Reference
 from prefect_imagegen.executor.control import RunControl
 from prefect_imagegen.store.heartbeat import Process
 
 from ..played import Played, inner, short
 from ..scenarios.scenario import At, RunPlan, Scenario
-from .api import API, ASSETS, CDN, HISTORY, OTHER_CDN, Plan, Service
+from .api import Plan
 from .loop import DeadlockError, LivelockError, MachineClock, Time, VirtualLoop, run_on
+from .resending import give_free
+from .seller import SEGMIND, Seller
 from .session import Ended, Order, execute
 from .store import Objects, RunStore
 from .troubles import Troubles, rewrite, spoil
 from .wire import Network, Reply, Request
 
-MODEL = "flux-2-klein-9b"
 NETWORK: ContextVar[Network] = ContextVar("network")
 """The network of the process that is running now."""
 MOST_LISTINGS = 300
@@ -33,19 +35,26 @@ _TAKEN = ("NSFW content detected", "the sampler is wrong")
 
 
 class World:
-    """The service, the store and the runs of one scenario."""
+    """The service, the store and the runs of one scenario, at one seller."""
 
-    def __init__(self, scenario: Scenario) -> None:
+    def __init__(self, scenario: Scenario, seller: Seller = SEGMIND) -> None:
         self.scenario = scenario
+        self.seller = seller
         self.true = Time()
         self.log: list[str] = []
         self.runs: list[Played] = []
-        self.requests = [_request(scenario, row) for row in range(scenario.rows)]
+        self.requests = [_request(scenario, seller, row) for row in range(scenario.rows)]
         self.objects = Objects(self.true, scenario.store_clock, scenario.list_lag, scenario.blind)
         self.rng = Random(scenario.seed * 7919 + 1)
-        self.service = Service(self.true, scenario.traits, dict(scenario.keys), self._fate, scenario.options.v1)
+        self.service = seller.serve(self.true, scenario, self._fate)
         self.unsafe_polls: list[str] = []
+        self.unclaimed_posts: list[str] = []
+        """POSTs that arrived before the store had a claim of their own."""
+        self.strangers: list[str] = []
+        """Requests that showed a key to a host that is not the seller's."""
         self.damaged: set[str] = set()
+        self.freed: list[tuple[bytes, float]] = []
+        """The rows that a person gave free to be sent again, and when."""
         self._troubles = Troubles(list(scenario.troubles), self.rng)
         self._refusing = False
         self._ticks: Counter[str] = Counter()
@@ -72,6 +81,8 @@ class World:
         self.true.now += plan.pause
         if plan.damage:
             self._damage()
+        if plan.resend and self.runs:
+            self._give_free(self.runs[-1])
         self._ticks.clear()
         self._going = going = []
         self._loop = loop = VirtualLoop(self.true)
@@ -100,7 +111,8 @@ class World:
         process = Process(f"nonce{number}", _HERE if plan.machine == "here" else plan.machine, os.getpid(), -number)
         clock = MachineClock(self.true, plan.clock)
         options = self.scenario.options
-        order = Order(f"run-{number}", self.requests, options, plan.key, process, store, clock, self.rng)
+        settings = self.seller.settings(options, plan.key)
+        order = Order(f"run-{number}", self.requests, options, settings, process, store, clock, self.rng)
         order.cap = plan.cap
         order.opened = partial(self._opened, played)
         task = loop.create_task(_in_process(network, clock, execute(order)))
@@ -171,11 +183,13 @@ class World:
             rewrite(trouble, request)
         self._refusing = not all(trouble.accepts for trouble in striking)
         if kind in ("status", "result"):
-            self._check_poll(request.path.split("/")[3], played)
+            self._check_poll(self.service.polled_id(request), played)
+        self._check_key(request)
         reply = self.service.answer(request, number)
         for trouble in striking:
             reply = spoil(trouble, reply, request, self.rng)
         if kind == "submit":
+            self._check_claim()
             self._note_call(reply, played)
         if kind == "history":
             played.listings += 1
@@ -195,6 +209,20 @@ class World:
         if request_id not in self.objects.request_ids and not played.plan.store_troubles:
             self.unsafe_polls.append(request_id)
 
+    def _check_key(self, request: Request) -> None:
+        shown = f"{request.path} {request.query} {request.headers}".encode() + request.body
+        if request.host not in self.service.own_hosts and any(key.encode() in shown for key, _ in self.scenario.keys):
+            self.strangers.append(f"{request.method} {request.host}{request.path}")
+
+    def _check_claim(self) -> None:
+        """Check that the call that has just arrived has a claim, which no earlier call of its row had."""
+        prompt = self.service.calls[-1].prompt
+        key = next(request.key.hex() for request in self.requests if request.prompt == prompt)
+        paths = [path for path in self.objects.contents if path.startswith(layout.claims_of(key))]
+        claims = [path for path in paths if not path.endswith(".id.json")]
+        if len(claims) < sum(call.prompt == prompt for call in self.service.calls):
+            self.unclaimed_posts.append(prompt)
+
     def _note_call(self, reply: Reply, played: Played) -> None:
         call = self.service.calls[-1]
         call.status = reply.status
@@ -205,15 +233,14 @@ class World:
             played.moved = max(played.moved, self.true.now + reply.delay)
 
     def _abandoned(self, request: Request) -> None:
-        if request.method == "POST" and request.host == API:
+        if request.method == "POST" and request.host == self.service.api:
             for call in self.service.calls:
                 if call.at == request.at and call.prompt.encode() in request.body and call.abandoned_at is None:
                     call.abandoned_at = self.runs[call.run - 1].moved = self.true.now
             self.note(f"the client lets go of {request.method} {request.path} after {self.true.now - request.at:.1f} s")
 
     def _connecting(self, method: str, host: str, path: str) -> str | None:
-        kinds = {API: "status", HISTORY: "history", ASSETS: "upload", CDN: "download", OTHER_CDN: "download"}
-        kind = "submit" if method == "POST" and host == API else kinds.get(host, "other")
+        kind = self.service.kind_at(method, host)
         trouble = None if self._good_times else self._troubles.connecting(kind, self.true.now)
         if trouble:
             self.note(f"connect {host} for {kind}: {trouble}")
@@ -242,7 +269,18 @@ class World:
             body = {"prompt": f"somebody else's picture {at:.0f}", "seed": 5, "image_urls": []}
             if row is not None:
                 body = self.requests[row].body(())
-            self.service.add_foreign(self.scenario.keys[0][1], body, at, MODEL, 1.5)
+            self.service.add_foreign(self.scenario.keys[0][1], body, at, self.seller.model, 1.5)
+
+    def _give_free(self, run: Played) -> None:
+        """`resend` of the rows that a run held for want of a history."""
+        loop = VirtualLoop(self.true)
+        asyncio.set_event_loop(loop)
+        store = RunStore(self.objects, (), lambda _, __: None, self.rng, run.number)
+        keys = loop.drive(give_free(store, MachineClock(self.true), run, self.requests)).result()
+        self.freed += [(key, self.true.now) for key in keys]
+        self.note(f"resend gives {len(keys)} rows of run {run.number} free")
+        loop.bury()
+        asyncio.set_event_loop(None)
 
     def _damage(self) -> None:
         """An image in the store loses its end."""
@@ -268,8 +306,9 @@ async def _in_process(network: Network, clock: MachineClock, run: Coroutine[Any,
     return await run
 
 
-def _request(scenario: Scenario, row: int) -> GenerationRequest:
+def _request(scenario: Scenario, seller: Seller, row: int) -> GenerationRequest:
     params = {"prompt": f"row {row} of {scenario.seed}", "negative_prompt": "", "seed": 7 + row, "cfg": 5, "steps": 20}
     params |= {"sampler": "euler", "aspect_ratio": "1:1", "go_fast": True, "image_format": "png", "quality": 90}
     references = (Reference("url", "https://example.com/a.png", "https://example.com/a.png"),)
-    return GenerationRequest(MODEL, params, references if row in scenario.with_reference else ())
+    used = references if row in scenario.with_reference else ()
+    return GenerationRequest(seller.model, params, used, provider=seller.key_scope)

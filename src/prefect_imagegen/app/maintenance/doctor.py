@@ -18,6 +18,7 @@ from prefect_imagegen.core import layout
 from prefect_imagegen.core.errors import ProviderError, RefusedError, StoreError
 from prefect_imagegen.core.ledger.accounts import fingerprint_of
 from prefect_imagegen.core.money import usd
+from prefect_imagegen.core.policy.abilities import COSTS_UNNAMED
 from prefect_imagegen.core.policy.history_lookup import Window
 from prefect_imagegen.core.policy.outcomes import OUTCOMES
 from prefect_imagegen.core.request.models import DEFAULT_MODEL
@@ -256,6 +257,8 @@ def _no_key(settings: ProviderSettings) -> Check:
 async def _account(provider: Provider, settings: ProviderSettings) -> AsyncIterator[Check]:
     """The checks of the account, as far as the provider has its parts."""
     key_remedy, account = entry_of(settings.provider).key_remedy, provider.account
+    if not provider.abilities.cost_in_answer:
+        yield Check("costs", "warn", COSTS_UNNAMED, "Compare what a run reports with the provider's bill.")
     if settings.api_key is None:
         yield _no_key(settings)
         return

@@ -21,6 +21,7 @@ from prefect_imagegen.app.planning.references import ReferenceChecks, reading_op
 from prefect_imagegen.core import layout
 from prefect_imagegen.core.errors import ProviderError, RefusedError, StoreError
 from prefect_imagegen.core.plan import PlanSummary
+from prefect_imagegen.core.policy.abilities import COSTS_UNNAMED
 from prefect_imagegen.core.policy.forecast import forecast
 from prefect_imagegen.core.redact import redact
 from prefect_imagegen.failpoints import hit
@@ -202,14 +203,17 @@ async def _draft(open_run: OpenRun, kind: StoreKind | None, spec: RunSpec) -> Pl
 
 def _with_forecast(summary: PlanSummary, draft: PlanDraft, spec: RunSpec, kind: StoreKind | None) -> PlanSummary:
     provider = spec.provider
+    abilities = entry_of(provider.provider).abilities
     expected = forecast(
         summary.to_make_by_class,
         {name: stats for name, stats in draft.costs().items() if stats.high},
         in_flight=provider.max_in_flight or DEFAULT_IN_FLIGHT,
         per_minute=provider.requests_per_minute,
-        free=not entry_of(provider.provider).abilities.claims,
+        free=not abilities.claims,
     )
     summary.forecast = replace(expected, sandbox=kind == "sandbox")
+    if spec.options.max_cost_usd is not None and summary.to_make and not abilities.cost_in_answer:
+        summary.warnings[f"{COSTS_UNNAMED}: compare what the run reports with the provider's bill"] = summary.to_make
     return summary
 
 

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from datetime import timedelta
 
+COSTS_UNNAMED = "answers name no costs, so a cap is held against published or assumed prices"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Abilities:
@@ -22,7 +24,7 @@ class Abilities:
     reference_urls: bool = True
     """Whether references may be sent as addresses; otherwise they always travel inside the call."""
     cost_in_answer: bool = False
-    """Whether the answers name what they cost; otherwise a cap is held against assumed prices."""
+    """Whether the answers name what they cost; otherwise `doctor` and plans with a cap say `COSTS_UNNAMED`."""
     idempotency_key: bool = False
     """Whether two POSTs with the same idempotency key, sent within a minute, are one call."""
     outputs_live: timedelta | None = None
