@@ -23,6 +23,8 @@ class OpenRun:
         """`patience`: seconds for one call of the provider, and to wait for the first healthy worker of a pool."""
         self.store = open_object_store(store.url, store.storage_options)
         self.is_closed = False
+        self.is_executed = False
+        """Whether an execution uses it, and will close it."""
         self._patience = patience
         self._provider: Provider | None = None
         self._is_ready = False

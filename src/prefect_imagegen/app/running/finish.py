@@ -30,8 +30,9 @@ async def finish(session: Session, seconds: float) -> RunResult:
     """Write `metadata/`, `failures/`, `report.json` and `report.md`; returns the run's figures.
 
     Works part by part, so memory is bounded. If the store cannot be written any more, the run counts as stopped
-    (`store`), with the figures that this process knows.
+    (`store`), with the figures that this process knows. Raises SessionError.
     """
+    session.check_usable()
     try:
         await session.ledger.flush()
         hit("finish")

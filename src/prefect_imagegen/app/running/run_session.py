@@ -50,8 +50,10 @@ async def open_session(planned_run: PlannedRun, order_id: str | None = None) -> 
     budget cap holds over all its executions. Raises AlreadyStartedError if this run was begun before, StoreError or
     ProviderError if something is out of reach.
     """
-    if planned_run.open_run.is_closed:
+    open_run = planned_run.open_run
+    if open_run.is_closed or open_run.is_executed:
         raise AlreadyStartedError(planned_run.run_id)
+    open_run.is_executed = True
     async with AsyncExitStack() as stack:
         stack.push_async_callback(planned_run.aclose)
         started = await _start(planned_run, order_id, stack)
@@ -60,6 +62,7 @@ async def open_session(planned_run: PlannedRun, order_id: str | None = None) -> 
         try:
             yield session
         finally:
+            session.close()
             for task in background:
                 task.cancel()
             await asyncio.gather(*background, return_exceptions=True)
