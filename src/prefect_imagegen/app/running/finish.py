@@ -96,6 +96,7 @@ async def _write(session: Session, seconds: float) -> RunResult:
         "options": session.planned_run.spec.options.model_dump(exclude=SECRET_OPTIONS),
         "held_rows": result.held_rows,
         "paid": result.paid,
+        "unpriced": result.unpriced,
         "overshoot_usd": exact(result.overshoot_usd),
         "assumed_price": result.assumed_price,
         "not_understood": result.not_understood,
