@@ -11,7 +11,7 @@ from pydantic import SecretStr
 
 from prefect_imagegen.app.config.options import RunOptions
 from prefect_imagegen.app.config.settings import StoreSettings
-from prefect_imagegen.app.planning.prepare import RunSpec, prepare
+from prefect_imagegen.app.planning.prepare import PlannedRun, RunSpec, prepare
 from prefect_imagegen.app.running.finish import finish
 from prefect_imagegen.app.running.run_session import AlreadyStartedError, open_session
 from prefect_imagegen.app.running.session import Session, SessionError
@@ -67,6 +67,20 @@ def test_another_event_loop_is_refused(spec: RunSpec, gateway: EmbeddedGateway) 
     assert not gateway.account_state.records
 
 
+def test_a_plan_of_another_event_loop_is_refused(spec: RunSpec, gateway: EmbeddedGateway) -> None:
+    """A plan made in one event loop and opened in another is refused, before any claim or call."""
+
+    async def use(planned_run: PlannedRun) -> None:
+        async with open_session(planned_run):
+            pass
+
+    with asyncio.Runner() as runner:
+        planned_run = runner.run(prepare(spec))
+        assert asyncio.run(kind_of(use(planned_run))) == "session_elsewhere"
+        runner.run(planned_run.aclose())
+    assert not gateway.account_state.records
+
+
 def test_a_shard_is_made_once(spec: RunSpec, gateway: EmbeddedGateway) -> None:
     """A shard that is asked for again is not made again, and what it has cost stays in the run's figures."""
 
@@ -92,7 +106,7 @@ def test_a_shard_is_made_once(spec: RunSpec, gateway: EmbeddedGateway) -> None:
 def test_a_plan_is_opened_once(spec: RunSpec, gateway: EmbeddedGateway, *, nested: bool) -> None:
     """A plan that is opened a second time, also while the first execution goes on, leaves that one alone."""
 
-    async def again(planned_run: Any) -> None:
+    async def again(planned_run: PlannedRun) -> None:
         with pytest.raises(AlreadyStartedError):
             async with open_session(planned_run):
                 pass

@@ -31,8 +31,8 @@ _MOST_SHARDS = 8
 class SessionError(ImagegenError):
     """A session was used as it cannot be used. Nothing was called for it.
 
-    `session_closed`; `session_elsewhere`: in another event loop than its own; `shard_unknown`; `shard_open`: a shard
-    that is being made already.
+    `session_closed`; `session_elsewhere`: in another event loop than that of the plan; `shard_unknown`;
+    `shard_open`: a shard that is being made already.
     """
 
 
@@ -67,6 +67,16 @@ class Stats:
         self.cost_usd += times * (result.cost_usd or 0.0)
         self.paid += times * result.paid
         self.maybe_paid += times * result.maybe_paid
+
+
+def check_loop(planned_run: PlannedRun) -> None:
+    """Raise SessionError (`session_elsewhere`) in another event loop than that of the plan."""
+    if asyncio.get_running_loop() is not planned_run.open_run.loop:
+        raise SessionError(
+            "session_elsewhere",
+            "A run is planned and executed in one event loop, which its connections belong to, and this is another.",
+            remedy="Await all its tasks in one async function; .submit and .map run them in other loops.",
+        )
 
 
 class Session:
@@ -109,7 +119,6 @@ class Session:
         self._provider = context.provider
         self._held: dict[bytes, RequestResult] = {}
         self._opening = 0
-        self._loop = asyncio.get_running_loop()
         self._is_closed = False
         self._shards: dict[int, Counter[str] | None] = {}
         """The shards that were made, with their counts; None for those that are being made."""
@@ -126,12 +135,7 @@ class Session:
                 f"The session of run {self.planned_run.run_id} is closed.",
                 remedy="Make shards and finish the run within `async with open_session(...)`; to go on, plan anew.",
             )
-        if asyncio.get_running_loop() is not self._loop:
-            raise SessionError(
-                "session_elsewhere",
-                "A session works in the event loop only that has opened it.",
-                remedy="Await its tasks there; .submit and .map run them in other loops.",
-            )
+        check_loop(self.planned_run)
 
     @property
     def endpoint(self) -> str:
