@@ -2,8 +2,9 @@
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -118,7 +119,7 @@ def show_result(console: Console, result: RunResult) -> None:
 def show_statuses(console: Console, statuses: Sequence[RunStatus]) -> None:
     """One line a run; `other` is every state but generated and reused, told apart in the run's report.
 
-    `+ ?` behind the money: images whose cost no answer named come on top.
+    `?`, or `+?` behind the money: the cost of all images, or of some, was named by no answer.
     """
     table = Table("run", "state", "rows", "made", "reused", "other", "calls", "USD", box=None, header_style="bold")
     for status in statuses:
@@ -128,13 +129,18 @@ def show_statuses(console: Console, statuses: Sequence[RunStatus]) -> None:
             continue
         other = report["rows"] - report["generated"] - report["reused"]
         counts = (report["rows"], report["generated"], report["reused"], other, report["calls"])
-        # A report of an older version does not tell how many images have no known price.
-        money = figure(report["cost_usd"]) + (" + ?" if report.get("unpriced") else "")
-        table.add_row(status.run_id, status.state, *map(str, counts), money)
+        table.add_row(status.run_id, status.state, *map(str, counts), _spent(report))
     for column in table.columns:
         column.no_wrap = True
         column.min_width = max(len(str(cell)) for cell in (column.header, *column.cells))
     console.print(table)
+
+
+def _spent(report: Mapping[str, Any]) -> str:
+    """The money of a run in few characters, since the line is 80 wide; older reports do not tell of unknown prices."""
+    if not report.get("unpriced"):
+        return figure(report["cost_usd"])
+    return f"{figure(report['cost_usd'], places=2)}+?" if report["cost_usd"] else "?"
 
 
 def show_accounts(console: Console, keys: Sequence[KeyRecord]) -> None:
