@@ -54,7 +54,7 @@ async def publish_summary(result: RunResult) -> None:
     failures_at = f"Rows without an image: {redact(result.store)}/{layout.run(str(result.run_id), 'failures')}"
     description = failures_at if rows else "Every row has its image."
     await _quietly(acreate_table_artifact(rows, key=artifact_key("failures", result.store), description=description))
-    text = f"{result.generated} generated, {result.reused} reused of {result.rows} rows; {usd(result.cost_usd)}"
+    text = f"{result.generated} generated, {result.reused} reused of {result.rows} rows; {result.cost_text}"
     await _quietly(
         acreate_markdown_artifact(report_markdown(result), key=artifact_key("summary", result.store), description=text)
     )

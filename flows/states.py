@@ -16,7 +16,7 @@ from prefect.states import Completed, Failed
 
 from prefect_imagegen.app.running.result import STATES, STOP_REASONS, RunResult
 from prefect_imagegen.core.errors import ImagegenError, RefusedError
-from prefect_imagegen.core.money import exact, usd
+from prefect_imagegen.core.money import exact
 from prefect_imagegen.core.redact import redact
 from prefect_imagegen.tasks.outages import server
 from prefect_imagegen.tasks.wording import in_parameters
@@ -47,7 +47,7 @@ def is_repeated() -> bool:
 def final_state(result: RunResult, *, fail_above: float) -> State[Any]:
     """The final state of a flow run from the figures of its run; `fail_above` as in the flow."""
     figures = f"{result.generated} generated, {result.reused} reused, {result.invalid} invalid, {result.failed} failed,"
-    figures += f" {result.held} held, {result.not_run} not run; {usd(result.cost_usd)}{result.order_text}"
+    figures += f" {result.held} held, {result.not_run} not run; {result.cost_text}{result.order_text}"
     if result.stop_reason is not None:
         why = in_parameters(STOP_REASONS.get(result.stop_reason, result.stop_reason))
         text = f"stopped ({result.stop_reason}): {why} ({result.stop_message}). {figures}"

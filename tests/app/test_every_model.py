@@ -25,6 +25,7 @@ from prefect_imagegen.core.request.models import (
     by_name,
     rows,
 )
+from prefect_imagegen.gateway.jobs.runner import BadRequestError, checked_params
 from prefect_imagegen.gateway.server import EmbeddedGateway
 from prefect_imagegen.gateway.settings import GatewaySettings
 from prefect_imagegen.providers.settings import ProviderSettings
@@ -46,6 +47,19 @@ MADE_UP = ModelSpec(
     quality_field="compression",
     size=SizeSpec(width="w", height="h"),
     price_fields=("detail",),
+    is_priced_by_size=True,
+    price_usd=0.02,
+)
+TRIPTYCH = ModelSpec(
+    "triptych-1",
+    by_name(
+        FieldSpec("size", "string", "1024*1024"),
+        FieldSpec("format", "string", "webp", choices=("webp", "jpg", "png")),
+    ),
+    {"size": "1024*1024", "format": "webp"},
+    ReferenceSpec(("left", "middle", "right"), is_list=False, minimum=2),
+    format_field="format",
+    size=SizeSpec(pixels="size"),
     is_priced_by_size=True,
     price_usd=0.02,
 )
@@ -72,6 +86,8 @@ def sizes_of(spec: ModelSpec) -> list[tuple[dict[str, Any], tuple[int, int] | No
     if spec.size.width:
         names = (str(spec.size.width), str(spec.size.height))
         return [(dict(zip(names, size, strict=True)), size) for size in ((256, 512), (777, 333))]
+    if spec.size.pixels:
+        return [({spec.size.pixels: "1664*928"}, (1664, 928)), ({spec.size.pixels: "512x768"}, (512, 768))]
     if spec.size.ratio is None:
         return [({}, ASPECT_SIZES["1:1"])]
     sizes = [({spec.size.ratio: ratio}, ASPECT_SIZES[ratio]) for ratio in ("3:2", "9:16")]
@@ -161,6 +177,27 @@ def test_a_made_up_model_is_one_row(photos: list[str], tmp_path: Path, monkeypat
         check(tmp_path, result, asked)
         assert gateway.account_state.price(MADE_UP.slug) == 0.02
     assert MADE_UP.slug in MODELS
+
+
+def test_a_model_may_name_its_size_in_one_text(
+    photos: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A size as `1664*928` is drawn and decides the cost class; the gateway refuses what is no size."""
+    monkeypatch.setitem(rows._ROWS, TRIPTYCH.slug, TRIPTYCH)
+    asked = list(rows_of(TRIPTYCH, photos))
+    with EmbeddedGateway(GatewaySettings()) as gateway:
+        result = run(gateway, tmp_path, [row for row, _ in asked])
+        check(tmp_path, result, asked)
+        plan = prefect_imagegen.plan(
+            tmp_path / "rows.jsonl", tmp_path / "other", backend=ProviderSettings(base_url=gateway.url)
+        )
+    assert sorted(plan.to_make_by_class) == [
+        "triptych-1 megapixels=1 references=3",
+        "triptych-1 megapixels=2 references=2",
+    ]
+    for size, reason in (("large", "such as 1024x768"), ("64x64 px", "such as 1024x768"), ("9999x64", "64 to 4096")):
+        with pytest.raises(BadRequestError, match=f"size: .*{reason}"):
+            checked_params(TRIPTYCH.slug, {"prompt": "x", "left": "l", "middle": "m", "size": size})
 
 
 def test_a_missing_reference_is_told_before_any_call(tmp_path: Path) -> None:

@@ -83,7 +83,7 @@ def test_generate_with_a_pool(images_engine: Any, tmp_path: Path) -> None:
     process = call("generate", path, *pool, "--endpoint", "openai+http://127.0.0.1:9", folder=tmp_path, **secret)
     assert process.returncode == 0, process.stderr
     assert "on your own workers: nothing to pay" in process.stdout
-    assert "replaced by what the workers can do: cfg in" in process.stdout
+    assert "not used as asked for: cfg in" in process.stdout
     assert "licence of the weights: FLUX Non-Commercial License" in process.stdout
     assert "Worker http://127.0.0.1:9 is left out until it is healthy" in process.stderr
     assert "pool-00112233" not in process.stdout + process.stderr

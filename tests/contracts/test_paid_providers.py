@@ -154,6 +154,8 @@ def test_an_answer_without_a_cost(shop: Shop) -> None:
     result = shop.buy(rows=1, max_cost_usd=1.0)
     assert result.generated == 1
     assert [row["cost_usd"] for row in metadata(shop.folder, result)] == [None]
+    # Nor is it shown as nothing.
+    assert (result.unpriced, result.cost_text) == (1, "1 at a price that no answer named")
 
 
 def test_a_cap_without_costs(shop: Shop) -> None:

@@ -103,7 +103,7 @@ def verify(repair: bool, as_json: bool, **parsed: Any) -> None:
     """Check that every image of the ledger is in the store, whole and unchanged, and every image in the ledger.
 
     Reads and decodes every image. Exit code 0: all is well, or mended; 1: something is wrong; 2: refused. --repair
-    never pays: with a key it fetches paid images again while the API still has them (7 days).
+    never pays: with a key it fetches paid images again while the API still has them.
     """
     console = Console(stderr=as_json)
     with command_boundary(parsed["store"], as_json=as_json, blank={}):

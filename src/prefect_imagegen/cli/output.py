@@ -2,8 +2,9 @@
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -72,9 +73,9 @@ def forecast_text(forecast: Forecast) -> str:
         return f"{counted(forecast.images, 'image')} on your own workers: nothing to pay"
     if forecast.sandbox:
         return f"{counted(forecast.images, 'image')} in the sandbox: placeholders, nothing to pay"
-    source = "as measured in this store" if forecast.measured else "by published averages, halved and doubled"
+    source = "as measured in this store" if forecast.measured else "by published or assumed prices, halved and doubled"
     if 0 < forecast.measured < forecast.images:
-        source = f"as measured in this store for {forecast.measured:,}, else by published averages"
+        source = f"as measured in this store for {forecast.measured:,}, else by published or assumed prices"
     money = f"[bold]{figure(forecast.low_usd, places=2)} to {usd(forecast.high_usd, places=2)}[/]"
     times = " to ".join(dict.fromkeys(_duration(seconds) for seconds in (forecast.low_seconds, forecast.high_seconds)))
     return f"{counted(forecast.images, 'image')}: {money} and {times}, {source}"
@@ -100,7 +101,7 @@ def show_result(console: Console, result: RunResult) -> None:
         console.print(f"[yellow]{result.flagged:,} images are flagged[/] (column flags)")
     if result.unhonoured:
         counts = ", ".join(f"{name} in {count:,} rows" for name, count in sorted(result.unhonoured.items()))
-        console.print(f"[yellow]replaced by what the workers can do:[/] {counts} (column applied)", highlight=False)
+        console.print(f"[yellow]not used as asked for:[/] {counts} (column applied)", highlight=False)
     if result.weights_license:
         console.print(f"licence of the weights: {shown(result.weights_license)}", highlight=False)
     if result.overshoot_usd:
@@ -116,7 +117,10 @@ def show_result(console: Console, result: RunResult) -> None:
 
 
 def show_statuses(console: Console, statuses: Sequence[RunStatus]) -> None:
-    """One line a run; `other` is every state but generated and reused, told apart in the run's report."""
+    """One line a run; `other` is every state but generated and reused, told apart in the run's report.
+
+    `?`, or `+?` behind the money: the cost of all images, or of some, was named by no answer.
+    """
     table = Table("run", "state", "rows", "made", "reused", "other", "calls", "USD", box=None, header_style="bold")
     for status in statuses:
         report = status.report
@@ -125,11 +129,18 @@ def show_statuses(console: Console, statuses: Sequence[RunStatus]) -> None:
             continue
         other = report["rows"] - report["generated"] - report["reused"]
         counts = (report["rows"], report["generated"], report["reused"], other, report["calls"])
-        table.add_row(status.run_id, status.state, *map(str, counts), figure(report["cost_usd"]))
+        table.add_row(status.run_id, status.state, *map(str, counts), _spent(report))
     for column in table.columns:
         column.no_wrap = True
         column.min_width = max(len(str(cell)) for cell in (column.header, *column.cells))
     console.print(table)
+
+
+def _spent(report: Mapping[str, Any]) -> str:
+    """The money of a run in few characters, since the line is 80 wide; older reports do not tell of unknown prices."""
+    if not report.get("unpriced"):
+        return figure(report["cost_usd"])
+    return f"{figure(report['cost_usd'], places=2)}+?" if report["cost_usd"] else "?"
 
 
 def show_accounts(console: Console, keys: Sequence[KeyRecord]) -> None:
@@ -195,6 +206,8 @@ def _how_to_repair(report: VerifyReport, *, repair: bool) -> str:
         return "Run it with --repair: it fetches lost images again, adopts whole ones, quarantines the rest."
     if report.without_account:
         return "What is left so came from a sandbox that has ended: nothing can be fetched, and nothing was paid."
+    if report.was_asked:
+        return "What was lost and is left so could not be fetched as it was. Run it again later."
     return "What was lost and is left so needs the account's API: set its key and run it again."
 
 

@@ -314,7 +314,8 @@ def changed(**changes: Any) -> Callable[[], ModelSpec]:
         (bare(FieldSpec("b", "string")), "a is the name of b"),
         (changed(references=ReferenceSpec(("a", "b"))), "a list of references has one field"),
         (changed(size=SizeSpec(width="steps")), "width and height belong together"),
-        (changed(is_priced_by_size=True), "width and height belong together"),
+        (changed(is_priced_by_size=True), "priced by a size that no field names in pixels"),
+        (changed(size=SizeSpec(pixels="dimensions")), "it has no field dimensions"),
     ],
 )
 def test_a_row_that_contradicts_itself_is_refused(make: Callable[[], ModelSpec], reason: str) -> None:

@@ -53,6 +53,11 @@ class Repairer:
         self._outputs_live = outputs_live
         self._is_sandbox = is_sandbox
 
+    @property
+    def has_source(self) -> bool:
+        """Whether there is an API to fetch lost images from."""
+        return self._source is not None
+
     async def restore(self, event: dict[str, Any], facts: ImageFacts, data: bytes | None) -> Repair | None:
         """Fetch a recorded image that is missing or damaged again, or quarantine it so that the next run makes it anew.
 

@@ -53,6 +53,7 @@ async def verify(
         run_liveness = StoreRunLiveness(store, heartbeat, process, clock)
         verification = Verification(store, view, ledger, run_liveness, repairer, on_progress)
         verification.report.without_account = without_account
+        verification.report.was_asked = repairer is not None and repairer.has_source
         try:
             await verification.run()
         finally:

@@ -36,6 +36,8 @@ class VerifyReport:
     problems: list[Problem] = field(default_factory=list)
     without_account: bool = False
     """Whether the embedded sandbox filled the store, so that there is no API to fetch anything from."""
+    was_asked: bool = False
+    """Whether there was an API, with a key, from which lost images were fetched where it had them."""
 
     @property
     def sound(self) -> bool:

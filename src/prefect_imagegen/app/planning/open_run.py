@@ -1,5 +1,6 @@
 """What a run has open from its first check to its end: one store, one provider, one reading of the ledger."""
 
+import asyncio
 from datetime import UTC, datetime, timedelta
 
 from prefect_imagegen.app.config.resolve import open_provider
@@ -22,7 +23,11 @@ class OpenRun:
     def __init__(self, store: StoreSettings, patience: float) -> None:
         """`patience`: seconds for one call of the provider, and to wait for the first healthy worker of a pool."""
         self.store = open_object_store(store.url, store.storage_options)
+        self.loop = asyncio.get_running_loop()
+        """The event loop that its connections belong to."""
         self.is_closed = False
+        self.is_executed = False
+        """Whether an execution uses it, and will close it."""
         self._patience = patience
         self._provider: Provider | None = None
         self._is_ready = False

@@ -30,8 +30,9 @@ async def finish(session: Session, seconds: float) -> RunResult:
     """Write `metadata/`, `failures/`, `report.json` and `report.md`; returns the run's figures.
 
     Works part by part, so memory is bounded. If the store cannot be written any more, the run counts as stopped
-    (`store`), with the figures that this process knows.
+    (`store`), with the figures that this process knows. Raises SessionError.
     """
+    session.check_usable()
     try:
         await session.ledger.flush()
         hit("finish")
@@ -95,6 +96,7 @@ async def _write(session: Session, seconds: float) -> RunResult:
         "options": session.planned_run.spec.options.model_dump(exclude=SECRET_OPTIONS),
         "held_rows": result.held_rows,
         "paid": result.paid,
+        "unpriced": result.unpriced,
         "overshoot_usd": exact(result.overshoot_usd),
         "assumed_price": result.assumed_price,
         "not_understood": result.not_understood,

@@ -135,6 +135,7 @@ def _count(result: RunResult, row: Mapping[str, Any], outcome: RequestResult | N
     setattr(result, status, getattr(result, status) + 1)
     result.flagged += bool(row.get("flags"))
     result.cost_usd += row["cost_usd"] or 0.0
+    result.unpriced += row["cost_usd"] is None
     if outcome is not None:
         if outcome.status == "generated":
             for name in _unhonoured(row):

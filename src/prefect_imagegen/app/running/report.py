@@ -45,7 +45,7 @@ def _remarks(result: RunResult) -> Iterator[str]:
         yield f"{result.flagged} images are flagged (see `flags` in the metadata)."
     if result.unhonoured:
         counts = ", ".join(f"{name} in {count}" for name, count in sorted(result.unhonoured.items()))
-        yield f"Parameters replaced by what the worker can do (rows): {counts}; see `applied`."
+        yield f"Parameters that were not used as asked for (rows): {counts}; see `applied`."
     if result.not_understood:
         counts = ", ".join(f"{_cell(answer)} ({count})" for answer, count in sorted(result.not_understood.items()))
         yield f"Answers that were not understood, and so proved nothing: {counts}."
@@ -70,5 +70,5 @@ def _cell(value: object) -> str:
 def money_text(result: RunResult) -> str:
     """One line on images and money: delivered, billed, possibly billed twice, and US dollars."""
     text = f"{result.generated} delivered / {result.paid} billed / {result.maybe_paid} possibly billed twice"
-    text = f"{text}, {usd(result.cost_usd)}{result.order_text}"
+    text = f"{text}, {result.cost_text}{result.order_text}"
     return f"{text} (play money: a sandbox costs nothing)" if result.sandbox else text

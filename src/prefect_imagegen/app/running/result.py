@@ -77,6 +77,8 @@ class RunResult:
     stop_message: str | None = None
     paid: int = 0
     """Images billed in this run, including those of earlier calls whose image it fetched."""
+    unpriced: int = 0
+    """Billed images of this run whose cost no answer named: `cost_usd` does not count them."""
     overshoot_usd: float = 0.0
     assumed_price: bool = False
     """Whether the cap was checked against an assumed price, because answers named no cost."""
@@ -99,6 +101,14 @@ class RunResult:
         if self.stop_reason is not None:
             return 3
         return 1 if self.invalid or self.failed or self.held or self.not_run else 0
+
+    @property
+    def cost_text(self) -> str:
+        """What the run has cost, in US dollars, as far as the answers named it."""
+        if not self.unpriced:
+            return usd(self.cost_usd)
+        unnamed = f"{self.unpriced} at a price that no answer named"
+        return f"{usd(self.cost_usd)} and {unnamed}" if self.cost_usd else unnamed
 
     @property
     def order(self) -> dict[str, Any] | None:

@@ -16,7 +16,7 @@ from prefect_imagegen.app.planning.prepare import PlannedRun
 from prefect_imagegen.app.planning.stored_plan import StoredPlan
 from prefect_imagegen.app.running import orders
 from prefect_imagegen.app.running.connections import accounts_behind, open_provider, open_references, reached_settings
-from prefect_imagegen.app.running.session import Session
+from prefect_imagegen.app.running.session import Session, check_loop
 from prefect_imagegen.core import layout
 from prefect_imagegen.core.errors import ImagegenError, StoreError
 from prefect_imagegen.core.images.image import Decoded
@@ -47,11 +47,14 @@ async def open_session(planned_run: PlannedRun, order_id: str | None = None) -> 
     """Open everything that executing a run needs; at the end flush the ledger, if possible, and close everything.
 
     What planning has opened is used, and closed with the rest. `order_id`: the order that this run executes, whose
-    budget cap holds over all its executions. Raises AlreadyStartedError if this run was begun before, StoreError or
-    ProviderError if something is out of reach.
+    budget cap holds over all its executions. Raises AlreadyStartedError if this run was begun before, SessionError in
+    another event loop than that of the plan, StoreError or ProviderError if something is out of reach.
     """
-    if planned_run.open_run.is_closed:
+    open_run = planned_run.open_run
+    if open_run.is_closed or open_run.is_executed:
         raise AlreadyStartedError(planned_run.run_id)
+    check_loop(planned_run)
+    open_run.is_executed = True
     async with AsyncExitStack() as stack:
         stack.push_async_callback(planned_run.aclose)
         started = await _start(planned_run, order_id, stack)
@@ -60,6 +63,7 @@ async def open_session(planned_run: PlannedRun, order_id: str | None = None) -> 
         try:
             yield session
         finally:
+            session.close()
             for task in background:
                 task.cancel()
             await asyncio.gather(*background, return_exceptions=True)

@@ -16,7 +16,7 @@ from prefect_imagegen.app.planning.prepare import PlannedRun
 from prefect_imagegen.app.planning.stored_plan import StoredPlan
 from prefect_imagegen.app.running.result import Earlier
 from prefect_imagegen.core import layout
-from prefect_imagegen.core.errors import StoreError
+from prefect_imagegen.core.errors import ImagegenError, StoreError
 from prefect_imagegen.core.ledger.fold import LedgerView
 from prefect_imagegen.core.ledger.orders import CAP_USED, Spending, cap_is_used
 from prefect_imagegen.core.results import RequestResult, results_of, results_table
@@ -26,6 +26,14 @@ from prefect_imagegen.providers.settings import ProviderSettings
 _IDLE_LOOK_S = 0.1
 _MOST_SHARDS = 8
 """The most shards that may be open while their rows wait for a retry, as a multiple of the usual number."""
+
+
+class SessionError(ImagegenError):
+    """A session was used as it cannot be used. Nothing was called for it.
+
+    `session_closed`; `session_elsewhere`: in another event loop than that of the plan; `shard_unknown`;
+    `shard_open`: a shard that is being made already.
+    """
 
 
 @dataclass(slots=True)
@@ -59,6 +67,16 @@ class Stats:
         self.cost_usd += times * (result.cost_usd or 0.0)
         self.paid += times * result.paid
         self.maybe_paid += times * result.maybe_paid
+
+
+def check_loop(planned_run: PlannedRun) -> None:
+    """Raise SessionError (`session_elsewhere`) in another event loop than that of the plan."""
+    if asyncio.get_running_loop() is not planned_run.open_run.loop:
+        raise SessionError(
+            "session_elsewhere",
+            "A run is planned and executed in one event loop, which its connections belong to, and this is another.",
+            remedy="Await all its tasks in one async function; .submit and .map run them in other loops.",
+        )
 
 
 class Session:
@@ -101,6 +119,23 @@ class Session:
         self._provider = context.provider
         self._held: dict[bytes, RequestResult] = {}
         self._opening = 0
+        self._is_closed = False
+        self._shards: dict[int, Counter[str] | None] = {}
+        """The shards that were made, with their counts; None for those that are being made."""
+
+    def close(self) -> None:
+        """Let nobody use the session any more, since its connections are about to be closed."""
+        self._is_closed = True
+
+    def check_usable(self) -> None:
+        """Raise SessionError where the session's connections do not work: they would be waited for in vain."""
+        if self._is_closed:
+            raise SessionError(
+                "session_closed",
+                f"The session of run {self.planned_run.run_id} is closed.",
+                remedy="Make shards and finish the run within `async with open_session(...)`; to go on, plan anew.",
+            )
+        check_loop(self.planned_run)
 
     @property
     def endpoint(self) -> str:
@@ -137,7 +172,30 @@ class Session:
         return -(-self.max_in_flight // self.planned_run.spec.options.shard_size) + 1
 
     async def run_shard(self, index: int, width: int | None = None) -> Counter[str]:
-        """Make the requests of a shard, at most `width` at once, and store the results; returns counts by status."""
+        """Make the requests of a shard, at most `width` at once, and store the results; returns counts by status.
+
+        A shard that was made before is not made again: its counts are returned. Raises SessionError.
+        """
+        self.check_usable()
+        if index not in range(self.plan.shards):
+            raise SessionError("shard_unknown", f"There is no shard {index}: the run has {self.plan.shards}.")
+        if index in self._shards:
+            counts = self._shards[index]
+            if counts is None:
+                raise SessionError(
+                    "shard_open", f"Shard {index} is being made already.", remedy="Make each shard once."
+                )
+            return counts.copy()
+        self._shards[index] = None
+        try:
+            counts = await self._make_shard(index, width)
+        except BaseException:
+            del self._shards[index]
+            raise
+        self._shards[index] = counts
+        return counts.copy()
+
+    async def _make_shard(self, index: int, width: int | None) -> Counter[str]:
         try:
             planned = await self.plan.shard(index)
         except StoreError as error:
@@ -191,6 +249,7 @@ class Session:
 
         Shards with requests that an earlier run left open come first. Raises what a shard raises.
         """
+        self.check_usable()
         self.control.moved()
         watching = asyncio.create_task(self.control.watch())
         try:

@@ -239,8 +239,11 @@ def _check_drawable(spec: ModelSpec, params: Mapping[str, Any], urls: Sequence[s
         raise BadRequestError(f"{MATCH_INPUT_IMAGE} needs at least one image in {spec.references.fields[0]}")
     if size.ratio and ratio != MATCH_INPUT_IMAGE and ratio not in ASPECT_SIZES:
         raise BadRequestError(f"{size.ratio}: no size is known for it, use one of {', '.join(ASPECT_SIZES)}")
-    for name in (size.width, size.height):
-        if name and params[name] not in DRAWN_SIDES:
+    sides = size.sides(params)
+    if size.pixels and sides is None:
+        raise BadRequestError(f"{size.pixels}: it must be width and height in pixels, such as 1024x768")
+    for name, side in zip((size.pixels or size.width, size.pixels or size.height), sides or (), strict=False):
+        if side not in DRAWN_SIDES:
             raise BadRequestError(f"{name}: sides of {DRAWN_SIDES[0]} to {DRAWN_SIDES[-1]} pixels are drawn here")
     if _format_of(spec, params) not in CONTENT_TYPES:
         raise BadRequestError(f"{spec.format_field}: {', '.join(CONTENT_TYPES)} are drawn here")

@@ -40,7 +40,7 @@ def test_a_pool_makes_a_manifest(images_engine: Engine, tmp_path: Path) -> None:
         assert (applied["cfg"], applied["steps"], applied["size"]) == (1, 4, "1024x1024")
         assert (store / row["image_path"]).exists()
     report = (store / "runs" / str(result.run_id) / "report.md").read_text()
-    assert "Parameters replaced by what the worker can do (rows): cfg in 10" in report
+    assert "Parameters that were not used as asked for (rows): cfg in 10" in report
     assert "Licence of the weights: lab use only." in report
     again = run(source, store, engines[0], weights="klein-lab")
     assert (again.reused, again.calls) == (30, 0)

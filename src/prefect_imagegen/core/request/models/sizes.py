@@ -53,7 +53,8 @@ def size_of(
 
     `first` is the size of the first reference. Raises KeyError for an aspect ratio without a known size.
     """
-    if size.width is not None and size.height is not None:
-        return int(params[size.width]), int(params[size.height])
+    sides = size.sides(params)
+    if sides is not None:
+        return sides
     ratio = params.get(size.ratio) if size.ratio else None
     return pixels_of("1:1" if ratio is None else ratio, first, megapixels)

@@ -1,6 +1,7 @@
 """What a row of the table of models says: fields, references, format, size, and what the price depends on."""
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -13,6 +14,7 @@ REFERENCES = "image_urls"
 SPELLINGS: Mapping[str, str] = MappingProxyType({"jpg": "jpeg"})
 """Other spellings of image formats, with the name that decoding gives them."""
 _MEGAPIXEL = 1024 * 1024
+_SIDES = re.compile(r"([0-9]{1,6}) ?[x*] ?([0-9]{1,6})", re.IGNORECASE)
 _WORDS: Mapping[FieldType, str] = MappingProxyType(
     {"string": "text", "boolean": "true or false", "integer": "a whole number", "number": "a number"}
 )
@@ -106,11 +108,25 @@ class ReferenceSpec:
 
 @dataclass(frozen=True, slots=True)
 class SizeSpec:
-    """Which fields give the size of the image: an aspect ratio, or width and height in pixels."""
+    """Which fields give the size of the image: an aspect ratio, width and height in pixels, or both sides in one text.
+
+    `pixels` is the name of a text field that holds both, as `1024x768` or `1024*768`.
+    """
 
     ratio: str | None = None
     width: str | None = None
     height: str | None = None
+    pixels: str | None = None
+
+    def sides(self, params: Mapping[str, Any]) -> tuple[int, int] | None:
+        """Width and height as a body names them in pixels; None where it does not."""
+        if self.pixels is not None:
+            match = _SIDES.fullmatch(str(params.get(self.pixels)))
+            return (int(match[1]), int(match[2])) if match else None
+        width, height = (params.get(name) if name else None for name in (self.width, self.height))
+        if not isinstance(width, int | float) or not isinstance(height, int | float):
+            return None
+        return int(width), int(height)
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +159,7 @@ class ModelSpec:
 
     def __post_init__(self) -> None:
         """Check the row against itself."""
-        size = (self.size.ratio, self.size.width, self.size.height)
+        size = (self.size.ratio, self.size.width, self.size.height, self.size.pixels)
         named = {name for name in (self.format_field, self.quality_field, *size, *self.price_fields) if name}
         wrong = [f"it has no field {name}" for name in sorted(named - self.fields.keys())]
         wrong += [f"{name} is the name of {field.name}" for name, field in self.fields.items() if name != field.name]
@@ -160,8 +176,10 @@ class ModelSpec:
         wrong += [f"key default of no field: {name}" for name in sorted(self.key_defaults.keys() - self.fields.keys())]
         if self.references.is_list and len(self.references.fields) != 1:
             wrong.append("a list of references has one field")
-        if (self.size.width is None) != (self.size.height is None) or (self.is_priced_by_size and not self.size.width):
+        if (self.size.width is None) != (self.size.height is None):
             wrong.append("width and height belong together")
+        if self.is_priced_by_size and not (self.size.width or self.size.pixels):
+            wrong.append("priced by a size that no field names in pixels")
         if wrong:
             raise ValueError(f"{self.slug}: {'; '.join(wrong)}")
 
@@ -177,10 +195,8 @@ class ModelSpec:
 
     def megapixels(self, params: Mapping[str, Any]) -> int | None:
         """The size in whole megapixels (of 1024x1024), rounded up; None where the body does not give the size."""
-        width, height = (params.get(name) if name else None for name in (self.size.width, self.size.height))
-        if not isinstance(width, int | float) or not isinstance(height, int | float):
-            return None
-        return max(1, math.ceil(width * height / _MEGAPIXEL))
+        sides = self.size.sides(params)
+        return max(1, math.ceil(sides[0] * sides[1] / _MEGAPIXEL)) if sides else None
 
 
 def by_name(*fields: FieldSpec) -> Mapping[str, FieldSpec]:
