@@ -70,7 +70,7 @@ def generate_images(
     Args:
         manifest: Parquet file, folder or glob, CSV or JSONL; any fsspec URL.
         store: A URL or path, or a block as image-store/NAME.
-        backend: segmind, sandbox, pool, or a block as segmind/NAME.
+        backend: segmind, sandbox, pool, an installed provider, or a block as segmind/NAME.
         options: How rows are read and images made.
         fail_on_row_errors: End as Failed, not Completed, if any row has no image.
         fail_above: End as Failed if more than this share of the rows is invalid, failed or held (0.5 is half).
@@ -96,7 +96,7 @@ async def agenerate_images(
     Args:
         manifest: Parquet file, folder or glob, CSV or JSONL; any fsspec URL.
         store: A URL or path, or a block as image-store/NAME.
-        backend: segmind, sandbox, pool, or a block as segmind/NAME.
+        backend: segmind, sandbox, pool, an installed provider, or a block as segmind/NAME.
         options: How rows are read and images made.
         fail_on_row_errors: End as Failed, not Completed, if any row has no image.
         fail_above: End as Failed if more than this share of the rows is invalid, failed or held (0.5 is half).

@@ -14,7 +14,8 @@ from pydantic import SecretStr, ValidationError
 
 from prefect_imagegen.app.config.options import RunOptions
 from prefect_imagegen.blocks import GpuWorkerPool, ImageStore, Segmind
-from prefect_imagegen.blocks.resolve import is_block, resolve_provider, resolve_store
+from prefect_imagegen.blocks.resolve import resolve_provider, resolve_store
+from prefect_imagegen.cli.options import is_provider_block, is_store_block
 from prefect_imagegen.core.errors import RefusedError
 
 LOGO = Path(__file__).parents[2] / "docs" / "logo.png"
@@ -184,10 +185,12 @@ async def test_a_missing_block_is_refused(prefect_server: None) -> None:
 
 
 def test_urls_are_no_blocks() -> None:
-    """Only TYPE/NAME of our two types names a block; paths and URLs stay what they are."""
-    assert is_block("image-store/a")
-    assert is_block("segmind/a-b")
-    assert not any(map(is_block, ("segmind", "s3://image-store/a", "./image-store/a", "image-store/a/b")))
+    """TYPE/NAME names a provider's block, and image-store/NAME a store's; paths and URLs stay what they are."""
+    assert is_store_block("image-store/a")
+    assert not any(map(is_store_block, ("segmind/a", "s3://image-store/a", "./image-store/a", "image-store/a/b")))
+    assert is_provider_block("segmind/a-b")
+    assert is_provider_block("queue-images/prod")
+    assert not any(map(is_provider_block, ("segmind", "a/b/c", "http://a/b", "./a")))
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from rich.markup import escape
 from prefect_imagegen.app.running.result import RunResult
 from prefect_imagegen.app.terminal import shown
 from prefect_imagegen.cli.exit import CommandExit, command_boundary
-from prefect_imagegen.cli.options import complete_folder, generate_options, is_block
+from prefect_imagegen.cli.options import complete_folder, generate_options, is_provider_block, is_store_block
 from prefect_imagegen.cli.prefect_api import configured_api, quiet_prefect, reach_prefect, use_own_prefect
 from prefect_imagegen.core.errors import RefusedError
 from prefect_imagegen.core.redact import redact
@@ -160,7 +160,8 @@ def _planned_result(store: str, summary: PlanSummary, *, refused: bool = False) 
 
 def _is_flow(prefect: str, parsed: Mapping[str, Any]) -> bool:
     """Whether to run as a Prefect flow. Blocks are Prefect's, so they need it. Raises RefusedError."""
-    block = next((parsed[name] for name in ("store", "backend") if is_block(parsed[name])), None)
+    named = (("store", is_store_block), ("backend", is_provider_block))
+    block = next((parsed[name] for name, is_block in named if is_block(parsed[name])), None)
     if prefect == "off" and block is not None:
         raise RefusedError(
             "needs_prefect",

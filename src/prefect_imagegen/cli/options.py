@@ -16,7 +16,8 @@ BACKENDS = ("segmind", "sandbox", "pool")
 """The providers that are built in, named here too since help and completion do not load it."""
 _OF_BACKENDS = ("base_url", "endpoints")
 """Options that every command takes that calls a backend."""
-_BLOCK = re.compile(r"^(segmind|gpu-worker-pool|image-store)/[A-Za-z0-9-]+$")
+_STORE_BLOCK = re.compile(r"^image-store/[A-Za-z0-9-]+$")
+_PROVIDER_BLOCK = re.compile(r"^[a-z0-9-]+/[A-Za-z0-9-]+$")
 
 
 def complete_file(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:  # noqa: ARG001 - click's signature
@@ -56,7 +57,7 @@ def backend_options(function: Callable[..., T]) -> Callable[..., T]:
         "--backend",
         default="segmind",
         show_default=True,
-        help="segmind, sandbox, pool, or a block: segmind/NAME, gpu-worker-pool/NAME.",
+        help="segmind, sandbox, pool, an installed provider, or a block: segmind/NAME, gpu-worker-pool/NAME.",
         shell_complete=complete_backend,
     )(function)
 
@@ -104,6 +105,11 @@ def generate_options(function: Callable[..., T]) -> Callable[..., T]:
     return function
 
 
-def is_block(text: str) -> bool:
-    """Whether a store or backend is named by a block of Prefect."""
-    return _BLOCK.match(text) is not None
+def is_store_block(store: str) -> bool:
+    """Whether a store is named by a block of Prefect; any other text is a path or a URL."""
+    return _STORE_BLOCK.match(store) is not None
+
+
+def is_provider_block(backend: str) -> bool:
+    """Whether a backend is named by a block of Prefect. Names of providers have no slash."""
+    return _PROVIDER_BLOCK.match(backend) is not None

@@ -12,7 +12,7 @@ from prefect_imagegen.app.config.option_rows import TableRow
 from prefect_imagegen.app.config.option_table import OPTIONS
 from prefect_imagegen.app.config.options import RunOptions
 from prefect_imagegen.app.config.settings import StoreSettings
-from prefect_imagegen.cli.options import is_block
+from prefect_imagegen.cli.options import is_provider_block, is_store_block
 from prefect_imagegen.cli.prefect_api import quiet_prefect
 from prefect_imagegen.core.errors import RefusedError
 from prefect_imagegen.core.request.manifest import parse_value
@@ -23,7 +23,7 @@ from prefect_imagegen.providers.settings import ProviderSettings
 def store_of(parsed: Mapping[str, Any]) -> StoreSettings:
     """The store that --store and --storage-option name. Only a block loads Prefect. Raises RefusedError."""
     store, options = parsed["store"], parse_storage_options(parsed["storage_options"])
-    if not is_block(store):
+    if not is_store_block(store):
         return StoreSettings(store, options)
     quiet_prefect()
     from prefect_imagegen.blocks.resolve import resolve_store
@@ -33,7 +33,7 @@ def store_of(parsed: Mapping[str, Any]) -> StoreSettings:
 
 def backend_of(parsed: Mapping[str, Any]) -> ProviderSettings:
     """The backend that --backend names. Only a block loads Prefect. Raises RefusedError."""
-    if not is_block(parsed["backend"]):
+    if not is_provider_block(parsed["backend"]):
         return ProviderSettings(parsed["backend"])
     quiet_prefect()
     from prefect_imagegen.blocks.resolve import resolve_provider
