@@ -39,16 +39,17 @@ os.fsync = lambda _: None
 
 DATA = Path(__file__).parent / "data"
 _LONGEST = (
-    *("deployments/test_docs.py", "deployments/prefect_yaml/test_endings.py", "deployments/prefect_yaml/test_runs.py"),
-    *("adversary/test_adversary.py", "app/test_memory.py", "app/test_chaos.py", "app/running/test_crashes.py"),
-    *("adversary/queue_api/test_queue_api.py", "adversary/queue_api/test_queue_sight.py"),
-    *("flows/test_generate_images.py", "cli/test_signals.py", "cli/test_runs.py", "cli/test_inputs.py"),
-    *("app/planning/references/test_photographs.py", "cli/test_planted_secrets.py", "cli/test_serve.py"),
-    *("gateway/test_description.py", "lookalikes/test_contract.py", "app/maintenance/test_paid_images.py"),
-    *("app/running/runs/test_rows.py", "app/running/runs/test_processes.py", "app/running/runs/test_stops.py"),
-    *("app/running/test_later_crashes.py", "app/running/test_races.py", "app/maintenance/test_verify.py"),
-    *("flows/test_endings.py", "flows/test_outages.py", "packaging/test_imports.py", "app/test_growth.py"),
-    *("app/running/test_promises.py", "gateway/test_strangers.py", "gateway/test_keeping.py"),
+    *("deployments/test_docs.py", "adversary/test_adversary.py", "deployments/prefect_yaml/test_endings.py"),
+    *("deployments/prefect_yaml/test_runs.py", "app/test_memory.py", "app/test_chaos.py"),
+    *("app/running/test_crashes.py", "adversary/queue_api/test_queue_api.py"),
+    *("adversary/queue_api/test_queue_sight.py", "flows/test_generate_images.py", "cli/test_planted_secrets.py"),
+    *("docs/test_snippets.py", "cli/test_signals.py", "cli/test_runs.py", "cli/test_inputs.py"),
+    *("app/planning/references/test_photographs.py", "cli/test_serve.py", "gateway/test_description.py"),
+    *("lookalikes/test_contract.py", "app/maintenance/test_paid_images.py", "app/running/runs/test_rows.py"),
+    *("app/running/runs/test_processes.py", "app/running/runs/test_stops.py", "app/running/test_later_crashes.py"),
+    *("app/running/test_races.py", "app/maintenance/test_verify.py", "flows/test_endings.py"),
+    *("flows/test_outages.py", "packaging/test_imports.py", "app/test_growth.py", "app/running/test_promises.py"),
+    *("gateway/test_strangers.py", "gateway/test_keeping.py"),
 )
 """The files of tests that take longest, the longest first: none of them should be left to the end of a run."""
 
