@@ -56,6 +56,7 @@ def _unwritten(session: Session, seconds: float) -> RunResult:
         session.stats.flagged,
     )
     result.paid, result.maybe_paid = session.stats.paid, session.stats.maybe_paid
+    result.unpriced = session.stats.unpriced
     result.failures, result.earlier = dict(session.stats.kinds), session.earlier
     result.assumed_price, result.not_understood = session.budget.assumed, dict(session.not_understood)
     result.left_out = dict(session.left_out)

@@ -47,6 +47,7 @@ class Stats:
     flagged: int = 0
     cost_usd: float = 0.0
     paid: int = 0
+    unpriced: int = 0
     maybe_paid: int = 0
 
     def take(self, result: RequestResult) -> None:
@@ -66,6 +67,7 @@ class Stats:
         self.flagged += times * bool(result.image and result.image.flags)
         self.cost_usd += times * (result.cost_usd or 0.0)
         self.paid += times * result.paid
+        self.unpriced += times * (result.paid > 0 and result.cost_usd is None)
         self.maybe_paid += times * result.maybe_paid
 
 

@@ -36,20 +36,26 @@ def test_the_budget_is_a_hard_cap(tmp_path: Path) -> None:
         assert len(gateway.account_state.billed) == 20
 
 
-@VERSIONS
-def test_an_api_that_names_no_cost(version: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A capped run against an API that names no cost stays within the cap, is not slow for ever, and says so."""
+@pytest.fixture
+def costless(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gateways that name no cost."""
     sent, json_answer = generation.answer_body, generation.json_answer
 
-    def costless(data: bytes, kind: str, fault: Fault | None, headers: dict[str, str]) -> Any:
+    def without_cost(data: bytes, kind: str, fault: Fault | None, headers: dict[str, str]) -> Any:
         return sent(data, kind, fault, {name: text for name, text in headers.items() if name != "x-cost"})
 
-    def costless_json(content: dict[str, Any], fault: Fault | None, status: int = 200) -> Any:
+    def json_without_cost(content: dict[str, Any], fault: Fault | None, status: int = 200) -> Any:
         content.get("metrics", {}).pop("cost", None)
         return json_answer(content, fault, status)
 
-    monkeypatch.setattr(generation, "answer_body", costless)
-    monkeypatch.setattr(generation, "json_answer", costless_json)
+    monkeypatch.setattr(generation, "answer_body", without_cost)
+    monkeypatch.setattr(generation, "json_answer", json_without_cost)
+
+
+@VERSIONS
+@pytest.mark.usefixtures("costless")
+def test_an_api_that_names_no_cost(version: str, tmp_path: Path) -> None:
+    """A capped run against an API that names no cost stays within the cap, is not slow for ever, and says so."""
     store, path = tmp_path / "store", manifest_of(tmp_path, prompt=prompts(40))
     with EmbeddedGateway(GatewaySettings(price_usd=0.01, latency_s=0.2)) as gateway:
         result = generate(gateway, path, str(store), api_version=version, max_cost_usd=0.9)
@@ -105,6 +111,7 @@ def test_a_store_that_gives_way_stops_the_run(tmp_path: Path) -> None:
         assert len(gateway.account_state.billed) == 6
 
 
+@pytest.mark.usefixtures("costless")
 def test_a_report_that_cannot_be_written(tmp_path: Path) -> None:
     """If only the metadata cannot be written, the run ends stopped, with its figures, and the next one has it all."""
     store, path = tmp_path / "store", manifest_of(tmp_path, prompt=prompts(3))
@@ -122,7 +129,7 @@ def test_a_report_that_cannot_be_written(tmp_path: Path) -> None:
         settings.clock = clock
         first = generate(gateway, path, str(store), deadline=3.0)
         assert (first.stop_reason, first.generated, first.calls) == ("store", 3, 3)
-        assert (first.paid, first.maybe_paid) == (3, 0)
+        assert (first.paid, first.unpriced, first.maybe_paid) == (3, 3, 0)
         settings.clock = time.time
         again = generate(gateway, path, str(store))
         assert (again.reused, again.calls) == (3, 0)
